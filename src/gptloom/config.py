@@ -1,0 +1,277 @@
+"""Every knob, typed, once. The flag, its help, the TOML key and the saved JSON all come from the fields below."""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gptloom.errors import ConfigError, InputError, nearest
+
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """A frozen group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Config):
+    """The decoder's shape: one flat set of choices from the bigram table to a modern GPT."""
+
+    vocab_size: int = Field(65, ge=1, description="Number of token ids; training sets it from the tokenizer")
+    block_size: Count = Field(64, description="Longest context, in tokens")
+    n_layer: int = Field(4, ge=0, description="Number of blocks")
+    n_head: Count = Field(4, description="Query heads")
+    n_kv_head: Count | None = Field(None, description="Key and value heads, each shared by n_head / n_kv_head queries (default: n_head)")
+    n_embd: Count = Field(128, description="Width of the residual stream")
+    head_size: Count | None = Field(None, description="Width of one head (default: n_embd / n_head)")
+    mixer: Literal["attention", "mean", "none"] = Field("attention", description="How positions exchange information: attention, the causal mean, or not at all")
+    output_projection: bool = Field(True, description="A linear layer after the heads are joined")
+    score_scale: Literal["head", "embedding"] = Field("head", description="Attention scores are divided by the root of this width")
+    qk_norm: bool = Field(False, description="Normalise queries and keys per head before their product (RMSNorm)")
+    positions: Literal["learned", "sinusoidal", "rotary", "none"] = Field("learned", description="How a token's position is told")
+    rope_theta: Positive = Field(10_000.0, description="Base of the rotary wavelengths")
+    mlp: Literal["none", "relu", "gelu", "gelu-tanh", "swiglu", "relu2"] = Field("gelu-tanh", description="The feed-forward layer's activation, or no such layer")
+    mlp_width: Count | None = Field(None, description="Width inside the MLP (default: 4 n_embd; for swiglu 8/3 n_embd, rounded up to a multiple of 8)")
+    residual: Literal["add", "none"] = Field("add", description="Whether a branch is added to its input or replaces it")
+    norm: Literal["none", "layernorm", "rmsnorm"] = Field("layernorm", description="Normalisation")
+    norm_position: Literal["pre", "post"] = Field("pre", description="Normalise a branch's input (and once at the end), or each sum after it")
+    bias: Literal["all", "not-qkv", "none"] = Field("all", description="Which linear layers and LayerNorms inside the blocks have a bias")
+    head: Literal["linear", "tied", "none"] = Field("linear", description="Output layer: its own matrix, the token table again, or none (the table holds the logits: a bigram)")
+    head_bias: bool = Field(False, description="A bias on the output layer")
+    dropout: Probability = Field(0.0, description="Dropout on the residual branches, and on the two below unless they are given")
+    attn_dropout: Probability | None = Field(None, description="Dropout on the attention weights (default: dropout)")
+    embd_dropout: Probability | None = Field(None, description="Dropout on the summed embeddings (default: dropout)")
+    init: Literal["pytorch", "gpt2", "zero-projection"] = Field("gpt2", description="Initial weights: PyTorch's defaults, GPT-2's, or GPT-2's with every branch starting at zero")
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def width_per_head(self) -> int:
+        """Width of one head."""
+        return self.head_size or self.n_embd // self.n_head
+
+    @property
+    def hidden_width(self) -> int:
+        """Width inside the MLP."""
+        if self.mlp_width:
+            return self.mlp_width
+        return -(-8 * self.n_embd // 24) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
+
+    @property
+    def stream_width(self) -> int:
+        """Width of what the token table holds: the residual stream, or the logits themselves."""
+        return self.vocab_size if self.head == "none" else self.n_embd
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        uses_heads = self.mixer != "none" and self.n_layer > 0
+        if uses_heads and not self.head_size and self.n_embd % self.n_head:
+            near = sorted((d for d in range(1, self.n_embd + 1) if self.n_embd % d == 0), key=lambda d: abs(d - self.n_head))[:2]
+            raise ValueError(f"n_head={self.n_head} does not divide n_embd={self.n_embd}; nearby: {', '.join(map(str, sorted(near)))} (--model.n-head)")
+        if uses_heads and self.n_head % self.kv_heads:
+            raise ValueError(f"n_kv_head={self.kv_heads} does not divide n_head={self.n_head} (--model.n-kv-head)")
+        if uses_heads and self.positions == "rotary" and self.width_per_head % 2:
+            raise ValueError(f"rotary positions need an even head width, and n_embd={self.n_embd} / n_head={self.n_head} gives {self.width_per_head} (--model.n-head)")
+        if uses_heads and not self.output_projection and self.n_head * self.width_per_head != self.n_embd:
+            raise ValueError(f"without an output projection the heads must fill n_embd: {self.n_head} x {self.width_per_head} is not {self.n_embd} (--model.head-size)")
+        if self.positions == "sinusoidal" and self.n_embd % 2:
+            raise ValueError(f"sinusoidal positions need an even width, not n_embd={self.n_embd} (--model.n-embd)")
+        if self.head == "none" and (self.n_layer or self.positions in ("learned", "sinusoidal")):
+            raise ValueError("head='none' is the bigram's table, which has no blocks and no positions; set n_layer=0 and positions='none' (--model.head)")
+        return self
+
+
+class DataConfig(Config):
+    """What is read, how it becomes ids, and how they are cut into windows."""
+
+    tokenizer: str = Field("char", description="char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or the path of a tokenizer.json or .model file")
+    text_field: str = Field("text", description="The field (JSON Lines) or column (CSV) that holds the text")
+    encoding: str | None = Field(None, description="Text encoding (default: UTF-8, else detected)")
+    on_unknown: Literal["error", "skip", "replace"] = Field("error", description="What to do with characters that the tokenizer does not have")
+    val_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="Share of the text, at its end, that is kept for validation")
+    val_text: str | None = Field(None, description="A file to validate on, instead of a share of the text")
+    split: Literal["position", "document"] = Field("position", description="Cut off the validation share at a token, or at the nearest document")
+    sampling: Literal["random", "shuffled", "documents"] = Field("random", description="Training windows: random starts; each window once an epoch; or each within one document")
+    cache: str | None = Field(None, description="Folder for token files and data sets (default: the user's cache folder)")
+
+
+class TrainConfig(Config):
+    """How long, how fast, and what is reported on the way."""
+
+    steps: Count | None = Field(None, description="Stop after this many optimizer steps")
+    minutes: Positive | None = Field(None, description="Stop after this much training time; the schedule follows the clock to its end")
+    epochs: Positive | None = Field(None, description="Stop after this many passes over the training tokens")
+    batch_size: Count = Field(16, description="Sequences per optimizer step")
+    micro_batch_size: Count | None = Field(None, description="Sequences per forward pass; must divide batch_size (default: batch_size)")
+    learning_rate: Positive = Field(1e-3, description="Peak learning rate")
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field("cosine", description="Learning rate after the warm-up; wsd stays at the peak, then falls")
+    warmup_steps: int = Field(50, ge=0, description="Steps over which the learning rate rises")
+    final_lr_fraction: float = Field(0.1, ge=0.0, le=1.0, description="Learning rate at the end, as a share of the peak")
+    decay_fraction: float = Field(0.2, gt=0.0, le=1.0, description="Share of the run over which wsd falls")
+    weight_decay: float = Field(0.1, ge=0.0, description="AdamW's decoupled decay, on weight matrices only")
+    beta1: Probability = Field(0.9, description="AdamW's decay of the mean gradient")
+    beta2: Probability = Field(0.99, description="AdamW's decay of the mean squared gradient")
+    grad_clip: float = Field(1.0, ge=0.0, description="Largest gradient norm; 0 switches clipping off")
+    patience: Count | None = Field(None, description="Stop after this many evaluations in a row without a new best")
+    eval_every: Count | None = Field(None, description="Steps between evaluations (default: a tenth of the run)")
+    eval_batch_size: Count = Field(64, description="Sequences per forward pass in evaluation")
+    save_every: Count | None = Field(None, description="Steps between checkpoints (default: at each evaluation)")
+    keep: Count = Field(2, description="Checkpoints kept, besides the best")
+    log_every: Count | None = Field(None, description="Steps between lines of metrics.jsonl (default: a hundredth of the run)")
+    sample_tokens: int = Field(200, ge=0, description="Tokens sampled after each evaluation; 0 switches it off")
+    sample_prompt: str = Field("\n", description="What those samples continue")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is bfloat16 autocast where the hardware has matrix units for it")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto is on for CUDA runs of 1,000 steps or 5 minutes and more")
+    threads: Count | None = Field(None, description="CPU threads (default: PyTorch's choice)")
+    tensorboard: bool = Field(False, description="Also write TensorBoard events into the run folder (extra: track)")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [name for name in ("steps", "minutes", "epochs") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude one another: give one length for the run")
+        if self.batch_size % self.rows:
+            raise ValueError(f"micro_batch_size={self.rows} does not divide batch_size={self.batch_size} (--train.micro-batch-size)")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Sequences per forward pass."""
+        return self.micro_batch_size or self.batch_size
+
+
+class RunConfig(Config):
+    """A whole run: what `config.toml` in a run folder holds."""
+
+    recipe: str = Field("tiny", description="The named set of settings that the others start from")
+    seed: int = Field(1337, ge=0, lt=2**63, description="The one source of randomness: weights, batches, dropout, samples")
+    device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
+    data: DataConfig = Field(default_factory=DataConfig, description="Text, tokens, windows")
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig(), description="The model's shape")
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig(), description="Training")
+
+
+class SampleConfig(Config):
+    """How the next token is chosen. The order is fixed: repetition penalty, temperature, top-k, top-p, min-p."""
+
+    tokens: Count = Field(300, description="Tokens to write, at most")
+    samples: Count = Field(1, description="Number of texts")
+    repetition_penalty: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(1.0, description="Divide the score of tokens that have occurred (1: off)")
+    temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(0.8, description="Divide the logits by this; 0 takes the likeliest token")
+    top_k: Count | None = Field(None, description="Keep the k likeliest tokens")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(None, description="Keep the likeliest tokens that together reach this probability")
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(None, description="Keep tokens at least this probable relative to the likeliest")
+    seed: int = Field(1337, ge=0, lt=2**63, description="Seed of the draws")
+    stop: tuple[str, ...] = Field((), description="End a text before this string (may be given several times)")
+    beams: Count = Field(1, description="Beam search with this many beams, instead of drawing")
+    length_penalty: float = Field(1.0, ge=0.0, description="Beam scores are divided by length to this power")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def field_names(cls: type[Config], prefix: str = "") -> dict[str, Any]:
+    """Every setting below a group, as {dotted key: field}; groups inside it are walked, not listed."""
+    names: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            names |= field_names(field.annotation, f"{prefix}{name}.")
+        else:
+            names[prefix + name] = field
+    return names
+
+
+def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> AnyConfig:
+    """Check a (nested) mapping and build the settings from it.
+
+    Args:
+        cls: the group to build.
+        values: key to value; strings are read as the field's type.
+        where: the file or the command line that the values came from.
+
+    Raises:
+        ConfigError: naming every wrong key at once, each with what was received and what is expected.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        known = field_names(cls)
+        problems = []
+        for one in error.errors():
+            key = ".".join(part for part in map(str, one["loc"]) if part in known or any(part in k.split(".") for k in known) or one["type"] == "extra_forbidden")
+            message = one["msg"].removeprefix("Value error, ")
+            if one["type"] == "extra_forbidden":
+                message = f"unknown setting; {nearest(key, known) or 'see --help for the settings'}"
+            elif one["type"] != "value_error":
+                message = f"{message[:1].lower()}{message[1:]}, not {one['input']!r}"
+            problems.append(f"{key}: {message}" if key and one["type"] != "value_error" else message)
+        raise ConfigError(" | ".join(dict.fromkeys(problems)), where=where) from None
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with `changes` laid over `base`."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model.n_layer": 4} as {"model": {"n_layer": 4}}."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split(".")
+        for group in reversed(groups):
+            name, value = group, {name: value}
+        nested = merge(nested, {name: value})
+    return nested
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a nested dict; InputError names the file and line when it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is not valid TOML: {error}", where=str(path), cure="correct that line") from None
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with gptloom."""
+    return sorted(p.name.removesuffix(".toml") for p in resources.files("gptloom").joinpath("recipes").iterdir() if p.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe's settings as a nested dict, its own name included."""
+    if name not in recipe_names():
+        raise ConfigError(f"there is no recipe {name!r}", where="--recipe", cure=nearest(name, recipe_names()) or f"choose from {', '.join(recipe_names())}")
+    return tomllib.loads(resources.files("gptloom").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")) | {"recipe": name}
+
+
+def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
+    """A run's settings: the recipe, then each layer over it; a run length in a layer replaces the one below."""
+    values = read_recipe(recipe)
+    for layer in layers:
+        lengths = {"steps", "minutes", "epochs"}
+        if lengths & set(layer.get("train", {})):
+            values["train"] = {k: v for k, v in values.get("train", {}).items() if k not in lengths}
+        values = merge(values, layer)
+    return parse(RunConfig, values, where=where)
+
+
+def to_toml(config: Config) -> str:
+    """The complete settings as TOML; a setting that is not set (None) has no line, for TOML has no null."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -1,0 +1,64 @@
+"""Errors that a user can act on: what happened, where, and what to do about it; each kind has its exit code."""
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line (130 and 143 are the shell's own convention for SIGINT and SIGTERM)."""
+
+    DONE = 0
+    INPUT = 2
+    MACHINE = 3
+    DIVERGED = 4
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class GptloomError(Exception):
+    """A failure with a cause and a cure.
+
+    Args:
+        what: what was received and why it cannot be used, in one sentence without a full stop.
+        where: the file, line, key or flag that it came from.
+        cure: what to do about it.
+    """
+
+    code = ExitCode.INPUT
+
+    def __init__(self, what: str, *, where: str = "", cure: str = "") -> None:
+        """Keep the three parts, so that each surface can lay them out in its own way."""
+        self.what, self.where, self.cure = what, where, cure
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The whole error on one line."""
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return " ".join((f"{text}; {self.cure}" if self.cure else text).split())
+
+
+class InputError(GptloomError):
+    """The text, the file or the request cannot be used as it is."""
+
+
+class ConfigError(GptloomError):
+    """A setting is unknown, of the wrong type, out of range, or at odds with another."""
+
+
+class MachineError(GptloomError):
+    """The disk, the memory, the device or the network did not give what was needed."""
+
+    code = ExitCode.MACHINE
+
+
+class DivergedError(GptloomError):
+    """The loss or a gradient stopped being finite."""
+
+    code = ExitCode.DIVERGED
+
+
+def nearest(word: str, known: Iterable[str], *, count: int = 2) -> str:
+    """A clause that names the known words most like `word`, or an empty string when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    return "did you mean " + " or ".join(close) + "?" if close else ""

@@ -1,0 +1,228 @@
+"""Token ids in, token ids out: prefill, decoding with a cache, contexts that slide, and beam search."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gptloom.config import SampleConfig
+from gptloom.inference.sampling import Uniforms, choose
+from gptloom.model.decoder import Decoder, cut_rows
+from gptloom.model.state import Context
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off, and back to what it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def window_start(length: int, block_size: int) -> int:
+    """Where the model's view of a text of `length` tokens begins.
+
+    A view that is full moves on by a quarter of block_size, so that a cache is rebuilt once in that many tokens and the
+    view never shrinks below three quarters. A function of the length alone, so cached and uncached writing agree.
+    """
+    stride = max(1, block_size // 4)
+    return max(0, -(-(length - block_size) // stride) * stride)
+
+
+class Rows:
+    """Texts (as ids) of different lengths that one model reads side by side.
+
+    Args:
+        model: the decoder.
+        rows: the texts so far, each with at least one id.
+        room: most tokens that any of them will grow by.
+        cached: keep the model's state between calls; without it every call reads each whole view again.
+    """
+
+    def __init__(self, model: Decoder, rows: Sequence[Sequence[int]], *, room: int, cached: bool = True) -> None:
+        """Take copies of the texts; nothing is computed yet."""
+        if not rows or not all(rows):
+            raise ValueError("every row needs at least one token to go on from")
+        self.model, self.cached = model, cached
+        self.rows = [list(row) for row in rows]
+        self.block_size = model.config.block_size
+        self.capacity = min(self.block_size, max(map(len, rows)) + room)
+        self.state = model.init_state(len(self.rows), self.capacity) if cached else None
+        self.device = model.token_table.weight.device
+
+    @torch.inference_mode()
+    def logits(self) -> Float[Tensor, "b v"]:
+        """Scores of the token that follows each row."""
+        if self.state is None:
+            return self._read(list(range(len(self.rows))), Context())
+        have = self.state.lengths.tolist()
+        stale = [r for r, row in enumerate(self.rows) if have[r] == 0 or have[r] + 1 > self.capacity]
+        if len(stale) == len(self.rows):
+            self.state = self.model.init_state(len(self.rows), self.capacity)
+            return self._read(stale, Context(state=self.state))
+        ids = torch.tensor([[row[-1]] for row in self.rows], device=self.device)
+        counts = torch.ones(len(self.rows), dtype=torch.int64)
+        counts[stale] = 0
+        logits = self.model.unembed(self.model.hidden(ids, Context(state=self.state, counts=counts if stale else None))[:, -1])
+        if stale:
+            fresh = self.model.init_state(len(stale), self.capacity)
+            logits[stale] = self._read(stale, Context(state=fresh))
+            self.state.put(stale, fresh)
+        return logits
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Give each row its next token."""
+        for row, one in zip(self.rows, ids, strict=True):
+            row.append(one)
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be dropped or repeated."""
+        self.rows = [list(self.rows[row]) for row in rows]
+        if self.state is not None:
+            self.state.take(rows)
+
+    def _read(self, rows: list[int], context: Context) -> Tensor:
+        """Read the whole view of each of these rows."""
+        views = [self.rows[r][window_start(len(self.rows[r]), self.block_size) :] for r in rows]
+        counts = torch.tensor([len(view) for view in views])
+        longest = int(counts.max())
+        ids = torch.tensor([view + [0] * (longest - len(view)) for view in views], device=self.device)
+        if int(counts.min()) != longest:
+            context.counts = counts
+        return self.model.unembed(cut_rows(self.model.hidden(ids, context), counts))
+
+
+@dataclass(frozen=True)
+class Token:
+    """A written token. The rest is filled in only when details are asked for.
+
+    Attributes:
+        id: its number in the vocabulary.
+        logprob: the model's own log-probability (nats), before any penalty, temperature or filter.
+        rank: how many tokens the model held likelier.
+        alternatives: the likeliest tokens with their log-probabilities, likeliest first.
+    """
+
+    id: int
+    logprob: float = 0.0
+    rank: int = 0
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+class Generation:
+    """Writes on from several prompts at once; the caller asks for one token a row at a time and may end any row.
+
+    Args:
+        model: the decoder; its dropout is off while a token is computed.
+        prompts: at least one id each.
+        config: how tokens are chosen, and how many.
+        end: an id that ends a row when it is drawn.
+        details: None for the ids alone, else how many alternatives each `Token` lists.
+        cached: see `Rows`.
+    """
+
+    def __init__(
+        self, model: Decoder, prompts: Sequence[Sequence[int]], config: SampleConfig, *, end: int | None = None, details: int | None = None, cached: bool = True
+    ) -> None:
+        """Prepare; nothing is computed yet."""
+        self.model, self.config, self.end, self.details = model, config, end, details
+        self.texts = Rows(model, prompts, room=config.tokens, cached=cached)
+        self.alive = list(range(len(prompts)))
+        self.uniforms = Uniforms(config.seed, len(prompts))
+        self.written = 0
+
+    @property
+    def slides(self) -> bool:
+        """Some row is already longer than the model can see."""
+        return any(len(row) > self.texts.block_size for row in self.texts.rows)
+
+    def step(self) -> dict[int, Token]:
+        """The next token of every row that goes on; rows that have ended are absent, and {} means that all have."""
+        if not self.alive or self.written == self.config.tokens:
+            return {}
+        with torch.inference_mode(), evaluating(self.model):
+            logits = self.texts.logits().float()
+            chosen = choose(logits, self._seen(logits), self.config, self.uniforms.next(self.alive))
+            ids = chosen.tolist()
+            tokens = [Token(i) for i in ids] if self.details is None else describe(logits, ids, self.details)
+        self.texts.append(ids)
+        self.written += 1
+        result = dict(zip(self.alive, tokens, strict=True))
+        for row, token in result.items():
+            if token.id == self.end:
+                self.finish(row)
+        return result
+
+    def finish(self, row: int) -> None:
+        """End a row; the others are not disturbed."""
+        if row in self.alive:
+            kept = [place for place, one in enumerate(self.alive) if one != row]
+            self.alive = [self.alive[place] for place in kept]
+            if kept:
+                self.texts.take(kept)
+
+    def _seen(self, logits: Tensor) -> Tensor | None:
+        if self.config.repetition_penalty == 1.0:
+            return None
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for place, row in enumerate(self.texts.rows):
+            seen[place, torch.tensor(row[window_start(len(row), self.texts.block_size) :], device=logits.device)] = True
+        return seen
+
+
+def describe(logits: Float[Tensor, "b v"], ids: Sequence[int], alternatives: int) -> list[Token]:
+    """Each chosen id with its log-probability, its rank and the likeliest alternatives, by the model's own distribution."""
+    logprobs = logits.log_softmax(dim=-1)
+    top = logprobs.topk(min(alternatives, logits.shape[-1]), dim=-1)
+    tokens = []
+    for row, one in enumerate(ids):
+        rank = int((logits[row] > logits[row, one]).sum())
+        others = tuple(zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True))
+        tokens.append(Token(one, float(logprobs[row, one]), rank, others))
+    return tokens
+
+
+def beam_search(model: Decoder, prompt: Sequence[int], config: SampleConfig, *, end: int | None = None, cached: bool = True) -> list[tuple[list[int], float]]:
+    """The likeliest continuations that a beam of `config.beams` finds.
+
+    Args:
+        model: the decoder.
+        prompt: at least one id.
+        config: beams, tokens and length_penalty are used: a score is the summed log-probability / length ** length_penalty.
+        end: an id that ends a continuation.
+        cached: see `Rows`.
+
+    Returns:
+        Up to `config.beams` (new ids, score), best first.
+    """
+    texts = Rows(model, [prompt], room=config.tokens, cached=cached)
+    sums, done = torch.zeros(1, dtype=torch.float64), list[tuple[list[int], float]]()
+    with torch.inference_mode(), evaluating(model):
+        for _ in range(config.tokens):
+            totals = sums[:, None] + texts.logits().cpu().double().log_softmax(dim=-1)
+            best = totals.flatten().topk(min(2 * config.beams, totals.numel()))
+            parents, ids = (best.indices // totals.shape[1]).tolist(), (best.indices % totals.shape[1]).tolist()
+            going: list[int] = []
+            for place, (parent, one) in enumerate(zip(parents, ids, strict=True)):
+                if one == end:
+                    done.append(_scored([*texts.rows[parent][len(prompt) :], one], float(best.values[place]), config))
+                elif len(going) < config.beams:
+                    going.append(place)
+            if not going or len(done) >= config.beams:
+                break
+            sums = best.values[going]
+            texts.take([parents[place] for place in going])
+            texts.append([ids[place] for place in going])
+        else:
+            done += [_scored(row[len(prompt) :], float(total), config) for row, total in zip(texts.rows, sums, strict=True)]
+    return sorted(done, key=lambda one: -one[1])[: config.beams]
+
+
+def _scored(ids: list[int], total: float, config: SampleConfig) -> tuple[list[int], float]:
+    return ids, total / len(ids) ** config.length_penalty

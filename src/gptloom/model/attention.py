@@ -1,0 +1,93 @@
+"""Causal self-attention: many heads in one product, with a cache, and an explicit path that yields the weights."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gptloom.config import ModelConfig
+from gptloom.model.layers import rotate
+from gptloom.model.state import Context, Slot, State
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2) with shared key-value heads (Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build one matrix for queries, keys and values (in this order), and the output projection."""
+        super().__init__()
+        self.n_head, self.n_kv_head, self.width = config.n_head, config.kv_heads, config.width_per_head
+        self.scale = (self.width if config.score_scale == "head" else config.n_embd) ** -0.5
+        self.drop_weights = config.dropout if config.attn_dropout is None else config.attn_dropout
+        self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.width, bias=config.bias == "all")
+        joined = self.n_head * self.width
+        self.out = nn.Linear(joined, config.n_embd, bias=config.bias != "none") if config.output_projection else nn.Identity()
+        self.query_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
+        # Where no projection follows, the lecture has no dropout after the heads either.
+        self.dropout = nn.Dropout(config.dropout if config.output_projection else 0.0)
+
+    def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
+        """Room for the keys and values of `length` tokens, and one spare place that padding may overwrite."""
+        shape = (batch, self.n_kv_head, length + 1, self.width)
+        return {"keys": like.new_zeros(shape), "values": like.new_zeros(shape)}
+
+    def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None) -> Float[Tensor, "b t c"]:
+        """Let every position gather from those it may see."""
+        b, t, _ = x.shape
+        heads = self.qkv(x).view(b, t, -1, self.width).transpose(1, 2)
+        query, key, value = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if context.rotation is not None:
+            query, key = rotate(query, context.rotation), rotate(key, context.rotation)
+        if slot is not None and context.state is not None:
+            key, value = remember(slot, key, value, context.state, context)
+        joined = self.attend(query, key, value, context).transpose(1, 2).reshape(b, t, -1)
+        return self.dropout(self.out(joined))  # type: ignore[no-any-return]
+
+    def attend(
+        self, query: Float[Tensor, "b h t d"], key: Float[Tensor, "b g s d"], value: Float[Tensor, "b g s d"], context: Context
+    ) -> Float[Tensor, "b h t d"]:
+        """The weighted sum of values: fused, or spelled out when a trace wants the weights."""
+        drop = self.drop_weights if self.training else 0.0
+        if context.trace is None:
+            single = context.mask is None and not context.causal
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=context.mask,
+                dropout_p=drop,
+                is_causal=context.mask is None and not single,
+                scale=self.scale,
+                enable_gqa=self.n_kv_head != self.n_head,
+            )
+        weights = attention_weights(query, key, self.scale, context)
+        context.trace.attention.append(weights.detach())
+        shared = value.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
+        return F.dropout(weights, drop) @ shared
+
+
+def attention_weights(query: Float[Tensor, "b h t d"], key: Float[Tensor, "b g s d"], scale: float, context: Context) -> Float[Tensor, "b h t s"]:
+    """softmax(scale q k^T) over the keys that each query may see; every row sums to 1."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = scale * (query @ key.transpose(-2, -1))
+    seen = context.mask
+    if seen is None and context.causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    return (scores if seen is None else scores.masked_fill(~seen, float("-inf"))).softmax(dim=-1)
+
+
+def remember(slot: Slot, key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t d"], state: State, context: Context) -> tuple[Tensor, Tensor]:
+    """Write the new keys and values behind each row's old ones; return all that may be looked at, (b, g, s, d)."""
+    t, keys, values = key.shape[2], slot["keys"], slot["values"]
+    end = min(int(state.lengths.max()) + t, state.capacity)
+    if context.ragged:
+        rows = torch.arange(len(key), device=key.device)[:, None]
+        places = context.positions.clamp(max=state.capacity)  # padding behind the end lands in the spare place
+        keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
+        values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
+    else:
+        keys[:, :, end - t : end] = key
+        values[:, :, end - t : end] = value
+    return keys[:, :, :end].to(key.dtype), values[:, :, :end].to(value.dtype)

@@ -1,0 +1,134 @@
+"""The lecture's GPT in the plainest code: to be read from top to bottom, and to check the fast model against.
+
+Every class is the textbook formula. Nothing is batched over heads, nothing is cached, nothing is fused.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """One head of causal self-attention: (b, t, n_embd) to (b, t, head_size)."""
+
+    def __init__(self, n_embd: int, head_size: int, block_size: int, dropout: float = 0.0, scale: float | None = None) -> None:
+        """Three projections without bias; scores are multiplied by `scale`, head_size ** -0.5 unless given."""
+        super().__init__()
+        self.query = nn.Linear(n_embd, head_size, bias=False)
+        self.key = nn.Linear(n_embd, head_size, bias=False)
+        self.value = nn.Linear(n_embd, head_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.scale = head_size**-0.5 if scale is None else scale
+        self.register_buffer("past", torch.tril(torch.ones(block_size, block_size, dtype=torch.bool)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each position asks (query), each earlier one answers (key), and what they say (value) is averaged by the match."""
+        t = x.shape[1]
+        scores = self.query(x) @ self.key(x).transpose(1, 2) * self.scale  # (b, t, t): how well each query fits each key
+        scores = scores.masked_fill(~self.get_buffer("past")[:t, :t], float("-inf"))  # nobody sees the future
+        weights = F.softmax(scores, dim=-1)  # each row sums to 1
+        out: Tensor = self.dropout(weights) @ self.value(x)
+        return out
+
+
+class MultiHeadAttention(nn.Module):
+    """Several heads side by side, joined and mixed by a projection."""
+
+    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, scale: float | None = None) -> None:
+        """Heads of width n_embd / n_head."""
+        super().__init__()
+        self.heads = nn.ModuleList(Head(n_embd, n_embd // n_head, block_size, dropout, scale) for _ in range(n_head))
+        self.projection = nn.Linear(n_embd, n_embd)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the heads one after the other; (b, t, n_embd) to the same."""
+        joined = torch.cat([head(x) for head in self.heads], dim=-1)
+        out: Tensor = self.dropout(self.projection(joined))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Every position thinks by itself about what it has gathered."""
+
+    def __init__(self, n_embd: int, dropout: float = 0.0) -> None:
+        """Four times wider inside."""
+        super().__init__()
+        self.up = nn.Linear(n_embd, 4 * n_embd)
+        self.down = nn.Linear(4 * n_embd, n_embd)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Widen, cut off what is negative, narrow."""
+        out: Tensor = self.dropout(self.down(F.relu(self.up(x))))
+        return out
+
+
+class LayerNorm(nn.Module):
+    """Shift and stretch each vector to mean 0 and variance 1, then let the model choose both again."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        """A gain of 1 and a bias of 0 to begin with."""
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over the last axis."""
+        mean = x.mean(dim=-1, keepdim=True)
+        variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
+        return self.gain * (x - mean) / torch.sqrt(variance + self.eps) + self.bias
+
+
+class Block(nn.Module):
+    """Communication, then computation, each added to what was there before."""
+
+    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, scale: float | None = None) -> None:
+        """One layer of the Transformer."""
+        super().__init__()
+        self.norm1 = LayerNorm(n_embd)
+        self.attention = MultiHeadAttention(n_embd, n_head, block_size, dropout, scale)
+        self.norm2 = LayerNorm(n_embd)
+        self.feed_forward = FeedForward(n_embd, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, transform, add; twice."""
+        x = x + self.attention(self.norm1(x))
+        out: Tensor = x + self.feed_forward(self.norm2(x))
+        return out
+
+
+class PlainGPT(nn.Module):
+    """The whole model: what a token is, where it stands, n_layer blocks, and a guess at the next token."""
+
+    def __init__(
+        self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, dropout: float = 0.0, scale: float | None = None
+    ) -> None:
+        """Build it, with PyTorch's default initial weights."""
+        super().__init__()
+        self.block_size = block_size
+        self.token_table = nn.Embedding(vocab_size, n_embd)
+        self.position_table = nn.Embedding(block_size, n_embd)
+        self.blocks = nn.Sequential(*(Block(n_embd, n_head, block_size, dropout, scale) for _ in range(n_layer)))
+        self.final_norm = LayerNorm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (b, t, vocab_size) from ids (b, t)."""
+        x = self.token_table(ids) + self.position_table(torch.arange(ids.shape[1], device=ids.device))
+        logits: Tensor = self.head(self.final_norm(self.blocks(x)))
+        return logits
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats; targets (b, t) are the ids one place further on."""
+        return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+
+    @torch.no_grad()
+    def generate(self, ids: Tensor, tokens: int) -> Tensor:
+        """Continue ids (b, t) by `tokens` draws, running the whole context again for each."""
+        for _ in range(tokens):
+            logits = self(ids[:, -self.block_size :])[:, -1]  # only the last position's guess is needed
+            drawn = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
+            ids = torch.cat((ids, drawn), dim=1)
+        return ids

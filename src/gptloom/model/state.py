@@ -1,0 +1,115 @@
+"""What one call carries (`Context`), what a request keeps between calls (`State`), and what a curious caller gets back (`Trace`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Slot = dict[str, Tensor]
+"""One layer's memory: named tensors whose first axis is the batch. Only the layer that made it knows the names."""
+
+
+class State:
+    """The memory of a batch of requests. The model makes it, the caller owns it, and each row has its own length.
+
+    Args:
+        slots: one per layer, from that layer's `init_slot`.
+        batch: rows.
+        capacity: most tokens a row can hold.
+    """
+
+    def __init__(self, slots: list[Slot], batch: int, capacity: int) -> None:
+        """Start with empty rows."""
+        self.slots, self.capacity = slots, capacity
+        self.lengths: Int[Tensor, " b"] = torch.zeros(batch, dtype=torch.int64)
+
+    def advance(self, counts: Int[Tensor, " b"] | int) -> None:
+        """Count the tokens that a call has added to each row."""
+        self.lengths = self.lengths + counts
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be dropped or repeated (beam search, finished requests)."""
+        index = torch.as_tensor(rows)
+        self.lengths = self.lengths[index]
+        self.slots = [{name: tensor[index.to(tensor.device)] for name, tensor in slot.items()} for slot in self.slots]
+
+    def put(self, rows: Sequence[int], other: "State") -> None:
+        """Replace these rows by the rows of another state of the same model and capacity (a new request, a context that slid)."""
+        index = torch.as_tensor(rows)
+        self.lengths[index] = other.lengths
+        for mine, theirs in zip(self.slots, other.slots, strict=True):
+            for name, tensor in mine.items():
+                tensor[index.to(tensor.device)] = theirs[name]
+
+
+@dataclass
+class Trace:
+    """What happened inside one call. It is filled on request, and asking for it selects the explicit attention path."""
+
+    attention: list[Float[Tensor, "b h t s"]] = field(default_factory=list)
+    """Attention weights, a tensor per layer; each row of each head sums to 1."""
+    stream: list[Float[Tensor, "b t c"]] = field(default_factory=list)
+    """The embeddings, then the residual stream after each block."""
+
+
+@dataclass
+class Context:
+    """Everything that one call needs besides the ids. The caller gives the first three; the model fills in the rest.
+
+    Attributes:
+        state: memory of the tokens before these, extended by this call.
+        counts: (b,) how many of the ids in each row are real, the rest being padding on the right (default: all).
+        trace: to be filled with what happened inside.
+        positions: (t,) where every row begins alike, else (b, t).
+        mask: (b, 1, t, s) which keys a query may see; None where `causal` says enough.
+        causal: the queries are all the keys there are, so the plain causal mask applies.
+        rotation: cosines and sines of the positions for rotary attention.
+    """
+
+    state: State | None = None
+    counts: Int[Tensor, " b"] | None = None
+    trace: Trace | None = None
+    positions: Int[Tensor, "*b t"] = field(init=False)
+    mask: Bool[Tensor, "b 1 t s"] | None = field(init=False, default=None)
+    causal: bool = field(init=False, default=True)
+    rotation: tuple[Tensor, Tensor] | None = field(init=False, default=None)
+
+    def place(self, tokens: int, device: torch.device) -> None:
+        """Find the positions of the next `tokens` tokens, and which earlier ones each may see."""
+        steps = torch.arange(tokens, device=device)
+        if self.state is None:
+            self.positions = steps
+            return
+        lengths = self.state.lengths
+        first, last = int(lengths.min()), int(lengths.max())
+        if first == last:
+            self.positions = steps + first
+            self.causal = first == 0
+            if self.causal or tokens == 1:
+                return
+        else:
+            self.positions = lengths.to(device)[:, None] + steps
+            self.causal = False
+        keys = torch.arange(min(last + tokens, self.state.capacity), device=device)
+        self.mask = (keys <= self.positions.expand(len(lengths), tokens)[..., None])[:, None]
+
+    @property
+    def ragged(self) -> bool:
+        """The rows begin at different lengths."""
+        return self.positions.ndim == 2
+
+
+class LanguageModel(Protocol):
+    """What training, generation and probing ask of any model."""
+
+    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+        """The last hidden vectors, ready for `unembed`."""
+
+    def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
+        """Logits of the next token."""
+
+    def init_state(self, batch: int, length: int) -> State:
+        """Empty memory for `batch` requests of up to `length` tokens."""

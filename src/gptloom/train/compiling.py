@@ -1,0 +1,45 @@
+"""torch.compile where it is wanted and works; one line and eager mode where it does not."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from gptloom.config import TrainConfig
+from gptloom.train.schedule import Horizon
+
+
+def wants_compile(config: TrainConfig, horizon: Horizon, device: torch.device) -> bool:
+    """`auto` compiles CUDA runs that are long enough to earn the compile time back. It never looks at measured times, so that
+    the same settings always give the same bits."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    long = horizon.seconds >= 300.0 if horizon.seconds is not None else horizon.total >= 1000
+    return device.type == "cuda" and long
+
+
+def compile_or_not(
+    objective: nn.Module,
+    config: TrainConfig,
+    horizon: Horizon,
+    device: torch.device,
+    batch: tuple[Tensor, Tensor],
+    autocast: Callable[[], AbstractContextManager[object]],
+    say: Callable[[str], None],
+) -> nn.Module:
+    """The objective, compiled if that is wanted and a trial forward and backward pass succeeds; its parameters stay the same."""
+    if not wants_compile(config, horizon, device):
+        return objective
+    say("compiling the model; this takes a while once")
+    inputs, targets = (part[: config.rows].to(device) for part in batch)
+    try:
+        compiled: nn.Module = torch.compile(objective)
+        with autocast():
+            compiled(inputs, targets)[0].backward()
+    except (RuntimeError, ImportError, OSError) as error:
+        say(f"note: torch.compile failed ({' '.join(str(error).split())[:120]}); training goes on without it")
+        return objective
+    finally:
+        objective.zero_grad(set_to_none=True)
+    return compiled

@@ -1,0 +1,120 @@
+"""What a person sees during training, on standard error: a live panel on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn
+
+from gptloom.inference.evaluation import Score
+from gptloom.train.callbacks import Callback, Request, View
+
+
+class Display(Callback):
+    """Plain lines; the base of the live panel too."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """`say` prints a line."""
+        self.say = say
+        self._mark: tuple[float, int] | None = None
+        self._rate = 0.0
+
+    def on_start(self, view: View) -> None:
+        """Start counting."""
+        self._mark = (view.seconds, view.tokens)
+
+    def after_step(self, view: View) -> Request:
+        """A line ten times in the run and after the first step."""
+        self._measure(view)
+        if view.logging and (view.step == 1 or view.step * 10 // view.total > (view.step - 1) * 10 // view.total):
+            self.say(self.line(view))
+        return Request.NOTHING
+
+    def after_evaluation(self, view: View, score: Score) -> None:
+        """The validation loss, and whether it is the best."""
+        self.say(self.evaluation_line(view, score))
+
+    def show_sample(self, text: str) -> None:
+        """The sample, set in."""
+        self.say("\n".join("    | " + line for line in text.strip("\n").splitlines()))
+
+    def line(self, view: View) -> str:
+        """Where the run is."""
+        loss = "" if view.loss is None else f"  training loss {view.loss:.4f}"
+        left = max(0.0, (view.total - view.step) * view.seconds / max(1, view.step))
+        return f"step {view.step:,} of {view.total:,}{loss}  lr {view.lr:.2e}  {self._rate:,.0f} tokens/s  {duration(left)} left"
+
+    def evaluation_line(self, view: View, score: Score) -> str:
+        """What the whole validation split says."""
+        bits = "" if score.bpb is None else f" ({score.bpb:.3f} bits per byte)"
+        if view.step == 0:
+            return f"step 0: validation loss {score.loss:.4f}{bits}, untrained"
+        mark = ", the best so far" if view.best_step == view.step else f"; the best is {view.best_loss:.4f} at step {view.best_step:,}"
+        return f"step {view.step:,}: validation loss {score.loss:.4f}{bits}{mark}"
+
+    def _measure(self, view: View) -> None:
+        if self._mark is not None and view.seconds - self._mark[0] > 0.5:
+            self._rate = (view.tokens - self._mark[1]) / (view.seconds - self._mark[0])
+            self._mark = (view.seconds, view.tokens)
+
+
+class LiveDisplay(Display):
+    """A progress bar with the figures beside it and the latest sample below."""
+
+    def __init__(self, console: Console) -> None:
+        """Draw on this console."""
+        super().__init__(lambda line: console.print(line, markup=False, highlight=False))
+        self.console = console
+        self.bar = Progress(BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"), console=console)
+        self.task = self.bar.add_task("starting", total=1.0)
+        self.sample = ""
+        self.live = Live(self._draw(), console=console, refresh_per_second=4)
+        self._drawn = 0.0
+
+    def on_start(self, view: View) -> None:
+        """Open the panel."""
+        super().on_start(view)
+        self.live.start()
+
+    def after_step(self, view: View) -> Request:
+        """Move the bar, at most a few times a second."""
+        self._measure(view)
+        now = time.monotonic()
+        if view.loss is not None or now - self._drawn > 0.3:
+            self._drawn = now
+            self.bar.update(self.task, completed=view.step / view.total, description=escape(self.line(view)))
+        return Request.NOTHING
+
+    def show_sample(self, text: str) -> None:
+        """Put the sample into the panel."""
+        self.sample = text
+        self.live.update(self._draw())
+
+    def on_end(self, view: View) -> None:
+        """Close the panel."""
+        self.live.stop()
+
+    def _draw(self) -> Group:
+        lines = self.sample.strip("\n").splitlines()[: max(4, self.console.height - 8)]
+        return Group(self.bar, *([Panel(escape("\n".join(lines)), title="latest sample", border_style="dim")] if lines else []))
+
+
+def make_display() -> Display:
+    """The live panel on a terminal, plain lines when standard error is piped."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return LiveDisplay(console)
+    return Display(lambda line: print(line, file=console.file, flush=True))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"

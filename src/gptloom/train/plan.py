@@ -1,0 +1,88 @@
+"""What a run is about to do, said before it does it, and warnings where the settings cannot be meant."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gptloom.config import RunConfig
+from gptloom.train.display import duration
+from gptloom.train.schedule import Horizon
+
+LONG_RUN = 12 * 3600.0
+"""Seconds from which a run is called long."""
+
+SMALL_TEXT = 10_000
+"""Training tokens below which a model learns the text by heart."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures that a run can be judged by before it starts.
+
+    Attributes:
+        config: the settings.
+        parameters: of the model.
+        train_tokens: in the training split.
+        val_tokens: in the validation split.
+        horizon: steps, or the time budget.
+        per_step: measured seconds a step.
+        device: where it runs.
+        dtype: of the matrix products.
+        memory: peak bytes so far, or None where the system does not tell.
+    """
+
+    config: RunConfig
+    parameters: int
+    train_tokens: int
+    val_tokens: int
+    horizon: Horizon
+    per_step: float
+    device: torch.device
+    dtype: torch.dtype
+    memory: int | None
+
+    @property
+    def seconds(self) -> float:
+        """How long training will take."""
+        return self.horizon.seconds or self.per_step * self.horizon.total
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens will be trained on."""
+        steps = self.horizon.total if self.horizon.seconds is None else self.horizon.seconds / self.per_step
+        return round(steps * self.config.train.batch_size * self.config.model.block_size)
+
+    def lines(self) -> list[str]:
+        """The plan, a line a fact."""
+        m, t, h = self.config.model, self.config.train, self.horizon
+        state = 16 * self.parameters  # float32: weight, gradient and AdamW's two averages
+        memory = f"memory   {_size(state)} for weights, gradients and optimizer" + (f"; {_size(self.memory)} in use at the peak so far" if self.memory else "")
+        steps = f"{h.total:,} steps" if h.seconds is None else f"about {round(h.seconds / self.per_step):,} steps"
+        epochs = self.tokens / max(1, self.train_tokens)
+        return [
+            f"model    {self.parameters:,} parameters: {m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.block_size}, vocabulary {m.vocab_size:,}",
+            f"text     {self.train_tokens:,} tokens to train on, {self.val_tokens:,} to validate on",
+            f"training {steps} of {t.batch_size} x {m.block_size} tokens: {self.tokens:,} tokens, {epochs:.1f} passes over the text",
+            memory,
+            f"time     about {duration(self.seconds)} ({1000 * self.per_step:.1f} ms a step, measured) on {self.device} in {str(self.dtype).removeprefix('torch.')}",
+        ]
+
+    def warnings(self) -> list[str]:
+        """Settings that can hardly be meant, each with a cure."""
+        block, found = self.config.model.block_size, []
+        if self.seconds > LONG_RUN:
+            found.append(f"this run will take about {duration(self.seconds)}; --minutes 60 fits the schedule into an hour, and a smaller --recipe learns faster")
+        if self.val_tokens <= block:
+            found.append(f"the validation split ({self.val_tokens:,} tokens) is not longer than one context ({block}): its loss will say little; lower --model.block-size")
+        if self.train_tokens < SMALL_TEXT:
+            found.append(f"{self.train_tokens:,} training tokens are very few: the model will learn them by heart; trust the validation loss only, and find more text")
+        elif self.train_tokens < self.parameters / 100:
+            found.append(f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens; a smaller model, or dropout, will do better")
+        if self.tokens / max(1, self.train_tokens) > 200 and self.config.train.patience is None and self.train_tokens >= SMALL_TEXT:
+            found.append("the text will be read over 200 times; --train.patience 3 stops when the validation loss no longer falls")
+        return found
+
+
+def _size(count: int) -> str:
+    """Bytes as MB or GB."""
+    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
