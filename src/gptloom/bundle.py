@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gptloom.config import ModelConfig, SampleConfig, parse
+from gptloom.config import ModelConfig, SampleConfig
 from gptloom.data.batches import evaluation_windows
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
 from gptloom.data.tokens import Tokens
@@ -22,6 +22,7 @@ from gptloom.inference.generation import Generation, Token, beam_search
 from gptloom.model.decoder import Decoder
 from gptloom.model.objective import Objective
 from gptloom.runtime import pick_device
+from gptloom.settings import parse
 from gptloom.textstream import TextStream
 
 OnUnknown = Literal["error", "skip", "replace"]
@@ -69,7 +70,9 @@ class Bundle:
         tokenizer = load_tokenizer(folder)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}", where=str(folder), cure="use the tokenizer saved with it"
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}",
+                where=str(folder),
+                cure="use the tokenizer saved with it",
             )
         return cls(model.to(pick_device(device)).eval(), tokenizer)
 
@@ -177,11 +180,15 @@ def load_weights(model: Decoder, path: Path) -> None:
     expected = weights(model)
     problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()] + [f"{name} is not expected" for name in tensors.keys() - expected.keys()]
     problems += [
-        f"{name} has shape {tuple(t.shape)} instead of {tuple(expected[name].shape)}" for name, t in tensors.items() if name in expected and t.shape != expected[name].shape
+        f"{name} has shape {tuple(t.shape)} instead of {tuple(expected[name].shape)}"
+        for name, t in tensors.items()
+        if name in expected and t.shape != expected[name].shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(f"the weights do not fit config.json: {', '.join(sorted(problems)[:3])}{more}", where=str(path), cure="keep the files of a bundle together")
+        raise InputError(
+            f"the weights do not fit config.json: {', '.join(sorted(problems)[:3])}{more}", where=str(path), cure="keep the files of a bundle together"
+        )
     model.load_state_dict(tensors, strict=False)
 
 

@@ -1,15 +1,8 @@
 """Every knob, typed, once. The flag, its help, the TOML key and the saved JSON all come from the fields below."""
 
-import tomllib
-from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from gptloom.errors import ConfigError, InputError, nearest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -32,24 +25,32 @@ class ModelConfig(Config):
     n_kv_head: Count | None = Field(None, description="Key and value heads, each shared by n_head / n_kv_head queries (default: n_head)")
     n_embd: Count = Field(128, description="Width of the residual stream")
     head_size: Count | None = Field(None, description="Width of one head (default: n_embd / n_head)")
-    mixer: Literal["attention", "mean", "none"] = Field("attention", description="How positions exchange information: attention, the causal mean, or not at all")
+    mixer: Literal["attention", "mean", "none"] = Field(
+        "attention", description="How positions exchange information: attention, the causal mean, or not at all"
+    )
     output_projection: bool = Field(True, description="A linear layer after the heads are joined")
     score_scale: Literal["head", "embedding"] = Field("head", description="Attention scores are divided by the root of this width")
     qk_norm: bool = Field(False, description="Normalise queries and keys per head before their product (RMSNorm)")
     positions: Literal["learned", "sinusoidal", "rotary", "none"] = Field("learned", description="How a token's position is told")
     rope_theta: Positive = Field(10_000.0, description="Base of the rotary wavelengths")
-    mlp: Literal["none", "relu", "gelu", "gelu-tanh", "swiglu", "relu2"] = Field("gelu-tanh", description="The feed-forward layer's activation, or no such layer")
+    mlp: Literal["none", "relu", "gelu", "gelu-tanh", "swiglu", "relu2"] = Field(
+        "gelu-tanh", description="The feed-forward layer's activation, or no such layer"
+    )
     mlp_width: Count | None = Field(None, description="Width inside the MLP (default: 4 n_embd; for swiglu 8/3 n_embd, rounded up to a multiple of 8)")
     residual: Literal["add", "none"] = Field("add", description="Whether a branch is added to its input or replaces it")
     norm: Literal["none", "layernorm", "rmsnorm"] = Field("layernorm", description="Normalisation")
     norm_position: Literal["pre", "post"] = Field("pre", description="Normalise a branch's input (and once at the end), or each sum after it")
     bias: Literal["all", "not-qkv", "none"] = Field("all", description="Which linear layers and LayerNorms inside the blocks have a bias")
-    head: Literal["linear", "tied", "none"] = Field("linear", description="Output layer: its own matrix, the token table again, or none (the table holds the logits: a bigram)")
+    head: Literal["linear", "tied", "none"] = Field(
+        "linear", description="Output layer: its own matrix, the token table again, or none (the table holds the logits: a bigram)"
+    )
     head_bias: bool = Field(False, description="A bias on the output layer")
     dropout: Probability = Field(0.0, description="Dropout on the residual branches, and on the two below unless they are given")
     attn_dropout: Probability | None = Field(None, description="Dropout on the attention weights (default: dropout)")
     embd_dropout: Probability | None = Field(None, description="Dropout on the summed embeddings (default: dropout)")
-    init: Literal["pytorch", "gpt2", "zero-projection"] = Field("gpt2", description="Initial weights: PyTorch's defaults, GPT-2's, or GPT-2's with every branch starting at zero")
+    init: Literal["pytorch", "gpt2", "zero-projection"] = Field(
+        "gpt2", description="Initial weights: PyTorch's defaults, GPT-2's, or GPT-2's with every branch starting at zero"
+    )
 
     @property
     def kv_heads(self) -> int:
@@ -82,9 +83,13 @@ class ModelConfig(Config):
         if uses_heads and self.n_head % self.kv_heads:
             raise ValueError(f"n_kv_head={self.kv_heads} does not divide n_head={self.n_head} (--model.n-kv-head)")
         if uses_heads and self.positions == "rotary" and self.width_per_head % 2:
-            raise ValueError(f"rotary positions need an even head width, and n_embd={self.n_embd} / n_head={self.n_head} gives {self.width_per_head} (--model.n-head)")
+            raise ValueError(
+                f"rotary positions need an even head width, and n_embd={self.n_embd} / n_head={self.n_head} gives {self.width_per_head} (--model.n-head)"
+            )
         if uses_heads and not self.output_projection and self.n_head * self.width_per_head != self.n_embd:
-            raise ValueError(f"without an output projection the heads must fill n_embd: {self.n_head} x {self.width_per_head} is not {self.n_embd} (--model.head-size)")
+            raise ValueError(
+                f"without an output projection the heads must fill n_embd: {self.n_head} x {self.width_per_head} is not {self.n_embd} (--model.head-size)"
+            )
         if self.positions == "sinusoidal" and self.n_embd % 2:
             raise ValueError(f"sinusoidal positions need an even width, not n_embd={self.n_embd} (--model.n-embd)")
         if self.head == "none" and (self.n_layer or self.positions in ("learned", "sinusoidal")):
@@ -102,7 +107,9 @@ class DataConfig(Config):
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="Share of the text, at its end, that is kept for validation")
     val_text: str | None = Field(None, description="A file to validate on, instead of a share of the text")
     split: Literal["position", "document"] = Field("position", description="Cut off the validation share at a token, or at the nearest document")
-    sampling: Literal["random", "shuffled", "documents"] = Field("random", description="Training windows: random starts; each window once an epoch; or each within one document")
+    sampling: Literal["random", "shuffled", "documents"] = Field(
+        "random", description="Training windows: random starts; each window once an epoch; or each within one document"
+    )
     cache: str | None = Field(None, description="Folder for token files and data sets (default: the user's cache folder)")
 
 
@@ -176,102 +183,3 @@ class SampleConfig(Config):
     stop: tuple[str, ...] = Field((), description="End a text before this string (may be given several times)")
     beams: Count = Field(1, description="Beam search with this many beams, instead of drawing")
     length_penalty: float = Field(1.0, ge=0.0, description="Beam scores are divided by length to this power")
-
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
-
-
-def field_names(cls: type[Config], prefix: str = "") -> dict[str, Any]:
-    """Every setting below a group, as {dotted key: field}; groups inside it are walked, not listed."""
-    names: dict[str, Any] = {}
-    for name, field in cls.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            names |= field_names(field.annotation, f"{prefix}{name}.")
-        else:
-            names[prefix + name] = field
-    return names
-
-
-def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> AnyConfig:
-    """Check a (nested) mapping and build the settings from it.
-
-    Args:
-        cls: the group to build.
-        values: key to value; strings are read as the field's type.
-        where: the file or the command line that the values came from.
-
-    Raises:
-        ConfigError: naming every wrong key at once, each with what was received and what is expected.
-    """
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        known = field_names(cls)
-        problems = []
-        for one in error.errors():
-            key = ".".join(part for part in map(str, one["loc"]) if part in known or any(part in k.split(".") for k in known) or one["type"] == "extra_forbidden")
-            message = one["msg"].removeprefix("Value error, ")
-            if one["type"] == "extra_forbidden":
-                message = f"unknown setting; {nearest(key, known) or 'see --help for the settings'}"
-            elif one["type"] != "value_error":
-                message = f"{message[:1].lower()}{message[1:]}, not {one['input']!r}"
-            problems.append(f"{key}: {message}" if key and one["type"] != "value_error" else message)
-        raise ConfigError(" | ".join(dict.fromkeys(problems)), where=where) from None
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping with `changes` laid over `base`."""
-    merged = dict(base)
-    for key, value in changes.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model.n_layer": 4} as {"model": {"n_layer": 4}}."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *groups, name = key.split(".")
-        for group in reversed(groups):
-            name, value = group, {name: value}
-        nested = merge(nested, {name: value})
-    return nested
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a nested dict; InputError names the file and line when it is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not valid TOML: {error}", where=str(path), cure="correct that line") from None
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with gptloom."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("gptloom").joinpath("recipes").iterdir() if p.name.endswith(".toml"))
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe's settings as a nested dict, its own name included."""
-    if name not in recipe_names():
-        raise ConfigError(f"there is no recipe {name!r}", where="--recipe", cure=nearest(name, recipe_names()) or f"choose from {', '.join(recipe_names())}")
-    return tomllib.loads(resources.files("gptloom").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")) | {"recipe": name}
-
-
-def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
-    """A run's settings: the recipe, then each layer over it; a run length in a layer replaces the one below."""
-    values = read_recipe(recipe)
-    for layer in layers:
-        lengths = {"steps", "minutes", "epochs"}
-        if lengths & set(layer.get("train", {})):
-            values["train"] = {k: v for k, v in values.get("train", {}).items() if k not in lengths}
-        values = merge(values, layer)
-    return parse(RunConfig, values, where=where)
-
-
-def to_toml(config: Config) -> str:
-    """The complete settings as TOML; a setting that is not set (None) has no line, for TOML has no null."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -31,7 +31,9 @@ def draw_losses(
     if val:
         axes.plot(*zip(*val, strict=True), color=ORANGE, marker="o", markersize=3.5, label="validation, whole split")
     if best is not None:
-        axes.annotate(f"best {best[1]:.4f}", best, xytext=(0, 14), textcoords="offset points", ha="right", color=ORANGE, arrowprops={"arrowstyle": "-", "color": ORANGE})
+        axes.annotate(
+            f"best {best[1]:.4f}", best, xytext=(0, 14), textcoords="offset points", ha="right", color=ORANGE, arrowprops={"arrowstyle": "-", "color": ORANGE}
+        )
     axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -6,18 +6,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gptloom.config import ModelConfig, parse, read_recipe
+from gptloom.config import ModelConfig
 from gptloom.model.attention import Attention
 from gptloom.model.initialise import initialise
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotation_at, sinusoids
 from gptloom.model.state import Context, Slot, State
+from gptloom.settings import parse, read_recipe
 
 
 class Block(nn.Module):
     """Exchange between positions, then work at each position; each half a branch that is added to the stream.
 
-        pre:  x = x + mix(norm(x));  x = x + mlp(norm(x))        (GPT-2)
-        post: x = norm(x + mix(x));  x = norm(x + mlp(x))        (Vaswani et al. 2017)
+    pre:  x = x + mix(norm(x));  x = x + mlp(norm(x))        (GPT-2)
+    post: x = norm(x + mix(x));  x = norm(x + mlp(x))        (Vaswani et al. 2017)
     """
 
     def __init__(self, config: ModelConfig) -> None:

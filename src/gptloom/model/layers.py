@@ -109,6 +109,6 @@ def rotation_at(table: Float[Tensor, "2 n d"], positions: Int[Tensor, "*b t"]) -
 
 
 def _angles(length: int, width: int, theta: float) -> Tensor:
-    """position / theta ** (2 i / width), in float64 so that long contexts keep their precision; (length, width / 2)."""
+    """Angles position / theta ** (2 i / width), in float64 so that long contexts keep their precision; (length, width / 2)."""
     frequencies = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     return torch.outer(torch.arange(length, dtype=torch.float64), frequencies).float()

@@ -102,9 +102,7 @@ class Block(nn.Module):
 class PlainGPT(nn.Module):
     """The whole model: what a token is, where it stands, n_layer blocks, and a guess at the next token."""
 
-    def __init__(
-        self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, dropout: float = 0.0, scale: float | None = None
-    ) -> None:
+    def __init__(self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, dropout: float = 0.0, scale: float | None = None) -> None:
         """Build it, with PyTorch's default initial weights."""
         super().__init__()
         self.block_size = block_size

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 
 from gptloom.inference.evaluation import Score
-from gptloom.train.callbacks import Callback, Request, View
+from gptloom.training.callbacks import Callback, Request, View
 
 
 class Display(Callback):
@@ -38,8 +38,8 @@ class Display(Callback):
         self.say(self.evaluation_line(view, score))
 
     def show_sample(self, text: str) -> None:
-        """The sample, set in."""
-        self.say("\n".join("    | " + line for line in text.strip("\n").splitlines()))
+        """The sample's first lines, set in."""
+        self.say("\n".join("    | " + line for line in text.strip("\n").splitlines()[:8]))
 
     def line(self, view: View) -> str:
         """Where the run is."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from gptloom.config import RunConfig
-from gptloom.train.display import duration
-from gptloom.train.schedule import Horizon
+from gptloom.training.display import duration
+from gptloom.training.schedule import Horizon
 
 LONG_RUN = 12 * 3600.0
 """Seconds from which a run is called long."""
@@ -58,26 +58,30 @@ class Plan:
         state = 16 * self.parameters  # float32: weight, gradient and AdamW's two averages
         memory = f"memory   {_size(state)} for weights, gradients and optimizer" + (f"; {_size(self.memory)} in use at the peak so far" if self.memory else "")
         steps = f"{h.total:,} steps" if h.seconds is None else f"about {round(h.seconds / self.per_step):,} steps"
-        epochs = self.tokens / max(1, self.train_tokens)
+        passes = self.tokens / max(1, self.train_tokens)
+        shape = f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.block_size}, vocabulary {m.vocab_size:,}"
+        pace = f"{1000 * self.per_step:.1f} ms a step, measured, on {self.device} in {str(self.dtype).removeprefix('torch.')}"
         return [
-            f"model    {self.parameters:,} parameters: {m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.block_size}, vocabulary {m.vocab_size:,}",
+            f"model    {self.parameters:,} parameters: {shape}",
             f"text     {self.train_tokens:,} tokens to train on, {self.val_tokens:,} to validate on",
-            f"training {steps} of {t.batch_size} x {m.block_size} tokens: {self.tokens:,} tokens, {epochs:.1f} passes over the text",
+            f"training {steps} of {t.batch_size} x {m.block_size} tokens: {self.tokens:,} tokens, {passes:.1f} passes over the text",
             memory,
-            f"time     about {duration(self.seconds)} ({1000 * self.per_step:.1f} ms a step, measured) on {self.device} in {str(self.dtype).removeprefix('torch.')}",
+            f"time     about {duration(self.seconds)} ({pace})",
         ]
 
     def warnings(self) -> list[str]:
         """Settings that can hardly be meant, each with a cure."""
         block, found = self.config.model.block_size, []
         if self.seconds > LONG_RUN:
-            found.append(f"this run will take about {duration(self.seconds)}; --minutes 60 fits the schedule into an hour, and a smaller --recipe learns faster")
+            found.append(f"this run will take about {duration(self.seconds)}; --minutes 60 fits it into an hour, a smaller --recipe learns sooner")
         if self.val_tokens <= block:
-            found.append(f"the validation split ({self.val_tokens:,} tokens) is not longer than one context ({block}): its loss will say little; lower --model.block-size")
+            short = f"the validation split ({self.val_tokens:,} tokens) is not longer than one context ({block})"
+            found.append(f"{short}: its loss will say little; lower --model.block-size or add text")
         if self.train_tokens < SMALL_TEXT:
-            found.append(f"{self.train_tokens:,} training tokens are very few: the model will learn them by heart; trust the validation loss only, and find more text")
+            few = f"{self.train_tokens:,} training tokens are very few: the model will learn them by heart"
+            found.append(f"{few}; trust the validation loss only, or add text")
         elif self.train_tokens < self.parameters / 100:
-            found.append(f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens; a smaller model, or dropout, will do better")
+            found.append(f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens; try a smaller model, or dropout")
         if self.tokens / max(1, self.train_tokens) > 200 and self.config.train.patience is None and self.train_tokens >= SMALL_TEXT:
             found.append("the text will be read over 200 times; --train.patience 3 stops when the validation loss no longer falls")
         return found

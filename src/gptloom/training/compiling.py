@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from gptloom.config import TrainConfig
-from gptloom.train.schedule import Horizon
+from gptloom.training.schedule import Horizon
 
 
 def wants_compile(config: TrainConfig, horizon: Horizon, device: torch.device) -> bool:
-    """`auto` compiles CUDA runs that are long enough to earn the compile time back. It never looks at measured times, so that
-    the same settings always give the same bits."""
+    """Whether to compile; `auto` does so for CUDA runs that are long enough to earn the compile time back.
+
+    It never looks at measured times, so that the same settings always give the same bits.
+    """
     if config.compile != "auto":
         return config.compile == "on"
     long = horizon.seconds >= 300.0 if horizon.seconds is not None else horizon.total >= 1000

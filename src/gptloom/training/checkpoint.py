@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gptloom.bundle import Bundle, checkpoint_names
 from gptloom.errors import InputError, MachineError
-from gptloom.train.schedule import Horizon
-from gptloom.train.trainer import Progress
+from gptloom.training.schedule import Horizon
+from gptloom.training.trainer import Progress
 
 SUMS = "SHA256SUMS"
 
@@ -46,7 +46,9 @@ def write_checkpoint(run: Path, bundle: Bundle, optimizer: dict[str, Tensor], pr
         sync(folder)
         point(run / "latest", final.name)
     except OSError as error:
-        raise MachineError(f"the checkpoint could not be written: {error.strerror or error}", where=str(final), cure="free some space, then `gptloom resume`") from error
+        raise MachineError(
+            f"the checkpoint could not be written: {error.strerror or error}", where=str(final), cure="free some space, then `gptloom resume`"
+        ) from error
     return final
 
 
@@ -60,7 +62,9 @@ def read_checkpoint(path: Path) -> tuple[Progress, Horizon, dict[str, Tensor]]:
         for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
             expected, _, name = line.partition("  ")
             if file_hash(path / Path(name).name) != expected:
-                raise InputError(f"{name} is damaged: its SHA-256 is not the one in {SUMS}", where=str(path), cure="resume from an older checkpoint with --checkpoint")
+                raise InputError(
+                    f"{name} is damaged: its SHA-256 is not the one in {SUMS}", where=str(path), cure="resume from an older checkpoint with --checkpoint"
+                )
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         optimizer = load_file(path / "optimizer.safetensors")
         progress, horizon = _build(Progress, state["progress"]), _build(Horizon, state["horizon"])
@@ -83,7 +87,7 @@ def point(path: Path, name: str) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(name + "\n", encoding="utf-8")
     sync(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def file_hash(path: Path) -> str:

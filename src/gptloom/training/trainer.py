@@ -15,8 +15,8 @@ from gptloom.config import TrainConfig
 from gptloom.errors import DivergedError, MachineError
 from gptloom.inference.evaluation import Score
 from gptloom.runtime import derive, is_out_of_memory
-from gptloom.train.callbacks import Callback, Request, View
-from gptloom.train.schedule import Horizon, learning_rate
+from gptloom.training.callbacks import Callback, Request, View
+from gptloom.training.schedule import Horizon, learning_rate
 
 IGNORED = -1
 End = Literal["finished", "patience", "stopped"]
@@ -112,13 +112,12 @@ class Trainer:
 
     def fit(self) -> End:
         """Train to the end; says which end it was."""
-        began = time.perf_counter() - self.progress.seconds
         for callback in self.callbacks:
             callback.on_start(self.view())
         try:
             if self.progress.step == 0:
                 self._evaluate()
-            return self._loop(began)
+            return self._loop(time.perf_counter() - self.progress.seconds)
         finally:
             for callback in self.callbacks:
                 callback.on_end(self.view())

@@ -1,0 +1,5 @@
+"""`python -m gptloom` is the same as `gptloom`."""
+
+from gptloom.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,47 @@
+"""The Python interface in two functions; everything else is a method of what they return."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptloom.bundle import Bundle
+from gptloom.config import RunConfig
+from gptloom.runtime import pick_device
+from gptloom.settings import nest, resolve
+from gptloom.training.run import train as run_training
+from gptloom.training.session import Result
+
+SHORT = {name: f"train.{name}" for name in ("steps", "minutes", "epochs")} | {name: f"data.{name}" for name in ("tokenizer", "encoding", "on_unknown")}
+"""Settings with a short name, as keyword arguments here and as flags on the command line."""
+
+
+def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None = None, **settings: Any) -> Result:
+    """Train a model.
+
+    Args:
+        texts: files, folders, globs, or `shakespeare`.
+        recipe: a named set of settings; by default tiny on a CPU and baby on an accelerator.
+        run: a new folder for the run; by default the next free one under runs/.
+        settings: steps, minutes or epochs; seed, device, tokenizer; and model={...}, train={...}, data={...}.
+
+    Returns:
+        What the run came to; `load(result.run)` loads its best checkpoint.
+
+    Raises:
+        GptloomError: one line with cause and cure.
+    """
+    changes = nest({SHORT.get(key, key): value for key, value in settings.items()})
+    return run_training([str(text) for text in texts], configure(recipe, {}, changes), run=None if run is None else Path(run))
+
+
+def load(path: str | Path, *, device: str = "auto", which: str = "best") -> Bundle:
+    """A trained model from a run folder, a checkpoint folder or a bundle; see `Bundle.load`."""
+    return Bundle.load(path, device=device, which=which)
+
+
+def configure(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, where: str = "settings") -> RunConfig:
+    """A run's settings: the recipe (given, or the file's, or the device's default), the file over it, the changes over both."""
+    device = str(changes.get("device", file.get("device", "auto")))
+    name = recipe or file.get("recipe") or ("tiny" if pick_device(device).type == "cpu" else "baby")
+    above = {key: value for key, value in file.items() if key != "recipe"}
+    return resolve(str(name), above, changes, where=where)

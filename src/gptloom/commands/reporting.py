@@ -1,0 +1,78 @@
+"""`gptloom data`, `gptloom doctor`, and the last lines of a training run."""
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from importlib.util import find_spec
+
+from gptloom.config import DataConfig
+from gptloom.data.sources import open_corpus
+from gptloom.errors import ExitCode
+from gptloom.settings import recipe_names
+from gptloom.training.session import Result
+
+RESULT_KEYS = ("run", "checkpoint", "parameters", "steps", "tokens", "seconds", "train_loss", "val_loss", "val_bpb", "best_step", "last_val_loss", "end")
+
+
+def report_run(result: Result, as_json: bool) -> None:
+    """What a run came to."""
+    if as_json:
+        values = asdict(result)
+        print(json.dumps({key: values[key] for key in RESULT_KEYS}))
+        return
+    end = {"finished": "finished", "patience": "stopped: the validation loss no longer fell", "stopped": "stopped by a signal, state saved"}[result.end]
+    print(f"{end} after {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.1f} s of training", file=sys.stderr)
+    if result.val_loss is not None:
+        bits = "" if result.val_bpb is None else f", {result.val_bpb:.4f} bits per byte"
+        print(f"validation loss {result.val_loss:.4f} nats per token{bits} (the best, at step {result.best_step:,})")
+    follow = f"gptloom resume {result.run}" if result.end == "stopped" else f"gptloom sample {result.run} --prompt ..."
+    print(f"{result.run}\nnext: {follow}")
+
+
+def data(args: argparse.Namespace) -> int:
+    """Print the report on a text."""
+    from gptloom.data.report import describe
+
+    config = DataConfig(text_field=args.text_field, encoding=args.encoding)
+    report = describe(open_corpus(args.texts, config), config)
+    print(json.dumps(asdict(report), ensure_ascii=False) if args.json else "\n".join(report.lines()))
+    return ExitCode.DONE
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print what there is and what will be used."""
+    import torch
+    from platformdirs import user_cache_dir
+
+    from gptloom.runtime import describe_machine, pick_device, pick_precision
+
+    device = pick_device("auto")
+    machine = describe_machine()
+    extras = {name: find_spec(name) is not None for name in ("sentencepiece", "tiktoken", "tensorboard", "transformers")}
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
+    used = {
+        "device": str(device),
+        "why": {"cuda": "the first CUDA device", "mps": "no CUDA device, but Apple's GPU", "cpu": "no CUDA or MPS device"}[device.type],
+        "precision": str(pick_precision("auto", device)).removeprefix("torch."),
+        "recipe": "tiny" if device.type == "cpu" else "baby",
+    }
+    found = {"used": used, **machine, "extras": extras, "compiler": compiler, "recipes": recipe_names(), "cache": user_cache_dir("gptloom")}
+    if args.json:
+        print(json.dumps(found))
+        return ExitCode.DONE
+    print(f"will use   {used['device']} ({used['why']}) in {used['precision']}, recipe {used['recipe']}, {torch.get_num_threads()} CPU threads")
+    print(f"python     {machine['python']} on {machine['system']}, CPU kernels for {machine['cpu']}")
+    print("versions   " + ", ".join(f"{name} {version}" for name, version in describe_versions(machine).items()))
+    print("extras     " + ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in extras.items()))
+    print(f"compiler   {compiler or 'none found: torch.compile on a CPU needs one'}")
+    print(f"recipes    {', '.join(recipe_names())}")
+    print(f"cache      {found['cache']}")
+    return ExitCode.DONE
+
+
+def describe_versions(machine: dict[str, object]) -> dict[str, str]:
+    """The versions in a description of the machine."""
+    versions = machine["versions"]
+    return dict(versions) if isinstance(versions, dict) else {}

@@ -1,0 +1,88 @@
+"""`gptloom sample` and `gptloom eval`."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gptloom.bundle import Bundle, Written
+from gptloom.config import DataConfig, SampleConfig
+from gptloom.data.sources import open_corpus
+from gptloom.errors import ExitCode, InputError
+from gptloom.inference.generation import Token
+from gptloom.training.run import validation_score
+
+
+def sample(args: argparse.Namespace, config: SampleConfig) -> int:
+    """Write texts to standard output, as they grow where there is one."""
+    bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    block_size = bundle.model.config.block_size
+    if len(bundle.prompt_ids(prompt, args.on_unknown)) + config.tokens > block_size:
+        print(f"note: the model sees {block_size} tokens at a time; the context slides along as the text grows", file=sys.stderr)
+    wants_details = args.json or args.show_probabilities is not None
+    live = config.samples == 1 and config.beams == 1 and not wants_details
+    if live:
+        print(prompt, end="", flush=True)
+    start = time.perf_counter()
+    details = (args.show_probabilities or 3) if wants_details else None
+    texts = bundle.write(prompt, config, on_unknown=args.on_unknown, details=details, show=_show if live else None)
+    rate = sum(len(text.tokens) for text in texts) / max(time.perf_counter() - start, 1e-9)
+    if args.json:
+        print(json.dumps({"samples": [_as_dict(text, bundle) for text in texts], "tokens_per_second": round(rate, 1)}, ensure_ascii=False))
+    elif args.show_probabilities is not None:
+        print("\n".join(line for text in texts for line in _probabilities(text, bundle.tokenizer.token_text)))
+    elif live:
+        print()
+    else:
+        print("\n---\n".join(text.prompt + text.text for text in texts))
+    return ExitCode.DONE
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print loss, perplexity and bits per byte of a text."""
+    if args.text is None:
+        score = validation_score(args.run, device=args.device, checkpoint=args.checkpoint)
+    else:
+        bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
+        corpus = open_corpus(args.text, DataConfig(encoding=args.encoding))
+        for note in corpus.notes:
+            print(f"note: {note}", file=sys.stderr)
+        text = "".join(piece.text for piece in corpus.pieces())
+        if len(text) < 2:
+            raise InputError("is too short to measure a loss on", where=", ".join(args.text), cure="give a longer text")
+        score = bundle.score(text, args.on_unknown)
+    values = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": score.tokens, "bytes": score.bytes}
+    if args.json:
+        print(json.dumps(values))
+    else:
+        bits = "" if score.bpb is None else f", {score.bpb:.4f} bits per byte"
+        print(f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}{bits} ({score.tokens:,} tokens, {score.bytes:,} bytes)")
+    return ExitCode.DONE
+
+
+def _show(_row: int, piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _as_dict(text: Written, bundle: Bundle) -> dict[str, Any]:
+    name = bundle.tokenizer.token_text
+    found: dict[str, Any] = {"prompt": text.prompt, "text": text.text, "tokens": [_token(token, name) for token in text.tokens]}
+    return found if text.score is None else found | {"score": text.score}
+
+
+def _token(token: Token, name: Callable[[int], str]) -> dict[str, Any]:
+    alternatives = [{"id": one, "text": name(one), "logprob": round(logprob, 6)} for one, logprob in token.alternatives]
+    return {"id": token.id, "text": name(token.id), "logprob": round(token.logprob, 6), "rank": token.rank, "alternatives": alternatives}
+
+
+def _probabilities(text: Written, name: Callable[[int], str]) -> list[str]:
+    """A line a token: the token, its probability, its rank, and what else was likely."""
+    lines = [f"{'token':<12} {'p':>7} {'rank':>5}   likeliest"]
+    for token in text.tokens:
+        others = "  ".join(f"{name(one)!r} {math.exp(logprob):.3f}" for one, logprob in token.alternatives)
+        lines.append(f"{name(token.id)!r:<12} {math.exp(token.logprob):7.4f} {token.rank:5d}   {others}")
+    return [*lines, ""]

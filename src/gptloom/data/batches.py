@@ -1,0 +1,159 @@
+"""Token ids to batches: training batches are functions of (seed, step, rank); evaluation reads every target once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64, UInt, UInt64
+
+from gptloom.data.tokens import Tokens
+from gptloom.errors import InputError
+
+IGNORE = -1
+"""The target where there is nothing to predict."""
+
+Sampling = Literal["random", "shuffled", "documents"]
+
+_ORDERS = 2  # epochs whose order is kept: a batch may span two
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences and what follows each of their tokens.
+
+    Attributes:
+        inputs: token ids; 0 where a row is shorter than the others.
+        targets: the next token's id, or `IGNORE` where there is nothing to predict.
+    """
+
+    inputs: Int[torch.Tensor, "batch time"]
+    targets: Int[torch.Tensor, "batch time"]
+
+
+class Batches:
+    """Training batches: which tokens step n sees depends on the seed and n alone, and ranks share it out.
+
+    "random" draws starts with replacement. "shuffled" lays a grid of windows over the text, moved by a different offset each
+    epoch, and visits each window once, in an order that changes each epoch. "documents" does so with windows that end where
+    their document ends. A text shorter than a window makes all windows shorter.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        sampling: Literal["random", "shuffled", "documents"],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Lay out the windows.
+
+        Args:
+            tokens: the training part, at least 2 tokens.
+            block_size: longest window, in tokens.
+            batch_size: sequences per step over all ranks.
+            seed: 0 <= seed < 2**64.
+            sampling: how windows are chosen.
+            rank: this process takes the sequences from rank * batch_size // world on.
+            world: number of processes.
+
+        Raises:
+            InputError: there is no window: fewer than 2 tokens, or no document has 2.
+        """
+        if len(tokens) < 2:
+            raise InputError(f"{len(tokens)} token cannot be trained on", where="training text", cure="give a longer text")
+        self._ids = tokens.ids
+        self._seed, self._batch_size = seed, batch_size
+        self._rows = np.arange(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self._sampling = sampling
+        self._orders: dict[int, Int64[np.ndarray, " windows"]] = {}
+        n = len(tokens)
+        self.time = min(block_size, n - 1)
+        self._windows = max(1, (n - self.time) // self.time)
+        self._starts = self._lengths = np.empty(0, np.int64)
+        self.tokens_per_epoch = n - 1 if sampling == "random" else self._windows * self.time
+        if sampling == "documents":
+            self._starts, self._lengths = _document_windows(tokens, block_size)
+            self.time = int(self._lengths.max())
+            self._windows = len(self._starts)
+            self.tokens_per_epoch = int(self._lengths.sum())
+        self._columns = np.arange(self.time + 1)
+
+    def batch(self, step: int) -> Batch:
+        """This rank's sequences of a step, which counts from 0; the same for the same step, in whatever order steps are asked for."""
+        if self._sampling == "random":
+            draws = self._draw(0, step, self._batch_size)[self._rows]
+            return self._gather((draws % np.uint64(len(self._ids) - self.time)).astype(np.int64))
+        places = step * self._batch_size + self._rows
+        epochs = places // self._windows
+        windows = places % self._windows
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            windows[here] = self._order(epoch)[windows[here]]
+        if self._sampling == "documents":
+            return self._gather(self._starts[windows], self._lengths[windows])
+        return self._gather(windows)
+
+    def _gather(self, starts: Int64[np.ndarray, " batch"], lengths: Int64[np.ndarray, " batch"] | None = None) -> Batch:
+        """Read all windows at once; those with fewer targets than the longest are padded."""
+        return _read(self._ids, starts[:, None] + self._columns, lengths)
+
+    def _order(self, epoch: int) -> Int64[np.ndarray, " windows"]:
+        """The windows of an epoch in the order they are visited: numbers of documents' windows, starts of others."""
+        if epoch not in self._orders:
+            draws = self._draw(1, epoch, self._windows + 1)
+            order = np.argsort(draws[1:], kind="stable")
+            if self._sampling == "shuffled":
+                shifts = min(self.time, len(self._ids) - self._windows * self.time)
+                order = order * self.time + int(draws[0] % np.uint64(shifts))
+            if len(self._orders) == _ORDERS:
+                self._orders.clear()
+            self._orders[epoch] = order
+        return self._orders[epoch]
+
+    def _draw(self, stream: int, index: int, count: int) -> UInt64[np.ndarray, " count"]:
+        """64-bit numbers that depend on (seed, stream, index) alone, the same with every version of NumPy."""
+        key = np.array([self._seed, stream], dtype=np.uint64)
+        return np.random.Philox(key=key, counter=np.array([0, index, 0, 0], dtype=np.uint64)).random_raw(count)
+
+
+def evaluation_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iterator[Batch]:
+    """Fixed windows, one after another, in which each of the n - 1 targets occurs exactly once; nothing is drawn.
+
+    Args:
+        tokens: what to evaluate on, n >= 2 tokens.
+        block_size: longest window, in tokens; the last one is padded.
+        batch_size: windows per batch; the last batch may have fewer.
+    """
+    last = len(tokens) - 1
+    time = min(block_size, last)
+    columns = np.arange(time + 1)
+    for first in range(0, last, time * batch_size):
+        starts = np.arange(first, min(last, first + time * batch_size), time)
+        yield _read(tokens.ids, starts[:, None] + columns, np.minimum(time, last - starts))
+
+
+def _read(ids: UInt[np.ndarray, " tokens"], places: Int64[np.ndarray, "batch time+1"], lengths: Int64[np.ndarray, " batch"] | None) -> Batch:
+    time = places.shape[1] - 1
+    if lengths is None or lengths.min(initial=time) == time:
+        block = ids[places].astype(np.int64)
+        return Batch(torch.from_numpy(block[:, :-1].copy()), torch.from_numpy(block[:, 1:].copy()))
+    block = ids[np.minimum(places, len(ids) - 1)].astype(np.int64)
+    padding = np.arange(time) >= lengths[:, None]
+    return Batch(torch.from_numpy(np.where(padding, 0, block[:, :-1])), torch.from_numpy(np.where(padding, IGNORE, block[:, 1:])))
+
+
+def _document_windows(tokens: Tokens, block_size: int) -> tuple[Int64[np.ndarray, " windows"], Int64[np.ndarray, " windows"]]:
+    """Starts and numbers of targets of consecutive windows that stay within their document."""
+    targets = np.maximum(np.diff(tokens.document_starts, append=len(tokens)) - 1, 0)
+    counts = -(-targets // block_size)
+    document = np.repeat(np.arange(len(counts)), counts)
+    if not len(document):
+        raise InputError("no document has 2 tokens", where="training text", cure="use another --data.sampling")
+    offsets = (np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)) * block_size
+    return tokens.document_starts[document] + offsets, np.minimum(block_size, targets[document] - offsets)

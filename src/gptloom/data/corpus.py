@@ -1,0 +1,127 @@
+"""A corpus: documents that can be read again and again as a stream, and what one pass over them finds."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Int64, UInt32
+
+from gptloom.data.documents import Piece, Source
+from gptloom.errors import InputError
+
+_CODE_POINTS = sys.maxunicode + 1
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a corpus finds.
+
+    Attributes:
+        documents: number of documents.
+        characters: number of characters (code points).
+        bytes: length of the text as UTF-8.
+        sha256: hex hash of the text as UTF-8; between documents stands the byte 0xFF, which UTF-8 never has.
+        alphabet: the distinct code points, ascending.
+        frequencies: how often each of them occurs.
+    """
+
+    documents: int
+    characters: int
+    bytes: int
+    sha256: str
+    alphabet: UInt32[np.ndarray, " size"]
+    frequencies: Int64[np.ndarray, " size"]
+
+
+class Corpus:
+    """Documents that can be read several times, in bounded memory (a JSON line or a CSV row is held whole).
+
+    Attributes:
+        name: a short word for it, fit to name a run.
+        sources: the files and labels it was read from.
+        notes: what the user should know about how it was read.
+    """
+
+    def __init__(self, name: str, sources: Sequence[Source], text_field: str, notes: Iterable[str] = ()) -> None:
+        """Keep the files; nothing is read yet. `text_field` is the JSON key or CSV column that holds the text."""
+        self.name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
+        self.sources = [source.label for source in sources]
+        self.notes = list(notes)
+        self._sources = list(sources)
+        self._text_field = text_field
+        self._note_remarks()
+
+    def pieces(self) -> Iterator[Piece]:
+        """The text from its beginning, in pieces that never cross a document.
+
+        Raises:
+            InputError: a file turns out not to be what it seemed.
+        """
+        for source in self._sources:
+            yield from source.pieces(self._text_field)
+
+    @cached_property
+    def scan(self) -> Scan:
+        """The facts of the text; the first use reads all of it.
+
+        Raises:
+            InputError: there is no text, or a file turns out not to be what it seemed.
+        """
+        digest = hashlib.sha256()
+        counts = np.zeros(_CODE_POINTS, np.int64)
+        documents = size = 0
+        starts = False
+        for text, ends in self.pieces():
+            encoded = text.encode()
+            digest.update(b"\xff" * starts)
+            digest.update(encoded)
+            codes = np.frombuffer(encoded, np.uint8) if len(encoded) == len(text) else np.frombuffer(text.encode("utf-32-le"), np.uint32)
+            np.add.at(counts, codes.astype(np.intp), 1)
+            size += len(encoded)
+            documents += ends
+            starts = ends
+        if not documents:
+            raise InputError("is empty", where=", ".join(self.sources[:3]), cure="give a file with text in it")
+        self._note_remarks()
+        alphabet = np.flatnonzero(counts)
+        return Scan(documents, int(counts.sum()), size, digest.hexdigest(), alphabet.astype(np.uint32), counts[alphabet])
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return self.scan.documents
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one document, so that an end-of-text token is needed."""
+        return self.scan.documents > 1
+
+    @property
+    def characters(self) -> int:
+        """Number of characters (code points)."""
+        return self.scan.characters
+
+    @property
+    def bytes(self) -> int:
+        """Length of the text as UTF-8."""
+        return self.scan.bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hex hash of the text and of where its documents end; of a single document, that of its UTF-8 bytes."""
+        return self.scan.sha256
+
+    def _note_remarks(self) -> None:
+        for remark in dict.fromkeys(remark for source in self._sources for remark in sorted(source.remarks)):
+            self.notes.append(f"{remark}: {listed([source.label for source in self._sources if remark in source.remarks])}")
+        for source in self._sources:
+            source.remarks.clear()
+
+
+def listed(labels: Sequence[str]) -> str:
+    """The first three labels, and how many more there are."""
+    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")

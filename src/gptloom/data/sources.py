@@ -1,0 +1,134 @@
+"""Texts in: files, folders, globs, standard input and named data sets become one corpus of documents."""
+
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from gptloom.config import DataConfig
+from gptloom.data.cache import cache_folder
+from gptloom.data.corpus import Corpus, Scan, listed
+from gptloom.data.datasets import DATASETS, fetch
+from gptloom.data.documents import SUFFIXES, Piece, Source
+from gptloom.data.reading import BinaryFileError, EmptyFileError, check_encoding, find_encoding, open_binary
+from gptloom.errors import InputError, MachineError, nearest
+
+__all__ = ["Corpus", "Piece", "Scan", "open_corpus"]
+
+
+def open_corpus(texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | None = None) -> Corpus:
+    """Find the files that `texts` name and how they are encoded.
+
+    Args:
+        texts: files, folders (read whole, sorted, without hidden files), globs, `-` for standard input, or data set names.
+        config: `text_field`, `encoding` and `cache` are used.
+        stdin: read in place of standard input.
+
+    Raises:
+        InputError: a file does not exist, is empty, is not text or cannot be decoded.
+        ConfigError: `config.encoding` is not an encoding.
+        MachineError: a data set can neither be found nor downloaded, or standard input does not fit on the disk.
+    """
+    if not texts:
+        raise InputError("no text was given", where="TEXT", cure="give a file, a folder, a glob, - or shakespeare")
+    finder = _Finder(config, stdin)
+    for text in texts:
+        finder.add(text)
+    corpus = Corpus(_stem(texts[0]), finder.sources, config.text_field, finder.notes)
+    for path in finder.temporary:
+        weakref.finalize(corpus, path.unlink, missing_ok=True)
+    return corpus
+
+
+class _Finder:
+    """Collects the sources that the words on the command line stand for."""
+
+    def __init__(self, config: DataConfig, stdin: BinaryIO | None) -> None:
+        self.config, self.stdin = config, stdin
+        self.encoding = check_encoding(config.encoding) if config.encoding is not None else None
+        self.sources: list[Source] = []
+        self.notes: list[str] = []
+        self.temporary: list[Path] = []
+
+    def add(self, text: str) -> None:
+        path = Path(text)
+        if text == "-":
+            self.sources.append(self._source(self._spool(self.stdin or sys.stdin.buffer), "standard input"))
+        elif path.is_dir():
+            self._add_files(text, _files_below(path))
+        elif path.is_file():
+            self.sources.append(self._source(path, text))
+        elif path.exists():  # a pipe, such as the shell's <(command)
+            with open_binary(path) as pipe:
+                self.sources.append(self._source(self._spool(pipe), text))
+        elif text in DATASETS:
+            path, notes = fetch(text, cache_folder(self.config))
+            self.notes += notes
+            self.sources.append(self._source(path, text))
+        elif any(mark in text for mark in "*?["):
+            self._add_files(text, sorted(found for found in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if found.is_file()))
+        else:
+            raise _missing(path)
+
+    def _source(self, path: Path, label: str) -> Source:
+        if not path.stat().st_size:
+            raise EmptyFileError("is empty", where=label, cure="give a file with text in it")
+        try:
+            encoding = self.encoding or find_encoding(path)
+        except InputError as error:
+            raise type(error)(error.what, where=label, cure=error.cure) from None
+        source = Source(path, label, encoding, SUFFIXES.get(path.suffix.lower(), "text"))
+        if self.encoding is None and not encoding.startswith("utf"):
+            source.remarks.add(f"not UTF-8, read as {encoding} (detected; --data.encoding names another)")
+        return source
+
+    def _add_files(self, text: str, paths: Sequence[Path]) -> None:
+        """Add what is text among the files of a folder or glob, and note what is not."""
+        before = len(self.sources)
+        skipped: dict[str, list[str]] = {"binary": [], "empty": []}
+        for path in paths:
+            try:
+                self.sources.append(self._source(path, str(path)))
+            except BinaryFileError:
+                skipped["binary"].append(str(path))
+            except EmptyFileError:
+                skipped["empty"].append(str(path))
+        self.notes += [f"{len(labels)} {kind} file{'s' * (len(labels) > 1)} skipped: {listed(labels)}" for kind, labels in skipped.items() if labels]
+        if len(self.sources) == before:
+            found = f"{len(paths)} files, none of them text" if paths else "no file"
+            raise InputError(f"there is {found} here", where=text, cure="check the path; hidden files are not read")
+
+    def _spool(self, stream: BinaryIO) -> Path:
+        """Copy a stream to a temporary file, because the text is read several times."""
+        handle, name = tempfile.mkstemp(prefix="gptloom-", suffix=".txt")
+        self.temporary.append(Path(name))
+        try:
+            with os.fdopen(handle, "wb") as file:
+                shutil.copyfileobj(stream, file, 1 << 20)
+        except OSError as error:
+            raise MachineError(f"standard input cannot be kept: {error.strerror}", where=name, cure="free disk space, or set TMPDIR") from None
+        return Path(name)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [folder / path for path in sorted(found, key=Path.as_posix) if not any(part.startswith(".") for part in path.parts)]
+
+
+def _missing(path: Path) -> InputError:
+    try:
+        there = [str(path.parent / other.name) for other in path.parent.iterdir()]
+    except OSError:
+        return InputError(f"there is no folder {str(path.parent)!r}", where=str(path), cure="check the path")
+    return InputError("there is no such file or folder", where=str(path), cure=nearest(str(path), [*there, *DATASETS]) or "check the path")
+
+
+def _stem(text: str) -> str:
+    if text == "-":
+        return "stdin"
+    plain = [part for part in Path(text).parts if not any(mark in part for mark in "*?[")]
+    return Path(plain[-1]).stem if plain else "text"

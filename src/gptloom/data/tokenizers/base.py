@@ -1,0 +1,145 @@
+"""What every tokenizer does: text to ids and back, in a stream, with a saved form that can be trusted."""
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Integer, UInt
+
+from gptloom.data.documents import Piece
+from gptloom.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+FILE = "tokenizer.json"
+CURE = "copy it again from where it was made, or train a new one (--data.tokenizer)"
+
+Ids = UInt[np.ndarray, " tokens"]
+AnyIds = Integer[np.ndarray, " tokens"] | Sequence[int]
+OnUnknown = Literal["error", "skip", "replace"]
+Value = TypeVar("Value")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class EncodedPiece(NamedTuple):
+    """The ids of a stretch of one document."""
+
+    ids: Ids
+    ends_document: bool
+
+
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    Attributes:
+        kind: what sort it is, in a word.
+        vocab_size: ids are below this.
+        end_of_text: the id that ends a document, if there is one.
+        dtype: the smallest unsigned integers that hold every id.
+    """
+
+    kind: str
+
+    def __init__(self, spellings: Sequence[bytes], end_of_text: int | None) -> None:
+        """Keep the table of what each id stands for.
+
+        Args:
+            spellings: the UTF-8 bytes of each id; a part of a character for some, nothing for special ones.
+            end_of_text: the id that ends a document.
+        """
+        self.vocab_size = len(spellings)
+        self.end_of_text = end_of_text
+        self.dtype = id_dtype(self.vocab_size)
+        self._spellings = list(spellings)
+        self._lengths = np.array([len(spelling) for spelling in spellings], dtype=np.int64)
+
+    @abstractmethod
+    def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
+        """The ids of a text.
+
+        Args:
+            text: any string; what looks like a special token in it is text.
+            on_unknown: refuse characters that the tokenizer does not have, leave them out, or take the nearest one.
+
+        Raises:
+            InputError: there is an unknown character and `on_unknown` is "error".
+        """
+
+    @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """All that is needed to load it again: file name to content. The same tokenizer gives the same bytes."""
+
+    def decode(self, ids: AnyIds) -> str:
+        """The text of some ids; special ids are left out, and bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(map(self._spellings.__getitem__, np.asarray(ids, dtype=np.int64).tolist())).decode(errors="replace")
+
+    def token_text(self, token: int) -> str:
+        r"""One id for display: its text, or `\xf0\x9f` where it is a part of a character."""
+        return END_OF_TEXT if token == self.end_of_text else self._spellings[token].decode(errors="backslashreplace")
+
+    def count_bytes(self, ids: AnyIds) -> int:
+        """The UTF-8 bytes of text that some ids stand for; the end of a text counts 0."""
+        return int(self._lengths[np.asarray(ids, dtype=np.int64)].sum())
+
+    def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
+        """Encode documents as a stream, in bounded memory; where the pieces were cut does not change the ids."""
+        for text, ends_document in pieces:
+            yield EncodedPiece(self.encode(text, on_unknown), ends_document)
+
+    def save(self, folder: Path) -> None:
+        """Write its files into an existing folder."""
+        for name, content in self.files().items():
+            (folder / name).write_bytes(content)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of its files: two tokenizers with the same fingerprint give the same ids."""
+        digest = hashlib.sha256()
+        for name, content in sorted(self.files().items()):
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+        return digest.hexdigest()
+
+
+def id_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest of uint8, uint16 and uint32 that holds every id."""
+    return np.dtype(np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def well_formed(text: str, on_unknown: OnUnknown) -> str:
+    """The text without lone surrogates, which UTF-8 cannot hold: dropped, replaced by U+FFFD, or an InputError."""
+    if text.isascii() or not (found := _SURROGATE.search(text)):
+        return text
+    if on_unknown == "error":
+        raise InputError(f"the text has half a surrogate pair, {found[0]!r}, which is not a character", where="text", cure="use --on-unknown skip|replace")
+    return _SURROGATE.sub("" if on_unknown == "skip" else "\ufffd", text)
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """A tokenizer's own JSON file, the same bytes each time."""
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def entry(content: Mapping[str, Any], key: str, kind: type[Value], where: Path) -> Value:
+    """A value of a tokenizer's JSON file; InputError when it is missing or of another type."""
+    value = content.get(key)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        what = f"{key!r} is {type(value).__name__}, not {kind.__name__}" if key in content else f"has no {key!r}"
+        raise InputError(f"is not a whole tokenizer: {what}", where=str(where), cure=CURE)
+    return value
+
+
+def read_side_file(path: Path, sha256: str | None) -> bytes:
+    """A file that belongs to a tokenizer; InputError when it is missing or is not the one with this hash (None: any)."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=CURE) from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError("is damaged: its hash is not the one that the tokenizer names", where=str(path), cure=CURE)
+    return content

@@ -1,0 +1,103 @@
+"""One id per character, or per byte."""
+
+import itertools
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from gptloom.data.tokenizers.base import CURE, FILE, Ids, OnUnknown, Tokenizer, entry, to_json, well_formed
+from gptloom.errors import InputError
+
+_PLAIN = dict(zip("‘’‚“”„–—−", "''," + '"""' + "---", strict=True))
+
+
+class CharTokenizer(Tokenizer):
+    """One id per character of an alphabet, in code point order; the end of a text, if there is one, comes last."""
+
+    kind = "char"
+
+    def __init__(self, alphabet: str, *, ends: bool) -> None:
+        """Number the characters.
+
+        Args:
+            alphabet: distinct characters.
+            ends: whether there is an end-of-text id.
+        """
+        self.alphabet = "".join(sorted(alphabet))
+        super().__init__([char.encode() for char in self.alphabet] + [b""] * ends, len(alphabet) if ends else None)
+        self._codes = np.frombuffer(self.alphabet.encode("utf-32-le"), np.uint32).astype(np.int64)
+        # One entry more than the highest code point: reads beyond it are clipped there and found missing.
+        self._missing = self.vocab_size
+        self._table = np.full(max(int(self._codes[-1]), 0x7F) + 2, self._missing, np.uint32)
+        self._table[self._codes] = np.arange(len(self._codes))
+
+    def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
+        """The id of each character; see `Tokenizer.encode`."""
+        wide = not text.isascii()
+        codes: Ids = np.frombuffer(text.encode("utf-32-le", "surrogatepass") if wide else text.encode(), np.uint32 if wide else np.uint8)
+        ids: Ids = self._table.take(codes, mode="clip")
+        unknown = ids == self._missing
+        if unknown.any():
+            if on_unknown == "error":
+                raise self._unknown(chr(codes[unknown][0]))
+            if on_unknown == "skip":
+                ids = ids[~unknown]
+            else:
+                new, places = np.unique(codes[unknown], return_inverse=True)
+                ids[unknown] = self._table[[ord(next(self.nearest(chr(code)))) for code in new]][places]
+        return ids.astype(self.dtype)
+
+    def nearest(self, char: str) -> Iterator[str]:
+        """Characters of the alphabet that can stand for another one, best first; there is always one.
+
+        The other case, plain punctuation and the letter without its accents (NFKD) come first, then close code points.
+        """
+        plain = _PLAIN.get(char, "") + "".join(part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part))
+        for candidate in dict.fromkeys(char.swapcase() + plain + plain.swapcase()):
+            if candidate in self.alphabet:
+                yield candidate
+        yield from (self.alphabet[index] for index in np.argsort(np.abs(self._codes - ord(char)), kind="stable"))
+
+    def _unknown(self, char: str) -> InputError:
+        close = ", ".join(repr(other) for other in itertools.islice(self.nearest(char), 2))
+        name = unicodedata.name(char, "unnamed")
+        what = f"the character {char!r} (U+{ord(char):04X}, {name}) is not among the {len(self.alphabet)} that the tokenizer knows"
+        return InputError(what, where="text", cure=f"the nearest are {close}; change the text, or use --on-unknown skip|replace")
+
+    def files(self) -> dict[str, bytes]:
+        """The alphabet as JSON."""
+        return {FILE: to_json({"kind": self.kind, "alphabet": self.alphabet, "end_of_text": self.end_of_text is not None})}
+
+    @classmethod
+    def load(cls, path: Path, content: Mapping[str, Any]) -> Self:
+        """Build it from its JSON file; InputError when the alphabet is empty, repeats itself or holds half a character."""
+        alphabet = entry(content, "alphabet", str, path)
+        if not alphabet or len(set(alphabet)) != len(alphabet) or any("\ud800" <= char <= "\udfff" for char in alphabet):
+            raise InputError("its alphabet must be distinct characters, at least one", where=str(path), cure=CURE)
+        return cls(alphabet, ends=entry(content, "end_of_text", bool, path))
+
+
+class ByteTokenizer(Tokenizer):
+    """One id per byte of the text as UTF-8; the end of a text, if there is one, is 256."""
+
+    kind = "byte"
+
+    def __init__(self, *, ends: bool) -> None:
+        """Nothing is learned; `ends` tells whether there is an end-of-text id."""
+        super().__init__([bytes([value]) for value in range(256)] + [b""] * ends, 256 if ends else None)
+
+    def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
+        """The bytes; see `Tokenizer.encode`. Only lone surrogates are unknown."""
+        return np.frombuffer(well_formed(text, on_unknown).encode(), np.uint8).astype(self.dtype)
+
+    def files(self) -> dict[str, bytes]:
+        """Whether documents end, as JSON."""
+        return {FILE: to_json({"kind": self.kind, "end_of_text": self.end_of_text is not None})}
+
+    @classmethod
+    def load(cls, path: Path, content: Mapping[str, Any]) -> Self:
+        """Build it from its JSON file."""
+        return cls(ends=entry(content, "end_of_text", bool, path))

@@ -1,0 +1,111 @@
+"""Byte-level BPE trained on the text, and any tokenizer.json in the format of Hugging Face's tokenizers library."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from gptloom.data.corpus import Corpus
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds
+from gptloom.data.tokenizers.subword import SubwordTokenizer, limited
+from gptloom.errors import InputError
+
+TRAINED_ON = 200_000_000
+"""Characters of the text, from its beginning, that a vocabulary is learned from at most."""
+
+_ENDS = (END_OF_TEXT, "</s>", "<eos>")
+
+
+class HuggingFaceTokenizer(SubwordTokenizer):
+    """A tokenizer of the tokenizers library. Byte-level ones are lossless and count bytes exactly; of others neither is promised."""
+
+    def __init__(self, text: str, where: str = FILE) -> None:
+        """Read the JSON text of a tokenizer.json; InputError, naming `where`, when it is not one."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # noqa: BLE001  # the library raises Exception itself, nothing narrower
+            raise InputError(f"is not a tokenizer.json: {error}", where=where, cure=CURE) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        content: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        self._byte_level = "ByteLevel" in _types(content["decoder"])
+        self.kind = "bpe" if self._byte_level and content["model"]["type"] == "BPE" else "huggingface"
+        ends = (self._tokenizer.token_to_id(token) for token in _ENDS)
+        super().__init__(self._table(), next((token for token in ends if token is not None), None))
+
+    @classmethod
+    def train(cls, corpus: Corpus, vocab_size: int) -> Self:
+        """Learn a byte-level BPE (GPT-2's pattern) on the first `TRAINED_ON` characters of a text.
+
+        Args:
+            corpus: the text; a note is added to it when it is too short for so many tokens, or longer than was read.
+            vocab_size: tokens, with the 256 bytes and the end of a text; there are fewer when no more pairs repeat.
+        """
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[END_OF_TEXT] if corpus.several else [],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(limited(corpus.pieces(), TRAINED_ON), trainer)
+        trained = cls(tokenizer.to_str())
+        if trained.vocab_size < vocab_size:
+            corpus.notes.append(f"the text is too short for bpe:{vocab_size}; the vocabulary has {trained.vocab_size} tokens")
+        if corpus.characters > TRAINED_ON:
+            corpus.notes.append(f"the BPE vocabulary was learned on the first {TRAINED_ON:,} characters")
+        return trained
+
+    def files(self) -> dict[str, bytes]:
+        """The plain tokenizer.json, as other programs read it."""
+        return {FILE: self._tokenizer.to_str(pretty=True).encode()}
+
+    def decode(self, ids: AnyIds) -> str:
+        """The text of some ids; see `Tokenizer.decode`."""
+        return super().decode(ids) if self._byte_level else str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def count_bytes(self, ids: AnyIds) -> int:
+        """UTF-8 bytes; of tokenizers that are not byte-level, those of the decoded text."""
+        return super().count_bytes(ids) if self._byte_level else len(self.decode(ids).encode())
+
+    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Sequence[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(chunks), add_special_tokens=False)]
+
+    def _table(self) -> list[bytes]:
+        """What each id stands for; numbers without a token stand for nothing."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise InputError("its vocabulary is empty", where=FILE, cure=CURE)
+        added = self._tokenizer.get_added_tokens_decoder()
+        table = [b""] * (max(vocabulary.values()) + 1)
+        for token, index in vocabulary.items():
+            if index in added:
+                table[index] = b"" if added[index].special else token.encode()
+            elif self._byte_level and all(char in _BYTES for char in token):
+                table[index] = bytes(_BYTES[char] for char in token)
+            else:
+                table[index] = token.encode()
+        return table
+
+
+def _types(part: Any) -> set[str]:
+    """The types named in a component of a tokenizer.json, those inside a Sequence included."""
+    if isinstance(part, dict):
+        return {str(part.get("type"))}.union(*map(_types, part.values()))
+    return set().union(*map(_types, part)) if isinstance(part, list) else set()
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte: itself where it is visible, else a character from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [value for value in range(256) if value not in visible]
+    return {chr(value): value for value in visible} | {chr(0x100 + n): value for n, value in enumerate(hidden)}
+
+
+_BYTES = _byte_characters()

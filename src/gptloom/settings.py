@@ -1,0 +1,113 @@
+"""Settings from mappings, TOML files and recipes: checked, laid over one another, and written down again."""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import ValidationError
+
+from gptloom.config import Config, RunConfig
+from gptloom.errors import ConfigError, InputError, nearest
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def field_names(cls: type[Config], prefix: str = "") -> dict[str, Any]:
+    """Every setting below a group, as {dotted key: field}; groups inside it are walked, not listed."""
+    names: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            names |= field_names(field.annotation, f"{prefix}{name}.")
+        else:
+            names[prefix + name] = field
+    return names
+
+
+def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> AnyConfig:
+    """Check a (nested) mapping and build the settings from it.
+
+    Args:
+        cls: the group to build.
+        values: key to value; strings are read as the field's type.
+        where: the file or the command line that the values came from.
+
+    Raises:
+        ConfigError: naming every wrong key at once, each with what was received and what is expected.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        known = field_names(cls)
+        problems = []
+        for one in error.errors():
+            key = ".".join(
+                part for part in map(str, one["loc"]) if part in known or any(part in k.split(".") for k in known) or one["type"] == "extra_forbidden"
+            )
+            message = one["msg"].removeprefix("Value error, ")
+            if one["type"] == "extra_forbidden":
+                message = f"unknown setting; {nearest(key, known) or 'see --help for the settings'}"
+            elif one["type"] != "value_error":
+                message = f"{message[:1].lower()}{message[1:]}, not {one['input']!r}"
+            problems.append(f"{key}: {message}" if key and one["type"] != "value_error" else message)
+        raise ConfigError(" | ".join(dict.fromkeys(problems)), where=where) from None
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with `changes` laid over `base`."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model.n_layer": 4} as {"model": {"n_layer": 4}}."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split(".")
+        for group in reversed(groups):
+            name, value = group, {name: value}
+        nested = merge(nested, {name: value})
+    return nested
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a nested dict; InputError names the file and line when it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is not valid TOML: {error}", where=str(path), cure="correct that line") from None
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with gptloom."""
+    return sorted(p.name.removesuffix(".toml") for p in resources.files("gptloom").joinpath("recipes").iterdir() if p.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe's settings as a nested dict, its own name included."""
+    if name not in recipe_names():
+        raise ConfigError(f"there is no recipe {name!r}", where="--recipe", cure=nearest(name, recipe_names()) or f"choose from {', '.join(recipe_names())}")
+    return tomllib.loads(resources.files("gptloom").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")) | {"recipe": name}
+
+
+def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
+    """A run's settings: the recipe, then each layer over it; a run length in a layer replaces the one below."""
+    values = read_recipe(recipe)
+    for layer in layers:
+        lengths = {"steps", "minutes", "epochs"}
+        if lengths & set(layer.get("train", {})):
+            values["train"] = {k: v for k, v in values.get("train", {}).items() if k not in lengths}
+        values = merge(values, layer)
+    return parse(RunConfig, values, where=where)
+
+
+def to_toml(config: Config) -> str:
+    """The complete settings as TOML; a setting that is not set (None) has no line, for TOML has no null."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -1,0 +1,148 @@
+"""One process's part of a run: builds what the trainer needs, lets it go, and says what came of it."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gptloom.bundle import Bundle, find_bundle
+from gptloom.config import RunConfig, SampleConfig
+from gptloom.data.batches import Batches, evaluation_windows
+from gptloom.data.tokens import Split
+from gptloom.inference.evaluation import Score, evaluate
+from gptloom.model.objective import Objective
+from gptloom.runtime import autocast, derive, peak_memory, pick_precision
+from gptloom.training.callbacks import Callback, Metrics, Samples, Signals, TensorBoard
+from gptloom.training.checkpoint import point, prune, write_checkpoint
+from gptloom.training.compiling import compile_or_not
+from gptloom.training.display import Display
+from gptloom.training.folder import draw_history
+from gptloom.training.optim import make_optimizer, optimizer_tensors, restore_optimizer
+from gptloom.training.plan import Plan
+from gptloom.training.schedule import Horizon, make_horizon
+from gptloom.training.trainer import End, Job, Progress, Trainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    `val_loss` and `val_bpb` are the best checkpoint's: of all evaluations on the whole validation split, the lowest.
+    `train_loss` is the last batch's. `end` is finished, patience or stopped; `signal` is what stopped it.
+    """
+
+    run: str
+    checkpoint: str
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    train_loss: float
+    val_loss: float | None
+    val_bpb: float | None
+    best_step: int | None
+    last_val_loss: float | None
+    end: End
+    signal: int | None
+
+
+class Session:
+    """One process's part of a run: builds what the trainer needs and lets it go."""
+
+    def __init__(self, run: Path, config: RunConfig, bundle: Bundle, parts: Split, device: torch.device, display: Display) -> None:
+        """Lay out the batches and the optimizer; nothing is computed yet."""
+        self.run, self.config, self.bundle, self.device, self.display = run, config, bundle, device, display
+        self.parts = parts
+        train, model = config.train, config.model
+        self.batches = Batches(parts.train, block_size=model.block_size, batch_size=train.batch_size, seed=config.seed, sampling=config.data.sampling)
+        self.val_bytes = bundle.tokenizer.count_bytes(parts.val.ids[1:])
+        self.optimizer = make_optimizer(bundle.model, train)
+        self.signals = Signals()
+        self.best: Score | None = None
+
+    def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:
+        """Train from `progress` on; without a horizon, the configuration says how far. `tensors` are the optimizer's, from a checkpoint."""
+        train = self.config.train
+        restore_optimizer(self.bundle.model, self.optimizer, tensors)
+        horizon = horizon or make_horizon(train, self.batches.tokens_per_epoch, train.batch_size * self.config.model.block_size)
+        dtype = pick_precision(train.precision, self.device)
+        self.bundle.model.train()
+        objective = Objective(self.bundle.model)
+        source = Source(self.batches)
+        compiled = compile_or_not(objective, train, horizon, self.device, source.batch(0), partial(autocast, self.device, dtype), self.display.say)
+        save = partial(self._save, progress, horizon)
+        job = Job(compiled, self.optimizer, source, self._evaluate, save, partial(autocast, self.device, dtype), self.device, self.config.seed)
+        trainer = Trainer(job, train, horizon, progress, self._callbacks(progress))
+        per_step = trainer.rehearse()
+        if horizon.seconds is not None and not horizon.plans:
+            horizon.plan(0, 0.0, per_step)
+        parameters = self.bundle.model.parameter_count()
+        plan = Plan(
+            self.config, parameters, len(self.parts.train.ids), len(self.parts.val.ids), horizon, per_step, self.device, dtype, peak_memory(self.device)
+        )
+        for line in [f"run      {self.run}", *plan.lines(), *(f"warning: {warning}" for warning in plan.warnings())]:
+            self.display.say(line)
+        end = trainer.fit()
+        return self._result(progress, trainer.train_loss, end)
+
+    def _callbacks(self, progress: Progress) -> list[Callback]:
+        train = self.config.train
+        found: list[Callback] = [self.signals, Metrics(self.run / "metrics.jsonl", progress.step), self.display]
+        if train.sample_tokens:
+            found.append(Samples(self.run / "samples.jsonl", self._write_sample, self.display.show_sample))
+        if train.tensorboard:
+            found.append(TensorBoard(self.run / "tensorboard"))
+        return found
+
+    def _write_sample(self) -> str:
+        config = SampleConfig(tokens=self.config.train.sample_tokens, seed=derive(self.config.seed, "sample"))
+        return self.bundle.write(self.config.train.sample_prompt, config, on_unknown="skip")[0].text
+
+    def _evaluate(self) -> Score:
+        """The whole validation split, in float32, by the bare model: the same number that `gptloom eval` gives."""
+        windows = evaluation_windows(self.parts.val, self.config.model.block_size, self.config.train.eval_batch_size)
+        batches = ((batch.inputs, batch.targets) for batch in windows)
+        score = evaluate(Objective(self.bundle.model), batches, device=self.device, byte_count=self.val_bytes)
+        self.best = score if self.best is None or score.loss < self.best.loss else self.best
+        return score
+
+    def _save(self, progress: Progress, horizon: Horizon, improved: bool) -> Path:
+        tensors = optimizer_tensors(self.bundle.model, self.optimizer)
+        path = write_checkpoint(self.run, self.bundle, tensors, progress, horizon)
+        if improved:
+            point(self.run / "best", path.name)
+        prune(self.run, self.config.train.keep, f"step-{progress.best_step or 0:06d}")
+        return path
+
+    def _result(self, progress: Progress, train_loss: float, end: End) -> Result:
+        history = draw_history(self.run, self.config, progress)
+        bits = [line.get("bpb") for line in history if line["event"] == "evaluation" and line["step"] == progress.best_step]
+        return Result(
+            run=str(self.run),
+            checkpoint=str(find_bundle(self.run, "best")),
+            parameters=self.bundle.model.parameter_count(),
+            steps=progress.step,
+            tokens=progress.tokens,
+            seconds=round(progress.seconds, 3),
+            train_loss=train_loss,
+            val_loss=progress.best_loss,
+            val_bpb=bits[-1] if bits else None,
+            best_step=progress.best_step,
+            last_val_loss=progress.last_loss,
+            end=end,
+            signal=self.signals.received,
+        )
+
+
+class Source:
+    """Batches as the trainer wants them."""
+
+    def __init__(self, batches: Batches) -> None:
+        """Wrap the data's batches."""
+        self.batches = batches
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of a step."""
+        batch = self.batches.batch(step)
+        return batch.inputs, batch.targets
