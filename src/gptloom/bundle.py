@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class Bundle:
     tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", which: str = "best") -> Self:
+    def load(cls, path: str | Path, *, device: str = "auto", which: str = "best") -> "Bundle":
         """Load a run folder, a checkpoint folder or a bundle.
 
         Args:
@@ -164,8 +164,8 @@ class Bundle:
 
 
 def weights(model: Decoder) -> dict[str, torch.Tensor]:
-    """The model's tensors by name; a tied head is left out, for it is the token table."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    """Copies of the model's tensors by name; a tied head is left out, for it is the token table."""
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if model.config.head == "tied":
         del tensors["head.weight"]
     return tensors

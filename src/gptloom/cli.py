@@ -1,6 +1,7 @@
 """The command line. Each command imports what it needs inside itself, so that `--help` never imports torch."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptloom.config import RunConfig, SampleConfig
-from gptloom.errors import ConfigError, ExitCode, GptloomError, nearest
+from gptloom.errors import ConfigError, ExitCode, GptloomError, MachineError, nearest
 from gptloom.flags import Parser, add_flags, given
 from gptloom.settings import nest, parse, read_toml, recipe_names
 
@@ -124,18 +125,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see `ExitCode`)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):  # not under a test's or a notebook's own stream
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         return _dispatch(words)
     except GptloomError as error:
         return _fail(error, words)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python must not complain again while it closes standard output.
+        sys.stdout = None
+        return ExitCode.DONE
+    except OSError as error:
+        return _fail(MachineError(error.strerror or str(error), where=str(error.filename or ""), cure="check the disk and the path"), words)
+    except MemoryError:
+        return _fail(MachineError("the memory is used up", cure="make the model, the batch or the text smaller"), words)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python must not complain again while it closes standard output.
-        sys.stdout = None  # type: ignore[assignment]
-        return ExitCode.DONE
 
 
 def _dispatch(words: list[str]) -> int:

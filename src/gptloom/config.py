@@ -1,8 +1,11 @@
 """Every knob, typed, once. The flag, its help, the TOML key and the saved JSON all come from the fields below."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+IGNORED = -1
+"""A target with this value is not predicted and does not count: the one number that data and model agree on."""
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -75,7 +78,7 @@ class ModelConfig(Config):
         return self.vocab_size if self.head == "none" else self.n_embd
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "ModelConfig":
         uses_heads = self.mixer != "none" and self.n_layer > 0
         if uses_heads and not self.head_size and self.n_embd % self.n_head:
             near = sorted((d for d in range(1, self.n_embd + 1) if self.n_embd % d == 0), key=lambda d: abs(d - self.n_head))[:2]
@@ -144,7 +147,7 @@ class TrainConfig(Config):
     tensorboard: bool = Field(False, description="Also write TensorBoard events into the run folder (extra: track)")
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "TrainConfig":
         given = [name for name in ("steps", "minutes", "epochs") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude one another: give one length for the run")

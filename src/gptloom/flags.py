@@ -13,9 +13,9 @@ from gptloom.settings import field_names
 class Parser(argparse.ArgumentParser):
     """A parser that fails as everything here does: with a `ConfigError`, which names the nearest flag."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         """Flags are never abbreviated: a new flag must not change what an old command means."""
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(**kwargs, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""

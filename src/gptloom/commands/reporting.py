@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from gptloom.config import DataConfig
+from gptloom.data.report import Report, describe
 from gptloom.data.sources import open_corpus
 from gptloom.errors import ExitCode
 from gptloom.settings import recipe_names
@@ -33,12 +34,31 @@ def report_run(result: Result, as_json: bool) -> None:
 
 def data(args: argparse.Namespace) -> int:
     """Print the report on a text."""
-    from gptloom.data.report import describe
-
     config = DataConfig(text_field=args.text_field, encoding=args.encoding)
     report = describe(open_corpus(args.texts, config), config)
-    print(json.dumps(asdict(report), ensure_ascii=False) if args.json else "\n".join(report.lines()))
+    print(json.dumps(asdict(report), ensure_ascii=False) if args.json else "\n".join(_lines(report)))
     return ExitCode.DONE
+
+
+def _lines(report: Report) -> list[str]:
+    """The report as a person reads it."""
+    frequent = " ".join(repr(character)[1:-1] if character != " " else "space" for character, _ in report.alphabet.characters[:20])
+    lines = [
+        f"text       {report.name}: {report.documents:,} documents, {report.characters:,} characters, {report.bytes:,} bytes",
+        f"alphabet   {report.alphabet.size:,} characters; most frequent first: {frequent}",
+        f"{'tokens':<17} {'vocabulary':>10} {'tokens':>13}  characters per token",
+    ]
+    for name, count in report.tokens.items():
+        about = " " if count.exact else "~"
+        lines.append(f"  {name:<15} {count.vocab_size:>10,} {about}{count.tokens:>12,}  {count.characters_per_token:.2f}")
+    found = report.repeats
+    return [
+        *lines,
+        f"repeats    {found.line_share:.1%} of {found.lines:,} lines repeat an earlier one; {found.repeated_documents:,} of {found.documents:,} documents do",
+        f"overlap    {report.leakage:.1%} of the validation text's 50-character passages also occur in the training text",
+        *(f"warning    {warning}" for warning in report.warnings),
+        *(f"note       {note}" for note in report.notes),
+    ]
 
 
 def doctor(args: argparse.Namespace) -> int:

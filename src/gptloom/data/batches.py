@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Int, Int64, UInt, UInt64
 
+from gptloom.config import IGNORED
 from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
-
-IGNORE = -1
-"""The target where there is nothing to predict."""
 
 Sampling = Literal["random", "shuffled", "documents"]
 
@@ -25,7 +23,7 @@ class Batch:
 
     Attributes:
         inputs: token ids; 0 where a row is shorter than the others.
-        targets: the next token's id, or `IGNORE` where there is nothing to predict.
+        targets: the next token's id, or `IGNORED` where there is nothing to predict.
     """
 
     inputs: Int[torch.Tensor, "batch time"]
@@ -109,8 +107,8 @@ class Batches:
             draws = self._draw(1, epoch, self._windows + 1)
             order = np.argsort(draws[1:], kind="stable")
             if self._sampling == "shuffled":
-                shifts = min(self.time, len(self._ids) - self._windows * self.time)
-                order = order * self.time + int(draws[0] % np.uint64(shifts))
+                slack = len(self._ids) - self._windows * self.time
+                order = order * self.time + int(draws[0] % np.uint64(slack))
             if len(self._orders) == _ORDERS:
                 self._orders.clear()
             self._orders[epoch] = order
@@ -138,14 +136,14 @@ def evaluation_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iter
         yield _read(tokens.ids, starts[:, None] + columns, np.minimum(time, last - starts))
 
 
-def _read(ids: UInt[np.ndarray, " tokens"], places: Int64[np.ndarray, "batch time+1"], lengths: Int64[np.ndarray, " batch"] | None) -> Batch:
+def _read(ids: UInt[np.ndarray, " tokens"], places: Int64[np.ndarray, "batch time_and_next"], lengths: Int64[np.ndarray, " batch"] | None) -> Batch:
     time = places.shape[1] - 1
     if lengths is None or lengths.min(initial=time) == time:
         block = ids[places].astype(np.int64)
         return Batch(torch.from_numpy(block[:, :-1].copy()), torch.from_numpy(block[:, 1:].copy()))
     block = ids[np.minimum(places, len(ids) - 1)].astype(np.int64)
     padding = np.arange(time) >= lengths[:, None]
-    return Batch(torch.from_numpy(np.where(padding, 0, block[:, :-1])), torch.from_numpy(np.where(padding, IGNORE, block[:, 1:])))
+    return Batch(torch.from_numpy(np.where(padding, 0, block[:, :-1])), torch.from_numpy(np.where(padding, IGNORED, block[:, 1:])))
 
 
 def _document_windows(tokens: Tokens, block_size: int) -> tuple[Int64[np.ndarray, " windows"], Int64[np.ndarray, " windows"]]:

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +22,10 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_LEGACY = ["cp1252", "cp1250", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "iso8859_2", "cp932", "euc_jp", "gb18030", "big5", "cp949"]
+_LATIN = ["cp1252", "cp1250", "cp1254", "cp1257"]
+_OTHER = ["cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "cp932", "euc_jp", "gb18030", "big5", "cp949"]
+_NOT_CP1252 = frozenset(b"\x81\x8d\x8f\x90\x9d")
+_HIGH = re.compile(rb"[\x80-\xff]+")
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\b\x1b")) + b"\x7f"
 
 
@@ -51,7 +55,7 @@ def check_encoding(name: str) -> str:
         io.TextIOWrapper(io.BytesIO(), encoding=name).close()
         known = codecs.lookup(name).name
     except LookupError:
-        common = ["utf-8", "utf-16", "utf-32", "latin-1", "ascii", "shift_jis", *_LEGACY]
+        common = ["utf-8", "utf-16", "utf-32", "latin-1", "ascii", "shift_jis", *_LATIN, *_OTHER]
         cure = nearest(name, common) or "give a name that Python knows, such as utf-8, cp1252 or shift_jis"
         raise ConfigError(f"there is no text encoding {name!r}", where="--data.encoding", cure=cure) from None
     return "utf-8-sig" if known == "utf-8" else known
@@ -123,24 +127,32 @@ def _first_invalid(path: Path) -> int | None:
 
 def _detect(path: Path, invalid: int) -> str:
     """The likeliest legacy encoding, judged around the first byte that is not UTF-8."""
+    start = max(0, invalid - _SAMPLE // 2)
     with open_binary(path) as file:
-        file.seek(max(0, invalid - _SAMPLE // 2))
+        file.seek(start)
         sample = file.read(_SAMPLE)
     lenient = sample.decode("utf-8", errors="replace")
-    wrong = lenient.count("\ufffd")
-    if sum(char > "\x7f" for char in lenient) > 5 * wrong:
-        cure = "correct that byte, or name the encoding (--data.encoding)"
-        raise InputError(
-            f"is UTF-8 but for the byte 0x{sample[invalid - max(0, invalid - _SAMPLE // 2)]:02x} at offset {invalid:,}", where=str(path), cure=cure
-        )
+    if sum(char > "\x7f" for char in lenient) > 5 * lenient.count("\ufffd"):
+        what = f"is UTF-8 but for the byte 0x{sample[invalid - start]:02x} at offset {invalid:,}"
+        raise InputError(what, where=str(path), cure="correct that byte, or name the encoding (--data.encoding)")
+    found = _likeliest(b"\n".join(line for line in sample.splitlines() if not line.isascii()))
+    if found is None:
+        raise InputError("is neither UTF-8 nor in an encoding that can be told", where=str(path), cure="name its encoding (--data.encoding)")
+    return found
+
+
+def _likeliest(sample: bytes) -> str | None:
     import charset_normalizer
 
-    matches = charset_normalizer.from_bytes(sample, cp_isolation=_LEGACY)
+    runs = _HIGH.findall(sample)
+    # In Latin scripts accented letters stand alone between ASCII ones; in other scripts nearly every byte is high.
+    latin = sum(map(len, runs)) < 2 * len(runs)
+    matches = charset_normalizer.from_bytes(sample, cp_isolation=_LATIN if latin else _OTHER)
     best = matches.best()
     if best is None:
-        raise InputError("is neither UTF-8 nor in an encoding that can be told", where=str(path), cure="name its encoding (--data.encoding)")
-    western = (match for match in matches if "cp1252" in match.could_be_from_charset)
-    # Several code pages often read a file alike; the commonest wins unless another reads clearly better.
-    if any(match.chaos <= best.chaos and match.coherence >= best.coherence - 0.01 for match in western):
+        return None
+    # Several code pages often read a text alike; the commonest wins unless another looks more like a language.
+    western = max((match.coherence for match in matches if "cp1252" in match.could_be_from_charset), default=0.0)
+    if latin and best.coherence <= western + 0.01 and not _NOT_CP1252.intersection(sample):
         return "cp1252"
     return best.encoding

@@ -82,7 +82,7 @@ class Report:
 
 
 def describe(corpus: Corpus, config: DataConfig) -> Report:
-    """Examine a text, in bounded memory; it is read four times.
+    """Examine a text, in bounded memory; it is read several times.
 
     Args:
         corpus: the text.

@@ -1,11 +1,13 @@
 """Texts in: files, folders, globs, standard input and named data sets become one corpus of documents."""
 
+import io
 import os
 import shutil
 import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +22,7 @@ from gptloom.errors import InputError, MachineError, nearest
 __all__ = ["Corpus", "Piece", "Scan", "open_corpus"]
 
 
-def open_corpus(texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | None = None) -> Corpus:
+def open_corpus(texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | io.BufferedIOBase | None = None) -> Corpus:
     """Find the files that `texts` name and how they are encoded.
 
     Args:
@@ -36,23 +38,23 @@ def open_corpus(texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | N
     if not texts:
         raise InputError("no text was given", where="TEXT", cure="give a file, a folder, a glob, - or shakespeare")
     finder = _Finder(config, stdin)
-    for text in texts:
-        finder.add(text)
-    corpus = Corpus(_stem(texts[0]), finder.sources, config.text_field, finder.notes)
-    for path in finder.temporary:
-        weakref.finalize(corpus, path.unlink, missing_ok=True)
+    with finder.temporary:
+        for text in texts:
+            finder.add(text)
+        corpus = Corpus(_stem(texts[0]), finder.sources, config.text_field, finder.notes)
+        weakref.finalize(corpus, finder.temporary.pop_all().close)
     return corpus
 
 
 class _Finder:
     """Collects the sources that the words on the command line stand for."""
 
-    def __init__(self, config: DataConfig, stdin: BinaryIO | None) -> None:
+    def __init__(self, config: DataConfig, stdin: BinaryIO | io.BufferedIOBase | None) -> None:
         self.config, self.stdin = config, stdin
         self.encoding = check_encoding(config.encoding) if config.encoding is not None else None
         self.sources: list[Source] = []
         self.notes: list[str] = []
-        self.temporary: list[Path] = []
+        self.temporary = ExitStack()
 
     def add(self, text: str) -> None:
         path = Path(text)
@@ -102,15 +104,16 @@ class _Finder:
             found = f"{len(paths)} files, none of them text" if paths else "no file"
             raise InputError(f"there is {found} here", where=text, cure="check the path; hidden files are not read")
 
-    def _spool(self, stream: BinaryIO) -> Path:
+    def _spool(self, stream: BinaryIO | io.BufferedIOBase) -> Path:
         """Copy a stream to a temporary file, because the text is read several times."""
-        handle, name = tempfile.mkstemp(prefix="gptloom-", suffix=".txt")
-        self.temporary.append(Path(name))
         try:
+            handle, name = tempfile.mkstemp(prefix="gptloom-", suffix=".txt")
+            self.temporary.callback(Path(name).unlink, missing_ok=True)
             with os.fdopen(handle, "wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
         except OSError as error:
-            raise MachineError(f"standard input cannot be kept: {error.strerror}", where=name, cure="free disk space, or set TMPDIR") from None
+            what = f"the text cannot be kept in a temporary file: {error.strerror or error}"
+            raise MachineError(what, where=tempfile.gettempdir(), cure="free disk space, or set TMPDIR") from None
         return Path(name)
 
 

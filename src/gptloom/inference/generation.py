@@ -12,26 +12,29 @@ from gptloom.config import SampleConfig
 from gptloom.inference.sampling import Uniforms, choose
 from gptloom.model.decoder import Decoder, cut_rows
 from gptloom.model.state import Context
+from gptloom.model.stepping import Stepper
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Dropout off, and back to what it was afterwards."""
-    was_training = model.training
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        model.train()
 
 
 def window_start(length: int, block_size: int) -> int:
     """Where the model's view of a text of `length` tokens begins.
 
-    A view that is full moves on by a quarter of block_size, so that a cache is rebuilt once in that many tokens and the
-    view never shrinks below three quarters. A function of the length alone, so cached and uncached writing agree.
+    A view that is full moves on by half of block_size, so that a cache is rebuilt once in that many tokens and the view
+    never shrinks below one half. A function of the length alone, so cached and uncached writing agree.
     """
-    stride = max(1, block_size // 4)
+    stride = max(1, block_size // 2)
     return max(0, -(-(length - block_size) // stride) * stride)
 
 
@@ -54,6 +57,7 @@ class Rows:
         self.block_size = model.config.block_size
         self.capacity = min(self.block_size, max(map(len, rows)) + room)
         self.state = model.init_state(len(self.rows), self.capacity) if cached else None
+        self.stepper = Stepper(model)
         self.device = model.token_table.weight.device
 
     @torch.inference_mode()
@@ -61,15 +65,16 @@ class Rows:
         """Scores of the token that follows each row."""
         if self.state is None:
             return self._read(list(range(len(self.rows))), Context())
-        have = self.state.lengths.tolist()
+        have = self.state.lengths
         stale = [r for r, row in enumerate(self.rows) if have[r] == 0 or have[r] + 1 > self.capacity]
         if len(stale) == len(self.rows):
             self.state = self.model.init_state(len(self.rows), self.capacity)
             return self._read(stale, Context(state=self.state))
         ids = torch.tensor([[row[-1]] for row in self.rows], device=self.device)
-        counts = torch.ones(len(self.rows), dtype=torch.int64)
-        counts[stale] = 0
-        logits = self.model.unembed(self.model.hidden(ids, Context(state=self.state, counts=counts if stale else None))[:, -1])
+        if not stale and min(have) == max(have):
+            return self.stepper(ids, self.state)
+        counts = [0 if r in stale else 1 for r in range(len(self.rows))]
+        logits = self.model.unembed(self.model.hidden(ids, Context(state=self.state, counts=counts))[:, -1])
         if stale:
             fresh = self.model.init_state(len(stale), self.capacity)
             logits[stale] = self._read(stale, Context(state=fresh))
@@ -90,11 +95,10 @@ class Rows:
     def _read(self, rows: list[int], context: Context) -> Tensor:
         """Read the whole view of each of these rows."""
         views = [self.rows[r][window_start(len(self.rows[r]), self.block_size) :] for r in rows]
-        counts = torch.tensor([len(view) for view in views])
-        longest = int(counts.max())
+        counts = [len(view) for view in views]
+        longest = max(counts)
         ids = torch.tensor([view + [0] * (longest - len(view)) for view in views], device=self.device)
-        if int(counts.min()) != longest:
-            context.counts = counts
+        context.counts = counts
         return self.model.unembed(cut_rows(self.model.hidden(ids, context), counts))
 
 

@@ -35,8 +35,8 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None) -> Float[Tensor, "b t c"]:
         """Let every position gather from those it may see."""
         b, t, _ = x.shape
-        heads = self.qkv(x).view(b, t, -1, self.width).transpose(1, 2)
-        query, key, value = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        widths = [self.n_head * self.width, self.n_kv_head * self.width, self.n_kv_head * self.width]
+        query, key, value = (part.view(b, t, -1, self.width).transpose(1, 2) for part in self.qkv(x).split(widths, dim=-1))
         query, key = self.query_norm(query), self.key_norm(key)
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
@@ -81,7 +81,7 @@ def attention_weights(query: Float[Tensor, "b h t d"], key: Float[Tensor, "b g s
 def remember(slot: Slot, key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t d"], state: State, context: Context) -> tuple[Tensor, Tensor]:
     """Write the new keys and values behind each row's old ones; return all that may be looked at, (b, g, s, d)."""
     t, keys, values = key.shape[2], slot["keys"], slot["values"]
-    end = min(int(state.lengths.max()) + t, state.capacity)
+    end = min(max(state.lengths) + t, state.capacity)
     if context.ragged:
         rows = torch.arange(len(key), device=key.device)[:, None]
         places = context.positions.clamp(max=state.capacity)  # padding behind the end lands in the spare place

@@ -1,6 +1,7 @@
 """The decoder: one class from the bigram's table to a modern GPT, every difference a field of its configuration."""
 
-from typing import Self, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -77,7 +78,7 @@ class Decoder(nn.Module):
         initialise(self, config)
 
     @classmethod
-    def from_recipe(cls, name: str, **changes: object) -> Self:
+    def from_recipe(cls, name: str, **changes: object) -> "Decoder":
         """A freshly initialised model with a recipe's shape.
 
         Args:
@@ -110,7 +111,7 @@ class Decoder(nn.Module):
             if context.trace is not None:
                 context.trace.stream.append(x.detach())
         if context.state is not None:
-            context.state.advance(ids.shape[1] if context.counts is None else context.counts)
+            context.state.advance(context.counts or [ids.shape[1]] * len(ids))
         out: Tensor = self.final_norm(x)
         return out
 
@@ -150,12 +151,12 @@ class Decoder(nn.Module):
             if tokens > self.config.block_size:
                 raise ValueError(f"{tokens} tokens do not fit block_size={self.config.block_size}")
             return
-        added = torch.as_tensor(tokens) if context.counts is None else context.counts
-        longest = int((context.state.lengths + added).max())
+        added = context.counts or [tokens] * len(context.state.lengths)
+        longest = max(map(sum, zip(context.state.lengths, added, strict=True)))
         if longest > context.state.capacity:
             raise ValueError(f"{longest} tokens do not fit a state of {context.state.capacity}")
 
 
-def cut_rows(logits: Float[Tensor, "b t v"], counts: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:
-    """The logits of each row's last real token."""
-    return logits[torch.arange(len(logits), device=logits.device), counts.to(logits.device) - 1]
+def cut_rows(hidden: Float[Tensor, "b t c"], counts: Sequence[int]) -> Float[Tensor, "b c"]:
+    """The vector of each row's last real token."""
+    return torch.stack([row[count - 1] for row, count in zip(hidden, counts, strict=True)])

@@ -33,21 +33,24 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         """Widen, activate, narrow."""
-        x = self.up(x)
-        match self.kind:
-            case "swiglu":
-                gate, value = x.chunk(2, dim=-1)
-                x = F.silu(gate) * value
-            case "relu":
-                x = F.relu(x)
-            case "relu2":
-                x = F.relu(x).square()
-            case "gelu":
-                x = F.gelu(x)
-            case "gelu-tanh":
-                x = F.gelu(x, approximate="tanh")
-        out: Tensor = self.dropout(self.down(x))
+        out: Tensor = self.dropout(self.down(activate(self.up(x), self.kind)))
         return out
+
+
+def activate(x: Float[Tensor, "*n h"], kind: str) -> Float[Tensor, "*n h2"]:
+    """The non-linearity of an MLP by its name in `ModelConfig.mlp`; swiglu halves the width."""
+    match kind:
+        case "swiglu":
+            gate, value = x.chunk(2, dim=-1)
+            return F.silu(gate) * value
+        case "relu":
+            return F.relu(x)
+        case "relu2":
+            return F.relu(x).square()
+        case "gelu":
+            return F.gelu(x)
+        case _:
+            return F.gelu(x, approximate="tanh")
 
 
 class CausalMean(nn.Module):
@@ -69,7 +72,7 @@ class CausalMean(nn.Module):
         if slot is not None:
             sums = sums + slot["total"]
             rows = torch.arange(len(x), device=x.device)
-            last = torch.full_like(rows, x.shape[1]) if context.counts is None else context.counts.to(x.device)
+            last = torch.tensor(context.counts or [x.shape[1]] * len(x), device=x.device)
             kept = sums[rows, (last - 1).clamp(min=0)][:, None]
             slot["total"].copy_(torch.where((last > 0)[:, None, None], kept, slot["total"]))
         if context.trace is not None:

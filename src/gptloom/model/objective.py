@@ -4,10 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gptloom.config import IGNORED
 from gptloom.model.state import LanguageModel
-
-IGNORED = -1
-"""A target with this value is not predicted and does not count."""
 
 
 class Objective(nn.Module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,22 +24,24 @@ class State:
     def __init__(self, slots: list[Slot], batch: int, capacity: int) -> None:
         """Start with empty rows."""
         self.slots, self.capacity = slots, capacity
-        self.lengths: Int[Tensor, " b"] = torch.zeros(batch, dtype=torch.int64)
+        # Plain numbers: what shapes and masks follow from must not wait for a device.
+        self.lengths = [0] * batch
 
-    def advance(self, counts: Int[Tensor, " b"] | int) -> None:
+    def advance(self, counts: Sequence[int]) -> None:
         """Count the tokens that a call has added to each row."""
-        self.lengths = self.lengths + counts
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def take(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be dropped or repeated (beam search, finished requests)."""
         index = torch.as_tensor(rows)
-        self.lengths = self.lengths[index]
+        self.lengths = [self.lengths[row] for row in rows]
         self.slots = [{name: tensor[index.to(tensor.device)] for name, tensor in slot.items()} for slot in self.slots]
 
     def put(self, rows: Sequence[int], other: "State") -> None:
         """Replace these rows by the rows of another state of the same model and capacity (a new request, a context that slid)."""
         index = torch.as_tensor(rows)
-        self.lengths[index] = other.lengths
+        for row, length in zip(rows, other.lengths, strict=True):
+            self.lengths[row] = length
         for mine, theirs in zip(self.slots, other.slots, strict=True):
             for name, tensor in mine.items():
                 tensor[index.to(tensor.device)] = theirs[name]
@@ -61,7 +63,7 @@ class Context:
 
     Attributes:
         state: memory of the tokens before these, extended by this call.
-        counts: (b,) how many of the ids in each row are real, the rest being padding on the right (default: all).
+        counts: how many of the ids in each row are real, the rest being padding on the right (default: all).
         trace: to be filled with what happened inside.
         positions: (t,) where every row begins alike, else (b, t).
         mask: (b, 1, t, s) which keys a query may see; None where `causal` says enough.
@@ -70,7 +72,7 @@ class Context:
     """
 
     state: State | None = None
-    counts: Int[Tensor, " b"] | None = None
+    counts: Sequence[int] | None = None
     trace: Trace | None = None
     positions: Int[Tensor, "*b t"] = field(init=False)
     mask: Bool[Tensor, "b 1 t s"] | None = field(init=False, default=None)
@@ -84,14 +86,14 @@ class Context:
             self.positions = steps
             return
         lengths = self.state.lengths
-        first, last = int(lengths.min()), int(lengths.max())
+        first, last = min(lengths), max(lengths)
         if first == last:
             self.positions = steps + first
             self.causal = first == 0
             if self.causal or tokens == 1:
                 return
         else:
-            self.positions = lengths.to(device)[:, None] + steps
+            self.positions = torch.tensor(lengths, device=device)[:, None] + steps
             self.causal = False
         keys = torch.arange(min(last + tokens, self.state.capacity), device=device)
         self.mask = (keys <= self.positions.expand(len(lengths), tokens)[..., None])[:, None]
@@ -102,6 +104,7 @@ class Context:
         return self.positions.ndim == 2
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What training, generation and probing ask of any model."""
 

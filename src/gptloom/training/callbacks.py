@@ -132,22 +132,22 @@ class TensorBoard(Callback):
         """Open the writer; the caller has checked that the package is there."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder))
 
     def after_step(self, view: View) -> Request:
         """Training loss and learning rate."""
         if view.logging:
-            self.writer.add_scalar("loss/train", view.loss, view.step)  # type: ignore[no-untyped-call]
-            self.writer.add_scalar("lr", view.lr, view.step)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar("loss/train", view.loss, view.step)
+            self.writer.add_scalar("lr", view.lr, view.step)
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
         """Validation loss."""
-        self.writer.add_scalar("loss/val", score.loss, view.step)  # type: ignore[no-untyped-call]
+        self.writer.add_scalar("loss/val", score.loss, view.step)
 
     def on_end(self, view: View) -> None:
         """Flush and close."""
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 class Signals(Callback):

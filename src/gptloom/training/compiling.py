@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,10 @@ def compile_or_not(
     say("compiling the model; this takes a while once")
     inputs, targets = (part[: config.rows].to(device) for part in batch)
     try:
-        compiled: nn.Module = torch.compile(objective)
+        compiled = cast(nn.Module, torch.compile(objective))
         with autocast():
             compiled(inputs, targets)[0].backward()
     except (RuntimeError, ImportError, OSError) as error:
         say(f"note: torch.compile failed ({' '.join(str(error).split())[:120]}); training goes on without it")
         return objective
-    finally:
-        objective.zero_grad(set_to_none=True)
     return compiled

@@ -74,17 +74,15 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
     device = _prepare_machine(config)
     folder = find_bundle(run, checkpoint)
     progress, horizon, tensors = read_checkpoint(folder)
-    lengths = ("steps", "minutes", "epochs")
-    if any(getattr(before.train, name) != getattr(config.train, name) for name in lengths):
-        horizon = None
-    elif progress.step >= horizon.total:
+    same_length = all(getattr(before.train, name) == getattr(config.train, name) for name in ("steps", "minutes", "epochs"))
+    if same_length and progress.step >= horizon.total:
         raise InputError(f"has finished its {horizon.total:,} steps", where=str(run), cure=f"train it for longer with --steps {2 * horizon.total}")
     bundle = Bundle.load(folder, device=str(device))
     store = find_tokens(run, config.data, bundle.tokenizer)
     parts = split(store, config.data, _validation_store(config.data, bundle.tokenizer))
     (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
     display.say(f"continuing {run} from step {progress.step:,}")
-    return Session(run, config, bundle, parts, device, display).go(progress, horizon, tensors)
+    return Session(run, config, bundle, parts, device, display).go(progress, horizon if same_length else None, tensors)
 
 
 def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> Score:

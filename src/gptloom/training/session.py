@@ -18,7 +18,7 @@ from gptloom.training.checkpoint import point, prune, write_checkpoint
 from gptloom.training.compiling import compile_or_not
 from gptloom.training.display import Display
 from gptloom.training.folder import draw_history
-from gptloom.training.optim import make_optimizer, optimizer_tensors, restore_optimizer
+from gptloom.training.optim import FlatAdamW
 from gptloom.training.plan import Plan
 from gptloom.training.schedule import Horizon, make_horizon
 from gptloom.training.trainer import End, Job, Progress, Trainer
@@ -57,14 +57,14 @@ class Session:
         train, model = config.train, config.model
         self.batches = Batches(parts.train, block_size=model.block_size, batch_size=train.batch_size, seed=config.seed, sampling=config.data.sampling)
         self.val_bytes = bundle.tokenizer.count_bytes(parts.val.ids[1:])
-        self.optimizer = make_optimizer(bundle.model, train)
+        self.optimizer = FlatAdamW(bundle.model, train)
         self.signals = Signals()
         self.best: Score | None = None
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:
         """Train from `progress` on; without a horizon, the configuration says how far. `tensors` are the optimizer's, from a checkpoint."""
         train = self.config.train
-        restore_optimizer(self.bundle.model, self.optimizer, tensors)
+        self.optimizer.restore(tensors)
         horizon = horizon or make_horizon(train, self.batches.tokens_per_epoch, train.batch_size * self.config.model.block_size)
         dtype = pick_precision(train.precision, self.device)
         self.bundle.model.train()
@@ -108,8 +108,7 @@ class Session:
         return score
 
     def _save(self, progress: Progress, horizon: Horizon, improved: bool) -> Path:
-        tensors = optimizer_tensors(self.bundle.model, self.optimizer)
-        path = write_checkpoint(self.run, self.bundle, tensors, progress, horizon)
+        path = write_checkpoint(self.run, self.bundle, self.optimizer.tensors(), progress, horizon)
         if improved:
             point(self.run / "best", path.name)
         prune(self.run, self.config.train.keep, f"step-{progress.best_step or 0:06d}")

@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from gptloom.config import TrainConfig
+from gptloom.config import IGNORED, TrainConfig
 from gptloom.errors import DivergedError, MachineError
 from gptloom.inference.evaluation import Score
 from gptloom.runtime import derive, is_out_of_memory
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.schedule import Horizon, learning_rate
 
-IGNORED = -1
 End = Literal["finished", "patience", "stopped"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where batches come from."""
 
@@ -107,7 +107,7 @@ class Trainer:
             tries.append(time.perf_counter() - start)
             if tries[-1] > 1.0:
                 break
-        self.job.optimizer.zero_grad(set_to_none=True)
+        self.job.optimizer.zero_grad()
         return min(tries) * -(-len(batch[0]) // self.progress.rows)
 
     def fit(self) -> End:
@@ -159,7 +159,7 @@ class Trainer:
         if self._checked:
             self._check_finite()
         if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, foreach=True)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         optimizer.step()
         self.progress.step += 1
         self.progress.tokens += count
@@ -179,7 +179,7 @@ class Trainer:
             self.progress.rows = -(-self.progress.rows // 2)
 
     def _passes(self, batch: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, int]:
-        self.job.optimizer.zero_grad(set_to_none=True)
+        self.job.optimizer.zero_grad()
         count = max(1, int((batch[1] != IGNORED).sum()))
         inputs, targets = (part.to(self.job.device, non_blocking=True) for part in batch)
         rows = self.progress.rows

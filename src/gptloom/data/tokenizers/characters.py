@@ -4,7 +4,7 @@ import itertools
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class CharTokenizer(Tokenizer):
         return {FILE: to_json({"kind": self.kind, "alphabet": self.alphabet, "end_of_text": self.end_of_text is not None})}
 
     @classmethod
-    def load(cls, path: Path, content: Mapping[str, Any]) -> Self:
+    def load(cls, path: Path, content: Mapping[str, Any]) -> "CharTokenizer":
         """Build it from its JSON file; InputError when the alphabet is empty, repeats itself or holds half a character."""
         alphabet = entry(content, "alphabet", str, path)
         if not alphabet or len(set(alphabet)) != len(alphabet) or any("\ud800" <= char <= "\udfff" for char in alphabet):
@@ -98,6 +98,6 @@ class ByteTokenizer(Tokenizer):
         return {FILE: to_json({"kind": self.kind, "end_of_text": self.end_of_text is not None})}
 
     @classmethod
-    def load(cls, path: Path, content: Mapping[str, Any]) -> Self:
+    def load(cls, path: Path, content: Mapping[str, Any]) -> "ByteTokenizer":
         """Build it from its JSON file."""
         return cls(ends=entry(content, "end_of_text", bool, path))

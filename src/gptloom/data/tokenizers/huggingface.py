@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -37,7 +37,7 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         super().__init__(self._table(), next((token for token in ends if token is not None), None))
 
     @classmethod
-    def train(cls, corpus: Corpus, vocab_size: int) -> Self:
+    def train(cls, corpus: Corpus, vocab_size: int) -> "HuggingFaceTokenizer":
         """Learn a byte-level BPE (GPT-2's pattern) on the first `TRAINED_ON` characters of a text.
 
         Args:

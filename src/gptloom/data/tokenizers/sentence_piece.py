@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from gptloom.data.corpus import Corpus
 from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, entry, read_side_file, to_json
@@ -40,7 +40,7 @@ class SentencePieceTokenizer(SubwordTokenizer):
         super().__init__(table, end if end >= 0 else None)
 
     @classmethod
-    def train(cls, corpus: Corpus, vocab_size: int) -> Self:
+    def train(cls, corpus: Corpus, vocab_size: int) -> "SentencePieceTokenizer":
         """Learn a lossless unigram model with byte fallback on the first `TRAINED_ON` characters of a text.
 
         Args:
@@ -86,7 +86,7 @@ class SentencePieceTokenizer(SubwordTokenizer):
         return {FILE: to_json({"kind": self.kind, "model_sha256": hashlib.sha256(self._model).hexdigest()}), MODEL_FILE: self._model}
 
     @classmethod
-    def load(cls, path: Path, content: Mapping[str, Any]) -> Self:
+    def load(cls, path: Path, content: Mapping[str, Any]) -> "SentencePieceTokenizer":
         """Build it from its JSON file and the model beside it."""
         model = path.parent / MODEL_FILE
         return cls(read_side_file(model, entry(content, "model_sha256", str, path)), str(model))

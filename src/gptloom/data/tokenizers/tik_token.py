@@ -5,7 +5,7 @@ import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, entry, read_side_file, to_json
 from gptloom.data.tokenizers.subword import SubwordTokenizer
@@ -45,7 +45,7 @@ class TiktokenTokenizer(SubwordTokenizer):
         super().__init__(table, special_tokens.get(END_OF_TEXT))
 
     @classmethod
-    def named(cls, name: str) -> Self:
+    def named(cls, name: str) -> "TiktokenTokenizer":
         """One of tiktoken's own encodings, such as gpt2 or cl100k_base; it downloads them when it has not before.
 
         Raises:
@@ -76,7 +76,7 @@ class TiktokenTokenizer(SubwordTokenizer):
         return {FILE: to_json(content), RANKS_FILE: ranks}
 
     @classmethod
-    def load(cls, path: Path, content: Mapping[str, Any]) -> Self:
+    def load(cls, path: Path, content: Mapping[str, Any]) -> "TiktokenTokenizer":
         """Build it from its JSON file and the ranks beside it."""
         side = path.parent / RANKS_FILE
         try:

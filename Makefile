@@ -1,0 +1,39 @@
+# `make train` and `make test` do all the set-up from nothing. The environment is .venv, made by uv where it is installed.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: train test format bench clean
+
+train: .venv/.users
+	$(BIN)/gptloom train shakespeare
+
+test: .venv/.developers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+format: .venv/.developers
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.developers
+	$(BIN)/python benchmarks/against_plain.py
+	$(BIN)/python benchmarks/tiny_recipe.py
+	$(BIN)/python benchmarks/start_up.py
+
+.venv/bin/python:
+	if command -v uv >/dev/null; then uv venv --seed --quiet .venv; else $(PYTHON) -m venv .venv; fi
+
+.venv/.users: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) -e ".[tokenizers]"
+	touch $@
+
+.venv/.developers: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
