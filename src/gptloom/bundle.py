@@ -21,11 +21,12 @@ from gptloom.inference.evaluation import Score, evaluate
 from gptloom.inference.generation import Generation, Token, beam_search
 from gptloom.model.decoder import Decoder
 from gptloom.model.objective import Objective
-from gptloom.runtime import pick_device
+from gptloom.runtime import SMALL_MODEL, pick_device, threads
 from gptloom.settings import parse
 from gptloom.textstream import TextStream
 
 OnUnknown = Literal["error", "skip", "replace"]
+Show = Callable[[int, str], None]
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Bundle:
         *,
         on_unknown: OnUnknown = "error",
         details: int | None = None,
-        show: Callable[[int, str], None] | None = None,
+        show: Show | None = None,
     ) -> list[Written]:
         """Continue the prompt `config.samples` times, side by side; or, with beams, return the best continuations.
 
@@ -117,6 +118,13 @@ class Bundle:
             return [self._beam(prompt, found, score, end) for found, score in beam_search(self.model, ids, config, end=end)[: config.samples]]
         generation = Generation(self.model, [ids] * config.samples, config, end=end, details=details)
         written = [Written(prompt) for _ in range(config.samples)]
+        with threads(1 if self.model.parameter_count() < SMALL_MODEL else None):
+            self._continue(generation, written, ids, config, show)
+        return written
+
+    def _continue(self, generation: Generation, written: list[Written], ids: list[int], config: SampleConfig, show: Show | None) -> None:
+        """Write until every row has ended."""
+        end = self.tokenizer.end_of_text
         streams = [TextStream(self.tokenizer.decode, ids, config.stop) for _ in written]
         while tokens := generation.step():
             for row, token in tokens.items():
@@ -127,7 +135,6 @@ class Bundle:
                     generation.finish(row)
         for row, stream in enumerate(streams):
             self._grow(written, row, stream.finish(), show)
-        return written
 
     def prompt_ids(self, prompt: str, on_unknown: OnUnknown = "error") -> list[int]:
         """The ids to go on from; never empty."""
@@ -140,7 +147,7 @@ class Bundle:
 
     def score(self, text: str, on_unknown: OnUnknown = "error") -> Score:
         """The loss on a text, read in fixed windows of block_size; its first token is given, not predicted."""
-        return self.score_tokens(Tokens(self.tokenizer.encode(text, on_unknown), np.zeros(1, dtype=np.uint64)))
+        return self.score_tokens(Tokens(self.tokenizer.encode(text, on_unknown), np.zeros(1, dtype=np.int64)))
 
     def score_tokens(self, tokens: Tokens, batch_size: int = 64) -> Score:
         """The loss on token ids, with bits per byte from the bytes that the predicted tokens stand for."""
@@ -157,7 +164,7 @@ class Bundle:
         return Written(prompt, text, [Token(one) for one in ids], score)
 
     @staticmethod
-    def _grow(written: list[Written], row: int, piece: str, show: Callable[[int, str], None] | None) -> None:
+    def _grow(written: list[Written], row: int, piece: str, show: Show | None) -> None:
         written[row].text += piece
         if piece and show:
             show(row, piece)

@@ -81,8 +81,9 @@ class ModelConfig(Config):
     def _check(self) -> "ModelConfig":
         uses_heads = self.mixer != "none" and self.n_layer > 0
         if uses_heads and not self.head_size and self.n_embd % self.n_head:
-            near = sorted((d for d in range(1, self.n_embd + 1) if self.n_embd % d == 0), key=lambda d: abs(d - self.n_head))[:2]
-            raise ValueError(f"n_head={self.n_head} does not divide n_embd={self.n_embd}; nearby: {', '.join(map(str, sorted(near)))} (--model.n-head)")
+            divisors = [d for d in range(1, self.n_embd + 1) if self.n_embd % d == 0]
+            near = [*[d for d in divisors if d < self.n_head][-1:], *[d for d in divisors if d > self.n_head][:1]]
+            raise ValueError(f"n_head={self.n_head} does not divide n_embd={self.n_embd}; nearby: {', '.join(map(str, near))} (--model.n-head)")
         if uses_heads and self.n_head % self.kv_heads:
             raise ValueError(f"n_kv_head={self.kv_heads} does not divide n_head={self.n_head} (--model.n-kv-head)")
         if uses_heads and self.positions == "rotary" and self.width_per_head % 2:
@@ -143,7 +144,7 @@ class TrainConfig(Config):
     sample_prompt: str = Field("\n", description="What those samples continue")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is bfloat16 autocast where the hardware has matrix units for it")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto is on for CUDA runs of 1,000 steps or 5 minutes and more")
-    threads: Count | None = Field(None, description="CPU threads (default: PyTorch's choice)")
+    threads: Count | None = Field(None, description="CPU threads (default: one for small work, else PyTorch's choice)")
     tensorboard: bool = Field(False, description="Also write TensorBoard events into the run folder (extra: track)")
 
     @model_validator(mode="after")

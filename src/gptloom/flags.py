@@ -32,12 +32,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, config: type[Config], *, prefix: str = "", short: dict[str, str] | None = None, skip: Iterable[str] = ()
+    parser: argparse._ActionsContainer, config: type[Config], *, prefix: str = "", short: dict[str, str] | None = None, skip: Iterable[str] = ()
 ) -> None:
     """A flag for every field of a group and of the groups inside it.
 
     Args:
-        parser: where to add them.
+        parser: a parser, or a group of one.
         config: the group.
         prefix: key of the group itself.
         short: {dotted key: a second flag without the group's name}.
@@ -48,7 +48,7 @@ def add_flags(
         if key in skip:
             continue
         if isinstance(kind, type) and issubclass(kind, Config):
-            add_flags(parser.add_argument_group(f"{key}: {field.description}"), kind, prefix=f"{key}.", short=short, skip=skip)  # type: ignore[arg-type]
+            add_flags(parser.add_argument_group(f"{key}: {field.description}"), kind, prefix=f"{key}.", short=short, skip=skip)
             continue
         flags = [f"--{key.replace('_', '-')}", *([f"--{short[key]}"] if short and key in short else [])]
         text = f"{field.description}{_default(field.get_default(call_default_factory=True))}".replace("%", "%%")

@@ -3,7 +3,8 @@
 import hashlib
 import platform
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 
 import torch
@@ -45,10 +46,22 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def set_threads(threads: int | None) -> None:
-    """Use this many CPU threads; None leaves PyTorch's choice."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+SMALL_WORK = 16_384
+"""Numbers in an activation below which PyTorch's own kernels hardly share their work out, and threads only wait for each other."""
+
+SMALL_MODEL = 4_000_000
+"""Parameters below which writing one token is too little work for two threads."""
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Use this many CPU threads for a while; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def derive(seed: int, *names: str | int) -> int:

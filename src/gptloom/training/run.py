@@ -15,7 +15,7 @@ from gptloom.data.tokens import TokenStore, prepare, split
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
 from gptloom.model.decoder import Decoder
-from gptloom.runtime import pick_device, set_threads
+from gptloom.runtime import SMALL_WORK, pick_device, threads
 from gptloom.settings import merge, parse, read_toml, to_toml
 from gptloom.training.checkpoint import read_checkpoint
 from gptloom.training.display import Display, make_display
@@ -51,7 +51,8 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     torch.manual_seed(config.seed)
     bundle = Bundle(Decoder(config.model).to(device), tokenizer)
     create_run(run, texts, config, store, tokenizer, device)
-    return Session(run, config, bundle, parts, device, display).go(Progress(), None, {})
+    with threads(_thread_count(config)):
+        return Session(run, config, bundle, parts, device, display).go(Progress(), None, {})
 
 
 def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest", display: Display | None = None) -> Result:
@@ -82,7 +83,8 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
     parts = split(store, config.data, _validation_store(config.data, bundle.tokenizer))
     (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
     display.say(f"continuing {run} from step {progress.step:,}")
-    return Session(run, config, bundle, parts, device, display).go(progress, horizon if same_length else None, tensors)
+    with threads(_thread_count(config)):
+        return Session(run, config, bundle, parts, device, display).go(progress, horizon if same_length else None, tensors)
 
 
 def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> Score:
@@ -111,8 +113,13 @@ def _prepare_machine(config: RunConfig) -> torch.device:
     """Check what can be checked before any text is read."""
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard is not installed", where="--train.tensorboard", cure='pip install "gptloom[track]", or leave the flag out')
-    set_threads(config.train.threads)
     return pick_device(config.device)
+
+
+def _thread_count(config: RunConfig) -> int | None:
+    """As many threads as were asked for; else one for small work, and PyTorch's choice for all other."""
+    work = config.train.rows * config.model.block_size * config.model.n_embd
+    return config.train.threads or (1 if work < SMALL_WORK else None)
 
 
 def _validation_store(config: DataConfig, tokenizer: Tokenizer) -> TokenStore | None:

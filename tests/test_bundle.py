@@ -1,0 +1,185 @@
+"""A trained model as a folder and as an object that reads and writes text."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import gptloom
+from gptloom.bundle import Bundle
+from gptloom.config import SampleConfig
+from gptloom.errors import ConfigError, InputError
+from training_helpers import small_run, write_text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    small_run(write_text(folder), folder / "run", model={"head": "tied"}, train={"steps": 60, "learning_rate": 1e-2})
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A bundle that may be damaged."""
+    return Path(shutil.copytree(best_checkpoint(run), tmp_path / "bundle"))
+
+
+def best_checkpoint(run):
+    return run / "checkpoints" / (run / "best").read_text().strip()
+
+
+def test_a_run_a_checkpoint_and_a_saved_bundle_are_the_same_model(run, tmp_path):
+    bundle = gptloom.load(run)
+    (tmp_path / "saved").mkdir()
+    bundle.save(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    ids = torch.tensor([bundle.prompt_ids("the lazy")])
+    for path in (best_checkpoint(run), tmp_path / "saved"):
+        other = gptloom.load(path)
+        assert torch.equal(other.model(ids), bundle.model(ids)) and other.tokenizer.fingerprint == bundle.tokenizer.fingerprint
+    assert "head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")  # tied: saved once
+    assert bundle.model.head.weight is bundle.model.token_table.weight
+
+
+def test_generate_is_reproducible_and_takes_any_setting(run):
+    bundle = gptloom.load(run)
+    one = bundle.generate("the quick", tokens=30, seed=5)
+    assert one == bundle.generate("the quick", tokens=30, seed=5) != bundle.generate("the quick", tokens=30, seed=6)
+    assert one.startswith("the quick") and len(one) == len("the quick") + 30
+    assert bundle.generate("the", tokens=8, temperature=0) == bundle.generate("the", tokens=8, top_k=1, seed=9)
+    with pytest.raises(ConfigError, match="temprature: unknown setting; did you mean temperature"):
+        bundle.generate("the", temprature=1)
+
+
+def test_an_empty_prompt_starts_afresh(run):
+    assert len(gptloom.load(run).generate(tokens=12)) == 12
+
+
+def test_stop_strings_end_a_text_and_are_not_part_of_it(run):
+    bundle = gptloom.load(run)
+    whole = bundle.generate("the", tokens=60, temperature=0)[3:]
+    stop = whole[20:23]
+    assert bundle.write("the", SampleConfig(tokens=60, temperature=0, stop=(stop,)))[0].text == whole[: whole.index(stop)]
+
+
+def test_what_is_shown_as_it_grows_is_the_text(run):
+    shown = {0: "", 1: "", 2: ""}
+
+    def show(row, piece):
+        shown[row] += piece
+
+    written = gptloom.load(run).write("fox", SampleConfig(tokens=40, samples=3, stop=("z",)), show=show)
+    assert [shown[row] for row in range(3)] == [text.text for text in written] and len({text.text for text in written}) == 3
+
+
+def test_details_are_the_models_own_probabilities(run):
+    bundle = gptloom.load(run)
+    written = bundle.write("the q", SampleConfig(tokens=4, temperature=2.0, top_k=5), details=3)[0]
+    ids = bundle.prompt_ids("the q")
+    for token in written.tokens:
+        logprobs = bundle.model(torch.tensor([ids]))[0, -1].detach().log_softmax(-1)
+        assert token.logprob == pytest.approx(float(logprobs[token.id]), abs=1e-4)
+        assert token.rank == int((logprobs > logprobs[token.id]).sum())
+        assert [one for one, _ in token.alternatives] == logprobs.topk(3).indices.tolist()
+        ids.append(token.id)
+
+
+def test_beam_search_finds_likelier_text_than_greedy_or_equal(run):
+    bundle = gptloom.load(run)
+
+    def likelihood(text):
+        return -bundle.score("the " + text).nats
+
+    greedy = bundle.write("the ", SampleConfig(tokens=10, temperature=0))[0].text
+    beams = bundle.write("the ", SampleConfig(tokens=10, beams=6, samples=3))
+    assert likelihood(beams[0].text) >= likelihood(greedy) - 1e-3
+    assert [one.score for one in beams] == sorted((one.score for one in beams), reverse=True)
+
+
+def test_score_is_cross_entropy_over_fixed_windows_with_exact_bytes(run):
+    bundle = gptloom.load(run)
+    text = "the quick brown fox jumps over the lazy dog"
+    ids, block = bundle.prompt_ids(text), bundle.model.config.block_size
+    nats = 0.0
+    for start in range(0, len(ids) - 1, block):
+        window, targets = ids[start : start + block], ids[start + 1 : start + block + 1]
+        logprobs = bundle.model(torch.tensor([window]))[0].detach().log_softmax(-1)
+        nats -= sum(float(logprobs[i, target]) for i, target in enumerate(targets))
+    score = bundle.score(text)
+    assert score.nats == pytest.approx(nats, rel=1e-5) and score.tokens == len(ids) - 1 == score.bytes
+    assert score.bpb == pytest.approx(score.loss / math.log(2)) and score.perplexity == pytest.approx(math.exp(score.loss))
+
+
+def test_unknown_characters_are_named_skipped_or_replaced(run):
+    bundle = gptloom.load(run)
+    with pytest.raises(InputError, match="U\\+00E9"):
+        bundle.prompt_ids("thé")
+    assert bundle.prompt_ids("thé", "skip") == bundle.prompt_ids("th")
+    assert bundle.prompt_ids("thé", "replace") == bundle.prompt_ids("the")
+
+
+def damage_config(path):
+    (path / "config.json").write_text("{")
+
+
+def foreign_config(path):
+    (path / "config.json").write_text('{"model_type": "gpt2"}')
+
+
+def bad_field(path):
+    saved = json.loads((path / "config.json").read_text())
+    saved["model"]["n_head"] = 3
+    (path / "config.json").write_text(json.dumps(saved))
+
+
+def cut_weights(path):
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def wrong_shape(path):
+    tensors = load_file(path / "model.safetensors")
+    tensors["token_table.weight"] = torch.zeros(3, 3)
+    save_file(tensors, path / "model.safetensors")
+
+
+def missing_tensor(path):
+    tensors = load_file(path / "model.safetensors")
+    del tensors["blocks.0.mixer.qkv.weight"]
+    save_file(tensors, path / "model.safetensors")
+
+
+def no_tokenizer(path):
+    (path / "tokenizer.json").unlink()
+
+
+def other_tokenizer(path):
+    saved = json.loads((path / "tokenizer.json").read_text())
+    saved["alphabet"] += "é"
+    (path / "tokenizer.json").write_text(json.dumps(saved))
+
+
+@pytest.mark.parametrize("damage", [damage_config, foreign_config, bad_field, cut_weights, wrong_shape, missing_tensor, no_tokenizer, other_tokenizer])
+def test_a_damaged_bundle_is_refused_with_a_cause(copy, damage):
+    Bundle.load(copy)
+    damage(copy)
+    with pytest.raises((InputError, ConfigError)) as caught:
+        Bundle.load(copy)
+    assert str(copy) in caught.value.line() and "\n" not in caught.value.line()
+
+
+def test_a_path_that_is_no_bundle_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="run folder"):
+            Bundle.load(path)
+
+
+@pytest.mark.parametrize("name", ["../best", "step-999999", "newest"])
+def test_a_checkpoint_must_be_one_of_the_runs_own(run, name):
+    with pytest.raises(InputError, match="choose best, latest or one of step-"):
+        Bundle.load(run, which=name)

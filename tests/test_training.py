@@ -1,0 +1,217 @@
+"""The law of numbers, through whole runs: what may change the losses and what must not."""
+
+import json
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptloom
+from gptloom.api import configure
+from gptloom.errors import ConfigError, DivergedError, InputError, MachineError
+from gptloom.model.objective import Objective
+from gptloom.settings import nest
+from gptloom.training import session
+from gptloom.training.run import resume, train
+from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path)
+
+
+def test_a_run_folder_holds_what_the_design_says(text, tmp_path):
+    result = small_run(text, tmp_path / "run")
+    run = tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.toml", "run.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "loss.png", "checkpoints", "latest", "best"}
+    checkpoint = run / "checkpoints" / (run / "latest").read_text().strip()
+    files = {path.name for path in checkpoint.iterdir()}
+    assert files == {"config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "state.json", "SHA256SUMS"}
+    assert tomllib.loads((run / "config.toml").read_text())["model"]["vocab_size"] == gptloom.load(run).tokenizer.vocab_size
+    about = json.loads((run / "run.json").read_text())
+    assert about["seed"] == 1337 and len(about["text_sha256"]) == 64 and about["versions"]["torch"] == torch.__version__
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert result.steps == 12 and result.end == "finished" and result.val_loss == min(line["loss"] for line in metrics(run, "evaluation"))
+    evaluation = metrics(run, "evaluation")[0]
+    assert evaluation["step"] == 0 and evaluation["loss"] == pytest.approx(math.log(gptloom.load(run).model.config.vocab_size), abs=0.1)
+    assert evaluation["bpb"] == pytest.approx(evaluation["loss"] / math.log(2))  # one byte a character here
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(text, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        small_run(text, tmp_path / name, seed=seed, model={"dropout": 0.2})
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+    assert checkpoint_bytes(tmp_path / "a") == checkpoint_bytes(tmp_path / "b")
+
+
+def test_how_often_a_run_looks_at_itself_changes_no_training_loss(text, tmp_path):
+    small_run(text, tmp_path / "rarely", model={"dropout": 0.2}, train={"sample_tokens": 0})
+    often = {"eval_every": 1, "save_every": 3, "sample_tokens": 20, "eval_batch_size": 3}
+    small_run(text, tmp_path / "often", model={"dropout": 0.2}, train=often)
+    assert losses(tmp_path / "rarely") == losses(tmp_path / "often")
+    assert checkpoint_bytes(tmp_path / "rarely") == checkpoint_bytes(tmp_path / "often")
+
+
+@pytest.mark.parametrize("sampling", ["random", "shuffled"])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(text, tmp_path, sampling):
+    settings = {"model": {"dropout": 0.2}, "train": {"steps": 20, "micro_batch_size": 2}, "data": {"sampling": sampling}}
+    small_run(text, tmp_path / "straight", **settings)
+    data = {"sampling": sampling, "cache": str(tmp_path / "cache")}
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "dropout": 0.2}
+    training = {"steps": 20, "micro_batch_size": 2, "batch_size": 4, "log_every": 1, "sample_tokens": 5}
+    config = configure("tiny", {}, {"device": "cpu", "model": shape, "train": training, "data": data})
+    stopped = train([str(text)], config, run=tmp_path / "parts", display=Quiet(stop_at=9))
+    assert stopped.end == "stopped" and stopped.steps == 9
+    resumed = resume(tmp_path / "parts", {}, display=Quiet())
+    assert resumed.end == "finished" and resumed.steps == 20
+    assert losses(tmp_path / "parts") == losses(tmp_path / "straight")
+    assert checkpoint_bytes(tmp_path / "parts") == checkpoint_bytes(tmp_path / "straight")
+
+
+def test_a_resume_may_be_made_longer_but_not_different(text, tmp_path):
+    small_run(text, tmp_path / "run")
+    with pytest.raises(InputError, match="has finished its 12 steps"):
+        resume(tmp_path / "run", {}, display=Quiet())
+    with pytest.raises(ConfigError, match="n_embd was 16"):
+        resume(tmp_path / "run", nest({"model.n_embd": 32}), display=Quiet())
+    said = Quiet()
+    assert resume(tmp_path / "run", nest({"train.steps": 15}), display=said).steps == 15
+    assert "note: train.steps was 12 and is now 15" in said.lines
+
+
+def test_a_resume_refuses_a_text_that_has_changed(text, tmp_path):
+    small_run(text, tmp_path / "run")
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.unlink()
+    text.write_text(text.read_text().replace("fox", "cow"))
+    with pytest.raises(InputError, match="text has changed"):
+        resume(tmp_path / "run", nest({"train.steps": 15}), display=Quiet())
+
+
+def test_micro_batches_equal_one_batch(text, tmp_path):
+    small_run(text, tmp_path / "whole", train={"batch_size": 6})
+    small_run(text, tmp_path / "parts", train={"batch_size": 6, "micro_batch_size": 2})
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert parts == pytest.approx(whole, abs=2e-5)
+
+
+def test_running_out_of_memory_halves_the_micro_batch_and_nothing_else(text, tmp_path, monkeypatch):
+    small_run(text, tmp_path / "roomy", train={"batch_size": 8})
+    seen = []
+
+    def limited(rows):
+        forward = Objective.forward
+
+        def check(self, inputs, targets):
+            seen.append(len(inputs))
+            if len(inputs) > rows and self.training:
+                raise torch.OutOfMemoryError("no memory left")
+            return forward(self, inputs, targets)
+
+        return check
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "forward", limited(2))
+        small_run(text, tmp_path / "tight", train={"batch_size": 8})
+    assert {8, 4, 2} <= set(seen)
+    assert losses(tmp_path / "tight") == pytest.approx(losses(tmp_path / "roomy"), abs=2e-5)
+    with monkeypatch.context() as patch, pytest.raises(MachineError, match="even one sequence"):
+        patch.setattr(Objective, "forward", limited(0))
+        small_run(text, tmp_path / "none", train={"batch_size": 8})
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(text, tmp_path, monkeypatch):
+    forward, calls = Objective.forward, []
+
+    def poisoned(self, inputs, targets):
+        nats, count = forward(self, inputs, targets)
+        calls.append(self.training)
+        return (nats * math.nan if sum(calls) > 8 else nats), count
+
+    monkeypatch.setattr(Objective, "forward", poisoned)
+    with pytest.raises(DivergedError, match="learning rate") as caught:
+        small_run(text, tmp_path / "run")
+    assert caught.value.code == 4
+    assert all(torch.isfinite(p).all() for p in gptloom.load(tmp_path / "run", which="latest").model.parameters())
+
+
+def test_a_time_budget_is_planned_and_followed_to_the_schedules_end(text, tmp_path):
+    result = small_run(text, tmp_path / "run", train={"steps": None, "minutes": 0.03})
+    state = json.loads((Path(result.checkpoint).parent / (tmp_path / "run" / "latest").read_text().strip() / "state.json").read_text())
+    assert state["horizon"]["seconds"] == pytest.approx(1.8) and len(state["horizon"]["plans"]) > 5
+    assert state["horizon"]["total"] == result.steps == state["progress"]["step"]
+    rates = [line["lr"] for line in metrics(tmp_path / "run")]
+    assert max(rates) > 20 * rates[-1]  # tiny's schedule falls to 0
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(text, tmp_path, monkeypatch):
+    scores = iter([3.0, 2.0, 2.5, 2.6, 2.7])
+    monkeypatch.setattr(session.Session, "_evaluate", lambda self: session.Score(next(scores), 1, 1))
+    result = small_run(text, tmp_path / "run", train={"steps": 100, "eval_every": 2, "patience": 2})
+    assert (result.end, result.steps, result.best_step, result.val_loss) == ("patience", 6, 2, 2.0)
+    assert Path(result.checkpoint).name == "step-000002"
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(text, tmp_path, monkeypatch):
+    scores = iter([3.0, 2.9, 1.0, 2.8, 2.7, 2.6])
+    monkeypatch.setattr(session.Session, "_evaluate", lambda self: session.Score(next(scores), 1, 1))
+    small_run(text, tmp_path / "run", train={"steps": 10, "eval_every": 2, "keep": 2})
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000004", "step-000008", "step-000010"]
+    assert (tmp_path / "run" / "best").read_text().strip() == "step-000004"
+
+
+def test_epochs_are_counted_in_training_tokens(text, tmp_path):
+    result = small_run(text, tmp_path / "run", train={"steps": None, "epochs": 2})
+    n = len(text.read_text()) * 9 // 10 - 1
+    assert result.steps == math.ceil(2 * n / (4 * 16))
+
+
+def test_tokens_are_counted_once_each(text, tmp_path):
+    assert small_run(text, tmp_path / "run").tokens == 12 * 4 * 16
+
+
+def test_tensorboard_events_are_written_when_asked_for(text, tmp_path):
+    small_run(text, tmp_path / "run", train={"tensorboard": True})
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_compiler_that_fails_costs_one_line(text, tmp_path, monkeypatch):
+    def broken(_objective):
+        raise RuntimeError("no compiler here")
+
+    small_run(text, tmp_path / "eager")
+    monkeypatch.setattr(torch, "compile", broken)
+    config = configure("tiny", {}, tomllib.loads((tmp_path / "eager" / "config.toml").read_text()) | nest({"train.compile": "on"}))
+    values = config.model_copy(update={"train": config.train.model_copy(update={"steps": 12, "minutes": None})})
+    said = Quiet()
+    train([str(text)], values, run=tmp_path / "fallback", display=said)
+    assert [line for line in said.lines if "torch.compile failed (no compiler here)" in line]
+
+
+def test_an_occupied_run_folder_is_left_alone(text, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        small_run(text, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+def test_warnings_name_settings_that_cannot_be_meant(tmp_path):
+    (tmp_path / "short.txt").write_text("To be, or not to be, that is the question.\n" * 7)
+    said = Quiet()
+    config = configure("tiny", {}, {"device": "cpu", "train": {"steps": 2}, "data": {"cache": str(tmp_path / "cache")}})
+    train([str(tmp_path / "short.txt")], config, run=tmp_path / "run", display=said)
+    warnings = " ".join(line for line in said.lines if line.startswith("warning"))
+    assert "not longer than one context" in warnings and "very few" in warnings
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:300", "sentencepiece:300"])
+def test_every_tokenizer_trains_writes_and_resumes(text, tmp_path, tokenizer):
+    result = small_run(text, tmp_path / "run", tokenizer=tokenizer)
+    bundle = gptloom.load(result.run)
+    assert bundle.generate("the quick", tokens=8).startswith("the quick")
+    resume(tmp_path / "run", nest({"train.steps": 14}), display=Quiet())
