@@ -1,12 +1,16 @@
 """Shared by the tests: a list of small models that spans every choice in `ModelConfig`, and a way to build them."""
 
 import torch
+from hypothesis import settings
 
 from gptloom.config import ModelConfig
 from gptloom.model.decoder import Decoder
 
 # Models this small are twenty times faster on one thread, and results do not vary with the machine's number of cores.
 torch.set_num_threads(1)
+
+settings.register_profile("gptloom", deadline=None, derandomize=True)  # a slow or busy machine fails no test
+settings.load_profile("gptloom")
 
 SMALL = {"vocab_size": 13, "block_size": 10, "n_layer": 2, "n_head": 4, "n_embd": 16}
 LECTURE = {"bias": "not-qkv", "mlp": "relu", "head_bias": True, "init": "pytorch"}

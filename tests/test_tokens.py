@@ -159,11 +159,17 @@ def test_shakespeare_is_split_like_everyone_elses():
 
 @given(n=st.integers(40, 10**6), hundredths=st.integers(5, 95))
 def test_position_split_is_exact(n, hundredths):
-    parts = split(store_of(n), DataConfig(val_fraction=hundredths / 100))
+    parts = split(store_of(n), DataConfig(val_fraction=hundredths / 100, val_tokens=n))
     assert len(parts.train) == int(n * Fraction(100 - hundredths, 100)) and len(parts.train) + len(parts.val) == n
     if hundredths == 10:
         assert len(parts.train) == int(0.9 * n)
     assert Decimal(str(hundredths / 100)) == Decimal(hundredths) / 100
+
+
+def test_a_long_text_does_not_validate_on_more_than_val_tokens():
+    parts = split(store_of(10_000), DataConfig(val_tokens=300))
+    assert (len(parts.train), len(parts.val)) == (9_700, 300) and parts.val.ids[0] == 9_700
+    assert len(split(store_of(10_000), DataConfig()).val) == 1_000
 
 
 def test_documents_of_the_parts_count_from_their_own_beginning():

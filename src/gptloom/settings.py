@@ -48,11 +48,18 @@ def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> Any
             )
             message = one["msg"].removeprefix("Value error, ")
             if one["type"] == "extra_forbidden":
-                message = f"unknown setting; {nearest(key, known) or 'see --help for the settings'}"
+                message = f"unknown setting; {_nearest_key(key, known) or 'see --help for the settings'}"
             elif one["type"] != "value_error":
                 message = f"{message[:1].lower()}{message[1:]}, not {one['input']!r}"
             problems.append(f"{key}: {message}" if key and one["type"] != "value_error" else message)
         raise ConfigError(" | ".join(dict.fromkeys(problems)), where=where) from None
+
+
+def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
+    """The settings whose own name, whatever their group, is most like the last part of this key."""
+    names = {name.rpartition(".")[2]: name for name in known}
+    hint = nearest(key.rpartition(".")[2], names)
+    return " ".join(names.get(word.rstrip("?"), word.rstrip("?")) + "?" * word.endswith("?") for word in hint.split())
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") ->
     values = read_recipe(recipe)
     for layer in layers:
         lengths = {"steps", "minutes", "epochs"}
-        if lengths & set(layer.get("train", {})):
+        if isinstance(layer.get("train"), Mapping) and lengths & set(layer["train"]):
             values["train"] = {k: v for k, v in values.get("train", {}).items() if k not in lengths}
         values = merge(values, layer)
     return parse(RunConfig, values, where=where)

@@ -24,31 +24,36 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Take a token; returns the text that is now certain."""
-        self.pending.append(token)
-        fresh = self._fresh()
-        if fresh.endswith(HELD_BACK) and len(self.pending) < LONGEST_CHARACTER:
+        if self.stopped:
             return ""
-        self.context, self.pending = (self.context + self.pending)[-LONGEST_CHARACTER:], []
+        self.pending.append(token)
+        certain = len(self.pending)
+        if self._fresh(certain).endswith(HELD_BACK):
+            if certain < LONGEST_CHARACTER:
+                return ""
+            certain = 1  # the first of so many is no part of a character that may yet come
+        fresh = self._fresh(certain)
+        self.context, self.pending = (self.context + self.pending[:certain])[-LONGEST_CHARACTER:], self.pending[certain:]
         return self._release(fresh)
 
     def finish(self) -> str:
         """Whatever was held back; nothing after a stop string."""
         if self.stopped:
             return ""
-        text = self._release(self._fresh() if self.pending else "") + self.held
+        text = self._release(self._fresh(len(self.pending))) + self.held
         self.pending, self.held = [], ""
         return text
 
-    def _fresh(self) -> str:
-        return self.decode(self.context + self.pending)[len(self.decode(self.context)) :]
+    def _fresh(self, tokens: int) -> str:
+        return self.decode(self.context + self.pending[:tokens])[len(self.decode(self.context)) :]
 
     def _release(self, fresh: str) -> str:
         """Let go of all that cannot be the beginning of a stop string any more."""
         text = self.held + fresh
-        found = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        if found:
+        found = [(place + len(stop), place) for stop in self.stops if (place := text.find(stop)) >= 0]
+        if found:  # the one that was complete first, as if the letters had come one by one
             self.stopped, self.held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -161,7 +161,7 @@ def _leakage(corpus: Corpus, config: DataConfig) -> float:
     if config.val_text is not None:
         val = open_corpus([config.val_text], config)
         return leakage((piece.text for piece in corpus.pieces()), (piece.text for piece in val.pieces()), val.characters)
-    cut = round((1 - config.val_fraction) * corpus.characters)
+    cut = max(round((1 - config.val_fraction) * corpus.characters), corpus.characters - config.val_tokens)
     return leakage(_slice(corpus, 0, cut), _slice(corpus, cut, corpus.characters), corpus.characters - cut)
 
 

@@ -140,11 +140,12 @@ def open_store(path: Path) -> TokenStore:
 def split(store: TokenStore, config: DataConfig, val_store: TokenStore | None = None) -> Split:
     """Cut off what validation reads.
 
-    By position, the first int((1 - val_fraction) n) tokens train; by document, the cut moves to the nearest document boundary.
+    By position, the first int((1 - val_fraction) n) tokens train, or more where the rest would be longer than val_tokens; by
+    document, that cut moves to the nearest document boundary.
 
     Args:
         store: the text.
-        config: `val_fraction` and `split` are used.
+        config: `val_fraction`, `val_tokens` and `split` are used.
         val_store: a text of its own for validation; then all of `store` trains.
 
     Raises:
@@ -155,6 +156,7 @@ def split(store: TokenStore, config: DataConfig, val_store: TokenStore | None = 
     else:
         # Decimal, because 1 - val_fraction in binary can fall short of a whole token.
         cut = int((1 - Decimal(str(config.val_fraction))) * len(store.ids))
+        cut = max(cut, len(store.ids) - config.val_tokens)
         if config.split == "document":
             cut = _nearest_boundary(store, cut)
         parts = Split(_part(store, 0, cut), _part(store, cut, len(store.ids)))

@@ -18,14 +18,17 @@ from gptloom.model.stepping import Stepper
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Dropout off, and back to what it was afterwards."""
-    if not model.training:
+    if not model.training:  # the usual case, and worth not walking through the model for every token
         yield
         return
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        model.train()
+        for module in training:
+            module.training = True
 
 
 def window_start(length: int, block_size: int) -> int:
@@ -66,7 +69,8 @@ class Rows:
         if self.state is None:
             return self._read(list(range(len(self.rows))), Context())
         have = self.state.lengths
-        stale = [r for r, row in enumerate(self.rows) if have[r] == 0 or have[r] + 1 > self.capacity]
+        views = [len(row) - window_start(len(row), self.block_size) for row in self.rows]
+        stale = [r for r, view in enumerate(views) if have[r] == 0 or have[r] + 1 != view]
         if len(stale) == len(self.rows):
             self.state = self.model.init_state(len(self.rows), self.capacity)
             return self._read(stale, Context(state=self.state))
@@ -214,11 +218,15 @@ def beam_search(model: Decoder, prompt: Sequence[int], config: SampleConfig, *, 
             parents, ids = (best.indices // totals.shape[1]).tolist(), (best.indices % totals.shape[1]).tolist()
             going: list[int] = []
             for place, (parent, one) in enumerate(zip(parents, ids, strict=True)):
-                if one == end:
+                if one == end and place < config.beams:
                     done.append(_scored([*texts.rows[parent][len(prompt) :], one], float(best.values[place]), config))
-                elif len(going) < config.beams:
+                elif one != end and len(going) < config.beams:
                     going.append(place)
-            if not going or len(done) >= config.beams:
+            if not going:
+                break
+            # Sums only fall, so what goes on can at best keep its sum and be divided by the full length.
+            hope = float(best.values[going[0]]) / config.tokens**config.length_penalty
+            if len(done) >= config.beams and sorted((score for _, score in done), reverse=True)[config.beams - 1] >= hope:
                 break
             sums = best.values[going]
             texts.take([parents[place] for place in going])

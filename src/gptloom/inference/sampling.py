@@ -25,14 +25,16 @@ def choose(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None, confi
         logits = penalise(logits, seen, config.repetition_penalty)
     if config.temperature == 0.0:
         return logits.argmax(dim=-1)
-    return draw(keep_likely(logits / config.temperature, config), uniforms)
+    # The likeliest at 0 and float64: no temperature, however small, divides into infinities that cancel.
+    scores = (logits.double() - logits.amax(dim=-1, keepdim=True)) / config.temperature
+    return draw(keep_likely(scores, config), uniforms)
 
 
 def keep_likely(logits: Float[Tensor, "b v"], config: SampleConfig) -> Float[Tensor, "b v"]:
     """The logits with everything that top-k, then top-p, then min-p leaves out at minus infinity; one token always stays."""
     if config.top_k is not None:
         logits = keep_top_k(logits, config.top_k)
-    if config.top_p is not None:
+    if config.top_p is not None and config.top_p < 1.0:
         logits = keep_top_p(logits, config.top_p)
     if config.min_p is not None:
         logits = keep_min_p(logits, config.min_p)

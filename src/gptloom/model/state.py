@@ -87,7 +87,7 @@ class Context:
             return
         lengths = self.state.lengths
         first, last = min(lengths), max(lengths)
-        if first == last:
+        if first == last and last + tokens <= self.state.capacity:
             self.positions = steps + first
             self.causal = first == 0
             if self.causal or tokens == 1:

@@ -65,6 +65,14 @@ class FlatAdamW(torch.optim.AdamW):
             if parameter.grad is not view:
                 parameter.grad = view
 
+    def step(self, closure: Any = None) -> Any:
+        """AdamW's step; gradients that others have replaced (`nn.Module.zero_grad` sets them to None) are brought back first."""
+        for _, parameter, view in self.views:
+            if parameter.grad is not view:
+                view.copy_(parameter.grad) if parameter.grad is not None else view.zero_()
+                parameter.grad = view
+        return super().step(closure)
+
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's memory by parameter, such as exp_avg/head.weight, ready for safetensors."""
         found = {}

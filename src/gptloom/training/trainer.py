@@ -94,6 +94,7 @@ class Trainer:
         self.lr = 0.0
         self._checked = job.device.type == "cpu"  # there, reading a loss costs nothing, so every step is checked
         self._saved_at: int | None = progress.step or None
+        self._evaluations = 10  # in the run, where the configuration does not say how often
 
     def rehearse(self) -> float:
         """Run a batch forward and backward without an update; returns seconds a step, before memory can run out mid-run."""
@@ -138,9 +139,9 @@ class Trainer:
             last = progress.step >= horizon.total
             request = self._after_step()
             improved = False
-            if last or Request.EVALUATE in request or self._due(self.config.eval_every, 10):
+            if last or Request.EVALUATE in request or self._due(self.config.eval_every, self._evaluations):
                 improved = self._evaluate()
-            if improved or last or Request.SAVE in request or self._due(self.config.save_every or self.config.eval_every, 10):
+            if improved or last or Request.SAVE in request or self._due(self.config.save_every or self.config.eval_every, self._evaluations):
                 self._save(improved)
             if Request.STOP in request:
                 return "stopped"
@@ -202,7 +203,11 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Read the validation split; says whether it was the best so far."""
-        progress, score = self.progress, self.job.evaluate()
+        progress, start = self.progress, time.perf_counter()
+        score = self.job.evaluate()
+        if self.horizon.seconds is not None:  # evaluating changes no training loss, so here the clock may decide how often
+            spent = time.perf_counter() - start
+            self._evaluations = min(10, max(1, int(0.1 * self.horizon.seconds / max(spent, 1e-9))))
         progress.last_loss, progress.last_evaluated = score.loss, progress.step
         # The untrained model is measured, but it is no candidate for the best.
         improved = progress.step > 0 and (progress.best_loss is None or score.loss < progress.best_loss)

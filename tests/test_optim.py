@@ -1,0 +1,261 @@
+"""The optimizer and the learning rate, against their formulas."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import CONFIGS, build, random_ids
+from gptloom.config import TrainConfig
+from gptloom.model.decoder import Decoder
+from gptloom.model.objective import Objective
+from gptloom.settings import recipe_names
+from gptloom.training.optim import FlatAdamW, parameter_groups
+from gptloom.training.schedule import Horizon, learning_rate, make_horizon
+
+# --- what decays --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *(f"recipe {name}" for name in recipe_names())])
+def test_every_parameter_is_in_one_group_and_only_matrices_of_linear_layers_decay(name):
+    with torch.device("meta"):
+        model = Decoder(CONFIGS[name]) if name in CONFIGS else Decoder.from_recipe(name.removeprefix("recipe "))
+    groups = parameter_groups(model, 0.3)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(decay) == len(list(model.parameters()))
+    for label, p in model.named_parameters():
+        is_matrix = label.endswith((".qkv.weight", ".out.weight", ".up.weight", ".down.weight")) or label == "head.weight"
+        assert decay[id(p)] == (0.3 if is_matrix else 0.0), label
+    if model.config.head == "tied":
+        assert decay[id(model.head.weight)] == 0.0  # it is the token table
+
+
+def test_frozen_parameters_are_left_out():
+    model = build(CONFIGS["gpt2"])
+    model.token_table.weight.requires_grad_(False)
+    assert all(p is not model.token_table.weight for group in parameter_groups(model, 0.1) for p in group["params"])
+
+
+# --- the step -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_adamw_s_formula():
+    """Loshchilov and Hutter 2019, algorithm 2, in float64, over four steps and two learning rates."""
+    model = build(CONFIGS["modern"]).double()
+    config = TrainConfig(learning_rate=0.01, beta1=0.8, beta2=0.95, weight_decay=0.2)
+    decay = {id(p): group["weight_decay"] for group in parameter_groups(model, 0.2) for p in group["params"]}
+    assert set(decay.values()) == {0.0, 0.2}
+    optimizer = FlatAdamW(model, config)
+    theta = {name: p.detach().clone() for name, p in model.named_parameters()}
+    m, v = ({name: torch.zeros_like(p) for name, p in theta.items()} for _ in range(2))
+    for t in range(1, 5):
+        rate = 0.01 if t < 3 else 0.002
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        nats, count = Objective(model)(random_ids(2, 10, seed=t), random_ids(2, 10, seed=t + 50))
+        (nats / count).backward()
+        for name, p in model.named_parameters():
+            g = p.grad
+            m[name] = 0.8 * m[name] + 0.2 * g
+            v[name] = 0.95 * v[name] + 0.05 * g * g
+            adam = (m[name] / (1 - 0.8**t)) / ((v[name] / (1 - 0.95**t)).sqrt() + 1e-8)
+            theta[name] = theta[name] - rate * (adam + decay[id(p)] * theta[name])
+        optimizer.step()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.detach(), theta[name], atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_laying_the_parameters_out_in_one_buffer_changes_no_number(name):
+    """Against torch's AdamW, given the same gradients, on a twin whose parameters stay apart; and the model still is what it was."""
+    flat, apart = build(CONFIGS[name]), build(CONFIGS[name])
+    with torch.no_grad():
+        before = flat(random_ids(2, 10))
+        one = FlatAdamW(flat, TrainConfig(learning_rate=0.01))
+        assert torch.equal(flat(random_ids(2, 10)), before)
+    other = torch.optim.AdamW(parameter_groups(apart, 0.1), lr=0.01, betas=(0.9, 0.99), eps=1e-8)
+    for step in range(4):
+        one.zero_grad()
+        Objective(flat)(random_ids(4, 10, seed=step), random_ids(4, 10, seed=step + 100))[0].backward()
+        for p, q in zip(flat.parameters(), apart.parameters(), strict=True):
+            q.grad = p.grad.clone()
+        one.step()
+        other.step()
+    for (label, p), q in zip(flat.named_parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5, msg=lambda text, label=label: f"{label}: {text}")
+    assert flat.head is None or flat.config.head != "tied" or flat.head.weight is flat.token_table.weight
+
+
+def test_gradients_are_summed_over_calls_and_zeroed_between_steps():
+    model = build(CONFIGS["gpt2"])
+    optimizer = FlatAdamW(model, TrainConfig())
+
+    def gradient(*seeds):
+        optimizer.zero_grad()
+        for seed in seeds:
+            Objective(model)(random_ids(2, 10, seed=seed), random_ids(2, 10, seed=seed + 5))[0].backward()
+        return torch.cat([flat.grad.clone() for flat in optimizer.flats])
+
+    torch.testing.assert_close(gradient(1, 2), gradient(1) + gradient(2))
+    assert torch.equal(gradient(1), gradient(1))
+
+
+def test_gradients_that_were_taken_off_by_others_still_count():
+    """`nn.Module.zero_grad` sets gradients to None, and backward then makes new ones."""
+    model, twin = build(CONFIGS["gpt2"]), build(CONFIGS["gpt2"])
+    for one in (model, twin):
+        optimizer = FlatAdamW(one, TrainConfig(learning_rate=0.01))
+        (one if one is model else optimizer).zero_grad()
+        Objective(one)(random_ids(2, 10), random_ids(2, 10, seed=1))[0].backward()
+        optimizer.step()
+    assert torch.equal(model.head.weight, twin.head.weight)
+
+
+# --- saved and restored -------------------------------------------------------------------------------------------------------------
+
+
+def steps(model, optimizer, first, last):
+    losses = []
+    for step in range(first, last):
+        optimizer.zero_grad()
+        nats, count = Objective(model)(random_ids(4, 10, seed=step), random_ids(4, 10, seed=step + 100))
+        (nats / count).backward()
+        optimizer.step()
+        losses.append((nats / count).item())
+    return losses
+
+
+@pytest.mark.parametrize("name", ["modern", "gpt2", "bigram", "lecture"])
+def test_a_restored_optimizer_goes_on_bit_for_bit(name):
+    config = TrainConfig(learning_rate=0.01)
+    straight = build(CONFIGS[name])
+    optimizer = FlatAdamW(straight, config)
+    expected = steps(straight, optimizer, 0, 6)
+
+    first = build(CONFIGS[name])
+    optimizer = FlatAdamW(first, config)
+    losses = steps(first, optimizer, 0, 3)
+    second = build(CONFIGS[name], seed=1)
+    second.load_state_dict(first.state_dict())
+    saved = optimizer.tensors()
+    assert {key.split("/")[0] for key in saved} == {"step", "exp_avg", "exp_avg_sq"}
+    assert {key.split("/")[1] for key in saved} == {name for name, _ in first.named_parameters()}
+    steps(first, optimizer, 3, 4)  # what was saved are copies: going on does not change them
+
+    optimizer = FlatAdamW(second, config)
+    optimizer.restore(dict(reversed(saved.items())))
+    assert losses + steps(second, optimizer, 3, 6) == expected
+    for (label, one), other in zip(straight.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other), label
+
+
+def test_without_its_memory_the_optimizer_goes_elsewhere():
+    """So that the test above means something."""
+    model = build(CONFIGS["gpt2"])
+    steps(model, FlatAdamW(model, TrainConfig(learning_rate=0.01)), 0, 3)
+    forgetful = steps(model, FlatAdamW(model, TrainConfig(learning_rate=0.01)), 3, 6)
+    straight = build(CONFIGS["gpt2"])
+    assert steps(straight, FlatAdamW(straight, TrainConfig(learning_rate=0.01)), 0, 6)[3:] != forgetful
+
+
+@pytest.mark.parametrize(("key", "shape"), [("exp_avg/nothing.weight", (2,)), ("exp_avg/head.weight", (2, 2)), ("head.weight", (13, 16))])
+def test_memory_that_fits_no_parameter_is_refused(key, shape):
+    model = build(CONFIGS["mean"])
+    with pytest.raises(ValueError, match="fits no parameter"):
+        FlatAdamW(model, TrainConfig()).restore({key: torch.zeros(shape)})
+
+
+# --- the learning rate --------------------------------------------------------------------------------------------------------------
+
+
+def rates(total=100, **fields):
+    config = TrainConfig(**{"learning_rate": 2.0, "warmup_steps": 10, "final_lr_fraction": 0.1, **fields})
+    return [learning_rate(config, step, total) for step in range(total + 1)]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+def test_the_warm_up_is_linear_and_ends_at_the_peak(schedule):
+    assert rates(schedule=schedule)[:11] == pytest.approx([*(0.2 * n for n in range(1, 11)), 2.0])
+    assert rates(schedule=schedule, warmup_steps=0)[0] == 2.0
+    assert rates(8, schedule=schedule, warmup_steps=50)[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])  # at most half the run
+
+
+def test_the_schedules_by_their_formulas():
+    low, span = 0.2, 1.8
+    assert rates(schedule="constant")[10:] == [2.0] * 91
+    assert rates(schedule="linear")[10:] == pytest.approx([low + span * (100 - n) / 90 for n in range(10, 101)])
+    assert rates(schedule="cosine")[10:] == pytest.approx([low + span * (1 + math.cos(math.pi * (n - 10) / 90)) / 2 for n in range(10, 101)])
+    wsd = rates(schedule="wsd", warmup_steps=0, decay_fraction=0.25)
+    assert wsd[:76] == [2.0] * 76
+    assert wsd[75:] == pytest.approx([low + span * (100 - n) / 25 for n in range(75, 101)])
+    assert rates(schedule="wsd", decay_fraction=1.0)[10:] == pytest.approx(rates(schedule="linear")[10:])
+
+
+schedules = st.builds(
+    TrainConfig,
+    learning_rate=st.floats(1e-6, 10),
+    schedule=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
+    warmup_steps=st.integers(0, 300),
+    final_lr_fraction=st.floats(0, 1),
+    decay_fraction=st.floats(0.01, 1),
+)
+
+
+@given(schedules, st.integers(1, 500))
+def test_the_rate_stays_between_zero_and_the_peak_and_never_rises_after_the_warm_up(config, total):
+    values = [learning_rate(config, step, total) for step in range(total + 1)]
+    slack = 1e-9 * config.learning_rate
+    assert min(values) >= 0
+    assert max(values) <= config.learning_rate + slack
+    warm = min(config.warmup_steps, total // 2)
+    assert all(a < b for a, b in pairwise(values[:warm]))
+    assert all(a >= b - slack for a, b in pairwise(values[warm:]))
+    assert values[warm] == pytest.approx(config.learning_rate)
+    end = 1.0 if config.schedule == "constant" else config.final_lr_fraction
+    assert values[total] == pytest.approx(config.learning_rate * end, abs=1e-12)
+    assert learning_rate(config, total + 7, total) == pytest.approx(values[total])  # and stays there
+
+
+# --- the horizon --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_known_length_is_not_planned():
+    horizon = Horizon(None, 40)
+    horizon.plan(3, 1.0, 1.0)
+    assert (horizon.total, horizon.plans) == (40, [])
+    assert not any(horizon.due(step) for step in range(50))
+
+
+def test_a_time_budget_is_spent_at_the_measured_pace():
+    horizon = Horizon(60.0, 1_000_000)
+    horizon.plan(1, 2.0, 0.5)  # 58 s left
+    assert horizon.total == 1 + 116
+    horizon.plan(50, 40.0, 1.0)  # it has become slower
+    assert horizon.total == 50 + 20
+    horizon.plan(70, 61.0, 1.0)  # and the budget is spent
+    assert horizon.total == 70
+    assert horizon.plans == [(1, 117), (50, 70), (70, 70)]
+    horizon.plan(0, 99.0, 1.0)
+    assert horizon.total == 1  # a run has at least one step
+    horizon.plan(1, 0.0, 0.0)  # a clock too coarse to see a step
+    assert math.isfinite(horizon.total)
+
+
+def test_planning_is_due_often_at_first_and_then_a_hundred_times():
+    horizon = Horizon(60.0, 1000)
+    due = [step for step in range(1001) if horizon.due(step)]
+    assert due[:6] == [1, 2, 4, 8, 10, 16]
+    assert [step for step in due if step > 512] == list(range(520, 1001, 10))
+    assert Horizon(60.0, 30).due(17)
+
+
+def test_the_horizon_follows_the_configuration():
+    assert make_horizon(TrainConfig(steps=7), 1000, 10) == Horizon(None, 7)
+    assert make_horizon(TrainConfig(minutes=0.5), 1000, 10).seconds == 30.0
+    assert make_horizon(TrainConfig(epochs=2.5), 1000, 30) == Horizon(None, 84)
+    assert make_horizon(TrainConfig(), 1000, 10) == Horizon(None, 100)
+    assert make_horizon(TrainConfig(), 5, 1000) == Horizon(None, 1)

@@ -1,0 +1,137 @@
+"""The fast model against the lecture's model in the plainest code: the same weights give the same logits, loss and gradients."""
+
+import pytest
+import torch
+
+from conftest import random_ids
+from gptloom.config import ModelConfig, SampleConfig
+from gptloom.inference.generation import Generation
+from gptloom.model.decoder import Decoder
+from gptloom.model.objective import Objective
+from gptloom.model.plain import LayerNorm, PlainGPT
+
+SHAPE = {"vocab_size": 17, "block_size": 12, "n_embd": 24, "n_head": 4, "n_layer": 3}
+LECTURE = {"bias": "not-qkv", "mlp": "relu", "head_bias": True, "init": "pytorch"}
+
+
+def as_decoder(tensors: dict[str, torch.Tensor], n_layer: int, n_head: int) -> dict[str, torch.Tensor]:
+    """The plain model's tensors (weights or gradients) under the decoder's names."""
+    names = {"head.weight": "head.weight", "head.bias": "head.bias", "final_norm.weight": "final_norm.gain", "final_norm.bias": "final_norm.bias"}
+    names |= {f"{table}.weight": f"{table}.weight" for table in ("token_table", "position_table")}
+    out = {}
+    for n in range(n_layer):
+        block = f"blocks.{n}"
+        for norm in ("norm1", "norm2"):
+            names |= {f"{block}.{norm}.weight": f"{block}.{norm}.gain", f"{block}.{norm}.bias": f"{block}.{norm}.bias"}
+        for kind in ("weight", "bias"):
+            names[f"{block}.mixer.out.{kind}"] = f"{block}.attention.projection.{kind}"
+            names |= {f"{block}.mlp.{half}.{kind}": f"{block}.feed_forward.{half}.{kind}" for half in ("up", "down")}
+        heads = [f"{block}.attention.heads.{h}.{part}.weight" for part in ("query", "key", "value") for h in range(n_head)]
+        out[f"{block}.mixer.qkv.weight"] = torch.cat([tensors.pop(name) for name in heads])
+    out |= {ours: tensors.pop(theirs) for ours, theirs in names.items()}
+    assert not tensors, "every tensor has found its place"
+    return out
+
+
+def twins(**fields) -> tuple[PlainGPT, Decoder]:
+    """A plain model with random weights, and a decoder that holds the same."""
+    fields = SHAPE | fields
+    scale = fields["n_embd"] ** -0.5 if fields.get("score_scale") == "embedding" else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = PlainGPT(**{name: fields[name] for name in SHAPE}, scale=scale)
+        with torch.no_grad():
+            for p in plain.parameters():
+                p.add_(0.3 * torch.randn_like(p))
+            plain.token_table.weight.mul_(5)  # so that different contexts have different continuations
+    decoder = Decoder(ModelConfig(**fields, **LECTURE))
+    decoder.load_state_dict(as_decoder(dict(plain.state_dict()), fields["n_layer"], fields["n_head"]))
+    return plain, decoder
+
+
+@pytest.mark.parametrize("score_scale", ["head", "embedding"])
+def test_logits_loss_and_every_gradient_agree(score_scale):
+    plain, decoder = twins(score_scale=score_scale)
+    ids, targets = random_ids(3, 12, 17), random_ids(3, 12, 17, seed=1)
+    torch.testing.assert_close(decoder(ids), plain(ids), atol=1e-5, rtol=1e-5)
+    nats, count = Objective(decoder)(ids, targets)
+    loss = plain.loss(ids, targets)
+    torch.testing.assert_close(nats / count, loss, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    (nats / count).backward()
+    expected = as_decoder({name: p.grad for name, p in plain.named_parameters()}, 3, 4)
+    assert expected.keys() == dict(decoder.named_parameters()).keys()
+    for name, p in decoder.named_parameters():
+        assert expected[name].abs().max() > 1e-4
+        torch.testing.assert_close(p.grad, expected[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_two_scales_are_two_models():
+    ids = random_ids(1, 12, 17)
+    head, embedding = (twins(score_scale=scale)[0](ids).detach() for scale in ("head", "embedding"))
+    assert (head - embedding).abs().max() > 1e-2
+
+
+def test_the_lecture_s_model_has_its_209729_parameters():
+    shape = {"vocab_size": 65, "block_size": 32, "n_embd": 64, "n_head": 4, "n_layer": 4}
+    assert sum(p.numel() for p in PlainGPT(**shape).parameters()) == 209_729
+    assert Decoder(ModelConfig(**shape, **LECTURE)).parameter_count() == 209_729
+
+
+def test_layer_norm_agrees_with_torch():
+    ours, theirs = LayerNorm(6), torch.nn.LayerNorm(6)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    torch.testing.assert_close(ours(x), theirs(x))
+    with torch.no_grad():
+        for mine, other in ((ours.gain, theirs.weight), (ours.bias, theirs.bias)):
+            mine.copy_(torch.linspace(-2, 2, 6))
+            other.copy_(mine)
+    torch.testing.assert_close(ours(x), theirs(x))
+    tiny = x * 1e-4  # where eps matters
+    torch.testing.assert_close(ours(tiny), theirs(tiny))
+
+
+def test_plain_dropout_is_off_in_evaluation_and_on_in_training():
+    plain = PlainGPT(**SHAPE, dropout=0.5)
+    ids = random_ids(2, 12, 17)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert not torch.equal(plain(ids), plain(ids))
+        plain.eval()
+        assert torch.equal(plain(ids), plain(ids))
+
+
+def test_both_write_the_same_text_where_the_draw_leaves_no_choice():
+    """With logits a million times sharper, drawing takes the likeliest token, and temperature 0 does so by definition."""
+    plain, decoder = twins()
+    prompt = random_ids(2, 3, 17)
+    generation = Generation(decoder, prompt.tolist(), SampleConfig(tokens=9, temperature=0.0))
+    while generation.step():
+        pass
+    with torch.no_grad():
+        plain.head.weight.mul_(1e6)
+        plain.head.bias.mul_(1e6)
+    with torch.random.fork_rng(devices=[]):
+        assert plain.generate(prompt, 9).tolist() == generation.texts.rows
+
+
+def test_plain_generation_draws_from_the_last_position():
+    plain, _ = twins()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ids = plain.generate(torch.zeros(400, 1, dtype=torch.int64), 1)
+        expected = plain(torch.zeros(1, 1, dtype=torch.int64))[0, 0].softmax(-1)
+        shares = torch.bincount(ids[:, 1], minlength=17) / 400
+        assert (shares - expected).abs().max() < 0.1
+
+
+def test_plain_generation_crops_its_context_to_the_last_block():
+    plain, _ = twins()
+    with torch.no_grad():
+        plain.head.weight.mul_(1e6)
+    ids = random_ids(9, 15, 17)
+    with torch.random.fork_rng(devices=[]):
+        expected = plain(ids[:, -12:])[:, -1].argmax(-1).tolist()
+        assert expected != plain(ids[:, :12])[:, -1].argmax(-1).tolist()
+        assert plain.generate(ids, 1)[:, -1].tolist() == expected
+        assert plain.generate(ids, 20).shape == (9, 35)
