@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from gptloom.cli import COMMANDS, main
 from gptloom.config import RunConfig, SampleConfig
@@ -117,6 +119,22 @@ def test_a_run_can_be_repeated_from_its_own_config(run, tmp_path):
     again = gptloom("train", run[0].parent / "text.txt", "--run", tmp_path / "again", "--config", run[0] / "config.toml", "--json")
     assert again.returncode == 0, again.stderr
     assert losses(tmp_path / "again") == losses(run[0]) and checkpoint_bytes(tmp_path / "again") == checkpoint_bytes(run[0])
+
+
+def test_compiled_equals_eager_to_rounding(run, tmp_path):
+    """In a process of its own, for the shape checks of the tests and the compiler do not go together. Needs a C++ compiler."""
+    if not shutil.which("g++") and not shutil.which("clang++"):
+        pytest.skip("no C++ compiler on this machine; that a run then goes on without is tested in test_training")
+    words = [run[0].parent / "text.txt", "--steps", 30, "--data.cache", tmp_path / "cache", "--train.log-every", 1, *SMALL]
+    for mode in ("off", "on"):
+        done = gptloom("train", *words, "--run", tmp_path / mode, "--train.compile", mode)
+        assert done.returncode == 0 and ("compiling" in done.stderr) == (mode == "on") and "failed" not in done.stderr, done.stderr
+    assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=1e-4)
+    assert load_file(latest_weights(tmp_path / "on")).keys() == load_file(latest_weights(tmp_path / "off")).keys()
+
+
+def latest_weights(run):
+    return run / "checkpoints" / (run / "latest").read_text().strip() / "model.safetensors"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -263,7 +281,14 @@ print([name for name in ("torch", "numpy", "rich", "matplotlib", "tokenizers") i
 
 
 def test_every_command_explains_its_numbers(capsys):
-    words = {"train": "nats per token", "resume": "nats per token", "sample": "ln p", "eval": "bits per byte", "data": "overlap is", "doctor": "will be used"}
+    words = {
+        "train": "nats per token",
+        "resume": "nats per token",
+        "sample": "in this order",
+        "eval": "bits per byte",
+        "data": "overlap is",
+        "doctor": "will be used",
+    }
     assert words.keys() == COMMANDS.keys()
     for name, word in words.items():
         with pytest.raises(SystemExit) as left:

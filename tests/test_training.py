@@ -14,6 +14,7 @@ from gptloom.errors import ConfigError, DivergedError, InputError, MachineError
 from gptloom.model.objective import Objective
 from gptloom.settings import nest
 from gptloom.training import session
+from gptloom.training.plan import Plan
 from gptloom.training.run import resume, train
 from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
 
@@ -90,6 +91,35 @@ def test_a_resume_refuses_a_text_that_has_changed(text, tmp_path):
     text.write_text(text.read_text().replace("fox", "cow"))
     with pytest.raises(InputError, match="text has changed"):
         resume(tmp_path / "run", nest({"train.steps": 15}), display=Quiet())
+
+
+def test_a_validation_text_of_its_own_is_used_whole_and_watched(text, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("the fox sleeps until the dog is up\n" * 5)
+    small_run(text, tmp_path / "run", data={"val_text": str(own)})
+    bundle = gptloom.load(tmp_path / "run")
+    assert bundle.score(own.read_text()).loss == pytest.approx(min(line["loss"] for line in metrics(tmp_path / "run", "evaluation")), abs=1e-6)
+    own.write_text("the dog sleeps until the fox is up\n" * 5)
+    with pytest.raises(InputError, match=r"own\.txt: the text has changed"):
+        resume(tmp_path / "run", nest({"train.steps": 15}), display=Quiet())
+
+
+def test_a_damaged_token_file_is_made_again(text, tmp_path):
+    small_run(text, tmp_path / "run")
+    (tokens,) = (tmp_path / "cache").rglob("*.safetensors")
+    tokens.write_bytes(tokens.read_bytes()[:-5])
+    assert resume(tmp_path / "run", nest({"train.steps": 14}), display=Quiet()).steps == 14
+
+
+def test_a_damaged_checkpoint_is_named_and_an_older_one_can_be_chosen(text, tmp_path):
+    small_run(text, tmp_path / "run", train={"eval_every": 4})
+    newest = tmp_path / "run" / "checkpoints" / (tmp_path / "run" / "latest").read_text().strip()
+    content = bytearray((newest / "optimizer.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "optimizer.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"optimizer\.safetensors is damaged"):
+        resume(tmp_path / "run", nest({"train.steps": 15}), display=Quiet())
+    assert resume(tmp_path / "run", {}, checkpoint="step-000008", display=Quiet()).steps == 12
 
 
 def test_micro_batches_equal_one_batch(text, tmp_path):
@@ -215,3 +245,18 @@ def test_every_tokenizer_trains_writes_and_resumes(text, tmp_path, tokenizer):
     bundle = gptloom.load(result.run)
     assert bundle.generate("the quick", tokens=8).startswith("the quick")
     resume(tmp_path / "run", nest({"train.steps": 14}), display=Quiet())
+
+
+def test_a_seventeen_hour_run_is_called_out():
+    config = configure("tiny", {}, {"device": "cpu"})
+    plan = Plan(config, 10**6, 10**6, 10**5, steps=61_200, per_step=1.0, device=torch.device("cpu"), dtype=torch.float32, memory=10**9)
+    assert any("17 h 00 min" in warning and "--minutes" in warning for warning in plan.warnings())
+    assert not Plan(config, 10**6, 10**6, 10**5, steps=100, per_step=0.1, device=torch.device("cpu"), dtype=torch.float32, memory=None).warnings()
+
+
+def test_bfloat16_follows_float32(text, tmp_path):
+    shape = {"norm": "layernorm", "qk_norm": False}
+    small_run(text, tmp_path / "single", model=shape)
+    small_run(text, tmp_path / "half", model=shape, train={"precision": "bfloat16"})
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "single"), abs=0.02)
+    assert losses(tmp_path / "half") != losses(tmp_path / "single")

@@ -25,6 +25,10 @@ Losses are nats per token: the mean of -ln p(next token); a uniform guess costs 
 per UTF-8 byte of text, which compares across tokenizers. Perplexity is exp(loss). The validation loss is always that of the
 whole validation split, in fixed windows; the one reported at the end is the best checkpoint's."""
 
+SAMPLING = """\
+A token is chosen in this order: repetition penalty, temperature, top-k, top-p, min-p; then one draw. A text depends on the seed
+and its number, not on the others. p and rank are the model's own, before all of that; rank 0 is the token it held likeliest."""
+
 
 def train_command(words: list[str]) -> int:
     """Train a GPT on your text."""
@@ -58,9 +62,7 @@ def resume_command(words: list[str]) -> int:
 
 def sample_command(words: list[str]) -> int:
     """Write with a trained model."""
-    parser = _parser(
-        "sample", sample_command, epilog="logprob is ln p of a token by the model itself, before penalty, temperature and filters; rank 0 is its likeliest."
-    )
+    parser = _parser("sample", sample_command, epilog=SAMPLING)
     parser.add_argument("run", metavar="RUN", help=RUN)
     parser.add_argument("--prompt", default="", help="the text to continue; - reads it from standard input (default: a fresh start)")
     parser.add_argument(

@@ -57,7 +57,7 @@ def add_flags(
         elif get_origin(kind) is tuple:
             parser.add_argument(*flags, dest=key, action="append", default=argparse.SUPPRESS, metavar="TEXT", help=text)
         else:
-            parser.add_argument(*flags, dest=key, default=argparse.SUPPRESS, metavar=_metavar(kind), help=text)
+            parser.add_argument(*flags, dest=key, default=argparse.SUPPRESS, metavar=metavar(kind), help=text)
 
 
 def given(namespace: argparse.Namespace, config: type[Config], skip: Iterable[str] = ()) -> dict[str, Any]:
@@ -70,14 +70,14 @@ def given(namespace: argparse.Namespace, config: type[Config], skip: Iterable[st
     return found
 
 
-def _metavar(kind: Any) -> str:
+def metavar(kind: Any) -> str:
     """How a value is shown in the help: the choices, or the type."""
     if get_origin(kind) in (Union, types.UnionType):
-        return _metavar(next(part for part in get_args(kind) if part is not type(None)))
+        return metavar(next(part for part in get_args(kind) if part is not type(None)))
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     if hasattr(kind, "__metadata__"):
-        return _metavar(get_args(kind)[0])
+        return metavar(get_args(kind)[0])
     return {int: "INT", float: "NUMBER", str: "TEXT"}.get(kind, "VALUE")
 
 

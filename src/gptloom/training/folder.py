@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gptloom.config import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer
-from gptloom.data.tokens import TokenStore, open_store, prepare
+from gptloom.data.tokens import Split, TokenStore, open_store, prepare, split
 from gptloom.errors import InputError, MachineError
 from gptloom.plots import draw_losses
 from gptloom.runtime import describe_machine
@@ -30,7 +28,9 @@ def next_folder(stem: str) -> Path:
     return folder
 
 
-def create_run(run: Path, texts: Sequence[str], config: RunConfig, store: TokenStore, tokenizer: Tokenizer, device: torch.device) -> None:
+def create_run(
+    run: Path, config: RunConfig, tokenizer: Tokenizer, *, texts: Sequence[str], store: TokenStore, val_text_sha256: str | None, device: str
+) -> None:
     """Create the run folder with everything that is known before the first step."""
     sources = Path(__file__).parent.parent.rglob("*.py")
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
@@ -38,10 +38,11 @@ def create_run(run: Path, texts: Sequence[str], config: RunConfig, store: TokenS
         "command": sys.argv,
         "texts": [str(Path(text).absolute()) if Path(text).exists() else text for text in texts],
         "text_sha256": store.text_sha256,
-        "tokens": str(store.path),
+        "val_text_sha256": val_text_sha256,
+        "tokens": str(store.path.absolute()),
         "tokenizer": tokenizer.fingerprint,
         "seed": config.seed,
-        "device": str(device),
+        "device": device,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "code_sha256": code,
         **describe_machine(),
@@ -55,27 +56,48 @@ def create_run(run: Path, texts: Sequence[str], config: RunConfig, store: TokenS
         raise MachineError(f"the run folder cannot be written: {error.strerror}", where=str(run), cure="choose another folder with --run") from None
 
 
-def find_tokens(run: Path, config: DataConfig, tokenizer: Tokenizer) -> TokenStore:
-    """The tokens that a run was trained on: its token file, or its text read again, provided that it has not changed."""
+def make_parts(config: DataConfig, store: TokenStore, tokenizer: Tokenizer) -> tuple[Split, str | None]:
+    """What trains and what validates, and the hash of a validation text of its own."""
+    val_store = None if config.val_text is None else prepare(open_corpus([config.val_text], config), tokenizer, config)
+    return split(store, config, val_store), None if val_store is None else val_store.text_sha256
+
+
+def find_parts(run: Path, config: DataConfig, tokenizer: Tokenizer) -> Split:
+    """The parts that a run was begun with: from its token file, or from its text read again, provided that nothing has changed.
+
+    Raises:
+        InputError: the text, the validation text or the tokenizer is another one, or gone.
+    """
     path = run / "run.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        texts, sha256 = about["texts"], about["text_sha256"]
-        tokens = Path(about["tokens"])
+        texts, sha256, tokens = about["texts"], about["text_sha256"], Path(about["tokens"])
+        fingerprint, val_sha256 = about["tokenizer"], about["val_text_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError("is missing or damaged, so the run's text is not known", where=str(path), cure="start a new run") from None
-    if tokenizer.fingerprint != about.get("tokenizer"):
+    if tokenizer.fingerprint != fingerprint:
         raise InputError("the tokenizer is not the one that the run began with", where=str(run), cure="start a new run")
-    if tokens.exists():
-        store = open_store(tokens)
-        if store.text_sha256 == sha256 and store.tokenizer_fingerprint == tokenizer.fingerprint:
-            return store
-    if "-" in texts:
-        raise InputError("the text came from standard input, and its token file is gone", where=str(tokens), cure="start a new run")
-    store = prepare(open_corpus(texts, config), tokenizer, config)
-    if store.text_sha256 != sha256:
-        raise InputError("the text has changed since the run began", where=", ".join(texts), cure="restore it, or start a new run")
-    return store
+    store = _stored(tokens, sha256, fingerprint)
+    if store is None:
+        if "-" in texts:
+            raise InputError("the text came from standard input, and its token file is gone", where=str(tokens), cure="start a new run")
+        store = prepare(open_corpus(texts, config), tokenizer, config)
+    parts, found = make_parts(config, store, tokenizer)
+    if store.text_sha256 != sha256 or found != val_sha256:
+        changed = ", ".join(texts) if store.text_sha256 != sha256 else str(config.val_text)
+        raise InputError("the text has changed since the run began", where=changed, cure="restore it, or start a new run")
+    return parts
+
+
+def _stored(path: Path, text_sha256: str, fingerprint: str) -> TokenStore | None:
+    """A token file, if it is there, whole, and the right one."""
+    if not path.exists():
+        return None
+    try:
+        store = open_store(path)
+    except InputError:
+        return None
+    return store if (store.text_sha256, store.tokenizer_fingerprint) == (text_sha256, fingerprint) else None
 
 
 def draw_history(run: Path, config: RunConfig, progress: Progress) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import torch
 
 from gptloom.config import RunConfig
 from gptloom.training.display import duration
-from gptloom.training.schedule import Horizon
 
 LONG_RUN = 12 * 3600.0
 """Seconds from which a run is called long."""
@@ -24,7 +23,7 @@ class Plan:
         parameters: of the model.
         train_tokens: in the training split.
         val_tokens: in the validation split.
-        horizon: steps, or the time budget.
+        steps: still to take, by what is known now.
         per_step: measured seconds a step.
         device: where it runs.
         dtype: of the matrix products.
@@ -35,7 +34,7 @@ class Plan:
     parameters: int
     train_tokens: int
     val_tokens: int
-    horizon: Horizon
+    steps: int
     per_step: float
     device: torch.device
     dtype: torch.dtype
@@ -44,20 +43,19 @@ class Plan:
     @property
     def seconds(self) -> float:
         """How long training will take."""
-        return self.horizon.seconds or self.per_step * self.horizon.total
+        return self.per_step * self.steps
 
     @property
     def tokens(self) -> int:
         """How many tokens will be trained on."""
-        steps = self.horizon.total if self.horizon.seconds is None else self.horizon.seconds / self.per_step
-        return round(steps * self.config.train.batch_size * self.config.model.block_size)
+        return self.steps * self.config.train.batch_size * self.config.model.block_size
 
     def lines(self) -> list[str]:
         """The plan, a line a fact."""
-        m, t, h = self.config.model, self.config.train, self.horizon
+        m, t = self.config.model, self.config.train
         state = 16 * self.parameters  # float32: weight, gradient and AdamW's two averages
         memory = f"memory   {_size(state)} for weights, gradients and optimizer" + (f"; {_size(self.memory)} in use at the peak so far" if self.memory else "")
-        steps = f"{h.total:,} steps" if h.seconds is None else f"about {round(h.seconds / self.per_step):,} steps"
+        steps = f"{'about ' if t.minutes else ''}{self.steps:,} steps"
         passes = self.tokens / max(1, self.train_tokens)
         shape = f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.block_size}, vocabulary {m.vocab_size:,}"
         pace = f"{1000 * self.per_step:.1f} ms a step, measured, on {self.device} in {str(self.dtype).removeprefix('torch.')}"

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from gptloom.bundle import Bundle, find_bundle
-from gptloom.config import DataConfig, RunConfig
+from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.tokenizers import Tokenizer, make_tokenizer
-from gptloom.data.tokens import TokenStore, prepare, split
+from gptloom.data.tokenizers import make_tokenizer
+from gptloom.data.tokens import prepare
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
 from gptloom.model.decoder import Decoder
@@ -19,7 +19,7 @@ from gptloom.runtime import SMALL_WORK, pick_device, threads
 from gptloom.settings import merge, parse, read_toml, to_toml
 from gptloom.training.checkpoint import read_checkpoint
 from gptloom.training.display import Display, make_display
-from gptloom.training.folder import create_run, find_tokens, next_folder
+from gptloom.training.folder import create_run, find_parts, make_parts, next_folder
 from gptloom.training.session import Result, Session
 from gptloom.training.trainer import Progress
 
@@ -45,12 +45,13 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     store = prepare(corpus, tokenizer, config.data)
     for note in corpus.notes:
         display.say(f"note: {note}")
-    parts = split(store, config.data, _validation_store(config.data, tokenizer))
-    config = parse(RunConfig, merge(config.model_dump(), {"model": {"vocab_size": tokenizer.vocab_size}}), where="the tokenizer")
+    parts, val_text_sha256 = make_parts(config.data, store, tokenizer)
+    known = {"model": {"vocab_size": tokenizer.vocab_size}, "data": {"val_text": config.data.val_text and str(Path(config.data.val_text).absolute())}}
+    config = parse(RunConfig, merge(config.model_dump(), known), where="the tokenizer")
     run = run or next_folder(f"{corpus.name}-{config.recipe}")
     torch.manual_seed(config.seed)
     bundle = Bundle(Decoder(config.model).to(device), tokenizer)
-    create_run(run, texts, config, store, tokenizer, device)
+    create_run(run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device))
     with threads(_thread_count(config)):
         return Session(run, config, bundle, parts, device, display).go(Progress(), None, {})
 
@@ -79,8 +80,7 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
     if same_length and progress.step >= horizon.total:
         raise InputError(f"has finished its {horizon.total:,} steps", where=str(run), cure=f"train it for longer with --steps {2 * horizon.total}")
     bundle = Bundle.load(folder, device=str(device))
-    store = find_tokens(run, config.data, bundle.tokenizer)
-    parts = split(store, config.data, _validation_store(config.data, bundle.tokenizer))
+    parts = find_parts(run, config.data, bundle.tokenizer)
     (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
     display.say(f"continuing {run} from step {progress.step:,}")
     with threads(_thread_count(config)):
@@ -104,9 +104,7 @@ def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str 
         raise InputError("is not part of a run, so it has no validation split of its own", where=str(path), cure="give a text with --text FILE")
     config = parse(RunConfig, read_toml(run / "config.toml"), where=str(run / "config.toml"))
     bundle = Bundle.load(folder, device=device)
-    store = find_tokens(run, config.data, bundle.tokenizer)
-    parts = split(store, config.data, _validation_store(config.data, bundle.tokenizer))
-    return bundle.score_tokens(parts.val)
+    return bundle.score_tokens(find_parts(run, config.data, bundle.tokenizer).val)
 
 
 def _prepare_machine(config: RunConfig) -> torch.device:
@@ -120,10 +118,6 @@ def _thread_count(config: RunConfig) -> int | None:
     """As many threads as were asked for; else one for small work, and PyTorch's choice for all other."""
     work = config.train.rows * config.model.block_size * config.model.n_embd
     return config.train.threads or (1 if work < SMALL_WORK else None)
-
-
-def _validation_store(config: DataConfig, tokenizer: Tokenizer) -> TokenStore | None:
-    return None if config.val_text is None else prepare(open_corpus([config.val_text], config), tokenizer, config)
 
 
 def _apply(before: RunConfig, changes: Mapping[str, Any]) -> RunConfig:

@@ -59,7 +59,6 @@ class Session:
         self.val_bytes = bundle.tokenizer.count_bytes(parts.val.ids[1:])
         self.optimizer = FlatAdamW(bundle.model, train)
         self.signals = Signals()
-        self.best: Score | None = None
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:
         """Train from `progress` on; without a horizon, the configuration says how far. `tensors` are the optimizer's, from a checkpoint."""
@@ -76,15 +75,25 @@ class Session:
         trainer = Trainer(job, train, horizon, progress, self._callbacks(progress))
         per_step = trainer.rehearse()
         if horizon.seconds is not None and not horizon.plans:
-            horizon.plan(0, 0.0, per_step)
-        parameters = self.bundle.model.parameter_count()
+            horizon.plan(progress.step, progress.seconds, per_step)
+        self._announce(progress, horizon, per_step, dtype)
+        end = trainer.fit()
+        return self._result(progress, trainer.train_loss, end)
+
+    def _announce(self, progress: Progress, horizon: Horizon, per_step: float, dtype: torch.dtype) -> None:
         plan = Plan(
-            self.config, parameters, len(self.parts.train.ids), len(self.parts.val.ids), horizon, per_step, self.device, dtype, peak_memory(self.device)
+            config=self.config,
+            parameters=self.bundle.model.parameter_count(),
+            train_tokens=len(self.parts.train.ids),
+            val_tokens=len(self.parts.val.ids),
+            steps=horizon.total - progress.step,
+            per_step=per_step,
+            device=self.device,
+            dtype=dtype,
+            memory=peak_memory(self.device),
         )
         for line in [f"run      {self.run}", *plan.lines(), *(f"warning: {warning}" for warning in plan.warnings())]:
             self.display.say(line)
-        end = trainer.fit()
-        return self._result(progress, trainer.train_loss, end)
 
     def _callbacks(self, progress: Progress) -> list[Callback]:
         train = self.config.train
@@ -103,9 +112,7 @@ class Session:
         """The whole validation split, in float32, by the bare model: the same number that `gptloom eval` gives."""
         windows = evaluation_windows(self.parts.val, self.config.model.block_size, self.config.train.eval_batch_size)
         batches = ((batch.inputs, batch.targets) for batch in windows)
-        score = evaluate(Objective(self.bundle.model), batches, device=self.device, byte_count=self.val_bytes)
-        self.best = score if self.best is None or score.loss < self.best.loss else self.best
-        return score
+        return evaluate(Objective(self.bundle.model), batches, device=self.device, byte_count=self.val_bytes)
 
     def _save(self, progress: Progress, horizon: Horizon, improved: bool) -> Path:
         path = write_checkpoint(self.run, self.bundle, self.optimizer.tensors(), progress, horizon)

@@ -1,0 +1,44 @@
+"""Write docs/settings.md from the typed fields: `python tools/settings_table.py`. The tests compare the two."""
+
+from pathlib import Path
+from typing import Any
+
+from gptloom.config import Config, DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from gptloom.flags import metavar
+from gptloom.settings import read_recipe, recipe_names
+
+TARGET = Path(__file__).parent.parent / "docs" / "settings.md"
+
+
+def table(config: type[Config], prefix: str) -> list[str]:
+    """A row for every field that is not a group."""
+    rows = ["| flag | value | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            continue
+        value: Any = field.get_default(call_default_factory=True)
+        default = "" if value in (None, ()) else f"`{value}`"
+        kind = "on / off" if field.annotation is bool else metavar(field.annotation).strip("{}").replace(",", ", ").lower()
+        rows.append(f"| `--{(prefix + name).replace('_', '-')}` | {kind} | {default} | {str(field.description).replace('|', '/')} |")
+    return [*rows, ""]
+
+
+def page() -> str:
+    """The whole page."""
+    lines = ["# Settings", "", "Made by `python tools/settings_table.py` from the fields in `config.py`.", ""]
+    lines += ["In a TOML file the same names stand in tables, with underscores: `--train.batch-size 32` is `batch_size = 32` under `[train]`.", ""]
+    groups = [("The run", RunConfig, ""), ("Data", DataConfig, "data."), ("Model", ModelConfig, "model."), ("Training", TrainConfig, "train.")]
+    for title, config, prefix in [*groups, ("Sampling (`gptloom sample`)", SampleConfig, "")]:
+        lines += [f"## {title}", "", str(config.__doc__).splitlines()[0], "", *table(config, prefix)]
+    lines += ["## Recipes", "", "What a recipe does not set has the default above.", ""]
+    for name in recipe_names():
+        lines += [f"### {name}", ""]
+        for group, values in read_recipe(name).items():
+            if isinstance(values, dict):
+                lines += [f"- {group}: " + ", ".join(f"`{key} = {value}`" for key, value in values.items())]
+        lines += [""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")
