@@ -141,7 +141,7 @@ class TrainConfig(Config):
     save_every: Count | None = Field(None, description="Steps between checkpoints (default: at each evaluation)")
     keep: Count = Field(2, description="Checkpoints kept, besides the best")
     log_every: Count | None = Field(None, description="Steps between lines of metrics.jsonl (default: a hundredth of the run)")
-    sample_tokens: int = Field(200, ge=0, description="Tokens sampled after each evaluation; 0 switches it off")
+    sample_tokens: int = Field(400, ge=0, description="Tokens sampled after each evaluation; 0 switches it off")
     sample_prompt: str = Field("\n", description="What those samples continue")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is bfloat16 autocast where the hardware has matrix units for it")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto is on for CUDA runs of 1,000 steps or 5 minutes and more")

@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 
 from gptloom.config import DataConfig
 from gptloom.data.report import Report, describe
@@ -28,6 +29,9 @@ def report_run(result: Result, as_json: bool) -> None:
     if result.val_loss is not None:
         bits = "" if result.val_bpb is None else f", {result.val_bpb:.4f} bits per byte"
         print(f"validation loss {result.val_loss:.4f} nats per token{bits} (the best, at step {result.best_step:,})")
+    samples = Path(result.run) / "samples.jsonl"
+    if samples.exists():
+        print("\n" + json.loads(samples.read_text(encoding="utf-8").splitlines()[-1])["text"].strip("\n") + "\n")
     follow = f"gptloom resume {result.run}" if result.end == "stopped" else f"gptloom sample {result.run} --prompt ..."
     print(f"{result.run}\nnext: {follow}")
 

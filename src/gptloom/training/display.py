@@ -21,15 +21,19 @@ class Display(Callback):
         self.say = say
         self._mark: tuple[float, int] | None = None
         self._rate = 0.0
+        self._shown = 0.0
 
     def on_start(self, view: View) -> None:
         """Start counting."""
+        self._shown = view.step / view.total
         self._mark = (view.seconds, view.tokens)
 
     def after_step(self, view: View) -> Request:
         """A line ten times in the run and after the first step."""
         self._measure(view)
-        if view.logging and (view.step == 1 or view.step * 10 // view.total > (view.step - 1) * 10 // view.total):
+        progress = view.step / view.total
+        if view.logging and (view.step == 1 or progress - self._shown >= 0.1 or progress == 1.0):
+            self._shown = progress
             self.say(self.line(view))
         return Request.NOTHING
 

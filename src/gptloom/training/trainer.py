@@ -138,10 +138,10 @@ class Trainer:
                 horizon.plan(progress.step, progress.seconds, progress.seconds / progress.step)
             last = progress.step >= horizon.total
             request = self._after_step()
-            improved = False
-            if last or Request.EVALUATE in request or self._due(self.config.eval_every, self._evaluations):
-                improved = self._evaluate()
-            if improved or last or Request.SAVE in request or self._due(self.config.save_every or self.config.eval_every, self._evaluations):
+            looks = last or Request.EVALUATE in request or self._evaluation_is_due()
+            improved = self._evaluate() if looks else False
+            saves = looks if self.config.save_every is None else progress.step % self.config.save_every == 0
+            if improved or last or saves or Request.SAVE in request:
                 self._save(improved)
             if Request.STOP in request:
                 return "stopped"
@@ -193,7 +193,7 @@ class Trainer:
         return total / count, count
 
     def _after_step(self) -> Request:
-        logging = self._due(self.config.log_every, 100) or self.progress.step in (1, self.horizon.total)
+        logging = self._log_is_due()
         if logging:
             self._check_finite()
         view, request = self.view(logging=logging), Request.NOTHING
@@ -227,12 +227,18 @@ class Trainer:
         for callback in self.callbacks:
             callback.after_save(self.view(), path)
 
-    def _due(self, every: int | None, parts: int) -> bool:
-        """Every so many steps; or, when that is not set, so many times in the run."""
-        step, total = self.progress.step, self.horizon.total
+    def _evaluation_is_due(self) -> bool:
+        """Every so many steps; or, when that is not set, when its share of the run has gone by since the last."""
+        every = self.config.eval_every
         if every is not None:
-            return step % every == 0
-        return step * parts // total > (step - 1) * parts // total
+            return self.progress.step % every == 0
+        return (self.progress.step - (self.progress.last_evaluated or 0)) * self._evaluations >= self.horizon.total
+
+    def _log_is_due(self) -> bool:
+        """At the first and the last step, and every so many steps, or a hundred times in the run."""
+        step, total, every = self.progress.step, self.horizon.total, self.config.log_every
+        regular = step % every == 0 if every is not None else step * 100 // total > (step - 1) * 100 // total
+        return regular or step in (1, total)
 
     def _check_finite(self) -> None:
         self.train_loss = math.nan if self.loss is None else float(self.loss)
