@@ -1,5 +1,8 @@
 """Shared by the tests: a list of small models that spans every choice in `ModelConfig`, and a way to build them."""
 
+import os
+
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,6 +14,15 @@ torch.set_num_threads(1)
 
 settings.register_profile("gptloom", deadline=None, derandomize=True)  # a slow or busy machine fails no test
 settings.load_profile("gptloom")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_cache_of_the_users(tmp_path_factory):
+    """Token files of the tests go where pytest cleans up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path_factory.mktemp("cache")))
+        yield
+
 
 SMALL = {"vocab_size": 13, "block_size": 10, "n_layer": 2, "n_head": 4, "n_embd": 16}
 LECTURE = {"bias": "not-qkv", "mlp": "relu", "head_bias": True, "init": "pytorch"}

@@ -105,6 +105,14 @@ def test_eval_of_another_text(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["tokens"] == 27 * 3 - 1
 
 
+def test_eval_of_several_documents_by_a_model_of_one(run, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("the dog jumps over the fox\n")
+    assert main(["eval", str(run[0]), "--text", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == found["bytes"] == 2 * 27 - 1
+
+
 def test_data_reports_and_doctor_tells(run, capsys):
     assert main(["data", str(run[0].parent / "text.txt")]) == 0
     assert "characters per token" in capsys.readouterr().out
@@ -191,6 +199,21 @@ def test_real_texts_train_and_write(kind, tmp_path, capsys):
     assert main(["sample", str(tmp_path / "run"), "--tokens", "20"]) == 0
     said = capsys.readouterr().err
     assert ("cp1252" in said) == (kind == "cp1252") and ("LF" in said) == (kind == "CRLF")
+
+
+def test_windows_that_respect_documents_train_and_resume(tmp_path):
+    path = GOOD["JSON Lines"](tmp_path)
+    words = ["--steps", 6, "--data.sampling", "documents", "--data.split", "document", "--run", tmp_path / "run", *SMALL]
+    assert main(["train", str(path), *map(str, words)]) == 0
+    assert main(["resume", str(tmp_path / "run"), "--steps", "8"]) == 0
+
+
+def test_a_text_from_standard_input_trains_and_resumes(tmp_path):
+    text = write_text(tmp_path).read_text()
+    done = gptloom("train", "-", "--steps", 5, "--run", tmp_path / "run", *SMALL, stdin=text)
+    assert done.returncode == 0, done.stderr
+    done = gptloom("resume", tmp_path / "run", "--steps", 8, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["steps"] == 8
 
 
 BAD = {

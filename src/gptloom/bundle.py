@@ -115,7 +115,8 @@ class Bundle:
         ids = self.prompt_ids(prompt, on_unknown)
         end = self.tokenizer.end_of_text
         if config.beams > 1:
-            return [self._beam(prompt, found, score, end) for found, score in beam_search(self.model, ids, config, end=end)[: config.samples]]
+            found = beam_search(self.model, ids, config, end=end)[: config.samples]
+            return [Written(prompt, self._text(ids, new), [Token(one) for one in new], score) for new, score in found]
         generation = Generation(self.model, [ids] * config.samples, config, end=end, details=details)
         written = [Written(prompt) for _ in range(config.samples)]
         with threads(1 if self.model.parameter_count() < SMALL_MODEL else None):
@@ -157,11 +158,9 @@ class Bundle:
         device = self.model.token_table.weight.device
         return evaluate(Objective(self.model), batches, device=device, byte_count=self.tokenizer.count_bytes(tokens.ids[1:]))
 
-    def _beam(self, prompt: str, ids: list[int], score: float, end: int | None) -> Written:
-        start = self.prompt_ids(prompt, "skip")
-        stream = TextStream(self.tokenizer.decode, start, ())
-        text = "".join(stream.push(one) for one in ids if one != end) + stream.finish()
-        return Written(prompt, text, [Token(one) for one in ids], score)
+    def _text(self, before: list[int], ids: list[int]) -> str:
+        stream = TextStream(self.tokenizer.decode, before, ())
+        return "".join(stream.push(one) for one in ids if one != self.tokenizer.end_of_text) + stream.finish()
 
     @staticmethod
     def _grow(written: list[Written], row: int, piece: str, show: Show | None) -> None:

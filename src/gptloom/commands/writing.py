@@ -11,7 +11,8 @@ from typing import Any
 from gptloom.bundle import Bundle, Written
 from gptloom.config import DataConfig, SampleConfig
 from gptloom.data.sources import open_corpus
-from gptloom.errors import ExitCode, InputError
+from gptloom.data.tokens import Tokens, prepare
+from gptloom.errors import ExitCode
 from gptloom.inference.generation import Token
 from gptloom.training.run import validation_score
 
@@ -48,13 +49,12 @@ def evaluate(args: argparse.Namespace) -> int:
         score = validation_score(args.run, device=args.device, checkpoint=args.checkpoint)
     else:
         bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
-        corpus = open_corpus(args.text, DataConfig(encoding=args.encoding))
+        config = DataConfig(encoding=args.encoding, on_unknown=args.on_unknown)
+        corpus = open_corpus(args.text, config)
+        store = prepare(corpus, bundle.tokenizer, config)
         for note in corpus.notes:
             print(f"note: {note}", file=sys.stderr)
-        text = "".join(piece.text for piece in corpus.pieces())
-        if len(text) < 2:
-            raise InputError("is too short to measure a loss on", where=", ".join(args.text), cure="give a longer text")
-        score = bundle.score(text, args.on_unknown)
+        score = bundle.score_tokens(Tokens(store.ids, store.document_starts.astype("int64")))
     values = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": score.tokens, "bytes": score.bytes}
     if args.json:
         print(json.dumps(values))

@@ -88,7 +88,6 @@ class Trainer:
         """Prepare; `progress` may come from a checkpoint."""
         self.job, self.config, self.horizon, self.progress, self.callbacks = job, config, horizon, progress, callbacks
         self.progress.rows = self.progress.rows or config.rows
-        self.parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
         self.loss: Tensor | None = None
         self.train_loss = math.nan
         self.lr = 0.0
@@ -160,7 +159,7 @@ class Trainer:
         if self._checked:
             self._check_finite()
         if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.config.grad_clip)
         optimizer.step()
         self.progress.step += 1
         self.progress.tokens += count
@@ -243,10 +242,8 @@ class Trainer:
     def _check_finite(self) -> None:
         self.train_loss = math.nan if self.loss is None else float(self.loss)
         if not math.isfinite(self.train_loss):
-            step = self.progress.step
-            raise DivergedError(
-                f"the training loss is {self.train_loss} at learning rate {self.lr:.3g}", where=f"step {step}", cure="try a tenth of --train.learning-rate"
-            )
+            what = f"the training loss is {self.train_loss} at learning rate {self.lr:.3g}"
+            raise DivergedError(what, where=f"step {self.progress.step}", cure="try a tenth of --train.learning-rate")
 
     def _synchronise(self) -> None:
         if self.job.device.type == "cuda":

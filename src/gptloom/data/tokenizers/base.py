@@ -24,6 +24,7 @@ AnyIds = Integer[np.ndarray, " tokens"] | Sequence[int]
 OnUnknown = Literal["error", "skip", "replace"]
 Value = TypeVar("Value")
 
+_STRETCH = 1 << 20  # ids that are looked up at once: a memory-mapped text must not be copied whole
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -85,7 +86,8 @@ class Tokenizer(ABC):
 
     def count_bytes(self, ids: AnyIds) -> int:
         """The UTF-8 bytes of text that some ids stand for; the end of a text counts 0."""
-        return int(self._lengths[np.asarray(ids, dtype=np.int64)].sum())
+        ids = np.asarray(ids)
+        return sum(int(self._lengths[ids[start : start + _STRETCH].astype(np.int64)].sum()) for start in range(0, len(ids), _STRETCH))
 
     def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
         """Encode documents as a stream, in bounded memory; where the pieces were cut does not change the ids."""
