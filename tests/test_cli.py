@@ -252,6 +252,8 @@ def test_bad_texts_end_in_one_line(kind, tmp_path, capsys):
         (["sample", "nowhere"], "no such folder"),
         (["sample", "nowhere", "--temperature", "-1", "--top-p", "2"], "temperature"),
         (["sample", "nowhere", "--show-probabilities", "0"], "at least 1"),
+        (["sample", "nowhere", "--beams", "2", "--samples", "3"], "2 beams cannot return 3 texts"),
+        (["sample", "nowhere", "--nonsense"], "see `gptloom sample --help`"),
         (["resume", "nowhere"], "nowhere"),
         (["eval", "nowhere"], "no such folder"),
         (["data", "nowhere"], "nowhere"),

@@ -188,3 +188,9 @@ class SampleConfig(Config):
     stop: tuple[str, ...] = Field((), description="End a text before this string (may be given several times)")
     beams: Count = Field(1, description="Beam search with this many beams, instead of drawing")
     length_penalty: float = Field(1.0, ge=0.0, description="Beam scores are divided by length to this power")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SampleConfig":
+        if 1 < self.beams < self.samples:
+            raise ValueError(f"a search with {self.beams} beams cannot return {self.samples} texts (--beams, --samples)")
+        return self

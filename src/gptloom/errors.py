@@ -60,5 +60,5 @@ class DivergedError(GptloomError):
 
 def nearest(word: str, known: Iterable[str], *, count: int = 2) -> str:
     """A clause that names the known words most like `word`, or an empty string when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
     return "did you mean " + " or ".join(close) + "?" if close else ""

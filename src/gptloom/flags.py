@@ -25,8 +25,9 @@ class Parser(argparse.ArgumentParser):
         """Read the words; every flag that does not exist is named, with the nearest one that does."""
         namespace, unknown = self.parse_known_args(words)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            hints = " ".join(filter(None, (nearest(word.split("=")[0], flags, count=1) for word in unknown if word.startswith("-"))))
+            flags = [flag.lstrip("-") for action in self._actions for flag in action.option_strings]
+            words = [word.split("=")[0].lstrip("-") for word in unknown if word.startswith("-")]
+            hints = " ".join(hint.replace("did you mean ", "did you mean --") for word in words if (hint := nearest(word, flags, count=1)))
             raise ConfigError(f"unknown: {' '.join(unknown)}", where=self.prog, cure=hints or f"see `{self.prog} --help`")
         return namespace
 
@@ -82,4 +83,5 @@ def metavar(kind: Any) -> str:
 
 
 def _default(value: Any) -> str:
-    return "" if value in (None, ()) else f" [{value}]"
+    """The default in brackets; a line end is spelled, so that it can be seen."""
+    return "" if value in (None, ()) else f" [{repr(value)[1:-1] if isinstance(value, str) else value}]"
