@@ -122,6 +122,17 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_can_be_chosen(text, tmp_
     assert resume(tmp_path / "run", {}, checkpoint="step-000008", display=Quiet()).steps == 12
 
 
+def test_resuming_from_an_older_checkpoint_keeps_what_it_writes_and_its_own_best(text, tmp_path, monkeypatch):
+    scores = iter([4.0, 3.0, 2.0, 1.0, 2.5, 2.4, 2.3])
+    monkeypatch.setattr(session.Session, "_evaluate", lambda self: session.Score(next(scores), 1, 1))
+    small_run(text, tmp_path / "run", train={"eval_every": 4, "keep": 3})  # 12 steps: 3.0 at 4, 2.0 at 8, 1.0 at 12
+    result = resume(tmp_path / "run", nest({"train.eval_every": 2, "train.keep": 1}), checkpoint="step-000004", display=Quiet(stop_at=6))
+    assert (tmp_path / "run" / "latest").read_text().strip() == "step-000006"
+    assert (result.steps, result.best_step, result.val_loss) == (6, 6, 2.5)
+    assert Path(result.checkpoint).name == "step-000006"
+    assert resume(tmp_path / "run", {}, display=Quiet(stop_at=8)).best_step == 8
+
+
 def test_micro_batches_equal_one_batch(text, tmp_path):
     small_run(text, tmp_path / "whole", train={"batch_size": 6})
     small_run(text, tmp_path / "parts", train={"batch_size": 6, "micro_batch_size": 2})

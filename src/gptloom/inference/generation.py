@@ -156,6 +156,8 @@ class Generation:
             return {}
         with torch.inference_mode(), evaluating(self.model):
             logits = self.texts.logits().float()
+            if logits.device.type == "mps":  # Apple's GPU has no float64, which the draw is made in
+                logits = logits.cpu()
             chosen = choose(logits, self._seen(logits), self.config, self.uniforms.next(self.alive))
             ids = chosen.tolist()
             tokens = [Token(i) for i in ids] if self.details is None else describe(logits, ids, self.details)

@@ -27,7 +27,7 @@ def write_checkpoint(run: Path, bundle: Bundle, optimizer: dict[str, Tensor], pr
         MachineError: the disk did not take it; what was there before is untouched.
     """
     folder = run / "checkpoints"
-    final, temporary = folder / f"step-{progress.step:06d}", folder / f".writing-{progress.step:06d}"
+    final, temporary = folder / checkpoint_name(progress.step), folder / f".writing-{progress.step:06d}"
     try:
         folder.mkdir(exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,12 +74,16 @@ def read_checkpoint(path: Path) -> tuple[Progress, Horizon, dict[str, Tensor]]:
     return progress, horizon, optimizer
 
 
-def prune(run: Path, keep: int, best: str | None) -> None:
-    """Remove all checkpoints but the newest `keep` and the best."""
-    names = list(checkpoint_names(run))
-    for name in names[:-keep]:
-        if name != best:
+def prune(run: Path, keep: int, spared: set[str]) -> None:
+    """Remove all checkpoints but the newest `keep` and those to be spared (the best, and the one just written)."""
+    for name in list(checkpoint_names(run))[:-keep]:
+        if name not in spared:
             shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint after this many steps."""
+    return f"step-{step:06d}"
 
 
 def point(path: Path, name: str) -> None:

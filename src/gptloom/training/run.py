@@ -17,7 +17,7 @@ from gptloom.inference.evaluation import Score
 from gptloom.model.decoder import Decoder
 from gptloom.runtime import SMALL_WORK, pick_device, threads
 from gptloom.settings import merge, parse, read_toml, to_toml
-from gptloom.training.checkpoint import read_checkpoint
+from gptloom.training.checkpoint import checkpoint_name, point, read_checkpoint
 from gptloom.training.display import Display, make_display
 from gptloom.training.folder import create_run, find_parts, make_parts, next_folder
 from gptloom.training.session import Result, Session
@@ -82,6 +82,9 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
     bundle = Bundle.load(folder, device=str(device))
     parts = find_parts(run, config.data, bundle.tokenizer)
     (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    # An older checkpoint may be resumed from, which knows nothing of a best one that came after it.
+    if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
+        point(run / "best", checkpoint_name(progress.best_step))
     display.say(f"continuing {run} from step {progress.step:,}")
     with threads(_thread_count(config)):
         return Session(run, config, bundle, parts, device, display).go(progress, horizon if same_length else None, tensors)

@@ -14,7 +14,7 @@ from gptloom.inference.evaluation import Score, evaluate
 from gptloom.model.objective import Objective
 from gptloom.runtime import autocast, derive, peak_memory, pick_precision
 from gptloom.training.callbacks import Callback, Metrics, Samples, Signals, TensorBoard
-from gptloom.training.checkpoint import point, prune, write_checkpoint
+from gptloom.training.checkpoint import checkpoint_name, point, prune, write_checkpoint
 from gptloom.training.compiling import compile_or_not
 from gptloom.training.display import Display
 from gptloom.training.folder import draw_history
@@ -118,7 +118,7 @@ class Session:
         path = write_checkpoint(self.run, self.bundle, self.optimizer.tensors(), progress, horizon)
         if improved:
             point(self.run / "best", path.name)
-        prune(self.run, self.config.train.keep, f"step-{progress.best_step or 0:06d}")
+        prune(self.run, self.config.train.keep, {path.name, checkpoint_name(progress.best_step or 0)})
         return path
 
     def _result(self, progress: Progress, train_loss: float, end: End) -> Result:
