@@ -131,6 +131,8 @@ def test_resuming_from_an_older_checkpoint_keeps_what_it_writes_and_its_own_best
     assert (result.steps, result.best_step, result.val_loss) == (6, 6, 2.5)
     assert Path(result.checkpoint).name == "step-000006"
     assert resume(tmp_path / "run", {}, display=Quiet(stop_at=8)).best_step == 8
+    steps = [line["step"] for line in metrics(tmp_path / "run")]
+    assert steps == list(range(1, 9))  # what the abandoned part had logged is gone
 
 
 def test_micro_batches_equal_one_batch(text, tmp_path):
