@@ -39,6 +39,7 @@ class Display(Callback):
 
     def after_evaluation(self, view: View, score: Score) -> None:
         """The validation loss, and whether it is the best."""
+        self._mark = None  # the time that evaluating took is not training time
         self.say(self.evaluation_line(view, score))
 
     def show_sample(self, text: str) -> None:
@@ -48,8 +49,9 @@ class Display(Callback):
     def line(self, view: View) -> str:
         """Where the run is."""
         loss = "" if view.loss is None else f"  training loss {view.loss:.4f}"
+        rate = f"  {self._rate:,.0f} tokens/s" if self._rate else ""
         left = max(0.0, (view.total - view.step) * view.seconds / max(1, view.step))
-        return f"step {view.step:,} of {view.total:,}{loss}  lr {view.lr:.2e}  {self._rate:,.0f} tokens/s  {duration(left)} left"
+        return f"step {view.step:,} of {view.total:,}{loss}  lr {view.lr:.2e}{rate}  {duration(left)} left"
 
     def evaluation_line(self, view: View, score: Score) -> str:
         """What the whole validation split says."""
@@ -60,7 +62,9 @@ class Display(Callback):
         return f"step {view.step:,}: validation loss {score.loss:.4f}{bits}{mark}"
 
     def _measure(self, view: View) -> None:
-        if self._mark is not None and view.seconds - self._mark[0] > 0.5:
+        if self._mark is None:
+            self._mark = (view.seconds, view.tokens)
+        elif view.seconds - self._mark[0] > 0.5:
             self._rate = (view.tokens - self._mark[1]) / (view.seconds - self._mark[0])
             self._mark = (view.seconds, view.tokens)
 
