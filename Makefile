@@ -25,7 +25,7 @@ bench: .venv/.developers
 	$(BIN)/python benchmarks/start_up.py
 
 .venv/bin/python:
-	if command -v uv >/dev/null; then uv venv --seed --quiet .venv; else $(PYTHON) -m venv .venv; fi
+	(command -v uv >/dev/null && uv venv --seed --quiet --python $(PYTHON) .venv) || $(PYTHON) -m venv --clear .venv
 
 .venv/.users: .venv/bin/python pyproject.toml constraints.txt
 	$(INSTALL) -e ".[tokenizers]"

@@ -124,8 +124,7 @@ class Trainer:
 
     def view(self, *, logging: bool = False) -> View:
         """What callbacks are shown."""
-        p = self.progress
-        loss = self.train_loss if logging else None
+        p, loss = self.progress, self.train_loss if logging else None
         return View(p.step, self.horizon.total, self.lr, p.tokens, p.seconds, loss, logging, p.best_loss, p.best_step)
 
     def _loop(self, began: float) -> End:
