@@ -23,6 +23,7 @@ bench: .venv/.developers
 	$(BIN)/python benchmarks/against_plain.py
 	$(BIN)/python benchmarks/tiny_recipe.py
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/busy_machine.py
 
 .venv/bin/python:
 	(command -v uv >/dev/null && uv venv --seed --quiet --python $(PYTHON) .venv) || $(PYTHON) -m venv --clear .venv

@@ -148,15 +148,17 @@ def latest_weights(run):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_with_its_state_saved_and_resume_goes_on(run, tmp_path, number, code):
     words = [run[0].parent / "text.txt", "--run", tmp_path / "run", "--steps", 20_000, "--data.cache", tmp_path / "cache", *SMALL]
-    process = subprocess.Popen([sys.executable, "-m", "gptloom", "train", *map(str, words), "--train.eval-every", "20000"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptloom", "train", *map(str, words), "--train.eval-every", "20000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (metrics.exists() and '"step": 200,' in metrics.read_text()):
         time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    printed, said = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert "Traceback" not in said and f"gptloom resume {tmp_path / 'run'}" not in said
+    assert "Traceback" not in said and f"next: gptloom resume {tmp_path / 'run'}" in printed
     step = int((tmp_path / "run" / "latest").read_text().strip().removeprefix("step-"))
     assert 200 <= step < 20_000
     done = gptloom("resume", tmp_path / "run", "--steps", step + 5, "--json")

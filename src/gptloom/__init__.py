@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from gptloom.api import load, train
     from gptloom.model.decoder import Decoder as GPT
 
-# GNU OpenMP's threads spin while they wait for one another. When another program has one of the cores, each of a step's hundreds
-# of waits then lasts as long as a time slice: a step of the tiny recipe took 4,456 ms beside one busy process, and 88 ms with
-# this limit, which costs nothing on an idle machine. It is read when torch is first imported, so it must be set before.
+# GNU OpenMP's threads spin while they wait for one another. When another program has one of the cores, a step's hundreds of waits
+# can each last as long as a time slice. benchmarks/busy_machine.py, on 2 cores: a step of the tiny recipe beside another training took
+# 191 ms (once 4,476), and 93 with this limit, which costs nothing on an idle machine. It is read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["GPT", "load", "train"]

@@ -7,12 +7,9 @@ from typing import Any
 from gptloom.bundle import Bundle
 from gptloom.config import RunConfig
 from gptloom.runtime import pick_device
-from gptloom.settings import nest, resolve
+from gptloom.settings import SHORT, nest, resolve
 from gptloom.training.run import train as run_training
 from gptloom.training.session import Result
-
-SHORT = {name: f"train.{name}" for name in ("steps", "minutes", "epochs")} | {name: f"data.{name}" for name in ("tokenizer", "encoding", "on_unknown")}
-"""Settings with a short name, as keyword arguments here and as flags on the command line."""
 
 
 def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None = None, **settings: Any) -> Result:
@@ -30,7 +27,8 @@ def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None 
     Raises:
         GptloomError: one line with cause and cure.
     """
-    changes = nest({SHORT.get(key, key): value for key, value in settings.items()})
+    long = {short: key for key, short in SHORT.items()}
+    changes = nest({long.get(key, key): value for key, value in settings.items()})
     return run_training([str(text) for text in texts], configure(recipe, {}, changes), run=None if run is None else Path(run))
 
 

@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gptloom.config import ModelConfig, SampleConfig
+from gptloom.config import ModelConfig, OnUnknown, SampleConfig
 from gptloom.data.batches import evaluation_windows
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
 from gptloom.data.tokens import Tokens
@@ -25,7 +25,6 @@ from gptloom.runtime import SMALL_MODEL, pick_device, threads
 from gptloom.settings import parse
 from gptloom.textstream import TextStream
 
-OnUnknown = Literal["error", "skip", "replace"]
 Show = Callable[[int, str], None]
 
 
@@ -154,7 +153,7 @@ class Bundle:
         """The loss on token ids, with bits per byte from the bytes that the predicted tokens stand for."""
         if len(tokens.ids) < 2:
             raise InputError("at least two tokens are needed to measure a loss", cure="give a longer text")
-        batches = ((b.inputs, b.targets) for b in evaluation_windows(tokens, self.model.config.block_size, batch_size))
+        batches = evaluation_windows(tokens, self.model.config.block_size, batch_size)
         device = self.model.token_table.weight.device
         return evaluate(Objective(self.model), batches, device=device, byte_count=self.tokenizer.count_bytes(tokens.ids[1:]))
 

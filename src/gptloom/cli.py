@@ -11,15 +11,10 @@ from typing import Any
 from gptloom.config import RunConfig, SampleConfig
 from gptloom.errors import ConfigError, ExitCode, GptloomError, MachineError, nearest
 from gptloom.flags import Parser, add_flags, given
-from gptloom.settings import nest, parse, read_toml, recipe_names
+from gptloom.settings import SHORT, nest, parse, read_toml, recipe_names
 
 TEXTS = "a file, a folder, a glob, - for standard input, or shakespeare; .jsonl, .csv and .tsv are read by field"
 RUN = "a run folder, a checkpoint folder or a bundle"
-SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {
-    "data.tokenizer": "tokenizer",
-    "data.encoding": "encoding",
-    "data.on_unknown": "on-unknown",
-}
 NUMBERS = """\
 Losses are nats per token: the mean of -ln p(next token); a uniform guess costs ln(vocabulary). bits per byte is the same loss
 per UTF-8 byte of text, which compares across tokenizers. Perplexity is exp(loss). The validation loss is always that of the

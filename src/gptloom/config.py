@@ -10,6 +10,8 @@ IGNORED = -1
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+OnUnknown = Literal["error", "skip", "replace"]
+Sampling = Literal["random", "shuffled", "documents"]
 
 
 class Config(BaseModel):
@@ -107,14 +109,12 @@ class DataConfig(Config):
     tokenizer: str = Field("char", description="char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or the path of a tokenizer.json or .model file")
     text_field: str = Field("text", description="The field (JSON Lines) or column (CSV) that holds the text")
     encoding: str | None = Field(None, description="Text encoding (default: UTF-8, else detected)")
-    on_unknown: Literal["error", "skip", "replace"] = Field("error", description="What to do with characters that the tokenizer does not have")
+    on_unknown: OnUnknown = Field("error", description="What to do with characters that the tokenizer does not have")
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="Share of the text, at its end, that is kept for validation")
     val_tokens: int = Field(500_000, ge=2, description="Longest validation share, in tokens: it is read whole at every evaluation")
     val_text: str | None = Field(None, description="A file to validate on, instead of a share of the text")
     split: Literal["position", "document"] = Field("position", description="Cut off the validation share at a token, or at the nearest document")
-    sampling: Literal["random", "shuffled", "documents"] = Field(
-        "random", description="Training windows: random starts; each window once an epoch; or each within one document"
-    )
+    sampling: Sampling = Field("random", description="Training windows: random starts; each window once an epoch; or each within one document")
     cache: str | None = Field(None, description="Folder for token files and data sets (default: the user's cache folder)")
 
 

@@ -51,7 +51,7 @@ def add_flags(
         if isinstance(kind, type) and issubclass(kind, Config):
             add_flags(parser.add_argument_group(f"{key}: {field.description}"), kind, prefix=f"{key}.", short=short, skip=skip)
             continue
-        flags = [f"--{key.replace('_', '-')}", *([f"--{short[key]}"] if short and key in short else [])]
+        flags = [f"--{key.replace('_', '-')}", *([f"--{short[key].replace('_', '-')}"] if short and key in short else [])]
         text = f"{field.description}{_default(field.get_default(call_default_factory=True))}".replace("%", "%%")
         if kind is bool:
             parser.add_argument(*flags, dest=key, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)

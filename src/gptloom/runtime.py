@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -87,7 +88,7 @@ def peak_memory(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def describe_machine() -> dict[str, object]:
+def describe_machine() -> dict[str, Any]:
     """Versions, devices and threads, for `gptloom doctor` and for run.json."""
     packages = ("gptloom", "torch", "numpy", "safetensors", "tokenizers")
     return {

@@ -14,6 +14,9 @@ from gptloom.errors import ConfigError, InputError, nearest
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
+SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {f"data.{name}": name for name in ("tokenizer", "encoding", "on_unknown")}
+"""Settings that also go by a name without their group, as flags and as keywords."""
+
 
 def field_names(cls: type[Config], prefix: str = "") -> dict[str, Any]:
     """Every setting below a group, as {dotted key: field}; groups inside it are walked, not listed."""

@@ -15,14 +15,11 @@ from gptloom.errors import ExitCode
 from gptloom.settings import recipe_names
 from gptloom.training.session import Result
 
-RESULT_KEYS = ("run", "checkpoint", "parameters", "steps", "tokens", "seconds", "train_loss", "val_loss", "val_bpb", "best_step", "last_val_loss", "end")
-
 
 def report_run(result: Result, as_json: bool) -> None:
     """What a run came to."""
     if as_json:
-        values = asdict(result)
-        print(json.dumps({key: values[key] for key in RESULT_KEYS}))
+        print(json.dumps(asdict(result)))
         return
     end = {"finished": "finished", "patience": "stopped: the validation loss no longer fell", "stopped": "stopped by a signal, state saved"}[result.end]
     print(f"{end} after {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.1f} s of training", file=sys.stderr)
@@ -88,15 +85,9 @@ def doctor(args: argparse.Namespace) -> int:
         return ExitCode.DONE
     print(f"will use   {used['device']} ({used['why']}) in {used['precision']}, recipe {used['recipe']}, {torch.get_num_threads()} CPU threads")
     print(f"python     {machine['python']} on {machine['system']}, CPU kernels for {machine['cpu']}")
-    print("versions   " + ", ".join(f"{name} {version}" for name, version in describe_versions(machine).items()))
+    print("versions   " + ", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
     print("extras     " + ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in extras.items()))
     print(f"compiler   {compiler or 'none found: torch.compile on a CPU needs one'}")
     print(f"recipes    {', '.join(recipe_names())}")
     print(f"cache      {found['cache']}")
     return ExitCode.DONE
-
-
-def describe_versions(machine: dict[str, object]) -> dict[str, str]:
-    """The versions in a description of the machine."""
-    versions = machine["versions"]
-    return dict(versions) if isinstance(versions, dict) else {}

@@ -1,24 +1,20 @@
 """Token ids to batches: training batches are functions of (seed, step, rank); evaluation reads every target once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int, Int64, UInt, UInt64
 
-from gptloom.config import IGNORED
+from gptloom.config import IGNORED, Sampling
 from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
-
-Sampling = Literal["random", "shuffled", "documents"]
 
 _ORDERS = 2  # epochs whose order is kept: a batch may span two
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Sequences and what follows each of their tokens.
 
     Attributes:
@@ -45,7 +41,7 @@ class Batches:
         block_size: int,
         batch_size: int,
         seed: int,
-        sampling: Literal["random", "shuffled", "documents"],
+        sampling: Sampling,
         rank: int = 0,
         world: int = 1,
     ) -> None:

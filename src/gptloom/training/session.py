@@ -68,10 +68,9 @@ class Session:
         dtype = pick_precision(train.precision, self.device)
         self.bundle.model.train()
         objective = Objective(self.bundle.model)
-        source = Source(self.batches)
-        compiled = compile_or_not(objective, train, horizon, self.device, source.batch(0), partial(autocast, self.device, dtype), self.display.say)
+        compiled = compile_or_not(objective, train, horizon, self.device, self.batches.batch(0), partial(autocast, self.device, dtype), self.display.say)
         save = partial(self._save, progress, horizon)
-        job = Job(compiled, self.optimizer, source, self._evaluate, save, partial(autocast, self.device, dtype), self.device, self.config.seed)
+        job = Job(compiled, self.optimizer, self.batches, self._evaluate, save, partial(autocast, self.device, dtype), self.device, self.config.seed)
         trainer = Trainer(job, train, horizon, progress, self._callbacks(progress))
         per_step = trainer.rehearse()
         if horizon.seconds is not None and not horizon.plans:
@@ -111,8 +110,7 @@ class Session:
     def _evaluate(self) -> Score:
         """The whole validation split, in float32, by the bare model: the same number that `gptloom eval` gives."""
         windows = evaluation_windows(self.parts.val, self.config.model.block_size, self.config.train.eval_batch_size)
-        batches = ((batch.inputs, batch.targets) for batch in windows)
-        return evaluate(Objective(self.bundle.model), batches, device=self.device, byte_count=self.val_bytes)
+        return evaluate(Objective(self.bundle.model), windows, device=self.device, byte_count=self.val_bytes)
 
     def _save(self, progress: Progress, horizon: Horizon, improved: bool) -> Path:
         path = write_checkpoint(self.run, self.bundle, self.optimizer.tensors(), progress, horizon)
@@ -139,16 +137,3 @@ class Session:
             end=end,
             signal=self.signals.received,
         )
-
-
-class Source:
-    """Batches as the trainer wants them."""
-
-    def __init__(self, batches: Batches) -> None:
-        """Wrap the data's batches."""
-        self.batches = batches
-
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of a step."""
-        batch = self.batches.batch(step)
-        return batch.inputs, batch.targets

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, EncodedPiece, Ids, OnUnknown, Tokenizer, id_dtype, read_side_file
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, EncodedPiece, Ids, Tokenizer, id_dtype, read_side_file
 from gptloom.data.tokenizers.characters import ByteTokenizer, CharTokenizer
 from gptloom.errors import ConfigError, InputError, nearest
 
-__all__ = ["END_OF_TEXT", "EncodedPiece", "Ids", "OnUnknown", "Tokenizer", "id_dtype", "load_tokenizer", "make_tokenizer"]
+__all__ = ["END_OF_TEXT", "EncodedPiece", "Ids", "Tokenizer", "id_dtype", "load_tokenizer", "make_tokenizer"]
 
 _KINDS = ("char", "byte", "bpe", "sentencepiece", "tiktoken")
 _SIZE = 4096

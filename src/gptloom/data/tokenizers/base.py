@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Integer, UInt
 
+from gptloom.config import OnUnknown
 from gptloom.data.documents import Piece
 from gptloom.errors import InputError
 
@@ -21,7 +22,6 @@ CURE = "copy it again from where it was made, or train a new one (--data.tokeniz
 
 Ids = UInt[np.ndarray, " tokens"]
 AnyIds = Integer[np.ndarray, " tokens"] | Sequence[int]
-OnUnknown = Literal["error", "skip", "replace"]
 Value = TypeVar("Value")
 
 _STRETCH = 1 << 20  # ids that are looked up at once: a memory-mapped text must not be copied whole

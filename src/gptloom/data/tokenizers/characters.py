@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gptloom.data.tokenizers.base import CURE, FILE, Ids, OnUnknown, Tokenizer, entry, to_json, well_formed
+from gptloom.config import OnUnknown
+from gptloom.data.tokenizers.base import CURE, FILE, Ids, Tokenizer, entry, to_json, well_formed
 from gptloom.errors import InputError
 
 _PLAIN = dict(zip("‘’‚“”„–—−", "''," + '"""' + "---", strict=True))

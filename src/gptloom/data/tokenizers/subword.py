@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from gptloom.config import OnUnknown
 from gptloom.data.documents import Piece
-from gptloom.data.tokenizers.base import EncodedPiece, Ids, OnUnknown, Tokenizer, well_formed
+from gptloom.data.tokenizers.base import EncodedPiece, Ids, Tokenizer, well_formed
 
 CHUNK = 1 << 16
 """Characters after which a chunk ends at the next safe place, and at twice as many in any case."""

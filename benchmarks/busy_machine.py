@@ -1,0 +1,64 @@
+"""What a training step of the tiny recipe costs beside other programs, with and without the limit on OpenMP's spinning.
+
+GNU OpenMP reads GOMP_SPINCOUNT when torch is first imported, so each measurement is a process of its own; the two settings take
+turns, five times for each neighbour: none, a busy loop, and another training with the same setting. Prints milliseconds a step:
+median, minimum and maximum.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+STEP = """
+import time, torch
+from gptloom.config import TrainConfig
+from gptloom.model.decoder import Decoder
+from gptloom.model.objective import Objective
+from gptloom.training.optim import FlatAdamW
+model = Decoder.from_recipe("tiny")
+objective, optimizer, ids = Objective(model), FlatAdamW(model, TrainConfig()), torch.randint(65, (8, 128))
+def step():
+    optimizer.zero_grad()
+    nats, count = objective(ids, ids)
+    (nats / count).backward()
+    optimizer.step()
+step()
+start, steps = time.perf_counter(), 0
+while time.perf_counter() - start < 3.0:
+    step()
+    steps += 1
+print(1000 * (time.perf_counter() - start) / steps)
+"""
+
+SETTINGS: dict[str, dict[str, str]] = {"without the limit": {}, "with it": {"GOMP_SPINCOUNT": "1000"}}
+NEIGHBOURS = {"none": None, "a busy loop": "while True: pass", "another training": STEP.replace("< 3.0", "< 60.0")}
+
+
+def milliseconds(setting: dict[str, str], neighbour: str | None) -> float:
+    """The mean step of a process beside its neighbour. Torch is imported before gptloom there, so only `setting` counts."""
+    environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"} | setting
+    beside = None if neighbour is None else subprocess.Popen([sys.executable, "-c", neighbour], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(3.0 if beside else 0.0)  # the neighbour, too, has torch to import
+        return float(subprocess.run([sys.executable, "-c", STEP], env=environment, check=True, capture_output=True, text=True).stdout)
+    finally:
+        if beside is not None:
+            beside.kill()
+            beside.wait()
+
+
+def main() -> None:
+    for name, neighbour in NEIGHBOURS.items():
+        found: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
+        for _ in range(5):
+            for setting, environment in SETTINGS.items():
+                found[setting].append(milliseconds(environment, neighbour))
+        figures = {setting: [round(f(times), 1) for f in (statistics.median, min, max)] for setting, times in found.items()}
+        print(json.dumps({"neighbour": name, **figures}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
