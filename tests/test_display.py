@@ -26,6 +26,7 @@ def test_plain_lines_tell_loss_rate_speed_and_time_left():
     display.after_evaluation(view(50, best_step=50), Score(150.0, 100, 100))
     display.after_evaluation(view(60, best_step=50), Score(160.0, 100, 100))
     display.after_step(view(61, seconds=100.0))  # the 90 s of an evaluation are not counted as training
+    assert "5,120 tokens/s" in display.line(view(61, seconds=100.0))
     display.after_step(view(70, seconds=101.0))
     assert "9,216 tokens/s" in display.line(view(70, seconds=101.0))  # 9 steps of 1,024 tokens in the second since
     assert lines[1] == "step 50: validation loss 1.5000 (2.164 bits per byte), the best so far"

@@ -123,13 +123,14 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_can_be_chosen(text, tmp_
 
 
 def test_resuming_from_an_older_checkpoint_keeps_what_it_writes_and_its_own_best(text, tmp_path, monkeypatch):
-    scores = iter([4.0, 3.0, 2.0, 1.0, 2.5, 2.4, 2.3])
+    scores = iter([4.0, 3.0, 2.0, 1.0, 3.5, 2.4])
     monkeypatch.setattr(session.Session, "_evaluate", lambda self: session.Score(next(scores), 1, 1))
     small_run(text, tmp_path / "run", train={"eval_every": 4, "keep": 3})  # 12 steps: 3.0 at 4, 2.0 at 8, 1.0 at 12
     result = resume(tmp_path / "run", nest({"train.eval_every": 2, "train.keep": 1}), checkpoint="step-000004", display=Quiet(stop_at=6))
     assert (tmp_path / "run" / "latest").read_text().strip() == "step-000006"
-    assert (result.steps, result.best_step, result.val_loss) == (6, 6, 2.5)
-    assert Path(result.checkpoint).name == "step-000006"
+    assert (tmp_path / "run" / "checkpoints" / "step-000006").is_dir()  # though later ones lie beside it, and one is kept
+    assert (result.steps, result.best_step, result.val_loss) == (6, 4, 3.0)
+    assert Path(result.checkpoint).name == "step-000004"  # not step 12, which belongs to the part that was abandoned
     assert resume(tmp_path / "run", {}, display=Quiet(stop_at=8)).best_step == 8
     steps = [line["step"] for line in metrics(tmp_path / "run")]
     assert steps == list(range(1, 9))  # what the abandoned part had logged is gone
@@ -192,7 +193,7 @@ def test_a_time_budget_is_planned_and_followed_to_the_schedules_end(text, tmp_pa
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(text, tmp_path, monkeypatch):
-    scores = iter([3.0, 2.0, 2.5, 2.6, 2.7])
+    scores = iter([1.0, 2.0, 2.5, 2.6, 2.7])  # the untrained model's is no candidate for the best
     monkeypatch.setattr(session.Session, "_evaluate", lambda self: session.Score(next(scores), 1, 1))
     result = small_run(text, tmp_path / "run", train={"steps": 100, "eval_every": 2, "patience": 2})
     assert (result.end, result.steps, result.best_step, result.val_loss) == ("patience", 6, 2, 2.0)

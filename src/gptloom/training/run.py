@@ -39,7 +39,8 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     display = display or make_display()
     device = _prepare_machine(config)
     if run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run, or continue it with `gptloom resume {run}`")
+        going_on = f", or continue it with `gptloom resume {run}`" if (run / "run.json").exists() else ""
+        raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run{going_on}")
     corpus = open_corpus(texts, config.data)
     tokenizer = make_tokenizer(config.data.tokenizer, corpus)
     store = prepare(corpus, tokenizer, config.data)
