@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gptloom.config import RunConfig
 from gptloom.errors import ConfigError, MachineError
 
 
@@ -63,6 +64,12 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def thread_count(config: RunConfig) -> int | None:
+    """As many threads as were asked for; else one for small work, and PyTorch's choice (None) for all other."""
+    work = config.train.rows * config.model.block_size * config.model.n_embd
+    return config.train.threads or (1 if work < SMALL_WORK else None)
 
 
 def derive(seed: int, *names: str | int) -> int:

@@ -41,12 +41,12 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(objective: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device, byte_count: int = 0) -> Score:
-    """Sum the objective over (inputs, targets) batches, with dropout off; `byte_count` is passed on into the score."""
+def evaluate(objective: nn.Module, batches: Iterable[tuple[Tensor, ...]], *, device: torch.device, byte_count: int = 0) -> Score:
+    """Sum the objective over batches, with dropout off; `byte_count` is passed on into the score."""
     nats, tokens = 0.0, 0
     with evaluating(objective):
-        for inputs, targets in batches:
-            summed, count = objective(inputs.to(device), targets.to(device))
+        for batch in batches:
+            summed, count = objective(*(part.to(device) for part in batch))
             nats += float(summed)
             tokens += int(count)
     return Score(nats, tokens, byte_count)

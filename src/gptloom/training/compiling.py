@@ -27,7 +27,7 @@ def compile_or_not(
     config: TrainConfig,
     horizon: Horizon,
     device: torch.device,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Tensor, ...],
     autocast: Callable[[], AbstractContextManager[object]],
     say: Callable[[str], None],
 ) -> nn.Module:
@@ -35,11 +35,11 @@ def compile_or_not(
     if not wants_compile(config, horizon, device):
         return objective
     say("compiling the model; this takes a while once")
-    inputs, targets = (part[: config.rows].to(device) for part in batch)
+    parts = [part[: config.rows].to(device) for part in batch]
     try:
         compiled = cast(nn.Module, torch.compile(objective))
         with autocast():
-            compiled(inputs, targets)[0].backward()
+            compiled(*parts)[0].backward()
     except (RuntimeError, ImportError, OSError) as error:
         say(f"note: torch.compile failed ({' '.join(str(error).split())[:120]}); training goes on without it")
         return objective

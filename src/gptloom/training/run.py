@@ -15,7 +15,7 @@ from gptloom.data.tokens import prepare
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
 from gptloom.model.decoder import Decoder
-from gptloom.runtime import SMALL_WORK, pick_device, threads
+from gptloom.runtime import pick_device, thread_count, threads
 from gptloom.settings import merge, parse, read_toml, to_toml
 from gptloom.training.checkpoint import checkpoint_name, point, read_checkpoint
 from gptloom.training.display import Display, make_display
@@ -53,7 +53,7 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     torch.manual_seed(config.seed)
     bundle = Bundle(Decoder(config.model).to(device), tokenizer)
     create_run(run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device))
-    with threads(_thread_count(config)):
+    with threads(thread_count(config)):
         return Session(run, config, bundle, parts, device, display).go(Progress(), None, {})
 
 
@@ -87,7 +87,7 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
     if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
         point(run / "best", checkpoint_name(progress.best_step))
     display.say(f"continuing {run} from step {progress.step:,}")
-    with threads(_thread_count(config)):
+    with threads(thread_count(config)):
         return Session(run, config, bundle, parts, device, display).go(progress, horizon if same_length else None, tensors)
 
 
@@ -116,12 +116,6 @@ def _prepare_machine(config: RunConfig) -> torch.device:
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard is not installed", where="--train.tensorboard", cure='pip install "gptloom[track]", or leave the flag out')
     return pick_device(config.device)
-
-
-def _thread_count(config: RunConfig) -> int | None:
-    """As many threads as were asked for; else one for small work, and PyTorch's choice for all other."""
-    work = config.train.rows * config.model.block_size * config.model.n_embd
-    return config.train.threads or (1 if work < SMALL_WORK else None)
 
 
 def _apply(before: RunConfig, changes: Mapping[str, Any]) -> RunConfig:

@@ -25,8 +25,8 @@ End = Literal["finished", "patience", "stopped"]
 class Source(Protocol):
     """Where batches come from."""
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a step, always the same for the same step."""
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """What the objective takes at a step, the targets last; always the same for the same step."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Job:
     """What a trainer works on.
 
     Attributes:
-        objective: inputs and targets to (summed nats, count); possibly compiled.
+        objective: a batch to (summed nats, count); possibly compiled.
         optimizer: already holding the objective's parameters.
         source: batches by step.
         evaluate: the validation score, without drawing anything random.
@@ -163,7 +163,7 @@ class Trainer:
         self.progress.step += 1
         self.progress.tokens += count
 
-    def _accumulate(self, batch: tuple[Tensor, Tensor], limit: int | None = None) -> tuple[Tensor, int]:
+    def _accumulate(self, batch: tuple[Tensor, ...], limit: int | None = None) -> tuple[Tensor, int]:
         """Gradients of the mean loss over the batch, in as many passes as memory needs; returns that loss and its count."""
         while True:
             try:
@@ -177,15 +177,15 @@ class Trainer:
                     raise MachineError("even one sequence at a time does not fit into memory", cure="make the model or --model.block-size smaller") from None
             self.progress.rows = -(-self.progress.rows // 2)
 
-    def _passes(self, batch: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, int]:
+    def _passes(self, batch: tuple[Tensor, ...], limit: int | None) -> tuple[Tensor, int]:
         self.job.optimizer.zero_grad()
-        count = max(1, int((batch[1] != IGNORED).sum()))
-        inputs, targets = (part.to(self.job.device, non_blocking=True) for part in batch)
+        count = max(1, int((batch[-1] != IGNORED).sum()))
+        parts = [part.to(self.job.device, non_blocking=True) for part in batch]
         rows = self.progress.rows
         total = torch.zeros((), device=self.job.device)
-        for start in list(range(0, len(inputs), rows))[:limit]:
+        for start in list(range(0, len(batch[0]), rows))[:limit]:
             with self.job.autocast():
-                nats, _ = self.job.objective(inputs[start : start + rows], targets[start : start + rows])
+                nats, _ = self.job.objective(*(part[start : start + rows] for part in parts))
             (nats / count).backward()
             total += nats.detach()
         return total / count, count

@@ -1,0 +1,50 @@
+"""`gptloom train` and `gptloom resume`."""
+
+from pathlib import Path
+from typing import Any
+
+from gptloom.config import RunConfig
+from gptloom.errors import ExitCode
+from gptloom.flags import add_flags, given
+from gptloom.settings import SHORT, nest, read_toml, recipe_names
+from gptloom.words import NUMBERS, TEXTS, make_parser
+
+
+def train_command(words: list[str]) -> int:
+    """Train a GPT on your text."""
+    parser = make_parser(
+        "train", "TEXT...", train_command, epilog=f"[in brackets: the value where the recipe sets none]\nrecipes: {', '.join(recipe_names())}\n\n{NUMBERS}"
+    )
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help=TEXTS)
+    parser.add_argument("--run", metavar="DIR", type=Path, help="a new folder for the run (default: the next free one under runs/)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file of settings, such as another run's config.toml; flags go over it")
+    parser.add_argument("--recipe", metavar="NAME", help="the settings to start from (default: tiny on a CPU, baby on an accelerator)")
+    add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
+    args = parser.parse(words)
+    from gptloom.api import configure
+    from gptloom.training.run import train
+
+    file = {} if args.config is None else read_toml(args.config)
+    where = "the command line" if args.config is None else f"{args.config} and the command line"
+    config = configure(args.recipe, file, nest(given(args, RunConfig, skip=("recipe",))), where=where)
+    return _finish(train(args.texts, config, run=args.run), args.json)
+
+
+def resume_command(words: list[str]) -> int:
+    """Continue a run that was stopped."""
+    parser = make_parser("resume", "RUN", resume_command, epilog=NUMBERS)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+    parser.add_argument("--checkpoint", metavar="NAME", default="latest", help="latest, best or step-N [latest]")
+    add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "seed", "model"))
+    args = parser.parse(words)
+    from gptloom.training.run import resume
+
+    return _finish(resume(args.run, nest(given(args, RunConfig)), checkpoint=args.checkpoint), args.json)
+
+
+def _finish(result: Any, as_json: bool) -> int:
+    """Report a training run and turn its end into an exit code."""
+    from gptloom.commands.reporting import report_run
+
+    report_run(result, as_json)
+    return 128 + result.signal if result.signal else ExitCode.DONE
