@@ -9,13 +9,13 @@ from gptloom.config import TrainConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups that partition the trainable parameters: the weights of linear layers decay; tables, gains and biases do not.
+    """Two groups that partition the trainable parameters: matrices decay; tables, gains and biases do not.
 
     A tied head is a table. Raises ValueError if the groups leave a parameter out or hold one twice.
     """
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - tables
     parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = {id(p) for p in parameters if p.ndim > 1} - tables
     decayed = [p for p in parameters if id(p) in matrices]
     others = [p for p in parameters if id(p) not in matrices]
     if {id(p) for p in decayed + others} != {id(p) for p in parameters} or len(decayed) + len(others) != len(parameters):

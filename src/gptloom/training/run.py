@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-from gptloom.bundle import Bundle, find_bundle
+from gptloom.bundle import Bundle
 from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import make_tokenizer
 from gptloom.data.tokens import prepare
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
-from gptloom.model.decoder import Decoder
+from gptloom.model.build import build_model
 from gptloom.runtime import pick_device, thread_count, threads
 from gptloom.settings import merge, parse, read_toml, to_toml
+from gptloom.storage import find_bundle
 from gptloom.training.checkpoint import checkpoint_name, point, read_checkpoint
 from gptloom.training.display import Display, make_display
 from gptloom.training.folder import create_run, find_parts, make_parts, next_folder
@@ -51,7 +52,7 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     config = parse(RunConfig, merge(config.model_dump(), known), where="the tokenizer")
     run = run or next_folder(f"{corpus.name}-{config.recipe}")
     torch.manual_seed(config.seed)
-    bundle = Bundle(Decoder(config.model).to(device), tokenizer)
+    bundle = Bundle(build_model(config.model).to(device), tokenizer)
     create_run(run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device))
     with threads(thread_count(config)):
         return Session(run, config, bundle, parts, device, display).go(Progress(), None, {})

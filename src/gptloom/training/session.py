@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from gptloom.bundle import Bundle, find_bundle
+from gptloom.bundle import Bundle
 from gptloom.config import RunConfig, SampleConfig
-from gptloom.data.batches import Batches, evaluation_windows
 from gptloom.data.tokens import Split
 from gptloom.inference.evaluation import Score, evaluate
 from gptloom.model.objective import Objective
 from gptloom.runtime import autocast, derive, peak_memory, pick_precision
+from gptloom.storage import find_bundle
+from gptloom.tasks import evaluation_batches, predicted_bytes, training_batches
 from gptloom.training.callbacks import Callback, Metrics, Samples, Signals, TensorBoard
 from gptloom.training.checkpoint import checkpoint_name, point, prune, write_checkpoint
 from gptloom.training.compiling import compile_or_not
@@ -54,10 +55,9 @@ class Session:
         """Lay out the batches and the optimizer; nothing is computed yet."""
         self.run, self.config, self.bundle, self.device, self.display = run, config, bundle, device, display
         self.parts = parts
-        train, model = config.train, config.model
-        self.batches = Batches(parts.train, block_size=model.block_size, batch_size=train.batch_size, seed=config.seed, sampling=config.data.sampling)
-        self.val_bytes = bundle.tokenizer.count_bytes(parts.val.ids[1:])
-        self.optimizer = FlatAdamW(bundle.model, train)
+        self.batches = training_batches(config, parts.train, bundle.tokenizer)
+        self.val_bytes = predicted_bytes(config.model, parts.val, bundle.tokenizer)
+        self.optimizer = FlatAdamW(bundle.model, config.train)
         self.signals = Signals()
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:
@@ -67,7 +67,7 @@ class Session:
         horizon = horizon or make_horizon(train, self.batches.tokens_per_epoch, train.batch_size * self.config.model.block_size)
         dtype = pick_precision(train.precision, self.device)
         self.bundle.model.train()
-        objective = Objective(self.bundle.model)
+        objective = Objective(self.bundle.model, train.label_smoothing)
         compiled = compile_or_not(objective, train, horizon, self.device, self.batches.batch(0), partial(autocast, self.device, dtype), self.display.say)
         save = partial(self._save, progress, horizon)
         job = Job(compiled, self.optimizer, self.batches, self._evaluate, save, partial(autocast, self.device, dtype), self.device, self.config.seed)
@@ -109,7 +109,7 @@ class Session:
 
     def _evaluate(self) -> Score:
         """The whole validation split, in float32, by the bare model: the same number that `gptloom eval` gives."""
-        windows = evaluation_windows(self.parts.val, self.config.model.block_size, self.config.train.eval_batch_size)
+        windows = evaluation_batches(self.config.model, self.parts.val, self.bundle.tokenizer, self.config.train.eval_batch_size)
         return evaluate(Objective(self.bundle.model), windows, device=self.device, byte_count=self.val_bytes)
 
     def _save(self, progress: Progress, horizon: Horizon, improved: bool) -> Path:
