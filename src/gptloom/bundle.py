@@ -24,7 +24,7 @@ from gptloom.model.objective import Objective
 from gptloom.runtime import SMALL_MODEL, pick_device, threads
 from gptloom.settings import parse
 from gptloom.storage import find_bundle, load_weights, read_model_config, weights
-from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes
+from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
 from gptloom.textstream import TextStream
 
 Show = Callable[[int, str], None]
@@ -89,14 +89,15 @@ class Bundle:
         self.tokenizer.save(folder)
 
     def generate(self, prompt: str = "", **settings: Any) -> str:
-        """The prompt continued; `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
+        """The prompt continued, or translated by an encoder-decoder; `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
             InputError: the prompt has a character that the tokenizer does not know.
         """
         config = parse(SampleConfig, settings, where="generate")
-        return prompt + self.write(prompt, config)[0].text
+        text = self.write(prompt, config)[0].text
+        return text if reads_pairs(self.model.config) else prompt + text
 
     def write(
         self,
@@ -176,8 +177,9 @@ class Bundle:
         ids: list[int] = self.tokenizer.encode(pieces[0], on_unknown).tolist()
         for piece in pieces[1:]:
             ids += [self.model.config.vocab_size, *self.tokenizer.encode(piece, on_unknown).tolist()]
-        if len(pieces) == 1 or len(ids) > self.model.config.block_size:
-            what = f"an encoder fills in {MASK}, and reads at most {self.model.config.block_size} tokens; this text has {len(pieces) - 1} masks and {len(ids)} tokens"
+        room = self.model.config.block_size
+        if len(pieces) == 1 or len(ids) > room:
+            what = f"an encoder fills in {MASK} and reads up to {room} tokens; this text has {len(pieces) - 1} masks and {len(ids)} tokens"
             raise InputError(what, where="the prompt", cure=f'write {MASK} where a token is missing, such as "the qu{MASK}ck fox"')
         return fill_masks(self.model, ids)
 

@@ -28,3 +28,9 @@ def translate(model: EncoderDecoder, sources: Sequence[Sequence[int]], end: int,
                 if token.id != end:
                     found[rows[place]].append(token.id)
     return found
+
+
+def exact_matches(model: EncoderDecoder, pairs: Sequence[tuple[list[int], list[int]]], end: int) -> int:
+    """How many targets are written to the letter."""
+    found = translate(model, [source for source, _ in pairs], end)
+    return sum(one == target for one, (_, target) in zip(found, pairs, strict=True))
