@@ -48,7 +48,8 @@ def lens_logits(model: LanguageModel, stream: Float[Tensor, "b t c"]) -> Float[T
     # A model without a last norm (one that normalises after each sum, say) has nothing between its stream and its output layer.
     norm: nn.Module = getattr(model, "final_norm", nn.Identity())
     with evaluating(cast(nn.Module, model)):
-        return model.unembed(norm(stream))
+        hidden: Tensor = norm(stream)
+        return model.unembed(hidden)
 
 
 def logit_lens(model: LanguageModel, trace: Trace, *, top: int) -> list[list[Guess]]:
@@ -92,7 +93,15 @@ def _likeliest(logprobs: Float[Tensor, "n v"], top: int) -> list[tuple[tuple[int
 
 def attention_entropy(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
     """The mean over rows of each head's entropy, in nats: 0 for a head that always looks at one token."""
-    return torch.special.entr(weights.float()).sum(-1).mean((0, 2))
+    spread: Tensor = torch.special.entr(weights.float())
+    return spread.sum(-1).mean((0, 2))
+
+
+def pointedness(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
+    """How decidedly each head looks at a token other than the one it is at: the mean over rows of the largest such weight."""
+    t, s = weights.shape[-2:]
+    own = torch.eye(t, s, dtype=torch.bool, device=weights.device) if t == s else torch.zeros(t, s, dtype=torch.bool, device=weights.device)
+    return weights.float().masked_fill(own, 0.0).amax(-1).mean((0, 2))
 
 
 def uniform_entropy(tokens: int) -> float:

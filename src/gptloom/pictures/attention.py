@@ -16,7 +16,7 @@ LARGE = 40
 
 WEIGHT = "attention weight (each row sums to 1)"
 
-_NUMBERED = 16  # tokens on an axis up to which each cell has room for its number
+_NUMBERED = 24  # tokens on an axis up to which each cell has room for its number
 
 
 def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "h t t"]], tokens: Sequence[str], *, title: str) -> Figure:
@@ -30,7 +30,7 @@ def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "h t t"]], to
     """
     layers, heads = len(weights), max(len(layer) for layer in weights)
     side = 2.4 if layers * heads > 4 else 3.6
-    room = round(side * 8)
+    room = round(side * 10)
     figure = new_figure(max(6.0, side * heads + 1.6), side * layers + 1.2)
     grid = figure.subplots(layers, heads, squeeze=False)
     image = None
@@ -44,9 +44,9 @@ def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "h t t"]], to
             axes.set_title(f"layer {layer} · head {head}", fontsize=10)
             axes.set(xticks=[], yticks=[])
             if head == 0:
-                label_tokens(axes, "y", tokens, size=7, most=room)
+                label_tokens(axes, "y", tokens, size=8, most=room)
             if layer == layers - 1:
-                label_tokens(axes, "x", tokens, size=7, most=room)
+                label_tokens(axes, "x", tokens, size=8, most=room)
     figure.suptitle(title, fontsize=13)
     figure.supylabel("token that looks", fontsize=10)
     figure.supxlabel("token that is looked at", fontsize=10)
@@ -95,7 +95,7 @@ def draw_alignment(path: Path, weights: Float[np.ndarray, "t s"], source: Sequen
 def _large(weights: Float[np.ndarray, "t s"], columns: Sequence[str], rows: Sequence[str], title: str) -> tuple[Figure, Axes]:
     """A map with tokens on both axes, the columns' above it, and numbers where there is room."""
     numbered = max(weights.shape) <= _NUMBERED
-    cell = 0.5 if numbered else max(0.24, 8.0 / max(weights.shape))
+    cell = 0.48 if numbered else max(0.24, 8.0 / max(weights.shape))
     figure = new_figure(max(5.5, cell * len(columns) + 2.6), max(4.0, cell * len(rows) + 1.8))
     axes = figure.add_subplot()
     image = _map(axes, weights)
@@ -103,7 +103,7 @@ def _large(weights: Float[np.ndarray, "t s"], columns: Sequence[str], rows: Sequ
     axes.xaxis.set_label_position("top")
     label_tokens(axes, "x", columns, size=13 if numbered else 11)
     label_tokens(axes, "y", rows, size=13 if numbered else 11)
-    axes.set_title(title, fontsize=13)
+    axes.set_title(title, fontsize=14, pad=14)
     if numbered:
         seen = masked_future(weights)
         cells = [(s, t, float(weights[t, s]), _share(float(weights[t, s]))) for t in range(len(rows)) for s in range(len(columns)) if not _hidden(seen, t, s)]
@@ -119,8 +119,8 @@ def _map(axes: Axes, weights: Float[np.ndarray, "t s"]) -> AxesImage:
 
 
 def _share(weight: float) -> str:
-    """Two digits without the zero before the point, which repeats in every cell."""
-    return "1" if weight >= 0.995 else f"{weight:.2f}"[1:] if weight >= 0.005 else "0"
+    """Two digits without the zero before the point, which would repeat in every cell; nothing where they would be 00."""
+    return "1" if weight >= 0.995 else f"{weight:.2f}"[1:] if weight >= 0.005 else ""
 
 
 def _hidden(weights: np.ma.MaskedArray, row: int, column: int) -> bool:

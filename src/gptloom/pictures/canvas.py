@@ -66,7 +66,7 @@ def drawable(text: str) -> str:
     return (seen if len(seen) <= 14 else seen[:13] + "…").replace("$", r"\$")
 
 
-def label_tokens(axes: _AxesBase, which: str, tokens: Sequence[str], *, size: float = 9.0, most: int = MOST_LABELS) -> None:
+def label_tokens(axes: _AxesBase, which: str, tokens: Sequence[str], *, size: float = 9.0, most: int = MOST_LABELS, turn: bool = True) -> None:
     """Name the tokens along an axis of a grid whose cell i is centred on i; many tokens are named one in so many.
 
     Args:
@@ -75,6 +75,7 @@ def label_tokens(axes: _AxesBase, which: str, tokens: Sequence[str], *, size: fl
         tokens: their texts.
         size: of the letters, in points.
         most: labels that there is room for.
+        turn: write long ones along x upwards.
     """
     every = -(-len(tokens) // most)
     names = [drawable(token) for token in tokens]
@@ -84,7 +85,7 @@ def label_tokens(axes: _AxesBase, which: str, tokens: Sequence[str], *, size: fl
     for label in axis.get_ticklabels():
         label.set_fontproperties(token_font(size))
     axes.tick_params(axis="x" if which == "x" else "y", length=0 if every == 1 else 2, pad=2)
-    if which == "x" and max(map(len, names)) > 2:
+    if turn and which == "x" and max(map(len, names)) > 2:
         axes.tick_params(axis="x", rotation=90)
 
 
@@ -105,7 +106,7 @@ def write_cells(axes: Axes, image: ScalarMappable, cells: Sequence[tuple[float, 
     """Write into cells of an image: (column, row, value, text), dark on light cells and light on dark ones."""
     for column, row, value, text in cells:
         style: dict[str, Any] = {"fontproperties": token_font(size)} if tokens else {"fontsize": size}
-        axes.text(column, row, text, ha="center", va="center", color=_ink(image, value), **style)
+        axes.text(column, row, text, ha="center", va="center", color=ink(image, value), **style)
 
 
 def masked_future(weights: Float[np.ndarray, "t s"]) -> np.ma.MaskedArray:
@@ -115,7 +116,8 @@ def masked_future(weights: Float[np.ndarray, "t s"]) -> np.ma.MaskedArray:
     return np.ma.masked_array(weights, future if causal else np.zeros_like(future))
 
 
-def _ink(image: ScalarMappable, value: float) -> str:
+def ink(image: ScalarMappable, value: float) -> str:
+    """Black or white, whichever can be read on the image's colour for this value."""
     red, green, blue, _ = image.to_rgba(np.array([value]))[0]
     return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5 else "black"
 

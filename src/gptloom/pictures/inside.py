@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from gptloom.labels import kind
-from gptloom.pictures.canvas import COLORS, DASHES, LINES, MARKERS, drawable, label_tokens, new_figure, save, scale, token_font, weights_norm, write_cells
+from gptloom.pictures.canvas import COLORS, DASHES, LINES, MARKERS, drawable, ink, label_tokens, new_figure, save, scale, token_font, weights_norm, write_cells
 
-WIDE = 24
-"""Tokens whose predictions fit beside each other."""
+WIDE = 14.0
+"""Inches that the lens's columns may take; what a longer text has before that is left out."""
 
 _NAMED = 150  # points of a map that can all be named
 
@@ -31,12 +33,13 @@ def draw_lens(
         names: of the layers.
         title: above the picture.
     """
-    if len(tokens) > WIDE:
-        title += f"\nthe last {WIDE} of {len(tokens)} tokens"
-        guesses, tokens, following = [row[-WIDE:] for row in guesses], tokens[-WIDE:], following[-WIDE:]
     texts = [[drawable(text) for text, _ in row] for row in guesses]
-    longest = max(len(text) for row in texts for text in row)
-    cell = max(0.5, 0.13 * longest + 0.1)
+    longest = max(len(text) for row in [*texts, list(map(drawable, tokens))] for text in row)
+    cell = max(0.5, 0.12 * longest + 0.08)
+    shown = min(len(tokens), int(WIDE / cell))
+    if shown < len(tokens):
+        title += f"\nthe last {shown} of {len(tokens)} tokens"
+    texts, guesses, tokens, following = [row[-shown:] for row in texts], [row[-shown:] for row in guesses], tokens[-shown:], following[-shown:]
     figure = new_figure(max(6.0, cell * len(tokens) + 2.4), 0.52 * len(guesses) + 2.6)
     axes = figure.add_subplot()
     chances = np.array([[chance for _, chance in row] for row in guesses])
@@ -46,15 +49,15 @@ def draw_lens(
     write_cells(axes, image, [(place, layer - 0.27, chances[layer, place], f"{chances[layer, place]:.2f}"[1:]) for layer, place in places], size=8)
     for layer, place in places:
         if guesses[layer][place][0] == following[place]:
-            axes.add_patch(Rectangle((place - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor="white", linewidth=1.8))
-    label_tokens(axes, "x", tokens, size=12)
+            axes.add_patch(Rectangle((place - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=ink(image, chances[layer, place]), linewidth=1.6))
+    label_tokens(axes, "x", tokens, size=12, turn=False)
     axes.set_yticks(range(len(names)), list(names))
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("read", fontsize=12)
     axes.spines[:].set_visible(False)
     above = axes.secondary_xaxis("top")
     above.set_xlabel("what really follows (framed where the guess is right)", fontsize=12)
-    label_tokens(above, "x", [text if text is not None else "?" for text in following], size=12)
+    label_tokens(above, "x", [text if text is not None else "?" for text in following], size=12, turn=False)
     above.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=13)
     scale(figure, image, [axes], "probability of the guess")
@@ -79,12 +82,19 @@ def draw_embedding(
     axes = figure.add_subplot()
     kinds = [kind(token) for token in tokens]
     named = list(range(len(tokens))) if len(tokens) <= _NAMED else sorted(set(marked))
+    strong = set(named)
     for number, name in enumerate(sorted(set(kinds), key=lambda one: (-kinds.count(one), one))):
-        chosen = [index for index, one in enumerate(kinds) if one == name]
-        style: dict[str, Any] = {"color": LINES[number % len(LINES)], "marker": MARKERS[number % len(MARKERS)], "linewidths": 0}
-        axes.scatter(points[chosen, 0], points[chosen, 1], s=26, alpha=0.85 if len(tokens) <= _NAMED else 0.35, label=f"{name} ({len(chosen)})", **style)
-    for index in named:
-        axes.annotate(drawable(tokens[index]), points[index].tolist(), xytext=(4, 4), textcoords="offset points", fontproperties=token_font(12))
+        chosen = np.array([index for index, one in enumerate(kinds) if one == name])
+        is_named = np.array([index in strong for index in chosen])
+        style: dict[str, Any] = {"color": LINES[number % len(LINES)], "marker": MARKERS[number % len(MARKERS)]}
+        for which, size, alpha in ((chosen[~is_named], 12, 0.35), (chosen[is_named], 32, 1.0)):
+            axes.scatter(points[which, 0], points[which, 1], s=size, alpha=alpha, linewidths=0, **style)
+        axes.scatter([], [], s=32, linewidths=0, label=f"{name} ({len(chosen)})", **style)
+    names = [drawable(tokens[index]) for index in named]
+    for index, name, offset in zip(named, names, _beside(points[named], names), strict=True):
+        text = axes.annotate(name, points[index].tolist(), xytext=offset, textcoords="offset points", ha="center", va="center")
+        text.set_fontproperties(token_font(12))
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     if len(named) < len(tokens):
         title += f"\n{len(tokens):,} tokens; those of the text are named"
     axes.set_title(title, fontsize=13)
@@ -114,6 +124,7 @@ def draw_gradient_by_distance(path: Path, curves: Mapping[str, tuple[Sequence[in
         axes.plot(distance, np.where(relative > 0, relative, np.nan), linewidth=2, markersize=4, markevery=max(1, len(distance) // 24), label=name, **style)
     axes.set_yscale("log")
     axes.set_title(title, fontsize=13)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("distance back (tokens)", fontsize=12)
     axes.set_ylabel("gradient of the loss, relative to distance 0", fontsize=12)
     axes.grid(axis="y", alpha=0.3)
@@ -122,3 +133,20 @@ def draw_gradient_by_distance(path: Path, curves: Mapping[str, tuple[Sequence[in
         axes.legend(frameon=False, fontsize=12)
     save(figure, path)
     return figure
+
+
+def _beside(points: Float[np.ndarray, "n 2"], names: Sequence[str]) -> list[tuple[float, float]]:
+    """Where each label goes, in typographic points from its token: the side with the most room, one label after the other."""
+    unit = max(float(np.ptp(points, axis=0).max()), 1e-12) / 430  # the picture is about 430 typographic points high
+    places, sizes = points / unit, np.full((len(points), 2), 4.0)
+    offsets = []
+    for index, name in enumerate(names):
+        half = 3.7 * len(name)
+        sides = [(5 + half, 6.0), (5 + half, -6.0), (-5 - half, 6.0), (-5 - half, -6.0), (0.0, 12.0), (0.0, -12.0), (8 + half, 0.0), (-8 - half, 0.0)]
+        others, their = np.delete(places, index, axis=0), np.delete(sizes, index, axis=0)
+        # Two boxes are apart where, along x or along y, their centres differ by more than their half sizes together.
+        apart = [(np.abs(others - places[index] - side) / (their + np.array([half, 7.0]))).max(axis=1).min(initial=1.3) for side in sides]
+        best = sides[int(np.argmax(apart))]
+        offsets.append(best)
+        places, sizes = np.vstack([places, places[index] + best]), np.vstack([sizes, [half, 7.0]])
+    return offsets

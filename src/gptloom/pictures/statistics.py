@@ -58,7 +58,7 @@ def _sizes(axes: Axes, stream: Sequence[float], branches: Mapping[str, float]) -
         sizes = [(_block(name) + 1, size) for name, size in branches.items() if name.endswith(ending)]
         if sizes:
             axes.plot(*zip(*sizes, strict=True), color=color, marker=marker, linestyle="--", label=f"what the {ending} gives")
-    axes.set_xticks(range(len(stream)), ["embedding", *(f"block {block}" for block in range(len(stream) - 1))])
+    axes.set_xticks(range(len(stream)), ["embedding", *(f"layer {block}" for block in range(len(stream) - 1))])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("root mean square")
     axes.set_title("sizes along the stream", fontsize=12)
@@ -78,7 +78,7 @@ def _entropy(axes: Axes, entropy: Sequence[Sequence[float]], uniform: float) -> 
     axes.set_yticks(range(len(entropy)), [f"layer {layer}" for layer in range(len(entropy))])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"entropy of the heads (nats; 0 looks at one token, {uniform:.2f} at all alike)", fontsize=12)
+    axes.set_title(f"entropy of the heads, in nats (uniform: {uniform:.2f})", fontsize=12)
 
 
 def _units(axes: Axes, hidden: Sequence[tuple[str, float, float]]) -> None:
@@ -87,7 +87,7 @@ def _units(axes: Axes, hidden: Sequence[tuple[str, float, float]]) -> None:
     for shift, shares, color, label in ((-0.2, off, BLUE, "activations that are off"), (0.2, dead, ORANGE, "units off at every token")):
         bars = axes.bar(places + shift, shares, 0.4, color=color, label=label)
         axes.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=9, padding=2)
-    axes.set_xticks(places, [f"block {_block(name)}" for name in names])
+    axes.set_xticks(places, [f"layer {_block(name)}" for name in names])
     axes.set_ylim(0, 1.3)
     axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     axes.set_title("hidden units of the MLPs", fontsize=12)
@@ -103,7 +103,7 @@ def _gradients(axes: Axes, parameters: Sequence[tuple[str, float, float]]) -> No
     for place, (_, weight, gradient) in enumerate(parameters):
         if weight > 0 and gradient > 0:
             axes.plot([weight, gradient], [place, place], color="#B0B0B0", linewidth=1, zorder=0)
-    ratios = [f"{gradient / weight:.1e}" if weight > 0 else "-" for _, weight, gradient in parameters]
+    ratios = [f"{gradient / weight:.2g}" if weight > 0 else "-" for _, weight, gradient in parameters]
     axes.set_xscale("log")
     axes.set_yticks(places, [name for name, _, _ in parameters], fontsize=9, family="monospace")
     axes.set_ylim(len(parameters) - 0.4, -0.6)
@@ -111,7 +111,7 @@ def _gradients(axes: Axes, parameters: Sequence[tuple[str, float, float]]) -> No
     right = axes.secondary_yaxis("right")
     right.set_yticks(places, ratios, fontsize=9)
     right.tick_params(length=0)
-    right.set_ylabel("gradient / weight")
+    axes.text(1.0, 1.0, "gradient / weight", transform=axes.transAxes, fontsize=9, ha="center", va="bottom")
     axes.set_title("parameters and their gradients", fontsize=12)
     axes.grid(axis="y", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ from gptloom.words import RUN, TEXTS, add_model_flags, make_parser
 
 VIEWS = ("attention", "lens", "tokens", "embedding", "statistics", "distance")
 HELP = """\
-attention   attention.png, every head of every layer; head-L-H.png, one of them large (the sharpest, or --layer and --head)
+attention   attention.png, every head of every layer; head-L-H.png, one of them large
 lens        lens.png, what the model would say after each layer (the logit lens)
 tokens      tokens.html, the text coloured by each token's loss, with its probability, its rank and what was likelier
 embedding   embedding.png, the token table in the plane of its largest variance
@@ -26,8 +26,8 @@ def inspect_command(words: list[str]) -> int:
     texts.add_argument("--text", metavar="TEXT", help=f"what to read: {TEXTS}")
     parser.add_argument("--encoding", help="text encoding of --text (default: UTF-8, else detected)")
     parser.add_argument("--show", metavar="VIEW,...", default=",".join(VIEWS), help=f"which views to make, of {', '.join(VIEWS)} [all]")
-    parser.add_argument("--layer", metavar="L", type=int, help="layer of the large map (default: that of the sharpest head)")
-    parser.add_argument("--head", metavar="H", type=int, help="head of the large map (default: the sharpest of the layer)")
+    parser.add_argument("--layer", metavar="L", type=int, help="layer of the large map (default: that of the head that points at other tokens most)")
+    parser.add_argument("--head", metavar="H", type=int, help="head of the large map (default: the layer's that does)")
     parser.add_argument("--top", metavar="N", type=int, default=5, help="alternatives to list [5]")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: RUN/inspect for a run folder, else ./inspect)")
     add_model_flags(parser)
