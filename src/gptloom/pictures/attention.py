@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from gptloom.pictures.canvas import COLORS, label_tokens, masked_future, new_figure, save, scale, weights_norm, write_cells
+from gptloom.pictures.canvas import COLORS, label_tokens, masked_future, new_figure, save, scale, two_digits, weights_norm, write_cells
 
 LARGE = 40
 """Tokens that one large map can name and still be read from the back row."""
@@ -105,8 +105,9 @@ def _large(weights: Float[np.ndarray, "t s"], columns: Sequence[str], rows: Sequ
     label_tokens(axes, "y", rows, size=13 if numbered else 11)
     axes.set_title(title, fontsize=14, pad=14)
     if numbered:
-        seen = masked_future(weights)
-        cells = [(s, t, float(weights[t, s]), _share(float(weights[t, s]))) for t in range(len(rows)) for s in range(len(columns)) if not _hidden(seen, t, s)]
+        # Numbers that would read .00 are left out: the colour says as much, and the others stand out.
+        shown = np.argwhere(~np.ma.getmaskarray(masked_future(weights)) & (weights >= 0.005)).tolist()
+        cells = [(s, t, float(weights[t, s]), two_digits(float(weights[t, s]))) for t, s in shown]
         write_cells(axes, image, cells, size=9)
     scale(figure, image, [axes], WEIGHT)
     return figure, axes
@@ -116,12 +117,3 @@ def _map(axes: Axes, weights: Float[np.ndarray, "t s"]) -> AxesImage:
     image = axes.imshow(masked_future(weights), cmap=COLORS, norm=weights_norm(), interpolation="nearest")
     axes.spines[:].set_visible(False)
     return image
-
-
-def _share(weight: float) -> str:
-    """Two digits without the zero before the point, which would repeat in every cell; nothing where they would be 00."""
-    return "1" if weight >= 0.995 else f"{weight:.2f}"[1:] if weight >= 0.005 else ""
-
-
-def _hidden(weights: np.ma.MaskedArray, row: int, column: int) -> bool:
-    return bool(np.ma.getmaskarray(weights)[row, column])

@@ -109,6 +109,11 @@ def write_cells(axes: Axes, image: ScalarMappable, cells: Sequence[tuple[float, 
         axes.text(column, row, text, ha="center", va="center", color=ink(image, value), **style)
 
 
+def two_digits(share: float) -> str:
+    """A share from 0 to 1 as .07 or 1, without the zero before the point, which would repeat in every cell."""
+    return "1" if share >= 0.995 else f"{share:.2f}"[1:]
+
+
 def masked_future(weights: Float[np.ndarray, "t s"]) -> np.ma.MaskedArray:
     """The weights, with what a causal model may not see left out, so that "may not" and "does not" look different."""
     future = np.triu(np.ones(weights.shape, dtype=bool), 1)

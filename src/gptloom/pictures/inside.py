@@ -12,7 +12,22 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from gptloom.labels import kind
-from gptloom.pictures.canvas import COLORS, DASHES, LINES, MARKERS, drawable, ink, label_tokens, new_figure, save, scale, token_font, weights_norm, write_cells
+from gptloom.pictures.canvas import (
+    COLORS,
+    DASHES,
+    LINES,
+    MARKERS,
+    drawable,
+    ink,
+    label_tokens,
+    new_figure,
+    save,
+    scale,
+    token_font,
+    two_digits,
+    weights_norm,
+    write_cells,
+)
 
 WIDE = 14.0
 """Inches that the lens's columns may take; what a longer text has before that is left out."""
@@ -46,7 +61,7 @@ def draw_lens(
     image = axes.imshow(chances, cmap=COLORS, norm=weights_norm(), aspect="auto", interpolation="nearest", origin="lower")
     places = [(layer, place) for layer in range(len(guesses)) for place in range(len(tokens))]
     write_cells(axes, image, [(place, layer + 0.16, chances[layer, place], texts[layer][place]) for layer, place in places], size=12, tokens=True)
-    write_cells(axes, image, [(place, layer - 0.27, chances[layer, place], f"{chances[layer, place]:.2f}"[1:]) for layer, place in places], size=8)
+    write_cells(axes, image, [(place, layer - 0.27, chances[layer, place], two_digits(chances[layer, place])) for layer, place in places], size=8)
     for layer, place in places:
         if guesses[layer][place][0] == following[place]:
             axes.add_patch(Rectangle((place - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=ink(image, chances[layer, place]), linewidth=1.6))
