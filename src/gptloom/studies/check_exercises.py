@@ -1,7 +1,7 @@
 """What a learner writes at each step, and what it is held against."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -21,14 +21,15 @@ class Exercise:
     """One class or function for the learner to write.
 
     Attributes:
-        name: what it must be called; other accepted names follow in `aliases`.
-        takes: the constructor's arguments, by our names; empty for a function.
+        name: what it must be called.
         reference: makes the plain module, or a function.
         mutants: known mistakes by name.
+        takes: the constructor's arguments, by our names; empty for a function.
         sees: past (attention), self (each position alone) or nothing to check.
         dropout: where the step has it: on the attention weights, on what is returned, or nowhere.
         source: the input.
         accepted: mistakes that this step lets pass with a remark.
+        aliases: other names that are accepted.
     """
 
     name: str
@@ -91,11 +92,11 @@ def _block(reference: Callable[[], nn.Module], mutants: Mapping[str, Mutant]) ->
 
 
 def _with_dropout(exercise: Exercise, place: Literal["weights", "output"]) -> Exercise:
-    return Exercise(**{**vars(exercise), "dropout": place})
+    return replace(exercise, dropout=place)
 
 
 def _strict(exercise: Exercise) -> Exercise:
-    return Exercise(**{**vars(exercise), "accepted": frozenset()})
+    return replace(exercise, accepted=frozenset())
 
 
 EXERCISES: dict[str, tuple[Exercise, ...]] = {

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from gptloom.model.plain.lecture import FeedForward, LayerNorm
 from gptloom.model.plain.modern import RMSNorm, SwiGLU
 from gptloom.model.plain.steps import Embedded, Positioned, average_by_matrix
-from gptloom.studies.check_mutants import Mutant
+from gptloom.studies.check_mutants import Mutant, mutants
 
 
 def normalise(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
     """LayerNorm or RMSNorm with one mistake."""
     assert isinstance(module, LayerNorm | RMSNorm)
-    axis = {"norm-axis:time": 1, "norm-axis:batch": 0, "norm-axis:both": (1, 2), "norm-axis:all": (0, 1, 2)}.get(slip, -1)
+    axes = {"norm-axis:time": [1], "norm-axis:batch": [0], "norm-axis:both": [1, 2], "norm-axis:all": [0, 1, 2]}
+    axis = axes.get(slip, [-1])
     centred = isinstance(module, LayerNorm) ^ (slip == "norm-centre")
     shifted = x - x.mean(dim=axis, keepdim=True) if centred else x
     variance = (shifted**2).mean(dim=axis, keepdim=True)
@@ -117,28 +118,24 @@ def embed(module: nn.Module, ids: Tensor, slip: str = "") -> Tensor:
     return logits
 
 
-def _mutants(run: Callable[[nn.Module, Tensor, str], Tensor], *slips: str) -> dict[str, Mutant]:
-    return {slip: lambda module, x, slip=slip: run(module, x, slip) for slip in slips}  # type: ignore[misc]
-
-
 _EVERY_NORM = (
     "norm-axis:time", "norm-axis:batch", "norm-axis:both", "norm-axis:all", "norm-centre", "missing-eps", "eps-outside-root",
     "norm-without-root", "norm-without-division", "gain-unused", "norm-unbiased",
 )  # fmt: skip
-LAYER_NORM = _mutants(normalise, *_EVERY_NORM, "eps-different:6", "eps-different:8", "bias-unused", "gain-after-bias")
-RMS_NORM = _mutants(normalise, *_EVERY_NORM, "eps-different:5", "eps-different:8")
-FEED_FORWARD = _mutants(think, *(set(ACTIVATIONS) - {"activation-other:relu"}), "activation-place:end", "activation-place:twice", "residual-inside")
-SWIGLU = _mutants(gated, *(set(ACTIVATIONS) - {"activation-other:silu"}), "gate-swapped", "gate-added")
+LAYER_NORM = mutants(normalise, *_EVERY_NORM, "eps-different:6", "eps-different:8", "bias-unused", "gain-after-bias")
+RMS_NORM = mutants(normalise, *_EVERY_NORM, "eps-different:5", "eps-different:8")
+FEED_FORWARD = mutants(think, *(set(ACTIVATIONS) - {"activation-other:relu"}), "activation-place:end", "activation-place:twice", "residual-inside")
+SWIGLU = mutants(gated, *(set(ACTIVATIONS) - {"activation-other:silu"}), "gate-swapped", "gate-added")
 GELU: dict[str, Mutant] = {
     slip: lambda _m, x, act=act: act(x)  # type: ignore[misc]
     for slip, act in ACTIVATIONS.items()
     if slip != "activation-other:gelu-tanh"
 }
-AVERAGE = _mutants(
+AVERAGE = mutants(
     average, "missing-division", "mask-sees-future", "mask-upside-down", "mask-off-by-one", "mask-hides-self", "mask-hides-self:nan",
     "mean-fixed-length", "mean-axis:rows", "mean-axis:batch", "mask-fill",
 )  # fmt: skip
-POSITIONS = _mutants(embed, "positions-missing", "positions-multiplied", "positions-backwards", "positions-shifted", "positions-by-token")
+POSITIONS = mutants(embed, "positions-missing", "positions-multiplied", "positions-backwards", "positions-shifted", "positions-by-token")
 
 
 def _averaged_embedding(module: nn.Module, ids: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptloom.model.plain.lecture import Block
@@ -64,15 +65,16 @@ def weigh(query: Tensor, key: Tensor, n_embd: int, slip: str = "") -> Tensor:
     t, d = query.shape[-2:]
     if slip == "query-key-swapped":
         query, key = key, query
-    scale = SCALES.get(slip, lambda d, _c: d**-0.5)(d, n_embd)
+    scale = SCALES[slip](d, n_embd) if slip in SCALES else d**-0.5
     scores = query @ key.transpose(-2, -1) * scale
-    past = MASKS.get(slip, torch.tril)(torch.ones(t, t, dtype=torch.bool))
+    ones = torch.ones(t, t, dtype=torch.bool)
+    past = MASKS[slip](ones) if slip in MASKS else ones.tril()
     if slip == "mask-after-softmax":
-        return scores.softmax(dim=-1) * past
+        return F.softmax(scores, dim=-1) * past
     if slip == "missing-softmax":
         return scores * past
     fill = {"mask-fill": 0.0, "mask-hides-self:finite": -1e9}.get(slip, float("-inf"))
-    return scores.masked_fill(~past, fill).softmax(dim={"softmax-axis": -2, "softmax-axis:batch": 0}.get(slip, -1))
+    return F.softmax(scores.masked_fill(~past, fill), dim={"softmax-axis": -2, "softmax-axis:batch": 0}.get(slip, -1))
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _parts(attention: nn.Module) -> _Parts:
 def attention(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
     """A head, several, or the grouped attention: (b, t, c) to the same, or to (b, t, head_size) for one head."""
     parts = _parts(module)
-    b, t, c = x.shape
+    c = x.shape[-1]
     query, key, value = (_split(x, weight, slip) for weight in (parts.query, parts.key, parts.value))
     if isinstance(module, GroupedAttention):
         query, key, value = _turn(module, query, key, value, slip)
