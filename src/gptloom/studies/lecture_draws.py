@@ -57,8 +57,8 @@ class LectureSampler:
         return {part: self._hand_out(part, drawn[part], rows) for part in PARTS}
 
     def _hand_out(self, part: Part, starts: Int[Tensor, " n"], rows: int) -> Iterator[Batch]:
-        for some in starts.split(rows):
-            yield self._read(part, some)
+        for first in range(0, len(starts), rows):
+            yield self._read(part, starts[first : first + rows])
 
     def _read(self, part: Part, starts: Int[Tensor, " b"]) -> Batch:
         windows = self.ids[part][starts.to(self._columns.device)[:, None] + self._columns]
@@ -93,7 +93,7 @@ def draw_heads(attention: Attention) -> None:
     That matrix holds the queries of all heads, then the keys, then the values.
     """
     heads, width, fused = attention.n_head, attention.width, attention.qkv
-    if fused.bias is not None or attention.n_kv_head != heads:
+    if attention.n_kv_head != heads or "bias" in fused.state_dict():
         raise ValueError("the lecture's heads have no biases, and share no keys and values")
     rows = fused.weight.detach().view(3, heads, width, fused.in_features)
     queries, keys, values = 0, 1, 2
