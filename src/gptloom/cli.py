@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from gptloom.errors import ConfigError, ExitCode, GptloomError, MachineError, nearest
 from gptloom.words.looking import inspect_command
+from gptloom.words.comparing import compare_command
 from gptloom.words.reporting import data_command, doctor_command
 from gptloom.words.training import resume_command, train_command
 from gptloom.words.writing import eval_command, sample_command
@@ -17,6 +18,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sample": sample_command,
     "eval": eval_command,
     "inspect": inspect_command,
+    "compare": compare_command,
     "data": data_command,
     "doctor": doctor_command,
 }

@@ -11,7 +11,7 @@ from gptloom.bundle import Bundle
 from gptloom.config import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
-from gptloom.data.tokens import Split, prepare, split
+from gptloom.data.tokens import Split, prepare
 from gptloom.inference.evaluation import Score, evaluate
 from gptloom.model.build import build_model
 from gptloom.model.objective import Objective
@@ -19,6 +19,7 @@ from gptloom.runtime import autocast, pick_device, pick_precision, thread_count,
 from gptloom.settings import merge, parse
 from gptloom.tasks import evaluation_batches, training_batches
 from gptloom.training.callbacks import Callback, Request, View
+from gptloom.training.folder import make_parts
 from gptloom.training.optim import FlatAdamW
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Job, Progress, Trainer
@@ -54,7 +55,7 @@ def open_material(texts: Sequence[str], config: DataConfig) -> Material:
     corpus = open_corpus(texts, config)
     tokenizer = make_tokenizer(config.tokenizer, corpus)
     store = prepare(corpus, tokenizer, config)
-    parts = split(store, config)
+    parts, _ = make_parts(config, store, tokenizer)
     return Material(corpus.name, parts, tokenizer, store.text_sha256, tokenizer.count_bytes(parts.val.ids[1:]), corpus.notes)
 
 
