@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from gptloom.errors import ConfigError, ExitCode, GptloomError, MachineError, nearest
 from gptloom.words.reporting import data_command, doctor_command
+from gptloom.words.studying import ladder_command
 from gptloom.words.training import resume_command, train_command
 from gptloom.words.writing import eval_command, sample_command
 
@@ -15,6 +16,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume_command,
     "sample": sample_command,
     "eval": eval_command,
+    "ladder": ladder_command,
     "data": data_command,
     "doctor": doctor_command,
 }
