@@ -9,6 +9,7 @@ from gptloom.errors import ConfigError, ExitCode, GptloomError, MachineError, ne
 from gptloom.words.looking import inspect_command
 from gptloom.words.comparing import compare_command
 from gptloom.words.reporting import data_command, doctor_command
+from gptloom.words.studying import ladder_command
 from gptloom.words.training import resume_command, train_command
 from gptloom.words.writing import eval_command, sample_command
 
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": eval_command,
     "inspect": inspect_command,
     "compare": compare_command,
+    "ladder": ladder_command,
     "data": data_command,
     "doctor": doctor_command,
 }

@@ -221,3 +221,21 @@ class SampleConfig(Config):
         if 1 < self.beams < self.samples:
             raise ValueError(f"a search with {self.beams} beams cannot return {self.samples} texts (--beams, --samples)")
         return self
+
+
+class LadderConfig(Config):
+    """How far and how often the lecture's steps are trained."""
+
+    steps: Count | None = Field(None, description="Budget of every step, in the lecture's steps of 256 tokens; larger steps take fewer (default: 5000)")
+    minutes: Positive | None = Field(None, description="Time for the whole ladder; what is left over buys seeds, up to 5, unless --seeds is given")
+    seeds: Count | None = Field(None, description="Trainings of every step, each with a seed of its own (default: 2; with --minutes, as many as fit)")
+    only: str | None = Field(None, description="Some steps, separated by commas, and the ones that they are compared with")
+    seed: int = Field(1337, ge=0, lt=2**62, description="The first seed; the next ones follow it")
+    device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
+    tokenizer: str = Field("char", description="char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or the path of a tokenizer.json or .model file")
+
+    @model_validator(mode="after")
+    def _check(self) -> "LadderConfig":
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError("steps and minutes exclude one another: give one length for the ladder")
+        return self

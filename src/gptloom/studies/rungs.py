@@ -1,0 +1,118 @@
+"""One step climbed once, as a file: what a ladder has done so far, and what it goes on from."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gptloom.data.cache import replacing
+from gptloom.errors import InputError
+
+PLAN = "ladder.json"
+CURE = "start a new ladder in another folder (--run)"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What one training, or one counting, of a step came to.
+
+    Attributes:
+        name: the step.
+        seed: of this training; None where nothing is drawn.
+        parameters: trained numbers, or kept counts.
+        steps: optimizer steps.
+        tokens: tokens trained on; for counts, tokens counted.
+        seconds: of training or counting, without evaluation.
+        spent: seconds in all.
+        val_loss: nats per token on the whole validation split after the last step.
+        val_bpb: the same in bits per byte.
+        sample: a little text drawn from the model's own probabilities.
+    """
+
+    name: str
+    seed: int | None
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    spent: float
+    val_loss: float
+    val_bpb: float | None
+    sample: str
+
+
+class RungStore:
+    """A ladder's folder: ladder.json, trials/STEP/seed-N.json, and models/STEP for the first seed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read or written yet."""
+        self.folder = folder
+
+    def read_plan(self) -> dict[str, Any] | None:
+        """What the ladder began with; None for a new folder.
+
+        Raises:
+            InputError: the folder holds something else, or the plan is damaged.
+        """
+        path = self.folder / PLAN
+        if not path.exists():
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise InputError("already exists and holds no ladder", where=str(self.folder), cure="choose another --run")
+            return None
+        plan = _read(path)
+        if not {"texts", "settings", "tokens", "identity", "paces"} <= plan.keys():
+            raise InputError("is not a ladder's plan", where=str(path), cure=CURE)
+        return plan
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Keep what the ladder begins with."""
+        _write(self.folder / PLAN, plan)
+
+    def load(self, name: str, seed: int | None) -> Rung | None:
+        """A finished rung; None where it has not been climbed."""
+        path = self._path(name, seed)
+        if not path.exists():
+            return None
+        values = _read(path)
+        if values.keys() != {one.name for one in fields(Rung)}:
+            raise InputError("is not a whole result", where=str(path), cure="delete it; it is measured again")
+        return Rung(**values)
+
+    def keep(self, rung: Rung) -> None:
+        """Write a finished rung, whole or not at all."""
+        _write(self._path(rung.name, rung.seed), asdict(rung))
+
+    def model_folder(self, name: str) -> Path:
+        """An existing folder for a step's model."""
+        folder = self.folder / "models" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def spent(self) -> float:
+        """Seconds that all finished rungs took."""
+        return sum(float(_read(path).get("spent", 0.0)) for path in self.folder.glob("trials/*/*.json"))
+
+    def _path(self, name: str, seed: int | None) -> Path:
+        return self.folder / "trials" / name / ("counts.json" if seed is None else f"seed-{seed}.json")
+
+
+def fingerprint(values: Any) -> str:
+    """Hex SHA-256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError("cannot be read as JSON", where=str(path), cure="delete it; it is made again, or start a new ladder (--run)") from None
+    if not isinstance(values, dict):
+        raise InputError("holds no JSON object", where=str(path), cure="delete it; it is made again, or start a new ladder (--run)")
+    return values
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write((json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode())
