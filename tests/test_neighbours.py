@@ -77,9 +77,7 @@ def textbook_translate(model, source, inputs):
     heads, width = 4, 4
 
     def sinusoid(n):
-        return torch.tensor(
-            [[math.sin(p / 10_000 ** (c / 16)) if c % 2 == 0 else math.cos(p / 10_000 ** ((c - 1) / 16)) for c in range(16)] for p in range(n)]
-        )
+        return torch.tensor([[math.sin(p / 10_000 ** (c / 16)) if c % 2 == 0 else math.cos(p / 10_000 ** ((c - 1) / 16)) for c in range(16)] for p in range(n)])
 
     def norm(x, name):
         return F.layer_norm(x, (16,), w[name + ".weight"], w[name + ".bias"])

@@ -112,7 +112,7 @@ def test_only_what_is_hidden_is_a_target_and_it_cannot_be_seen():
         assert all(torch.equal(a, b) for a, b in zip(masked.batch(step), (inputs, targets), strict=True))
         share.append(hidden.float().mean().item())
     assert 0.25 < sum(share) / 20 < 0.35
-    short = list(masked_windows(Tokens(ids[:30], np.zeros(1, np.int64)), 20, 8, mask=200, fraction=0.5))[0]
+    short = next(masked_windows(Tokens(ids[:30], np.zeros(1, np.int64)), 20, 8, mask=200, fraction=0.5))
     assert (short.inputs[1, 9:] == -1).all() and (short.targets[1, 9:] == IGNORED).all()
 
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gptloom.errors import ConfigError, ExitCode, GptloomError, MachineError, nearest
-from gptloom.words.looking import inspect_command
 from gptloom.words.comparing import compare_command
+from gptloom.words.looking import inspect_command
 from gptloom.words.reporting import data_command, doctor_command
 from gptloom.words.studying import ladder_command
 from gptloom.words.training import resume_command, train_command

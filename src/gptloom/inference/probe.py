@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from gptloom.config import IGNORED
 from gptloom.inference.generation import Token, evaluating
-from gptloom.model.state import Context, LanguageModel, Trace
+from gptloom.model.base import LanguageModel
+from gptloom.model.state import Context, Trace
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def look(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Trace:
         ValueError: more tokens than the model's block_size.
     """
     trace = Trace()
-    with evaluating(cast(nn.Module, model)):
+    with evaluating(model):
         model.hidden(ids, Context(trace=trace))
     return trace
 
@@ -47,7 +47,7 @@ def lens_logits(model: LanguageModel, stream: Float[Tensor, "b t c"]) -> Float[T
     """
     # A model without a last norm (one that normalises after each sum, say) has nothing between its stream and its output layer.
     norm: nn.Module = getattr(model, "final_norm", nn.Identity())
-    with evaluating(cast(nn.Module, model)):
+    with evaluating(model):
         hidden: Tensor = norm(stream)
         return model.unembed(hidden)
 
@@ -74,7 +74,7 @@ def token_losses(model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]],
         device: where the model is.
     """
     for inputs, targets in batches:
-        with evaluating(cast(nn.Module, model)):
+        with evaluating(model):
             logits = model.unembed(model.hidden(inputs.to(device))).float()
         wanted = targets.to(device)
         counted = wanted != IGNORED

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from gptloom.inference.generation import evaluating
 from gptloom.inference.probe import attention_entropy
 from gptloom.model.attention import Attention
+from gptloom.model.base import LanguageModel
 from gptloom.model.layers import MLP, CausalMean, activate
-from gptloom.model.state import Context, LanguageModel, Trace
+from gptloom.model.state import Context, Trace
 
 OFF = 0.01
 """A hidden unit is off where it is smaller than this part of its layer's root mean square."""
@@ -85,7 +86,7 @@ def vitals(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Vitals:
         ValueError: fewer than 2 tokens, or more than block_size + 1.
     """
     inputs, targets = _shifted(ids)
-    module, trace = cast(nn.Module, model), Trace()
+    module, trace = model, Trace()
     branches: dict[str, float] = {}
     hidden: list[Hidden] = []
     with evaluating(module), torch.enable_grad(), _watched(module, branches, hidden):
@@ -120,7 +121,7 @@ def gradient_by_distance(model: LanguageModel, ids: Int[Tensor, "b t"]) -> tuple
         ValueError: fewer than 2 tokens, or more than block_size + 1.
     """
     inputs, targets = _shifted(ids)
-    module, embedded = cast(nn.Module, model), list[Tensor]()
+    module, embedded = model, list[Tensor]()
 
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())

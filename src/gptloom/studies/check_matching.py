@@ -59,7 +59,7 @@ def units(module: nn.Module) -> list[Unit]:
     """All units of a module, in the order of their registration."""
     found = []
     for name, owner in module.named_modules():
-        own = {key: p for key, p in owner.named_parameters(recurse=False)}
+        own = dict(owner.named_parameters(recurse=False))
         at = f"{name}." if name else ""
         flat = [key for key, p in own.items() if p.ndim == 1]
         wide = [key for key, p in own.items() if p.ndim > 1]

@@ -11,15 +11,15 @@ from gptloom.bundle import Bundle
 from gptloom.config import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
-from gptloom.data.tokens import Split, prepare
+from gptloom.data.tokens import Split, prepare, split
+from gptloom.errors import ConfigError
 from gptloom.inference.evaluation import Score, evaluate
 from gptloom.model.build import build_model
 from gptloom.model.objective import Objective
 from gptloom.runtime import autocast, pick_device, pick_precision, thread_count, threads
 from gptloom.settings import merge, parse
-from gptloom.tasks import evaluation_batches, training_batches
+from gptloom.tasks import evaluation_batches, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.folder import make_parts
 from gptloom.training.optim import FlatAdamW
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Job, Progress, Trainer
@@ -55,7 +55,8 @@ def open_material(texts: Sequence[str], config: DataConfig) -> Material:
     corpus = open_corpus(texts, config)
     tokenizer = make_tokenizer(config.tokenizer, corpus)
     store = prepare(corpus, tokenizer, config)
-    parts, _ = make_parts(config, store, tokenizer)
+    val_store = None if config.val_text is None else prepare(open_corpus([config.val_text], config), tokenizer, config)
+    parts = split(store, config, val_store)
     return Material(corpus.name, parts, tokenizer, store.text_sha256, tokenizer.count_bytes(parts.val.ids[1:]), corpus.notes)
 
 
@@ -97,8 +98,11 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         callbacks: shown every step; one that asks for `Request.STOP` ends the training early.
 
     Raises:
+        ConfigError: the model would need pairs.
         DivergedError: the loss is no longer a number.
     """
+    if reads_pairs(config.model):
+        raise ConfigError("studies read running text, not pairs", where="architecture=encoder-decoder", cure="use `gptloom train` for pairs")
     config = parse(RunConfig, merge(config.model_dump(), {"model": {"vocab_size": material.tokenizer.vocab_size}}), where="the tokenizer")
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
