@@ -139,50 +139,6 @@ def softmax(_text: Text) -> Fact:
     return Fact({key: known[key] for key in measured}, measured)
 
 
-def bigram_trained(text: Text) -> Fact:
-    """The bigram's loss after training: its last 100 batches here, one last batch in the documents."""
-    known = published()["bigram_trained"]
-    given = known["config"]
-    model = {"vocab_size": text.tokenizer.vocab_size, "block_size": given["block_size"], "n_layer": 0, "positions": "none", "head": "none"}
-    config = lecture_config(model, {key: given[key] for key in ("batch_size", "learning_rate", "steps")})
-    with threads(thread_count(config)):
-        training = LectureRun(PublishedRun("bigram-trained", config, True, 1, 1, [], known["source"]), text.parts, torch.device("cpu"))
-        training.advance(given["steps"] - 100)
-        measured = float(torch.stack([training.step() for _ in range(100)]).mean())
-    why = "single batches of 256 characters, drawn from a generator in an unknown state: a ballpark (published.json)"
-    return Fact(known["last_batch_loss"], [measured] * len(known["last_batch_loss"]), 0.1, why)
-
-
-def averaging_weights(_text: Text) -> Fact:
-    """The causal mean's weights, and those of attention whose queries match no key better than another."""
-    rows = published()["averaging_weights"]["rows"]
-    count = len(rows)
-    mixer = CausalMean(ModelConfig(n_embd=1, n_head=1, output_projection=False))
-    mean = _trace(mixer, torch.zeros(1, count, 1))
-    nothing = torch.zeros(1, 1, count, 1)
-    softmax = attention_weights(nothing, nothing, None, True, 1.0)
-    return Fact({"mean": rows, "masked softmax": rows}, {name: _triangle(weights[0, 0]) for name, weights in (("mean", mean), ("masked softmax", softmax))})
-
-
-def attention_rows(_text: Text) -> Fact:
-    """The weights of one head of width 16 on a random sequence, with unscaled scores."""
-    mixer, x = _lecture_head()
-    # The documents do not scale these scores. Undoing the head's own scale in the queries is exact, for it is a power of two.
-    mixer.qkv.weight.detach()[: mixer.width].mul_(1 / mixer.scale)
-    return Fact(published()["attention_weights"]["rows"], _trace(mixer, x)[0, 0].tolist())
-
-
-def softmax(_text: Text) -> Fact:
-    """Softmax, and how it sharpens when its argument grows; attention's own, with the logits as scores of one query."""
-    known = published()["softmax_sharpening"]
-    scores = torch.tensor(known["logits"])[None, None, :, None]  # keys of width 1, which a query of 1 multiplies
-    measured = {
-        name: attention_weights(torch.ones(1, 1, 1, 1), scores, None, False, scale).flatten().tolist()
-        for name, scale in (("softmax", 1.0), ("softmax_of_8x", 8.0))
-    }
-    return Fact({key: known[key] for key in measured}, measured)
-
-
 def variance(_text: Text) -> Fact:
     """Scores scaled by the root of the head's width keep the variance of queries and keys.
 
