@@ -13,6 +13,7 @@ from gptloom.model.build import build_model
 from gptloom.model.decoder import Decoder
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
+from gptloom.model.plain import copy_weights, plain_model, to_decoder
 from gptloom.model.recurrent import Recurrent
 from gptloom.model.state import Context, Memory, Trace
 from gptloom.training.optim import parameter_groups
@@ -257,6 +258,20 @@ def textbook_recurrent(model, text):
 def test_a_recurrent_model_is_the_textbooks(kind):
     model, text = make(architecture=kind, n_layer=3), ids(1, 12)
     torch.testing.assert_close(model(text)[0], textbook_recurrent(model, text[0]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_the_plain_recurrent_code_is_the_same_model_forward_and_backward(kind):
+    model = make(architecture=kind, head_bias=True)
+    plain = plain_model(kind, model.config)
+    copy_weights(plain, model)
+    text, targets = ids(2, 7), ids(2, 7, seed=1).flatten()
+    torch.testing.assert_close(model(text), plain(text), atol=1e-5, rtol=1e-5)
+    F.cross_entropy(model(text).flatten(0, 1), targets).backward()
+    F.cross_entropy(plain(text).flatten(0, 1), targets).backward()
+    wanted = to_decoder(plain, {name: p.grad for name, p in plain.named_parameters()})
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, wanted[name], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", RECURRENT)

@@ -11,6 +11,7 @@ from typing import Any
 
 from gptloom.errors import ExitCode
 from gptloom.staircase import Stair, draw_staircase
+from gptloom.studies.architectures import ABOUT, show_architecture
 from gptloom.studies.ladder import Climbed, climb
 from gptloom.studies.lessons import find_lesson, read_lessons
 from gptloom.studies.report import write_report
@@ -48,9 +49,10 @@ def show_command(step: str | None, as_json: bool) -> int:
     """Print one step, or the list of all."""
     if step is None:
         found = [{"name": lesson.name, "title": lesson.title, "base": lesson.base} for lesson in read_lessons().values()]
+        found += [{"name": name, "title": about["title"], "base": None} for name, about in ABOUT.items()]
         print(json.dumps({"steps": found}) if as_json else "\n".join(f"{one['name']:<14} {one['title']}" for one in found))
         return ExitCode.DONE
-    shown = show_lesson(find_lesson(step))
+    shown = show_architecture(step) if step in ABOUT else show_lesson(find_lesson(step))
     print(json.dumps(shown, ensure_ascii=False) if as_json else "\n".join(lines_of(shown)))
     return ExitCode.DONE
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from gptloom.config import ModelConfig
 from gptloom.errors import ConfigError, nearest
-from gptloom.model.plain import modern, steps
+from gptloom.model.plain import modern, recurrent, steps
 from gptloom.model.plain.lecture import Block, FeedForward, Head, LayerNorm, MultiHeadAttention, PlainGPT
 
 PLAIN: dict[str, tuple[Callable[..., Any], ...]] = {
@@ -32,6 +32,9 @@ PLAIN: dict[str, tuple[Callable[..., Any], ...]] = {
     "swiglu": (modern.SwiGLU,),
     "gqa": (modern.GroupedAttention,),
     "modern": (modern.rotate, modern.RMSNorm, modern.GroupedAttention, modern.SwiGLU, modern.ModernBlock, modern.ModernGPT),
+    "rnn": (recurrent.RNNLayer, recurrent.RecurrentModel),
+    "lstm": (recurrent.LSTMLayer, recurrent.RecurrentModel),
+    "gru": (recurrent.GRULayer, recurrent.RecurrentModel),
 }
 """What `gptloom ladder show` prints: the classes and functions that are new or essential in a step."""
 
@@ -76,6 +79,9 @@ def plain_model(name: str, config: ModelConfig) -> nn.Module:
             model = modern.GELUModel(**shape, dropout=c.dropout)
         case "rope" | "rmsnorm" | "qk-norm" | "swiglu" | "gqa" | "modern":
             model = _modern(c)
+        case "rnn" | "lstm" | "gru":
+            layer = {"rnn": recurrent.RNNLayer, "lstm": recurrent.LSTMLayer, "gru": recurrent.GRULayer}[name]
+            return recurrent.RecurrentModel(c.vocab_size, c.n_embd, [layer(c.n_embd) for _ in range(c.n_layer)])
         case _:
             cure = nearest(name, PLAIN) or f"one of: {', '.join(PLAIN)}"
             raise ConfigError(f"no ladder step {name!r} that trains a model", where="ladder", cure=cure)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from gptloom.model.decoder import Decoder
+    from gptloom.model.base import LanguageModel
 
 _PLACES = [
     (r"^(attention|feed_forward)\.", r"blocks.0.\1."),  # a model with one layer has no list of blocks
@@ -23,6 +23,8 @@ _PLACES = [
     (r"feed_forward\.(?:gate|up)\.", "mlp.up."),
     (r"feed_forward\.", "mlp."),
     (r"\.gain$", ".weight"),
+    (r"^layers\.(\d+)\.input\.(\w+)$", r"layers.\2_ih_l\1"),  # PyTorch's names of a recurrent layer's tensors
+    (r"^layers\.(\d+)\.hidden\.(\w+)$", r"layers.\2_hh_l\1"),
 ]
 _ORDER = {"query": 0, "queries": 0, "key": 1, "keys": 1, "value": 2, "values": 2, "gate": 0, "up": 1}
 
@@ -58,7 +60,7 @@ def from_decoder(plain: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
 
 
 @torch.no_grad()
-def copy_weights(plain: nn.Module, decoder: "Decoder") -> None:
+def copy_weights(plain: nn.Module, decoder: "LanguageModel") -> None:
     """Put a plain model's weights into a decoder of the same step.
 
     Raises:
