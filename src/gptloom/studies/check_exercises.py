@@ -75,12 +75,16 @@ def ids() -> Tensor:
 
 
 _EITHER_SCALE = frozenset({"scale-wrong-width"})
+_ATTENTION = ("MultiHeadAttention", "CausalSelfAttention", "Attention")
+_MODEL = ("BigramLanguageModel", "LanguageModel", "Model")
 _HEAD = ("n_embd", "head_size", "block_size", "dropout")
 _JOINED = ("n_embd", "n_head", "block_size", "dropout")
 
 _head = Exercise("Head", lambda: lecture.Head(C, D, T), attention.ONE_HEAD, _HEAD, accepted=_EITHER_SCALE)
-_joined = Exercise("MultiHeadAttention", lambda: steps.JoinedHeads(C, H, T), attention.MULTI_HEAD, _JOINED, accepted=_EITHER_SCALE)
-_projected = Exercise("MultiHeadAttention", lambda: lecture.MultiHeadAttention(C, H, T), attention.WITH_PROJECTION, _JOINED, accepted=_EITHER_SCALE)
+_joined = Exercise("MultiHeadAttention", lambda: steps.JoinedHeads(C, H, T), attention.MULTI_HEAD, _JOINED, accepted=_EITHER_SCALE, aliases=_ATTENTION)
+_projected = Exercise(
+    "MultiHeadAttention", lambda: lecture.MultiHeadAttention(C, H, T), attention.WITH_PROJECTION, _JOINED, accepted=_EITHER_SCALE, aliases=_ATTENTION
+)
 _feed_forward = Exercise(
     "FeedForward", lambda: lecture.FeedForward(C), formulas.FEED_FORWARD, ("n_embd", "dropout"), sees="self", aliases=("FeedFoward", "MLP")
 )
@@ -100,9 +104,13 @@ def _strict(exercise: Exercise) -> Exercise:
 
 
 EXERCISES: dict[str, tuple[Exercise, ...]] = {
-    "bigram": (Exercise("Bigram", lambda: steps.Bigram(V), {}, ("vocab_size",), "self", source=ids, aliases=("BigramLanguageModel",)),),
-    "embedding": (Exercise("Embedded", lambda: steps.Embedded(V, C), formulas.EMBEDDING, ("vocab_size", "n_embd"), "self", source=ids),),
-    "positions": (Exercise("Positioned", lambda: steps.Positioned(V, T, C), formulas.POSITIONS, ("vocab_size", "block_size", "n_embd"), "self", source=ids),),
+    "bigram": (Exercise("Bigram", lambda: steps.Bigram(V), {}, ("vocab_size",), "self", source=ids, aliases=_MODEL),),
+    "embedding": (Exercise("Embedded", lambda: steps.Embedded(V, C), formulas.EMBEDDING, ("vocab_size", "n_embd"), "self", source=ids, aliases=_MODEL),),
+    "positions": (
+        Exercise(
+            "Positioned", lambda: steps.Positioned(V, T, C), formulas.POSITIONS, ("vocab_size", "block_size", "n_embd"), "self", source=ids, aliases=_MODEL
+        ),
+    ),
     "averaging": (Exercise("average", lambda: steps.average_by_matrix, formulas.AVERAGE),),
     "one-head": (_head,),
     "multi-head": (_joined,),
@@ -115,14 +123,15 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
     "gelu": (Exercise("gelu", lambda: modern.gelu, formulas.GELU, sees="self"),),
     "rope": (Exercise("rotate", lambda: modern.rotate, attention.ROTATION, sees="self"),),
     "rmsnorm": (Exercise("RMSNorm", lambda: modern.RMSNorm(C), formulas.RMS_NORM, ("n_embd",), "self", source=uneven),),
-    "qk-norm": (Exercise("MultiHeadAttention", lambda: modern.GroupedAttention(C, H, H, T), attention.GROUPED_ATTENTION, _JOINED),),
-    "swiglu": (Exercise("SwiGLU", lambda: modern.SwiGLU(C, SIZES["width"]), formulas.SWIGLU, ("n_embd", "width"), "self"),),
+    "qk-norm": (Exercise("MultiHeadAttention", lambda: modern.GroupedAttention(C, H, H, T), attention.QK_NORMED, _JOINED, aliases=_ATTENTION),),
+    "swiglu": (Exercise("SwiGLU", lambda: modern.SwiGLU(C, SIZES["width"]), formulas.SWIGLU, ("n_embd", "width"), "self", aliases=("FeedForward", "MLP")),),
     "gqa": (
         Exercise(
             "GroupedAttention",
             lambda: modern.GroupedAttention(C, H, SIZES["n_kv_head"], T),
-            attention.GROUPED_ATTENTION,
+            attention.GROUPED,
             ("n_embd", "n_head", "n_kv_head", "block_size"),
+            aliases=("GroupedQueryAttention", *_ATTENTION),
         ),
     ),
 }

@@ -7,7 +7,7 @@ apart by their names, where those speak (query, w_k, v_proj); where they do not,
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Unit:
         kind: linear, table, norm or heads (a raw parameter for all heads at once).
         shape: of its weight; for a raw matrix, which is multiplied from the right, the transposed one.
         weight: name of the weight or gain, and of the bias where there is one.
-        turned: whether the weight is kept the other way round.
+        turned: whether the weight is kept the other way round, for x @ weight.
     """
 
     name: str
@@ -145,6 +145,8 @@ def match(learner: nn.Module, reference: nn.Module) -> list[Match]:
 
 def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
     result = Match(pieces)
+    known = {p.signature for p in pieces}
+    theirs = [_turned(u) if u.signature not in known and _turned(u).signature in known else u for u in theirs]
     choices: list[list[list[tuple[Unit, Piece]]]] = []
     for signature in dict.fromkeys([p.signature for p in pieces] + [u.signature for u in theirs]):
         mine = [p for p in pieces if p.signature == signature]
@@ -152,13 +154,13 @@ def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
         spoken = [u for u in yours if _spoken(u.name) in {p.role for p in mine}]
         if len(mine) != len(yours):
             # Those whose names speak are placed; the others cannot be told apart.
-            known, placed = list(mine), []
+            left, placed = list(mine), []
             for unit in spoken if len(yours) > len(mine) or len(spoken) == len(yours) else yours:
-                piece = next((p for p in known if p.role == _spoken(unit.name)), known[0] if known else None)
+                piece = next((p for p in left if p.role == _spoken(unit.name)), left[0] if left else None)
                 if piece is not None:
-                    known.remove(piece)
+                    left = [p for p in left if p is not piece]
                     placed.append((unit, piece))
-            result.missing += known
+            result.missing += left
             result.extra += [u for u in yours if all(u is not unit for unit, _ in placed)]
             choices.append([placed])
         else:
@@ -166,6 +168,11 @@ def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
     combined = itertools.islice(itertools.product(*choices), 200)
     result.assignments = sorted(([pair for group in groups for pair in group] for groups in combined), key=_bias_conflicts)
     return result
+
+
+def _turned(unit: Unit) -> Unit:
+    """A raw matrix may also be kept as nn.Linear keeps it."""
+    return replace(unit, shape=unit.shape[::-1], turned=False) if unit.turned else unit
 
 
 def _orders(yours: list[Unit], mine: list[Piece]) -> Iterator[list[Piece]]:

@@ -6,6 +6,7 @@ Without a slip it is the reference itself, in other words. The slips' texts are 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,8 @@ from gptloom.model.plain.lecture import Block
 from gptloom.model.plain.modern import GroupedAttention, rotate
 from gptloom.model.plain.steps import ResidualBlock
 
-Mutant = Callable[[nn.Module, Tensor], Tensor]
-"""(reference, input) to the output that the mistake leads to."""
+Mutant = Callable[[Any, Tensor], Tensor]
+"""(reference, a module or a function; input) to the output that the mistake leads to."""
 
 SCALES: dict[str, Callable[[int, int], float]] = {
     "missing-scale": lambda _d, _c: 1.0,
@@ -42,7 +43,7 @@ HEADS = (
     "heads-mixed:between",
     "heads-mixed:strided",
 )
-GROUPED = ("groups-mixed", "missing-qk-norm", "qk-norm-after-rotation", "missing-rotation", "rotation-interleaved", "values-rotated")
+QK_NORM = ("missing-qk-norm", "qk-norm-after-rotation", "missing-rotation", "rotation-interleaved", "values-rotated")
 BLOCKS = (
     "missing-residual",
     "missing-residual:attention",
@@ -87,12 +88,13 @@ class _Parts:
     projection: nn.Module | None
 
 
-def _parts(attention: nn.Module) -> _Parts:
-    def stack(*names: str) -> Tensor:
-        return torch.stack([p.detach() for name, p in attention.named_parameters() if any(part in names for part in name.split("."))])
+def _stack(attention: nn.Module, *names: str) -> Tensor:
+    return torch.stack([p.detach() for name, p in attention.named_parameters() if set(names) & set(name.split("."))])
 
-    projection = getattr(attention, "projection", None)
-    return _Parts(stack("query", "queries"), stack("key", "keys"), stack("value", "values"), projection)
+
+def _parts(attention: nn.Module) -> _Parts:
+    query, key, value = (_stack(attention, *names) for names in (("query", "queries"), ("key", "keys"), ("value", "values")))
+    return _Parts(query, key, value, getattr(attention, "projection", None))
 
 
 def attention(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
@@ -132,24 +134,25 @@ def _join(out: Tensor, slip: str) -> Tensor:
 
 def _turn(module: GroupedAttention, query: Tensor, key: Tensor, value: Tensor, slip: str) -> tuple[Tensor, Tensor, Tensor]:
     """Norms, rotation, and the sharing of keys and values."""
-
-    def rotated(part: Tensor) -> Tensor:
-        if slip == "missing-rotation":
-            return part
-        flat = part.flatten(0, 1)
-        return (turn(flat, "rotation-interleaved") if slip == "rotation-interleaved" else rotate(flat, module.theta)).view_as(part)
-
-    def prepared(part: Tensor, norm: nn.Module) -> Tensor:
-        if slip == "missing-qk-norm":
-            return rotated(part)
-        out: Tensor = norm(rotated(part)) if slip == "qk-norm-after-rotation" else rotated(norm(part))
-        return out
-
-    query, key = prepared(query, module.query_norm), prepared(key, module.key_norm)
-    value = rotated(value) if slip == "values-rotated" else value
+    query, key = _prepare(query, module.query_norm, module.theta, slip), _prepare(key, module.key_norm, module.theta, slip)
+    value = _rotated(value, module.theta, slip) if slip == "values-rotated" else value
     if slip == "groups-mixed":
         return query, key.repeat(1, module.sharing, 1, 1), value.repeat(1, module.sharing, 1, 1)
     return query, key.repeat_interleave(module.sharing, dim=1), value.repeat_interleave(module.sharing, dim=1)
+
+
+def _prepare(part: Tensor, norm: nn.Module, theta: float, slip: str) -> Tensor:
+    if slip == "missing-qk-norm":
+        return _rotated(part, theta, slip)
+    out: Tensor = norm(_rotated(part, theta, slip)) if slip == "qk-norm-after-rotation" else _rotated(norm(part), theta, slip)
+    return out
+
+
+def _rotated(part: Tensor, theta: float, slip: str) -> Tensor:
+    if slip == "missing-rotation":
+        return part
+    flat = part.flatten(0, 1)
+    return (turn(flat, slip) if slip == "rotation-interleaved" else rotate(flat, theta)).view_as(part)
 
 
 def block(module: nn.Module, x: Tensor, slip: str = "", *, post: bool = False) -> Tensor:
@@ -199,7 +202,7 @@ def turn(x: Tensor, slip: str = "") -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def mutants(run: Callable[[nn.Module, Tensor, str], Tensor], *slips: str) -> dict[str, Mutant]:
+def mutants(run: Callable[[Any, Tensor, str], Tensor], *slips: str) -> dict[str, Mutant]:
     """A mutant for each slip."""
     return {slip: lambda module, x, slip=slip: run(module, x, slip) for slip in slips}  # type: ignore[misc]
 
@@ -207,7 +210,8 @@ def mutants(run: Callable[[nn.Module, Tensor, str], Tensor], *slips: str) -> dic
 ONE_HEAD = mutants(attention, *SCALES, *MASKS, *ORDER)
 MULTI_HEAD = ONE_HEAD | mutants(attention, *HEADS)
 WITH_PROJECTION = MULTI_HEAD | mutants(attention, "missing-projection")
-GROUPED_ATTENTION = WITH_PROJECTION | mutants(attention, *GROUPED)
+QK_NORMED = WITH_PROJECTION | mutants(attention, *QK_NORM)
+GROUPED = QK_NORMED | mutants(attention, "groups-mixed")
 RESIDUAL_BLOCK = {slip: m for slip, m in mutants(block, *BLOCKS, *WITH_PROJECTION).items() if "norm" not in slip}
 PRE_NORM_BLOCK = {slip: m for slip, m in mutants(block, *BLOCKS, *WITH_PROJECTION).items() if slip != "norm-pre"}
 POST_NORM_BLOCK = {
