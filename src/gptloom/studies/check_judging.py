@@ -120,7 +120,7 @@ class _Judge:
 
     def _compare(self, learner: Callable[[Tensor], Any], fills: list[Callable[[], None] | None], *, explained: bool = False) -> Iterator[Finding]:
         expected = run(self.reference, self.x)
-        outputs = []
+        outputs: list[Tensor] = []
         for put in fills or [None]:
             if put is not None:
                 put()

@@ -59,29 +59,30 @@ def units(module: nn.Module) -> list[Unit]:
     """All units of a module, in the order of their registration."""
     found = []
     for name, owner in module.named_modules():
-        own = {key: p for key, p in owner.named_parameters(recurse=False)}
+        own = dict(owner.named_parameters(recurse=False))
         at = f"{name}." if name else ""
         flat = [key for key, p in own.items() if p.ndim == 1]
         wide = [key for key, p in own.items() if p.ndim > 1]
         if isinstance(owner, nn.Embedding):
             found.append(Unit(name, "table", tuple(owner.weight.shape), f"{at}weight"))
         elif len(wide) == 1 and len(flat) <= 1:
-            turned = not isinstance(owner, nn.Linear) and own[wide[0]].ndim == 2
-            shape = tuple(own[wide[0]].shape)
-            found.append(
-                Unit(name, "linear" if len(shape) == 2 else "heads", shape[::-1] if turned else shape, at + wide[0], at + flat[0] if flat else "", turned)
-            )
+            weight, bias = own[wide[0]], own[flat[0]] if flat else None
+            # A bias is as long as the result; without one, a raw matrix is taken to be multiplied from the right.
+            turned = weight.ndim == 2 and not isinstance(owner, nn.Linear) and (bias is None or len(bias) == weight.shape[1])
+            found.append(_matrix(name, at + wide[0], weight, at + flat[0] if flat else "", turned=turned))
         else:
-            for key in wide:
-                shape = tuple(own[key].shape)
-                turned = len(shape) == 2
-                found.append(Unit(at + key, "linear" if turned else "heads", shape[::-1] if turned else shape, at + key, turned=turned))
+            found += [_matrix(at + key, at + key, own[key], turned=own[key].ndim == 2) for key in wide]
             if flat:
                 # A gain begins at one, a bias at zero.
                 ordered = sorted(flat, key=lambda key: not bool((own[key] == 1).all()))
                 names = [at + key for key in ordered]
                 found.append(Unit(name, "norm", tuple(own[ordered[0]].shape), names[0], names[1] if len(names) > 1 else ""))
     return found
+
+
+def _matrix(name: str, weight: str, tensor: Tensor, bias: str = "", *, turned: bool) -> Unit:
+    shape = tuple(tensor.shape)
+    return Unit(name, "linear" if tensor.ndim == 2 else "heads", shape[::-1] if turned else shape, weight, bias, turned)
 
 
 @dataclass
