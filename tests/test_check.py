@@ -1,9 +1,12 @@
 """`gptloom ladder check`: planted mistakes are found and named, right solutions of every style pass, and broken files end in a sentence."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from gptloom.errors import InputError
+from gptloom.model.plain import lecture, modern, steps
 from gptloom.studies.check import check, report_lines
 from gptloom.studies.check_exercises import EXERCISES
 from gptloom.studies.check_judging import _Judge
@@ -338,6 +341,7 @@ CORRECT = {
     "swiglu": ("swiglu", SWIGLU),
     "gqa": ("gqa", MODERN),
     "qk-norm": ("qk-norm", MODERN, *EVERY_HEAD_HAS_KEYS),
+    "width-of-its-own": ("mlp", FEED_FORWARD, ("n_embd, dropout=0.0", "d_model, d_ff, dropout=0.0"), ("4 * n_embd", "d_ff"), ("n_embd", "d_model")),
     "own-linear": ("mlp", OWN_LINEAR + FEED_FORWARD, ("nn.Linear", "Linear")),
     "raw-matrices": ("score-scale", HEAD + HEADS + RAW),
 }  # fmt: skip
@@ -350,6 +354,17 @@ def test_right_solutions_pass_whatever_they_look_like(judged, name):
     assert sum(finding.name == "equal" for finding in report.findings) == len(EXERCISES[report.step])
     if report.step == "dropout":
         assert sum(finding.name == "dropout" for finding in report.findings) == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "module"),
+    [(step, lecture) for step in ("one-head", "mlp", "layernorm", "dropout", "score-scale")]
+    + [(step, steps) for step in ("bigram", "embedding", "positions", "averaging")]
+    + [(step, modern) for step in ("gelu", "rope", "rmsnorm", "swiglu", "gqa")],
+)
+def test_the_code_that_ladder_show_prints_passes_its_own_check(step, module):
+    report = check(step, Path(module.__file__))
+    assert report.passed, "\n".join(report_lines(report))
 
 
 SCALE = " * k.shape[-1] ** -0.5"
@@ -492,6 +507,13 @@ def test_the_lecture_s_scale_passes_with_a_remark_until_the_step_that_corrects_i
 def test_several_mistakes_in_one_file_are_each_named(judged):
     report = judged("dropout", HEAD + HEADS + FEED_FORWARD, (SCALE, ""), (JOIN, "(att @ v).reshape(B, T, C)"), ("nn.ReLU(), ", ""))
     assert names(report) == ["missing-scale", "heads-mixed", "activation-missing"]
+
+
+def test_a_second_mistake_shows_behind_the_scale(judged):
+    report = judged("one-head", HEAD, (SCALE, " * C ** -0.5"), ("dim=-1", "dim=1"))
+    assert [(finding.name, finding.passed) for finding in report.findings] == [("scale-wrong-width", True), ("softmax-axis", False)]
+    report = judged("score-scale", HEAD + HEADS, ("(C // self.n_head) ** -0.5", "1"), (JOIN, "(att @ v).reshape(B, T, C)"))
+    assert names(report) == ["missing-scale", "heads-mixed"]
 
 
 def test_what_nobody_foresaw_is_still_told(judged):

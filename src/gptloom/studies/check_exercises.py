@@ -30,6 +30,7 @@ class Exercise:
         source: the input.
         accepted: mistakes that this step lets pass with a remark.
         aliases: other names that are accepted.
+        sizes: those that differ from `SIZES`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Exercise:
     source: Callable[[], Tensor] = field(default=lambda: normal())
     accepted: frozenset[str] = frozenset()
     aliases: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_function(self) -> bool:
@@ -54,7 +56,9 @@ class Exercise:
 
     def values(self) -> dict[str, Any]:
         """What its constructor is given: the arguments that it is to take, then all other sizes, should it ask for them."""
-        sizes = SIZES | {"dropout": 0.5 if self.dropout else 0.0}
+        sizes = {**SIZES, "dropout": 0.5 if self.dropout else 0.0, **self.sizes}
+        if "width" not in (*self.takes, *self.sizes):
+            del sizes["width"]  # what a norm calls its width is n_embd
         return {name: sizes[name] for name in self.takes} | sizes
 
 
@@ -86,7 +90,13 @@ _projected = Exercise(
     "MultiHeadAttention", lambda: lecture.MultiHeadAttention(C, H, T), attention.WITH_PROJECTION, _JOINED, accepted=_EITHER_SCALE, aliases=_ATTENTION
 )
 _feed_forward = Exercise(
-    "FeedForward", lambda: lecture.FeedForward(C), formulas.FEED_FORWARD, ("n_embd", "dropout"), sees="self", aliases=("FeedFoward", "MLP")
+    "FeedForward",
+    lambda: lecture.FeedForward(C),
+    formulas.FEED_FORWARD,
+    ("n_embd", "dropout"),
+    sees="self",
+    aliases=("FeedFoward", "MLP"),
+    sizes={"width": 4 * C},
 )
 _layer_norm = Exercise("LayerNorm", lambda: lecture.LayerNorm(C), formulas.LAYER_NORM, ("n_embd",), sees="self", source=uneven)
 
@@ -111,7 +121,7 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             "Positioned", lambda: steps.Positioned(V, T, C), formulas.POSITIONS, ("vocab_size", "block_size", "n_embd"), "self", source=ids, aliases=_MODEL
         ),
     ),
-    "averaging": (Exercise("average", lambda: steps.average_by_matrix, formulas.AVERAGE),),
+    "averaging": (Exercise("average", lambda: steps.average_by_matrix, formulas.AVERAGE, aliases=("causal_mean", "average_by_loop", "average_by_matrix")),),
     "one-head": (_head,),
     "multi-head": (_joined,),
     "mlp": (_feed_forward,),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gptloom.errors import nearest
 from gptloom.studies.check_exercises import Exercise
 from gptloom.studies.check_matching import Match, Unit, fill, match
+from gptloom.studies.check_mutants import rescaled
 from gptloom.studies.check_probes import dependence, name_dependence
 from gptloom.studies.check_running import Failure, UnknownArgumentError, attempt, build, run
 from gptloom.studies.check_words import WORDS
@@ -155,16 +156,31 @@ class _Judge:
 
     def _explain(self, learner: Callable[[Tensor], Any], outputs: list[Tensor], expected: Tensor, explained: bool) -> Iterator[Finding]:
         """The mutant that it equals; else what probing shows; else how far off it is."""
-        for slip, mutant in self.exercise.mutants.items():
-            wrong = mutant(self.reference, self.x)
-            if any(_same(out, wrong) for out in outputs):
-                yield self.say(slip, passed=slip in self.exercise.accepted)
+        slip = self._named(self.reference, outputs)
+        if slip:
+            yield self.say(slip, passed=slip in self.exercise.accepted)
+            return
+        # Many write the lecture's scale or none, so a second mistake must show behind that one.
+        for first in ("scale-wrong-width", "missing-scale"):
+            base = rescaled(self.reference, first) if isinstance(self.reference, nn.Module) else None
+            second = self._named(base, outputs) if base is not None else ""
+            if second:
+                yield self.say(first, passed=first in self.exercise.accepted)
+                yield self.say(second)
                 return
         name = self._probe(learner)
         if name:
             yield self.say(name)
         elif not explained:
             yield self.say("differs", f"by {min((out - expected).abs().max().item() for out in outputs):.2g} at most; its values are about 1")
+
+    def _named(self, reference: Any, outputs: list[Tensor]) -> str:
+        """The mutant that gives one of these outputs."""
+        for slip, mutant in self.exercise.mutants.items():
+            wrong = mutant(reference, self.x)
+            if any(_same(out, wrong) for out in outputs):
+                return slip
+        return ""
 
     def _probe(self, learner: Callable[[Tensor], Any]) -> str:
         past = self.exercise.sees == "past"
@@ -176,6 +192,8 @@ class _Judge:
         calm, again = (attempt(partial(run, learner, self.x, seed=seed), self.path) for seed in range(2))
         if isinstance(calm, Failure) or not _same(calm, again):
             return  # and that has been said
+        if calm.shape != run(self.reference, self.x).shape:
+            return  # as has this
         learner.train()
         drawn = [attempt(partial(run, learner, self.x, seed=seed), self.path) for seed in range(4)]
         learner.eval()

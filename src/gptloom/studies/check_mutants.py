@@ -4,6 +4,7 @@ Each function computes what a class of `model.plain` computes, from its weights,
 Without a slip it is the reference itself, in other words. The slips' texts are in `check_words`.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptloom.model.plain.lecture import Block
+from gptloom.model.plain.lecture import Block, Head
 from gptloom.model.plain.modern import GroupedAttention, rotate
 from gptloom.model.plain.steps import ResidualBlock
 
@@ -61,13 +62,12 @@ BLOCKS = (
 )
 
 
-def weigh(query: Tensor, key: Tensor, n_embd: int, slip: str = "") -> Tensor:
-    """Attention weights (..., t, t) from queries and keys (..., t, d)."""
+def weigh(query: Tensor, key: Tensor, n_embd: int, scale: float, slip: str = "") -> Tensor:
+    """Attention weights (..., t, t) from queries and keys (..., t, d); `scale` unless the slip is about it."""
     t, d = query.shape[-2:]
     if slip == "query-key-swapped":
         query, key = key, query
-    scale = SCALES[slip](d, n_embd) if slip in SCALES else d**-0.5
-    scores = query @ key.transpose(-2, -1) * scale
+    scores = query @ key.transpose(-2, -1) * (SCALES[slip](d, n_embd) if slip in SCALES else scale)
     ones = torch.ones(t, t, dtype=torch.bool)
     past = MASKS[slip](ones) if slip in MASKS else ones.tril()
     if slip == "mask-after-softmax":
@@ -86,6 +86,7 @@ class _Parts:
     key: Tensor
     value: Tensor
     projection: nn.Module | None
+    scale: float
 
 
 def _stack(attention: nn.Module, *names: str) -> Tensor:
@@ -94,7 +95,8 @@ def _stack(attention: nn.Module, *names: str) -> Tensor:
 
 def _parts(attention: nn.Module) -> _Parts:
     query, key, value = (_stack(attention, *names) for names in (("query", "queries"), ("key", "keys"), ("value", "values")))
-    return _Parts(query, key, value, getattr(attention, "projection", None))
+    scale = next((layer.scale for layer in attention.modules() if isinstance(layer, Head)), query.shape[1] ** -0.5)
+    return _Parts(query, key, value, getattr(attention, "projection", None), scale)
 
 
 def attention(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
@@ -106,7 +108,7 @@ def attention(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
         query, key, value = _turn(module, query, key, value, slip)
     if slip == "heads-mixed:between":  # forgotten transpose: the heads attend to one another
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    out = weigh(query, key, c, slip) @ value
+    out = weigh(query, key, c, parts.scale, slip) @ value
     if slip == "heads-mixed:between":
         out = out.transpose(1, 2)
     joined = _join(out, slip)
@@ -200,6 +202,16 @@ def turn(x: Tensor, slip: str = "") -> Tensor:
         return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rescaled(reference: nn.Module, slip: str) -> nn.Module | None:
+    """A copy of a reference whose heads scale their scores as the slip does, to find second mistakes; None where it has no heads."""
+    copied = copy.deepcopy(reference)
+    heads = [layer for layer in copied.modules() if isinstance(layer, Head)]
+    for head in heads:
+        d, c = head.query.weight.shape
+        head.scale = SCALES[slip](d, c)
+    return copied if heads else None
 
 
 def mutants(run: Callable[[Any, Tensor, str], Tensor], *slips: str) -> dict[str, Mutant]:
