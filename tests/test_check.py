@@ -1,11 +1,12 @@
 """`gptloom ladder check`: planted mistakes are found and named, right solutions of every style pass, and broken files end in a sentence."""
 
-import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 from gptloom.errors import InputError
+from gptloom.model.plain import lecture, modern, steps
 from gptloom.studies.check import check, report_lines
 from gptloom.studies.check_exercises import EXERCISES
 from gptloom.studies.check_judging import _Judge
@@ -271,9 +272,50 @@ def judged(tmp_path):
     return judge
 
 
+def line_of(text):
+    return (HEADER + HEAD).split(text)[0].count("\n") + 1
+
+
 def names(report):
     return [finding.name for finding in report.findings if not finding.passed]
 
+
+OWN_LINEAR = """
+class Linear(nn.Module):
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(n_out, n_in)), nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x):
+        return F.linear(x, self.w, self.b)
+"""
+RAW = """
+class Head(nn.Module):
+    def __init__(self, n_embd, head_size, block_size):
+        super().__init__()
+        self.x1, self.x2, self.x3 = (nn.Parameter(torch.randn(n_embd, head_size)) for _ in range(3))
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x @ self.x3, x @ self.x1, x @ self.x2, is_causal=True)
+"""
+POST = (
+    ("x + self.sa(self.ln1(x))", "self.ln1(x + self.sa(x))"),
+    ("x + self.ffwd(self.ln2(x))", "self.ln2(x + self.ffwd(x))"),
+)
+EVERY_HEAD_HAS_KEYS = (
+    ("GroupedAttention", "MultiHeadAttention"),
+    ("n_kv_heads, block_size", "block_size"),
+    ("n_kv_heads", "n_heads"),
+)
+BIGRAM = """
+class BigramLanguageModel(nn.Module):
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, ids):
+        return self.table(ids)
+"""
 
 CORRECT = {
     "the-usual-head": ("one-head", HEAD),
@@ -287,21 +329,21 @@ CORRECT = {
     "anonymous-block": ("layernorm", ANONYMOUS + NORM),
     "block": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM),
     "torch-norm": ("layernorm", HEADS + FEED_FORWARD + BLOCK + "class LayerNorm(nn.LayerNorm): pass\n"),
-    "post-norm": (
-        "post-norm",
-        HEADS + FEED_FORWARD + BLOCK.replace("x + self.sa(self.ln1(x))", "self.ln1(x + self.sa(x))").replace("x + self.ffwd(self.ln2(x))", "self.ln2(x + self.ffwd(x))"),
-    ),
+    "post-norm": ("post-norm", HEADS + FEED_FORWARD + BLOCK, *POST),
     "mlp": ("mlp", FEED_FORWARD),
     "average": ("averaging", AVERAGE),
     "average-cumsum": ("averaging", "def average(x):\n    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]\n"),
-    "bigram": ("bigram", "class BigramLanguageModel(nn.Module):\n  def __init__(self, vocab_size):\n    super().__init__(); self.t = nn.Embedding(vocab_size, vocab_size)\n  def forward(self, i): return self.t(i)\n"),
+    "bigram": ("bigram", BIGRAM),
     "positions": ("positions", POSITIONED),
     "gelu": ("gelu", "def gelu(x): return F.gelu(x, approximate='tanh')\n"),
     "rope": ("rope", ROTATE),
     "rmsnorm": ("rmsnorm", RMS),
     "swiglu": ("swiglu", SWIGLU),
     "gqa": ("gqa", MODERN),
-    "qk-norm": ("qk-norm", MODERN.replace("GroupedAttention", "MultiHeadAttention").replace("n_kv_heads, block_size", "block_size").replace("n_kv_heads", "n_heads")),
+    "qk-norm": ("qk-norm", MODERN, *EVERY_HEAD_HAS_KEYS),
+    "width-of-its-own": ("mlp", FEED_FORWARD, ("n_embd, dropout=0.0", "d_model, d_ff, dropout=0.0"), ("4 * n_embd", "d_ff"), ("n_embd", "d_model")),
+    "own-linear": ("mlp", OWN_LINEAR + FEED_FORWARD, ("nn.Linear", "Linear")),
+    "raw-matrices": ("score-scale", HEAD + HEADS + RAW),
 }  # fmt: skip
 
 
@@ -312,6 +354,17 @@ def test_right_solutions_pass_whatever_they_look_like(judged, name):
     assert sum(finding.name == "equal" for finding in report.findings) == len(EXERCISES[report.step])
     if report.step == "dropout":
         assert sum(finding.name == "dropout" for finding in report.findings) == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "module"),
+    [(step, lecture) for step in ("one-head", "mlp", "layernorm", "dropout", "score-scale")]
+    + [(step, steps) for step in ("bigram", "embedding", "positions", "averaging")]
+    + [(step, modern) for step in ("gelu", "rope", "rmsnorm", "swiglu", "gqa")],
+)
+def test_the_code_that_ladder_show_prints_passes_its_own_check(step, module):
+    report = check(step, Path(module.__file__))
+    assert report.passed, "\n".join(report_lines(report))
 
 
 SCALE = " * k.shape[-1] ** -0.5"
@@ -370,12 +423,7 @@ MISTAKES = {
     ),
     "dropout-place (before)": ("dropout", HEAD + HEADS + FEED_FORWARD, ("self.drop2(self.proj(y))", "self.proj(self.drop2(y))")),
     "missing-residual": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, ("x + self.ffwd(", "self.ffwd(")),
-    "norm-post": (
-        "layernorm",
-        HEADS + FEED_FORWARD + BLOCK + NORM,
-        ("x + self.sa(self.ln1(x))", "self.ln1(x + self.sa(x))"),
-        ("x + self.ffwd(self.ln2(x))", "self.ln2(x + self.ffwd(x))"),
-    ),
+    "norm-post": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, *POST),
     "norm-pre": ("post-norm", HEADS + FEED_FORWARD + BLOCK),
     "norm-on-stream": (
         "layernorm",
@@ -461,6 +509,13 @@ def test_several_mistakes_in_one_file_are_each_named(judged):
     assert names(report) == ["missing-scale", "heads-mixed", "activation-missing"]
 
 
+def test_a_second_mistake_shows_behind_the_scale(judged):
+    report = judged("one-head", HEAD, (SCALE, " * C ** -0.5"), ("dim=-1", "dim=1"))
+    assert [(finding.name, finding.passed) for finding in report.findings] == [("scale-wrong-width", True), ("softmax-axis", False)]
+    report = judged("score-scale", HEAD + HEADS, ("(C // self.n_head) ** -0.5", "1"), (JOIN, "(att @ v).reshape(B, T, C)"))
+    assert names(report) == ["missing-scale", "heads-mixed"]
+
+
 def test_what_nobody_foresaw_is_still_told(judged):
     report = judged("one-head", HEAD, ("return wei @ self.value(x)", "return 3 * (wei @ self.value(x))"))
     assert names(report) == ["differs"]
@@ -469,10 +524,10 @@ def test_what_nobody_foresaw_is_still_told(judged):
 def test_messages_name_the_line_and_the_cure(judged):
     text = "\n".join(report_lines(judged("one-head", HEAD, ("return wei @", "return wei @@"))))
     assert "SyntaxError" in text
-    assert "(line 24)" in text
+    assert f"(line {line_of('return wei @')})" in text
     text = "\n".join(report_lines(judged("one-head", HEAD, ("k.transpose(-2, -1)", "k"))))
     assert "RuntimeError" in text
-    assert "(line 20)" in text
+    assert f"(line {line_of('k.transpose')})" in text
     assert "Heads" in judged("one-head", HEAD, ("class Head(", "class Heads(")).findings[0].hint
     assert "flavour" in judged(*MISTAKES["wrong-signature"]).findings[0].what
 
@@ -495,6 +550,8 @@ def test_no_such_file_and_no_such_exercise(tmp_path):
         check("one-head", tmp_path / "none.py")
     with pytest.raises(InputError, match="did you mean one-head"):
         check("one-heat", tmp_path / "none.py")
+    with pytest.raises(InputError, match="nothing new is written there; one of: bigram"):
+        check("modern", tmp_path / "none.py")
 
 
 EVERY = [(step, exercise) for step, exercises in EXERCISES.items() for exercise in exercises]
@@ -519,9 +576,8 @@ def test_without_a_slip_the_mutants_are_the_reference(tmp_path):
         if exercise.name in ("Head", "MultiHeadAttention", "GroupedAttention", "Block"):
             judge = _Judge(exercise, tmp_path)
             form = attention if exercise.name != "Block" else lambda m, x, post=step == "post-norm": block(m, x, post=post)
-            torch.testing.assert_close(form(judge.reference, judge.x), run(judge.reference, judge.x), atol=1e-5, rtol=1e-5)
+            assert torch.allclose(form(judge.reference, judge.x), run(judge.reference, judge.x), atol=1e-5, rtol=1e-5)
 
 
-def test_every_name_that_can_be_found_has_words():
+def test_every_name_comes_with_words_and_a_cure():
     assert all(what and hint for what, hint in WORDS.values())
-    assert textwrap.dedent(HEAD) == HEAD

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptloom.errors import InputError, nearest
+from gptloom.model.plain import PLAIN
 from gptloom.studies.check_exercises import EXERCISES
 from gptloom.studies.check_judging import Finding, judge
 from gptloom.studies.check_running import SIZES, Failure, attempt, load, set_globals
@@ -48,7 +49,9 @@ def check(step: str, path: Path) -> Report:
     """
     path = Path(path).resolve()
     if step not in EXERCISES:
-        raise InputError(f"step {step!r} has no exercise", where="ladder check", cure=nearest(step, EXERCISES) or f"one of: {', '.join(EXERCISES)}")
+        cause = "has no exercise: nothing new is written there" if step in PLAIN else "is unknown"
+        cure = "" if step in PLAIN else nearest(step, EXERCISES)
+        raise InputError(f"step {step!r} {cause}", where="ladder check", cure=cure or f"one of: {', '.join(EXERCISES)}")
     if not path.is_file():
         raise InputError("no such file", where=str(path), cure="give the Python file that holds " + _wanted(step))
     with contextlib.redirect_stdout(sys.stderr):

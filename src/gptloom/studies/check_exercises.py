@@ -30,6 +30,7 @@ class Exercise:
         source: the input.
         accepted: mistakes that this step lets pass with a remark.
         aliases: other names that are accepted.
+        sizes: those that differ from `SIZES`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Exercise:
     source: Callable[[], Tensor] = field(default=lambda: normal())
     accepted: frozenset[str] = frozenset()
     aliases: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_function(self) -> bool:
@@ -54,7 +56,9 @@ class Exercise:
 
     def values(self) -> dict[str, Any]:
         """What its constructor is given: the arguments that it is to take, then all other sizes, should it ask for them."""
-        sizes = SIZES | {"dropout": 0.5 if self.dropout else 0.0}
+        sizes = {**SIZES, "dropout": 0.5 if self.dropout else 0.0, **self.sizes}
+        if "width" not in (*self.takes, *self.sizes):
+            del sizes["width"]  # what a norm calls its width is n_embd
         return {name: sizes[name] for name in self.takes} | sizes
 
 
@@ -75,14 +79,24 @@ def ids() -> Tensor:
 
 
 _EITHER_SCALE = frozenset({"scale-wrong-width"})
+_ATTENTION = ("MultiHeadAttention", "CausalSelfAttention", "Attention")
+_MODEL = ("BigramLanguageModel", "LanguageModel", "Model")
 _HEAD = ("n_embd", "head_size", "block_size", "dropout")
 _JOINED = ("n_embd", "n_head", "block_size", "dropout")
 
 _head = Exercise("Head", lambda: lecture.Head(C, D, T), attention.ONE_HEAD, _HEAD, accepted=_EITHER_SCALE)
-_joined = Exercise("MultiHeadAttention", lambda: steps.JoinedHeads(C, H, T), attention.MULTI_HEAD, _JOINED, accepted=_EITHER_SCALE)
-_projected = Exercise("MultiHeadAttention", lambda: lecture.MultiHeadAttention(C, H, T), attention.WITH_PROJECTION, _JOINED, accepted=_EITHER_SCALE)
+_joined = Exercise("MultiHeadAttention", lambda: steps.JoinedHeads(C, H, T), attention.MULTI_HEAD, _JOINED, accepted=_EITHER_SCALE, aliases=_ATTENTION)
+_projected = Exercise(
+    "MultiHeadAttention", lambda: lecture.MultiHeadAttention(C, H, T), attention.WITH_PROJECTION, _JOINED, accepted=_EITHER_SCALE, aliases=_ATTENTION
+)
 _feed_forward = Exercise(
-    "FeedForward", lambda: lecture.FeedForward(C), formulas.FEED_FORWARD, ("n_embd", "dropout"), sees="self", aliases=("FeedFoward", "MLP")
+    "FeedForward",
+    lambda: lecture.FeedForward(C),
+    formulas.FEED_FORWARD,
+    ("n_embd", "dropout"),
+    sees="self",
+    aliases=("FeedFoward", "MLP"),
+    sizes={"width": 4 * C},
 )
 _layer_norm = Exercise("LayerNorm", lambda: lecture.LayerNorm(C), formulas.LAYER_NORM, ("n_embd",), sees="self", source=uneven)
 
@@ -100,10 +114,14 @@ def _strict(exercise: Exercise) -> Exercise:
 
 
 EXERCISES: dict[str, tuple[Exercise, ...]] = {
-    "bigram": (Exercise("Bigram", lambda: steps.Bigram(V), {}, ("vocab_size",), "self", source=ids, aliases=("BigramLanguageModel",)),),
-    "embedding": (Exercise("Embedded", lambda: steps.Embedded(V, C), formulas.EMBEDDING, ("vocab_size", "n_embd"), "self", source=ids),),
-    "positions": (Exercise("Positioned", lambda: steps.Positioned(V, T, C), formulas.POSITIONS, ("vocab_size", "block_size", "n_embd"), "self", source=ids),),
-    "averaging": (Exercise("average", lambda: steps.average_by_matrix, formulas.AVERAGE),),
+    "bigram": (Exercise("Bigram", lambda: steps.Bigram(V), {}, ("vocab_size",), "self", source=ids, aliases=_MODEL),),
+    "embedding": (Exercise("Embedded", lambda: steps.Embedded(V, C), formulas.EMBEDDING, ("vocab_size", "n_embd"), "self", source=ids, aliases=_MODEL),),
+    "positions": (
+        Exercise(
+            "Positioned", lambda: steps.Positioned(V, T, C), formulas.POSITIONS, ("vocab_size", "block_size", "n_embd"), "self", source=ids, aliases=_MODEL
+        ),
+    ),
+    "averaging": (Exercise("average", lambda: steps.average_by_matrix, formulas.AVERAGE, aliases=("causal_mean", "average_by_loop", "average_by_matrix")),),
     "one-head": (_head,),
     "multi-head": (_joined,),
     "mlp": (_feed_forward,),
@@ -115,14 +133,15 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
     "gelu": (Exercise("gelu", lambda: modern.gelu, formulas.GELU, sees="self"),),
     "rope": (Exercise("rotate", lambda: modern.rotate, attention.ROTATION, sees="self"),),
     "rmsnorm": (Exercise("RMSNorm", lambda: modern.RMSNorm(C), formulas.RMS_NORM, ("n_embd",), "self", source=uneven),),
-    "qk-norm": (Exercise("MultiHeadAttention", lambda: modern.GroupedAttention(C, H, H, T), attention.GROUPED_ATTENTION, _JOINED),),
-    "swiglu": (Exercise("SwiGLU", lambda: modern.SwiGLU(C, SIZES["width"]), formulas.SWIGLU, ("n_embd", "width"), "self"),),
+    "qk-norm": (Exercise("MultiHeadAttention", lambda: modern.GroupedAttention(C, H, H, T), attention.QK_NORMED, _JOINED, aliases=_ATTENTION),),
+    "swiglu": (Exercise("SwiGLU", lambda: modern.SwiGLU(C, SIZES["width"]), formulas.SWIGLU, ("n_embd", "width"), "self", aliases=("FeedForward", "MLP")),),
     "gqa": (
         Exercise(
             "GroupedAttention",
             lambda: modern.GroupedAttention(C, H, SIZES["n_kv_head"], T),
-            attention.GROUPED_ATTENTION,
+            attention.GROUPED,
             ("n_embd", "n_head", "n_kv_head", "block_size"),
+            aliases=("GroupedQueryAttention", *_ATTENTION),
         ),
     ),
 }

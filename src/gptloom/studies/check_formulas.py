@@ -71,7 +71,7 @@ def gated(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
     return out
 
 
-def average(_module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
+def average(_reference: object, x: Tensor, slip: str = "") -> Tensor:
     """The causal mean with one mistake."""
     t = x.shape[1]
     past = torch.tril(torch.ones(t, t))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from gptloom.errors import nearest
 from gptloom.studies.check_exercises import Exercise
 from gptloom.studies.check_matching import Match, Unit, fill, match
+from gptloom.studies.check_mutants import rescaled
 from gptloom.studies.check_probes import dependence, name_dependence
-from gptloom.studies.check_running import Failure, attempt, build, run
+from gptloom.studies.check_running import Failure, UnknownArgumentError, attempt, build, run
 from gptloom.studies.check_words import WORDS
 
 CLOSE = 1e-5
@@ -82,8 +83,8 @@ class _Judge:
             torch.manual_seed(0)
             learner = attempt(lambda: build(found, self.exercise.values()), self.path)
         if isinstance(learner, Failure):
-            wrong = "asks for" in learner.line or "__init__" in learner.line
-            hint = f"it is built as {self.exercise.usage}" if wrong else "the constructor raises this"
+            wrong = learner.error is UnknownArgumentError
+            hint = f"it is built as {self.exercise.usage}" if wrong else f"its constructor raises this when built as {self.exercise.usage}"
             yield self.say("wrong-signature" if wrong else "exception", f"cannot be built: {learner.line}", hint=hint)
             return
         learner.eval()
@@ -105,27 +106,22 @@ class _Judge:
                 missing.remove(piece)
                 extra.remove(other)
                 detail = f"{other.weight} has the shape {_seen(learner, other)}; the reference's {piece.role} {tuple(piece.weight.shape)}"
-                yield self.say("parameter-shape", detail, hint=f"it is built as {self.exercise.usage}, with sizes that all differ")
+                yield self.say("parameter-shape", detail)
         for role in dict.fromkeys(piece.role for piece in missing):
-            name = "missing-projection" if role == "projection" else "missing-parameters"
-            yield self.say(name, f"parameters are missing: {role} (nothing of its shape was found)")
+            yield self.say("missing-projection" if role == "projection" else "missing-parameters", f"nothing has the shape of {role or 'its weight'}")
         if extra:
-            yield self.say("extra-parameters", f"the reference has nothing like {', '.join(unit.weight for unit in extra)}", hint="leave them out")
-        pairs = fit.assignments[0] if fit.assignments else []
-        for unit, piece in pairs:
+            yield self.say("extra-parameters", ", ".join(unit.weight for unit in extra))
+        for unit, piece in fit.assignments[0]:
+            mine, yours = unit.name or unit.weight, piece.role or "weight"
             if unit.bias and piece.bias is None:
-                yield self.say("extra-bias", f"{unit.name or 'it'} has a bias; the reference's {piece.role} has none", hint="bias=False")
+                yield self.say("extra-bias", f"{mine} has one, the reference's {yours} has none")
             if not unit.bias and piece.bias is not None:
-                yield self.say("missing-bias", f"{unit.name or 'it'} has no bias; the reference's {piece.role} has one")
-                # So that the rest can still be compared.
-                with torch.no_grad():
-                    for p in self.reference.parameters():
-                        if p.shape == piece.bias.shape and torch.equal(p, piece.bias):
-                            p.zero_()
+                yield self.say("missing-bias", f"{mine} has none, the reference's {yours} has one")
+                piece.bias.zero_()  # the reference's own, so that the rest can still be compared
 
     def _compare(self, learner: Callable[[Tensor], Any], fills: list[Callable[[], None] | None], *, explained: bool = False) -> Iterator[Finding]:
         expected = run(self.reference, self.x)
-        outputs = []
+        outputs: list[Tensor] = []
         for put in fills or [None]:
             if put is not None:
                 put()
@@ -134,9 +130,9 @@ class _Judge:
                 yield self.say("exception", f"it stops with {out.line}", hint=f"it is called with a tensor of shape {tuple(self.x.shape)}")
                 return
             if out.shape != expected.shape:
-                yield self.say("shape", f"its result has the shape {tuple(out.shape)}; the reference's {tuple(expected.shape)}", hint=_flat(out, expected))
+                yield self.say("shape", f"{tuple(out.shape)}; the reference's is {tuple(expected.shape)}")
                 return
-            if not _same(out, run(learner, self.x, seed=1)):
+            if not outputs and not _same(out, run(learner, self.x, seed=1)):
                 yield self.say("dropout-in-evaluation")
                 return
             outputs.append(out)
@@ -151,25 +147,40 @@ class _Judge:
             short = self.x[:, :length]
             out = attempt(partial(run, learner, short), self.path)
             if isinstance(out, Failure):
-                yield self.say("short-context", f"it stops for {length} of {self.x.shape[1]} tokens: {out.line}", hint="cut the mask to [:t, :t]")
+                yield self.say("short-context", f"with {length} of {self.x.shape[1]} it stops: {out.line}")
                 return
             if not _same(out, run(self.reference, short)):
-                yield self.say("short-context", f"it differs for {length} of {self.x.shape[1]} tokens", hint="take t from the input's shape")
+                yield self.say("short-context", f"with {length} of {self.x.shape[1]} the result differs")
                 return
         yield self.say("equal", f"equal to the reference (within {CLOSE:g})", passed=True)
 
     def _explain(self, learner: Callable[[Tensor], Any], outputs: list[Tensor], expected: Tensor, explained: bool) -> Iterator[Finding]:
         """The mutant that it equals; else what probing shows; else how far off it is."""
-        for slip, mutant in self.exercise.mutants.items():
-            wrong = mutant(self.reference, self.x)
-            if any(_same(out, wrong) for out in outputs):
-                yield self.say(slip, passed=slip in self.exercise.accepted)
+        slip = self._named(self.reference, outputs)
+        if slip:
+            yield self.say(slip, passed=slip in self.exercise.accepted)
+            return
+        # Many write the lecture's scale or none, so a second mistake must show behind that one.
+        for first in ("scale-wrong-width", "missing-scale"):
+            base = rescaled(self.reference, first) if isinstance(self.reference, nn.Module) else None
+            second = self._named(base, outputs) if base is not None else ""
+            if second:
+                yield self.say(first, passed=first in self.exercise.accepted)
+                yield self.say(second)
                 return
         name = self._probe(learner)
         if name:
             yield self.say(name)
         elif not explained:
             yield self.say("differs", f"by {min((out - expected).abs().max().item() for out in outputs):.2g} at most; its values are about 1")
+
+    def _named(self, reference: Any, outputs: list[Tensor]) -> str:
+        """The mutant that gives one of these outputs."""
+        for slip, mutant in self.exercise.mutants.items():
+            wrong = mutant(reference, self.x)
+            if any(_same(out, wrong) for out in outputs):
+                return slip
+        return ""
 
     def _probe(self, learner: Callable[[Tensor], Any]) -> str:
         past = self.exercise.sees == "past"
@@ -178,11 +189,15 @@ class _Judge:
 
     def _dropout(self, learner: nn.Module) -> Iterator[Finding]:
         """Half of everything is dropped: is it, and where?"""
-        calm = attempt(partial(run, learner, self.x), self.path)
+        calm, again = (attempt(partial(run, learner, self.x, seed=seed), self.path) for seed in range(2))
+        if isinstance(calm, Failure) or not _same(calm, again):
+            return  # and that has been said
+        if calm.shape != run(self.reference, self.x).shape:
+            return  # as has this
         learner.train()
         drawn = [attempt(partial(run, learner, self.x, seed=seed), self.path) for seed in range(4)]
         learner.eval()
-        if any(isinstance(out, Failure) for out in [calm, *drawn]):
+        if any(isinstance(out, Failure) for out in drawn):
             return
         if _same(drawn[0], drawn[1]):
             yield self.say("dropout-missing")
@@ -209,9 +224,3 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 def _seen(learner: nn.Module, unit: Unit) -> tuple[int, ...]:
     return tuple(dict(learner.named_parameters())[unit.weight].shape)
-
-
-def _flat(out: Tensor, expected: Tensor) -> str:
-    if out.numel() == expected.numel():
-        return "the numbers are all there; some axes are swapped or flattened"
-    return "compare the shape after each line with `gptloom ladder show`"

@@ -7,7 +7,7 @@ apart by their names, where those speak (query, w_k, v_proj); where they do not,
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Unit:
         kind: linear, table, norm or heads (a raw parameter for all heads at once).
         shape: of its weight; for a raw matrix, which is multiplied from the right, the transposed one.
         weight: name of the weight or gain, and of the bias where there is one.
-        turned: whether the weight is kept the other way round.
+        turned: whether the weight is kept the other way round, for x @ weight.
     """
 
     name: str
@@ -66,22 +66,23 @@ def units(module: nn.Module) -> list[Unit]:
         if isinstance(owner, nn.Embedding):
             found.append(Unit(name, "table", tuple(owner.weight.shape), f"{at}weight"))
         elif len(wide) == 1 and len(flat) <= 1:
-            turned = not isinstance(owner, nn.Linear) and own[wide[0]].ndim == 2
-            shape = tuple(own[wide[0]].shape)
-            found.append(
-                Unit(name, "linear" if len(shape) == 2 else "heads", shape[::-1] if turned else shape, at + wide[0], at + flat[0] if flat else "", turned)
-            )
+            weight, bias = own[wide[0]], own[flat[0]] if flat else None
+            # A bias is as long as the result; without one, a raw matrix is taken to be multiplied from the right.
+            turned = weight.ndim == 2 and not isinstance(owner, nn.Linear) and (bias is None or len(bias) == weight.shape[1])
+            found.append(_matrix(name, at + wide[0], weight, at + flat[0] if flat else "", turned=turned))
         else:
-            for key in wide:
-                shape = tuple(own[key].shape)
-                turned = len(shape) == 2
-                found.append(Unit(at + key, "linear" if turned else "heads", shape[::-1] if turned else shape, at + key, turned=turned))
+            found += [_matrix(at + key, at + key, own[key], turned=own[key].ndim == 2) for key in wide]
             if flat:
                 # A gain begins at one, a bias at zero.
                 ordered = sorted(flat, key=lambda key: not bool((own[key] == 1).all()))
                 names = [at + key for key in ordered]
                 found.append(Unit(name, "norm", tuple(own[ordered[0]].shape), names[0], names[1] if len(names) > 1 else ""))
     return found
+
+
+def _matrix(name: str, weight: str, tensor: Tensor, bias: str = "", *, turned: bool) -> Unit:
+    shape = tuple(tensor.shape)
+    return Unit(name, "linear" if tensor.ndim == 2 else "heads", shape[::-1] if turned else shape, weight, bias, turned)
 
 
 @dataclass
@@ -145,6 +146,8 @@ def match(learner: nn.Module, reference: nn.Module) -> list[Match]:
 
 def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
     result = Match(pieces)
+    known = {p.signature for p in pieces}
+    theirs = [_turned(u) if u.signature not in known and _turned(u).signature in known else u for u in theirs]
     choices: list[list[list[tuple[Unit, Piece]]]] = []
     for signature in dict.fromkeys([p.signature for p in pieces] + [u.signature for u in theirs]):
         mine = [p for p in pieces if p.signature == signature]
@@ -152,13 +155,13 @@ def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
         spoken = [u for u in yours if _spoken(u.name) in {p.role for p in mine}]
         if len(mine) != len(yours):
             # Those whose names speak are placed; the others cannot be told apart.
-            known, placed = list(mine), []
+            left, placed = list(mine), []
             for unit in spoken if len(yours) > len(mine) or len(spoken) == len(yours) else yours:
-                piece = next((p for p in known if p.role == _spoken(unit.name)), known[0] if known else None)
+                piece = next((p for p in left if p.role == _spoken(unit.name)), left[0] if left else None)
                 if piece is not None:
-                    known.remove(piece)
+                    left = [p for p in left if p is not piece]
                     placed.append((unit, piece))
-            result.missing += known
+            result.missing += left
             result.extra += [u for u in yours if all(u is not unit for unit, _ in placed)]
             choices.append([placed])
         else:
@@ -166,6 +169,11 @@ def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
     combined = itertools.islice(itertools.product(*choices), 200)
     result.assignments = sorted(([pair for group in groups for pair in group] for groups in combined), key=_bias_conflicts)
     return result
+
+
+def _turned(unit: Unit) -> Unit:
+    """A raw matrix may also be kept as nn.Linear keeps it."""
+    return replace(unit, shape=unit.shape[::-1], turned=False) if unit.turned else unit
 
 
 def _orders(yours: list[Unit], mine: list[Piece]) -> Iterator[list[Piece]]:

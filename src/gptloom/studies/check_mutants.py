@@ -4,19 +4,21 @@ Each function computes what a class of `model.plain` computes, from its weights,
 Without a slip it is the reference itself, in other words. The slips' texts are in `check_words`.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptloom.model.plain.lecture import Block
+from gptloom.model.plain.lecture import Block, Head
 from gptloom.model.plain.modern import GroupedAttention, rotate
 from gptloom.model.plain.steps import ResidualBlock
 
-Mutant = Callable[[nn.Module, Tensor], Tensor]
-"""(reference, input) to the output that the mistake leads to."""
+Mutant = Callable[[Any, Tensor], Tensor]
+"""(reference, a module or a function; input) to the output that the mistake leads to."""
 
 SCALES: dict[str, Callable[[int, int], float]] = {
     "missing-scale": lambda _d, _c: 1.0,
@@ -42,7 +44,7 @@ HEADS = (
     "heads-mixed:between",
     "heads-mixed:strided",
 )
-GROUPED = ("groups-mixed", "missing-qk-norm", "qk-norm-after-rotation", "missing-rotation", "rotation-interleaved", "values-rotated")
+QK_NORM = ("missing-qk-norm", "qk-norm-after-rotation", "missing-rotation", "rotation-interleaved", "values-rotated")
 BLOCKS = (
     "missing-residual",
     "missing-residual:attention",
@@ -60,13 +62,12 @@ BLOCKS = (
 )
 
 
-def weigh(query: Tensor, key: Tensor, n_embd: int, slip: str = "") -> Tensor:
-    """Attention weights (..., t, t) from queries and keys (..., t, d)."""
+def weigh(query: Tensor, key: Tensor, n_embd: int, scale: float, slip: str = "") -> Tensor:
+    """Attention weights (..., t, t) from queries and keys (..., t, d); `scale` unless the slip is about it."""
     t, d = query.shape[-2:]
     if slip == "query-key-swapped":
         query, key = key, query
-    scale = SCALES[slip](d, n_embd) if slip in SCALES else d**-0.5
-    scores = query @ key.transpose(-2, -1) * scale
+    scores = query @ key.transpose(-2, -1) * (SCALES[slip](d, n_embd) if slip in SCALES else scale)
     ones = torch.ones(t, t, dtype=torch.bool)
     past = MASKS[slip](ones) if slip in MASKS else ones.tril()
     if slip == "mask-after-softmax":
@@ -85,14 +86,17 @@ class _Parts:
     key: Tensor
     value: Tensor
     projection: nn.Module | None
+    scale: float
+
+
+def _stack(attention: nn.Module, *names: str) -> Tensor:
+    return torch.stack([p.detach() for name, p in attention.named_parameters() if set(names) & set(name.split("."))])
 
 
 def _parts(attention: nn.Module) -> _Parts:
-    def stack(*names: str) -> Tensor:
-        return torch.stack([p.detach() for name, p in attention.named_parameters() if any(part in names for part in name.split("."))])
-
-    projection = getattr(attention, "projection", None)
-    return _Parts(stack("query", "queries"), stack("key", "keys"), stack("value", "values"), projection)
+    query, key, value = (_stack(attention, *names) for names in (("query", "queries"), ("key", "keys"), ("value", "values")))
+    scale = next((layer.scale for layer in attention.modules() if isinstance(layer, Head)), query.shape[1] ** -0.5)
+    return _Parts(query, key, value, getattr(attention, "projection", None), scale)
 
 
 def attention(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
@@ -104,7 +108,7 @@ def attention(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
         query, key, value = _turn(module, query, key, value, slip)
     if slip == "heads-mixed:between":  # forgotten transpose: the heads attend to one another
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    out = weigh(query, key, c, slip) @ value
+    out = weigh(query, key, c, parts.scale, slip) @ value
     if slip == "heads-mixed:between":
         out = out.transpose(1, 2)
     joined = _join(out, slip)
@@ -132,24 +136,25 @@ def _join(out: Tensor, slip: str) -> Tensor:
 
 def _turn(module: GroupedAttention, query: Tensor, key: Tensor, value: Tensor, slip: str) -> tuple[Tensor, Tensor, Tensor]:
     """Norms, rotation, and the sharing of keys and values."""
-
-    def rotated(part: Tensor) -> Tensor:
-        if slip == "missing-rotation":
-            return part
-        flat = part.flatten(0, 1)
-        return (turn(flat, "rotation-interleaved") if slip == "rotation-interleaved" else rotate(flat, module.theta)).view_as(part)
-
-    def prepared(part: Tensor, norm: nn.Module) -> Tensor:
-        if slip == "missing-qk-norm":
-            return rotated(part)
-        out: Tensor = norm(rotated(part)) if slip == "qk-norm-after-rotation" else rotated(norm(part))
-        return out
-
-    query, key = prepared(query, module.query_norm), prepared(key, module.key_norm)
-    value = rotated(value) if slip == "values-rotated" else value
+    query, key = _prepare(query, module.query_norm, module.theta, slip), _prepare(key, module.key_norm, module.theta, slip)
+    value = _rotated(value, module.theta, slip) if slip == "values-rotated" else value
     if slip == "groups-mixed":
         return query, key.repeat(1, module.sharing, 1, 1), value.repeat(1, module.sharing, 1, 1)
     return query, key.repeat_interleave(module.sharing, dim=1), value.repeat_interleave(module.sharing, dim=1)
+
+
+def _prepare(part: Tensor, norm: nn.Module, theta: float, slip: str) -> Tensor:
+    if slip == "missing-qk-norm":
+        return _rotated(part, theta, slip)
+    out: Tensor = norm(_rotated(part, theta, slip)) if slip == "qk-norm-after-rotation" else _rotated(norm(part), theta, slip)
+    return out
+
+
+def _rotated(part: Tensor, theta: float, slip: str) -> Tensor:
+    if slip == "missing-rotation":
+        return part
+    flat = part.flatten(0, 1)
+    return (turn(flat, slip) if slip == "rotation-interleaved" else rotate(flat, theta)).view_as(part)
 
 
 def block(module: nn.Module, x: Tensor, slip: str = "", *, post: bool = False) -> Tensor:
@@ -199,7 +204,17 @@ def turn(x: Tensor, slip: str = "") -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def mutants(run: Callable[[nn.Module, Tensor, str], Tensor], *slips: str) -> dict[str, Mutant]:
+def rescaled(reference: nn.Module, slip: str) -> nn.Module | None:
+    """A copy of a reference whose heads scale their scores as the slip does, to find second mistakes; None where it has no heads."""
+    copied = copy.deepcopy(reference)
+    heads = [layer for layer in copied.modules() if isinstance(layer, Head)]
+    for head in heads:
+        d, c = head.query.weight.shape
+        head.scale = SCALES[slip](d, c)
+    return copied if heads else None
+
+
+def mutants(run: Callable[[Any, Tensor, str], Tensor], *slips: str) -> dict[str, Mutant]:
     """A mutant for each slip."""
     return {slip: lambda module, x, slip=slip: run(module, x, slip) for slip in slips}  # type: ignore[misc]
 
@@ -207,7 +222,8 @@ def mutants(run: Callable[[nn.Module, Tensor, str], Tensor], *slips: str) -> dic
 ONE_HEAD = mutants(attention, *SCALES, *MASKS, *ORDER)
 MULTI_HEAD = ONE_HEAD | mutants(attention, *HEADS)
 WITH_PROJECTION = MULTI_HEAD | mutants(attention, "missing-projection")
-GROUPED_ATTENTION = WITH_PROJECTION | mutants(attention, *GROUPED)
+QK_NORMED = WITH_PROJECTION | mutants(attention, *QK_NORM)
+GROUPED = QK_NORMED | mutants(attention, "groups-mixed")
 RESIDUAL_BLOCK = {slip: m for slip, m in mutants(block, *BLOCKS, *WITH_PROJECTION).items() if "norm" not in slip}
 PRE_NORM_BLOCK = {slip: m for slip, m in mutants(block, *BLOCKS, *WITH_PROJECTION).items() if slip != "norm-pre"}
 POST_NORM_BLOCK = {

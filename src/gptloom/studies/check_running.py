@@ -44,11 +44,16 @@ OTHER_NAMES = {
 """What the same thing is called elsewhere."""
 
 
+class UnknownArgumentError(TypeError):
+    """A constructor asks for something that the check cannot give."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """An exception in the learner's code, as one line: what, and in which line of their file."""
 
     line: str
+    error: type[BaseException]
 
 
 def attempt(action: Callable[[], Any], path: Path) -> Any:
@@ -56,7 +61,7 @@ def attempt(action: Callable[[], Any], path: Path) -> Any:
     try:
         return action()
     except (Exception, SystemExit) as error:  # noqa: BLE001
-        return Failure(_describe(error, path))
+        return Failure(_describe(error, path), type(error))
 
 
 def _describe(error: BaseException, path: Path) -> str:
@@ -86,8 +91,9 @@ def load(path: Path) -> ModuleType:
 def set_globals(module: ModuleType, values: Mapping[str, Any]) -> None:
     """Give the file's own constants our sizes: lecture code often reads n_embd or dropout from the top of its file."""
     for name, value in values.items():
-        for alias in {name} | {other for other in OTHER_NAMES.get(name, set()) if len(other) > 2}:
-            if isinstance(getattr(module, alias, None), int | float | str | torch.device):
+        for alias in {name} | {other for other in OTHER_NAMES.get(name, set()) if len(other) > 4}:  # not dim = -1
+            old = getattr(module, alias, None)
+            if isinstance(old, int | float | str | torch.device) and not isinstance(old, bool):
                 setattr(module, alias, value)
 
 
@@ -99,7 +105,7 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
         values: by our names, which may be called otherwise there (`OTHER_NAMES`); one named `config` receives them all.
 
     Raises:
-        TypeError: it asks for something else.
+        UnknownArgumentError: it asks for something else.
     """
     chosen: dict[str, Any] = {}
     for name, parameter in inspect.signature(cls).parameters.items():
@@ -112,7 +118,7 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
         if known is not None:
             chosen[name] = values[known]
         elif parameter.default is parameter.empty:
-            raise TypeError(f"{cls.__name__} asks for {name!r}, which is none of {', '.join(values)}")
+            raise UnknownArgumentError(f"{cls.__name__} asks for {name!r}, which is none of {', '.join(values)}")
     by_place = {name for name, p in inspect.signature(cls).parameters.items() if p.kind == p.POSITIONAL_ONLY}
     return cls(*(value for name, value in chosen.items() if name in by_place), **{name: value for name, value in chosen.items() if name not in by_place})
 
@@ -126,7 +132,7 @@ def _canonical(name: str, values: Mapping[str, Any]) -> str | None:
 def run(module: Callable[[Tensor], Any], x: Tensor, *, seed: int = 0) -> Tensor:
     """One call without gradients, from a seed; of a tuple (output and weights, logits and loss) the first."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: cheaper than torch.manual_seed
         out = module(x.clone())
     out = out[0] if isinstance(out, tuple | list) else out
     if not isinstance(out, Tensor):

@@ -81,5 +81,12 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "dropout-missing": ("dropout has no effect in training", "apply nn.Dropout(dropout) where the step says so"),
     "dropout-place": ("dropout is at another place than in the reference", "in a head on the weights after the softmax; elsewhere on what is returned"),
+    "missing-parameters": ("parameters are missing", "see `gptloom ladder show` for what this part learns"),
+    "extra-parameters": ("there are parameters that the reference does not have", "leave them out"),
+    "parameter-shape": ("a parameter has the wrong shape", "the check builds it with sizes that all differ; n_embd is 24 and head_size 6"),
+    "missing-bias": ("a bias is missing", "bias=True, which is nn.Linear's default; a LayerNorm has a gain and a bias"),
+    "extra-bias": ("there is a bias too many", "bias=False"),
+    "shape": ("the result has the wrong shape", "are heads joined along dim=-1? Compare the shape after each line with `gptloom ladder show`"),
+    "short-context": ("it works for texts of block_size tokens only", "take t from the input's shape, and cut the mask to [:t, :t]"),
     "differs": ("the result differs from the reference", "none of the known mistakes fits; print intermediate shapes and compare with `gptloom ladder show`"),
 }
