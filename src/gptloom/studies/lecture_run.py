@@ -81,7 +81,7 @@ def expected_seconds(run: PublishedRun, parts: Split, device: torch.device, step
     rows = max(1, min(train.batch_size, 512 // run.config.model.block_size))
     small = replace(run, config=run.config.model_copy(update={"train": train.model_copy(update={"batch_size": rows})}))
     rehearsal = LectureRun(small, parts, device)
-    seconds = []
+    seconds: list[float] = []
     while sum(seconds[1:]) < 0.2:  # the first step is always slower
         start = time.perf_counter()
         float(rehearsal.step())
