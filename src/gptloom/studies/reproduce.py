@@ -122,8 +122,9 @@ def _reproduce_run(run: PublishedRun, parts: Split, steps: int | None, say: Say)
     table = {step: (train, val) for step, train, val in run.table}
     rows: list[Measured] = []
     with threads(thread_count(run.config)), torch.random.fork_rng(devices=[]):
+        about = _duration(expected_seconds(run, parts, device, steps))
         training = LectureRun(run, parts, device)
-        say(f"{run.name}: {training.model.parameter_count():,} parameters, seed {run.config.seed}, on {device.type}; published in {run.source}")
+        say(f"{run.name}: {training.model.parameter_count():,} parameters, seed {run.config.seed}, on {device.type}, about {about}; published in {run.source}")
         say(f"  {'step':>6}   {'published':^15}   {'measured':^15}   {'difference':^17}   within")
         done = 0
         for step in run.due(steps):
