@@ -53,12 +53,12 @@ def test_attention_is_that_of_the_plain_model_and_causal():
     ids, seen = random_ids(2, 12, 17), []
 
     def weights(head: Head, inputs, _output):
-        """The textbook formula, one number after the other."""
+        """The textbook formula, one row after the other."""
         query, key = head.query(inputs[0]), head.key(inputs[0])
         table = torch.zeros(*inputs[0].shape[:2], inputs[0].shape[1])
         for t in range(inputs[0].shape[1]):
-            scores = torch.stack([(query[:, t] * key[:, s]).sum(-1) * head.scale for s in range(t + 1)], dim=-1)
-            table[:, t, : t + 1] = scores.exp() / scores.exp().sum(-1, keepdim=True)
+            exponentials = (key[:, : t + 1] @ query[:, t, :, None])[..., 0].mul(head.scale).exp()
+            table[:, t, : t + 1] = exponentials / exponentials.sum(-1, keepdim=True)
         seen.append(table)
 
     for block in plain.blocks:
@@ -373,7 +373,7 @@ def test_the_lens_frames_right_guesses_and_writes_each(tmp_path):
     figure = draw_lens(tmp_path / "lens.png", guesses, ["x", "y"], ["\n", None], ["embedding", "after layer 0"], title="lens")
     axes = figure.axes[0]
     written = {(round(x), round(y), text.get_text()) for text in axes.texts for x, y in [text.get_position()]}
-    assert {(0, 0, "a"), (0, 0, ".50"), (1, 0, "b"), (0, 1, "⏎"), (0, 1, "1"), (1, 1, "c"), (1, 1, ".07")} == written
+    assert {(0, 0, "a"), (0, 0, ".50"), (1, 0, "b"), (1, 0, ".25"), (0, 1, "⏎"), (0, 1, "1"), (1, 1, "c"), (1, 1, ".07")} == written
     frames = [(round(patch.get_x() + 0.46), round(patch.get_y() + 0.46)) for patch in axes.patches]
     assert frames == [(0, 1)] and {"x", "y", "?", "embedding", "after layer 0"} <= texts(figure) and is_png(tmp_path / "lens.png")
     long = draw_lens(tmp_path / "lens.png", [[("word", 0.5)] * 60] * 2, ["w"] * 60, ["w"] * 60, ["0", "1"], title="long")

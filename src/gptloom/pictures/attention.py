@@ -19,12 +19,12 @@ WEIGHT = "attention weight (each row sums to 1)"
 _NUMBERED = 24  # tokens on an axis up to which each cell has room for its number
 
 
-def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "h t t"]], tokens: Sequence[str], *, title: str) -> Figure:
+def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "_ t t"]], tokens: Sequence[str], *, title: str) -> Figure:
     """Every head's map as PNG: a row a layer, a column a head, all in the same colours.
 
     Args:
         path: where to write.
-        weights: attention weights, an array per layer; rows are the tokens that look, columns those that are looked at.
+        weights: attention weights, an array (heads, t, t) per layer; rows are the tokens that look, columns those that are looked at.
         tokens: the texts of the t tokens.
         title: above the picture.
     """
