@@ -126,8 +126,9 @@ def masked_future(weights: Float[np.ndarray, "t s"]) -> np.ma.MaskedArray:
 
 def ink(image: ScalarMappable, value: float) -> str:
     """Black or white, whichever can be read on the image's colour for this value."""
-    red, green, blue, _ = image.to_rgba(np.array([value]))[0]
-    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5 else "black"
+    color = np.asarray(image.to_rgba(np.array([value])))[0, :3]
+    light = float(((color + 0.055) / 1.055) ** 2.4 @ (0.2126, 0.7152, 0.0722))
+    return "white" if light < 0.18 else "black"  # where both have the same contrast (WCAG 2.1)
 
 
 @lru_cache(maxsize=1)
