@@ -39,7 +39,7 @@ def inspect(args: argparse.Namespace) -> int:
         print(text)
         return ExitCode.DONE
     if views.tokens_seen:
-        if wants_color(sys.stdout):
+        if wants_color():
             print(colored(views.tokens_seen) + "\n")
         print("\n".join(table(views.tokens_seen)))
         print(views.summary() + "\n")

@@ -1,8 +1,8 @@
 """A text on the terminal: each token coloured by its loss, and a table of the numbers."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 
@@ -18,9 +18,9 @@ MOST_ROWS = 64
 _WIDTH = 14
 
 
-def wants_color(stream: TextIO) -> bool:
-    """Whether to colour: only a terminal, and only where the user has not asked for none (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def wants_color() -> bool:
+    """Whether to colour standard output: only a terminal, and only where the user has not asked for none (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def colored(tokens: Sequence[TokenView]) -> str:

@@ -19,18 +19,18 @@ WEIGHT = "attention weight (each row sums to 1)"
 _NUMBERED = 24  # tokens on an axis up to which each cell has room for its number
 
 
-def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "h t t"]], tokens: Sequence[str], *, title: str) -> Figure:
+def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "_ t t"]], tokens: Sequence[str], *, title: str) -> Figure:
     """Every head's map as PNG: a row a layer, a column a head, all in the same colours.
 
     Args:
         path: where to write.
-        weights: attention weights, an array per layer; rows are the tokens that look, columns those that are looked at.
+        weights: attention weights, an array (heads, t, t) per layer; rows are the tokens that look, columns those that are looked at.
         tokens: the texts of the t tokens.
         title: above the picture.
     """
     layers, heads = len(weights), max(len(layer) for layer in weights)
     side = 2.4 if layers * heads > 4 else 3.6
-    room = round(side * 10)
+    room = round(side * 9)
     figure = new_figure(max(6.0, side * heads + 1.6), side * layers + 1.2)
     grid = figure.subplots(layers, heads, squeeze=False)
     image = None
@@ -44,9 +44,9 @@ def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "h t t"]], to
             axes.set_title(f"layer {layer} · head {head}", fontsize=10)
             axes.set(xticks=[], yticks=[])
             if head == 0:
-                label_tokens(axes, "y", tokens, size=8, most=room)
+                label_tokens(axes, "y", tokens, size=7, most=room)
             if layer == layers - 1:
-                label_tokens(axes, "x", tokens, size=8, most=room)
+                label_tokens(axes, "x", tokens, size=7, most=room)
     figure.suptitle(title, fontsize=13)
     figure.supylabel("token that looks", fontsize=10)
     figure.supxlabel("token that is looked at", fontsize=10)
@@ -103,7 +103,7 @@ def _large(weights: Float[np.ndarray, "t s"], columns: Sequence[str], rows: Sequ
     axes.xaxis.set_label_position("top")
     label_tokens(axes, "x", columns, size=13 if numbered else 11)
     label_tokens(axes, "y", rows, size=13 if numbered else 11)
-    axes.set_title(title, fontsize=14, pad=14)
+    figure.suptitle(title, fontsize=14)
     if numbered:
         # Numbers that would read .00 are left out: the colour says as much, and the others stand out.
         shown = np.argwhere(~np.ma.getmaskarray(masked_future(weights)) & (weights >= 0.005)).tolist()

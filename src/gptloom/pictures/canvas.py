@@ -29,6 +29,9 @@ LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+Cell = tuple[float | int, float | int, float, str]
+"""Column and row (where in the image), the value there, and what to write."""
+
 _TICKS = (0.0, 0.02, 0.1, 0.25, 0.5, 1.0)
 # Sans-serif fonts with many letters; the first one that is installed and has a letter is used for it.
 _FALLBACKS = (
@@ -43,7 +46,7 @@ _FALLBACKS = (
 )
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float | int, height: float | int) -> Figure:
     """An empty figure of this size in inches, drawn off screen."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -55,7 +58,7 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def token_font(size: float) -> font_manager.FontProperties:
+def token_font(size: float | int) -> font_manager.FontProperties:
     """The font for tokens: fixed width, with fallbacks."""
     return font_manager.FontProperties(family=list(_families()), size=size)
 
@@ -66,7 +69,7 @@ def drawable(text: str) -> str:
     return (seen if len(seen) <= 14 else seen[:13] + "…").replace("$", r"\$")
 
 
-def label_tokens(axes: _AxesBase, which: str, tokens: Sequence[str], *, size: float = 9.0, most: int = MOST_LABELS, turn: bool = True) -> None:
+def label_tokens(axes: _AxesBase, which: str, tokens: Sequence[str], *, size: float | int = 9, most: int = MOST_LABELS, turn: bool = True) -> None:
     """Name the tokens along an axis of a grid whose cell i is centred on i; many tokens are named one in so many.
 
     Args:
@@ -102,8 +105,8 @@ def scale(figure: Figure, image: ScalarMappable, axes: Sequence[Axes], what: str
     bar.outline.set_visible(False)
 
 
-def write_cells(axes: Axes, image: ScalarMappable, cells: Sequence[tuple[float, float, float, str]], *, size: float, tokens: bool = False) -> None:
-    """Write into cells of an image: (column, row, value, text), dark on light cells and light on dark ones."""
+def write_cells(axes: Axes, image: ScalarMappable, cells: Sequence[Cell], *, size: float | int, tokens: bool = False) -> None:
+    """Write into cells of an image, dark on light ones and light on dark ones."""
     for column, row, value, text in cells:
         style: dict[str, Any] = {"fontproperties": token_font(size)} if tokens else {"fontsize": size}
         axes.text(column, row, text, ha="center", va="center", color=ink(image, value), **style)
@@ -123,8 +126,9 @@ def masked_future(weights: Float[np.ndarray, "t s"]) -> np.ma.MaskedArray:
 
 def ink(image: ScalarMappable, value: float) -> str:
     """Black or white, whichever can be read on the image's colour for this value."""
-    red, green, blue, _ = image.to_rgba(np.array([value]))[0]
-    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5 else "black"
+    color = np.asarray(image.to_rgba(np.array([value])))[0, :3]
+    light = float(((color + 0.055) / 1.055) ** 2.4 @ (0.2126, 0.7152, 0.0722))
+    return "white" if light < 0.18 else "black"  # where both have the same contrast (WCAG 2.1)
 
 
 @lru_cache(maxsize=1)

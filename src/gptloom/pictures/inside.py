@@ -60,11 +60,11 @@ def draw_lens(
     chances = np.array([[chance for _, chance in row] for row in guesses])
     image = axes.imshow(chances, cmap=COLORS, norm=weights_norm(), aspect="auto", interpolation="nearest", origin="lower")
     places = [(layer, place) for layer in range(len(guesses)) for place in range(len(tokens))]
-    write_cells(axes, image, [(place, layer + 0.16, chances[layer, place], texts[layer][place]) for layer, place in places], size=12, tokens=True)
-    write_cells(axes, image, [(place, layer - 0.27, chances[layer, place], two_digits(chances[layer, place])) for layer, place in places], size=8)
+    write_cells(axes, image, [(place, layer + 0.16, float(chances[layer, place]), texts[layer][place]) for layer, place in places], size=12, tokens=True)
+    write_cells(axes, image, [(place, layer - 0.27, float(chances[layer, place]), two_digits(float(chances[layer, place]))) for layer, place in places], size=8)
     for layer, place in places:
         if guesses[layer][place][0] == following[place]:
-            axes.add_patch(Rectangle((place - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=ink(image, chances[layer, place]), linewidth=1.6))
+            axes.add_patch(Rectangle((place - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=ink(image, float(chances[layer, place])), linewidth=1.6))
     label_tokens(axes, "x", tokens, size=12, turn=False)
     axes.set_yticks(range(len(names)), list(names))
     axes.tick_params(axis="y", length=0)
