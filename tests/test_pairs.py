@@ -301,8 +301,12 @@ def test_the_cut_lies_between_pairs(store, val_fraction, val_tokens):
     assert parts.val.document_starts[0] == 0 and len(parts.train) + len(parts.val) == len(store.ids)
 
 
-def test_a_fraction_is_taken_of_the_pairs_exactly(store):
-    assert len(pair_texts(split_pairs(store, DataConfig(val_fraction=0.1)).val)) == 5  # 41 - int(0.9 * 41)
+def test_a_fraction_is_taken_of_the_pairs_exactly(tmp_path):
+    corpus = opened(tmp_path / "a.tsv", b"one\tun\n" * 10)
+    store = prepare(corpus, make_tokenizer("char", corpus), DataConfig(cache=str(tmp_path)))
+    for val_fraction, count in ((0.1, 1), (0.5, 5), (0.9, 9)):  # 1 - 0.9 is less than 0.1 in binary
+        parts = split_pairs(store, DataConfig(val_fraction=val_fraction))
+        assert (len(pair_texts(parts.train)), len(pair_texts(parts.val))) == (10 - count, count)
 
 
 def test_documents_that_are_no_pairs(tmp_path):
