@@ -203,7 +203,7 @@ class _Ladder:
 
     def _round(self, tokens: int) -> float:
         """Expected seconds of one round."""
-        return sum(pace.seconds(tokens) for pace in self.paces.values())
+        return sum((pace.seconds(tokens) for pace in self.paces.values()), 0.0)
 
     def _fits(self, rounds: int, tokens: int) -> bool:
         """Whether one more round fits into the time, by what the first one took."""

@@ -17,6 +17,9 @@ WINDOW = 256
 LECTURE_STEPS = 5000
 """How many of them the lecture takes."""
 
+EVALUATED = 2048
+"""Tokens that are evaluated at once: short windows are quicker in larger batches."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -126,8 +129,10 @@ def configure_lesson(lesson: Lesson, *, tokens: int, seed: int = 1337, device: s
     values = merge(changes_of(lesson), {"seed": seed, "device": device, "model": {"vocab_size": vocab_size}})
     config = parse(RunConfig, values, where=f"step {lesson.name}")
     steps = max(1, round(tokens / (config.train.batch_size * config.model.block_size)))
+    rows = max(1, EVALUATED // config.model.block_size)
     # The untrained model and the trained one are measured, and nothing between.
-    return parse(RunConfig, merge(values, {"train": {"steps": steps, "eval_every": steps, "sample_tokens": 0}}), where=f"step {lesson.name}")
+    known = {"train": {"steps": steps, "eval_every": steps, "eval_batch_size": rows, "sample_tokens": 0}}
+    return parse(RunConfig, merge(values, known), where=f"step {lesson.name}")
 
 
 def _lesson(values: dict[str, Any]) -> Lesson:

@@ -79,4 +79,4 @@ def affordable_tokens(paces: Mapping[str, Pace], seconds: float, most: int, leas
     per_token = sum(pace.per_token for pace in paces.values())
     fixed = sum(pace.fixed for pace in paces.values())
     fits = (RESERVE * seconds - fixed) / max(per_token, 1e-12)
-    return int(max(least, min(most, fits)))
+    return int(min(most, max(least, fits)))
