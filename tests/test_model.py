@@ -31,6 +31,8 @@ def call(model: Decoder, ids: torch.Tensor, **context) -> torch.Tensor:
 
 def test_the_list_of_models_takes_every_choice():
     for field, info in ModelConfig.model_fields.items():
+        if field in ("architecture", "tables"):  # the neighbours have a file of their own, test_neighbours.py
+            continue
         if get_origin(info.annotation) is Literal:
             assert {getattr(c, field) for c in CONFIGS.values()} == set(get_args(info.annotation)), field
         if info.annotation is bool:

@@ -33,6 +33,21 @@ def test_every_parameter_is_in_one_group_and_only_matrices_of_linear_layers_deca
         assert decay[id(model.head.weight)] == 0.0  # it is the token table
 
 
+@pytest.mark.parametrize("name", ["lecture", "multi-query"])
+def test_everything_decays_as_where_adamw_is_given_all_parameters(name):
+    flat, plain = build(CONFIGS[name]), build(CONFIGS[name])
+    ours = FlatAdamW(flat, TrainConfig(learning_rate=0.01, beta2=0.999, weight_decay=0.01, decay="all"))
+    theirs = torch.optim.AdamW(plain.parameters(), lr=0.01)  # PyTorch's defaults
+    for seed in range(3):
+        for model, optimizer in ((flat, ours), (plain, theirs)):
+            optimizer.zero_grad()
+            nats, count = Objective(model)(random_ids(2, 10, seed=seed), random_ids(2, 10, seed=seed + 50))
+            (nats / count).backward()
+            optimizer.step()
+    for (label, one), other in zip(flat.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6, msg=lambda text, label=label: f"{label}: {text}")
+
+
 def test_frozen_parameters_are_left_out():
     model = build(CONFIGS["gpt2"])
     model.token_table.weight.requires_grad_(False)

@@ -1,11 +1,12 @@
 """The Python interface in two functions; everything else is a method of what they return."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptloom.bundle import Bundle
 from gptloom.config import RunConfig
+from gptloom.data.numbers import is_numbers
 from gptloom.runtime import pick_device
 from gptloom.settings import SHORT, nest, resolve
 from gptloom.training.run import train as run_training
@@ -16,8 +17,8 @@ def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None 
     """Train a model.
 
     Args:
-        texts: files, folders, globs, or `shakespeare`.
-        recipe: a named set of settings; by default tiny on a CPU and baby on an accelerator.
+        texts: files, folders, globs, `shakespeare`, or number words such as `numbers:en-fr`.
+        recipe: a named set of settings; by default tiny on a CPU and baby on an accelerator; translate for number words.
         run: a new folder for the run; by default the next free one under runs/.
         settings: steps, minutes or epochs; seed, device, tokenizer; and model={...}, train={...}, data={...}.
 
@@ -29,7 +30,8 @@ def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None 
     """
     long = {short: key for key, short in SHORT.items()}
     changes = nest({long.get(key, key): value for key, value in settings.items()})
-    return run_training([str(text) for text in texts], configure(recipe, {}, changes), run=None if run is None else Path(run))
+    words = [str(text) for text in texts]
+    return run_training(words, configure(recipe, {}, changes, texts=words), run=None if run is None else Path(run))
 
 
 def load(path: str | Path, *, device: str = "auto", which: str = "best") -> Bundle:
@@ -37,9 +39,13 @@ def load(path: str | Path, *, device: str = "auto", which: str = "best") -> Bund
     return Bundle.load(path, device=device, which=which)
 
 
-def configure(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, where: str = "settings") -> RunConfig:
-    """A run's settings: the recipe (given, or the file's, or the device's default), the file over it, the changes over both."""
+def configure(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, texts: Sequence[str] = (), where: str = "settings") -> RunConfig:
+    """A run's settings: the recipe (given, or the file's, or the default), the file over it, the changes over both.
+
+    The default is translate for number words, else tiny on a CPU and baby on an accelerator.
+    """
     device = str(changes.get("device", file.get("device", "auto")))
-    name = recipe or file.get("recipe") or ("tiny" if pick_device(device).type == "cpu" else "baby")
+    default = "translate" if any(map(is_numbers, texts)) else "tiny" if pick_device(device).type == "cpu" else "baby"
+    name = recipe or file.get("recipe") or default
     above = {key: value for key, value in file.items() if key != "recipe"}
     return resolve(str(name), above, changes, where=where)

@@ -1,31 +1,36 @@
 """A trained model as a folder (config.json, model.safetensors, tokenizer) and as an object that reads and writes text."""
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from gptloom.config import ModelConfig, OnUnknown, SampleConfig
-from gptloom.data.batches import evaluation_windows
+from gptloom.config import OnUnknown, SampleConfig
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
 from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
 from gptloom.inference.evaluation import Score, evaluate
+from gptloom.inference.filling import fill_masks
 from gptloom.inference.generation import Generation, Token, beam_search
-from gptloom.model.decoder import Decoder
+from gptloom.inference.translating import condition
+from gptloom.model.base import LanguageModel
+from gptloom.model.build import build_model
+from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
 from gptloom.runtime import SMALL_MODEL, pick_device, threads
 from gptloom.settings import parse
+from gptloom.storage import find_bundle, load_weights, read_model_config, weights
+from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
 from gptloom.textstream import TextStream
 
 Show = Callable[[int, str], None]
+
+MASK = "[MASK]"
+"""Stands in a text for a token that an encoder is to fill in."""
 
 
 @dataclass
@@ -49,7 +54,7 @@ class Written:
 class Bundle:
     """A model together with the tokenizer that it was trained with."""
 
-    model: Decoder
+    model: LanguageModel
     tokenizer: Tokenizer
 
     @classmethod
@@ -65,7 +70,7 @@ class Bundle:
             InputError: it is no such folder, or a file in it is missing, damaged, or at odds with the others.
         """
         folder = find_bundle(Path(path), which)
-        model = Decoder(read_model_config(folder / "config.json"))
+        model = build_model(read_model_config(folder / "config.json"))
         load_weights(model, folder / "model.safetensors")
         tokenizer = load_tokenizer(folder)
         if tokenizer.vocab_size != model.config.vocab_size:
@@ -84,14 +89,15 @@ class Bundle:
         self.tokenizer.save(folder)
 
     def generate(self, prompt: str = "", **settings: Any) -> str:
-        """The prompt continued; `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
+        """The prompt continued, or translated by an encoder-decoder; `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
             InputError: the prompt has a character that the tokenizer does not know.
         """
         config = parse(SampleConfig, settings, where="generate")
-        return prompt + self.write(prompt, config)[0].text
+        text = self.write(prompt, config)[0].text
+        return text if reads_pairs(self.model.config) else prompt + text
 
     def write(
         self,
@@ -111,12 +117,14 @@ class Bundle:
             details: alternatives to list with each token; None leaves out probabilities altogether.
             show: is called with (row, new text) as the texts grow.
         """
-        ids = self.prompt_ids(prompt, on_unknown)
+        model, ids = self._begin(prompt, 1 if config.beams > 1 else config.samples, on_unknown)
         end = self.tokenizer.end_of_text
+        if model is not self.model:  # a translation ends where the decoder's window does
+            config = config.model_copy(update={"tokens": min(config.tokens, max(1, self.model.config.block_size - 1))})
         if config.beams > 1:
-            found = beam_search(self.model, ids, config, end=end)[: config.samples]
+            found = beam_search(model, ids, config, end=end)[: config.samples]
             return [Written(prompt, self._text(ids, new), [Token(one) for one in new], score) for new, score in found]
-        generation = Generation(self.model, [ids] * config.samples, config, end=end, details=details)
+        generation = Generation(model, [ids] * config.samples, config, end=end, details=details)
         written = [Written(prompt) for _ in range(config.samples)]
         with threads(1 if self.model.parameter_count() < SMALL_MODEL else None):
             self._continue(generation, written, ids, config, show)
@@ -153,9 +161,39 @@ class Bundle:
         """The loss on token ids, with bits per byte from the bytes that the predicted tokens stand for."""
         if len(tokens.ids) < 2:
             raise InputError("at least two tokens are needed to measure a loss", cure="give a longer text")
-        batches = evaluation_windows(tokens, self.model.config.block_size, batch_size)
-        device = self.model.token_table.weight.device
-        return evaluate(Objective(self.model), batches, device=device, byte_count=self.tokenizer.count_bytes(tokens.ids[1:]))
+        config = self.model.config
+        batches = evaluation_batches(config, tokens, self.tokenizer, batch_size)
+        return evaluate(Objective(self.model), batches, device=self.model.device, byte_count=predicted_bytes(config, tokens, self.tokenizer))
+
+    def fill(self, text: str, on_unknown: OnUnknown = "error") -> list[Token]:
+        """An encoder's guess at each `[MASK]` in a text, with the likeliest alternatives.
+
+        Raises:
+            InputError: the model is no encoder, the text has no mask, or it is longer than block_size.
+        """
+        if self.model.config.architecture != "encoder":
+            raise InputError("is no encoder, so it does not fill in masks", where=self.model.config.architecture, cure="let it write with a prompt instead")
+        pieces = text.split(MASK)
+        ids: list[int] = self.tokenizer.encode(pieces[0], on_unknown).tolist()
+        for piece in pieces[1:]:
+            ids += [self.model.config.vocab_size, *self.tokenizer.encode(piece, on_unknown).tolist()]
+        room = self.model.config.block_size
+        if len(pieces) == 1 or len(ids) > room:
+            what = f"an encoder fills in {MASK} and reads up to {room} tokens; this text has {len(pieces) - 1} masks and {len(ids)} tokens"
+            raise InputError(what, where="the prompt", cure=f'write {MASK} where a token is missing, such as "the qu{MASK}ck fox"')
+        return fill_masks(self.model, ids)
+
+    def _begin(self, prompt: str, rows: int, on_unknown: OnUnknown) -> tuple[LanguageModel, list[int]]:
+        """Who writes, and what it goes on from: an encoder-decoder reads the prompt and begins afresh."""
+        if self.model.config.architecture == "encoder":
+            raise InputError("an encoder sees both sides of a token, so it cannot write on", where="the model", cure=f"let it fill in {MASK}: Bundle.fill")
+        if not isinstance(self.model, EncoderDecoder):
+            return self.model, self.prompt_ids(prompt, on_unknown)
+        source: list[int] = self.tokenizer.encode(prompt, on_unknown).tolist()
+        if not 0 < len(source) <= self.model.config.block_size:
+            what = f"an encoder-decoder needs a source of 1 to {self.model.config.block_size} tokens, not {len(source)}"
+            raise InputError(what, where="the prompt", cure="give the text to translate as the prompt")
+        return condition(self.model, [source] * rows), [end_of_text(self.tokenizer)]
 
     def _text(self, before: list[int], ids: list[int]) -> str:
         stream = TextStream(self.tokenizer.decode, before, ())
@@ -166,70 +204,3 @@ class Bundle:
         written[row].text += piece
         if piece and show:
             show(row, piece)
-
-
-def weights(model: Decoder) -> dict[str, torch.Tensor]:
-    """Copies of the model's tensors by name; a tied head is left out, for it is the token table."""
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    if model.config.head == "tied":
-        del tensors["head.weight"]
-    return tensors
-
-
-def load_weights(model: Decoder, path: Path) -> None:
-    """Fill a model from a safetensors file, whose names, shapes and types must be the model's own."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"the weights cannot be read: {error}", where=str(path), cure="use another checkpoint") from None
-    expected = weights(model)
-    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()] + [f"{name} is not expected" for name in tensors.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {tuple(t.shape)} instead of {tuple(expected[name].shape)}"
-        for name, t in tensors.items()
-        if name in expected and t.shape != expected[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(
-            f"the weights do not fit config.json: {', '.join(sorted(problems)[:3])}{more}", where=str(path), cure="keep the files of a bundle together"
-        )
-    model.load_state_dict(tensors, strict=False)
-
-
-def read_model_config(path: Path) -> ModelConfig:
-    """The model's shape from a bundle's config.json."""
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["format"] != "gptloom":
-            raise KeyError("format")
-        values = saved["model"]
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="give a run folder, a checkpoint folder or a bundle") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError("is not a gptloom configuration", where=str(path), cure="give a run folder, a checkpoint folder or a bundle") from None
-    return parse(ModelConfig, values, where=str(path))
-
-
-def checkpoint_names(run: Path) -> Iterator[str]:
-    """The names of a run's checkpoints, oldest first."""
-    return (path.name for path in sorted((run / "checkpoints").glob("step-*")) if path.is_dir())
-
-
-def find_bundle(path: Path, which: str = "best") -> Path:
-    """The folder with the weights: `path` itself, or the named checkpoint of the run folder that `path` is."""
-    cure = "give a run folder, a checkpoint folder or a bundle"
-    if not path.is_dir():
-        raise InputError("there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=cure)
-    if (path / "model.safetensors").exists():
-        return path
-    names = list(checkpoint_names(path))
-    if not (path / "checkpoints").is_dir() or not names:
-        raise InputError("holds no model and no checkpoints yet", where=str(path), cure=cure)
-    name = which
-    if which in ("best", "latest"):
-        pointer = path / which if (path / which).exists() else path / "latest"
-        name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else names[-1]
-    if not re.fullmatch(r"step-\d+", name) or name not in names:
-        raise InputError(f"there is no checkpoint {name!r}", where=str(path), cure=f"choose best, latest or one of {', '.join(names)}")
-    return path / "checkpoints" / name

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gptloom.errors import ConfigError, ExitCode, GptloomError, MachineError, nearest
+from gptloom.words.comparing import compare_command
+from gptloom.words.looking import inspect_command
 from gptloom.words.reporting import data_command, doctor_command
 from gptloom.words.studying import ladder_command
 from gptloom.words.training import resume_command, train_command
@@ -16,6 +18,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume_command,
     "sample": sample_command,
     "eval": eval_command,
+    "inspect": inspect_command,
+    "compare": compare_command,
     "ladder": ladder_command,
     "data": data_command,
     "doctor": doctor_command,

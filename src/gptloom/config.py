@@ -21,8 +21,13 @@ class Config(BaseModel):
 
 
 class ModelConfig(Config):
-    """The decoder's shape: one flat set of choices from the bigram table to a modern GPT."""
+    """The model's shape: one flat set of choices from the bigram table to a modern GPT, and its neighbours."""
 
+    architecture: Literal["decoder", "encoder", "encoder-decoder", "rnn", "lstm", "gru"] = Field(
+        "decoder",
+        description="decoder writes on; encoder fills in masked tokens; encoder-decoder translates pairs; the recurrent ones are "
+        "shaped by n_layer, n_embd, dropout and head alone",
+    )
     vocab_size: int = Field(65, ge=1, description="Number of token ids; training sets it from the tokenizer")
     block_size: Count = Field(64, description="Longest context, in tokens")
     n_layer: int = Field(4, ge=0, description="Number of blocks")
@@ -50,6 +55,7 @@ class ModelConfig(Config):
         "linear", description="Output layer: its own matrix, the token table again, or none (the table holds the logits: a bigram)"
     )
     head_bias: bool = Field(False, description="A bias on the output layer")
+    tables: Literal["separate", "shared"] = Field("separate", description="Whether an encoder-decoder's two sides have a token table each")
     dropout: Probability = Field(0.0, description="Dropout on the residual branches, and on the two below unless they are given")
     attn_dropout: Probability | None = Field(None, description="Dropout on the attention weights (default: dropout)")
     embd_dropout: Probability | None = Field(None, description="Dropout on the summed embeddings (default: dropout)")
@@ -79,8 +85,24 @@ class ModelConfig(Config):
         """Width of what the token table holds: the residual stream, or the logits themselves."""
         return self.vocab_size if self.head == "none" else self.n_embd
 
+    @property
+    def is_recurrent(self) -> bool:
+        """An RNN, LSTM or GRU."""
+        return self.architecture in ("rnn", "lstm", "gru")
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the token table: an encoder has one more, `MASK`, which stands for a token that it is to fill in."""
+        return self.vocab_size + (self.architecture == "encoder")
+
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
+        if self.architecture != "decoder" and (self.head == "none" or not self.n_layer):
+            raise ValueError(f"architecture={self.architecture!r} needs layers and a head (--model.n-layer, --model.head)")
+        if self.is_recurrent:
+            return self
+        if self.architecture != "decoder" and self.mixer != "attention":
+            raise ValueError(f"architecture={self.architecture!r} needs attention, not mixer={self.mixer!r} (--model.mixer)")
         uses_heads = self.mixer != "none" and self.n_layer > 0
         if uses_heads and not self.head_size and self.n_embd % self.n_head:
             divisors = [d for d in range(1, self.n_embd + 1) if self.n_embd % d == 0]
@@ -115,6 +137,7 @@ class DataConfig(Config):
     val_text: str | None = Field(None, description="A file to validate on, instead of a share of the text")
     split: Literal["position", "document"] = Field("position", description="Cut off the validation share at a token, or at the nearest document")
     sampling: Sampling = Field("random", description="Training windows: random starts; each window once an epoch; or each within one document")
+    mask_fraction: float = Field(0.15, gt=0.0, lt=1.0, description="Share of the tokens that an encoder has to fill in")
     cache: str | None = Field(None, description="Folder for token files and data sets (default: the user's cache folder)")
 
 
@@ -127,13 +150,17 @@ class TrainConfig(Config):
     batch_size: Count = Field(16, description="Sequences per optimizer step")
     micro_batch_size: Count | None = Field(None, description="Sequences per forward pass; must divide batch_size (default: batch_size)")
     learning_rate: Positive = Field(1e-3, description="Peak learning rate")
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field("cosine", description="Learning rate after the warm-up; wsd stays at the peak, then falls")
+    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse-root"] = Field(
+        "cosine", description="Learning rate after the warm-up; wsd stays at the peak, then falls; inverse-root is the first Transformer's"
+    )
     warmup_steps: int = Field(50, ge=0, description="Steps over which the learning rate rises")
     final_lr_fraction: float = Field(0.1, ge=0.0, le=1.0, description="Learning rate at the end, as a share of the peak")
     decay_fraction: float = Field(0.2, gt=0.0, le=1.0, description="Share of the steps after the warm-up over which wsd falls")
-    weight_decay: float = Field(0.1, ge=0.0, description="AdamW's decoupled decay, on weight matrices only")
+    weight_decay: float = Field(0.1, ge=0.0, description="AdamW's decoupled decay of the weights that `decay` names")
+    decay: Literal["matrices", "all"] = Field("matrices", description="Which parameters decay: the matrices of linear layers, or every one")
     beta1: Probability = Field(0.9, description="AdamW's decay of the mean gradient")
     beta2: Probability = Field(0.99, description="AdamW's decay of the mean squared gradient")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share of each target's probability that is spread over all tokens, in training")
     grad_clip: float = Field(1.0, ge=0.0, description="Largest gradient norm; 0 switches clipping off")
     patience: Count | None = Field(None, description="Stop after this many evaluations in a row without a new best")
     eval_every: Count | None = Field(None, description="Steps between evaluations (default: a tenth of the run; fewer where they would take long)")

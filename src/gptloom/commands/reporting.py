@@ -26,6 +26,8 @@ def report_run(result: Result, as_json: bool) -> None:
     if result.val_loss is not None:
         bits = "" if result.val_bpb is None else f", {result.val_bpb:.4f} bits per byte"
         print(f"validation loss {result.val_loss:.4f} nats per token{bits} (the best, at step {result.best_step:,})")
+    if result.exact_match is not None:
+        print(f"{result.exact_match:.2%} of the validation targets written to the letter")
     samples = Path(result.run) / "samples.jsonl"
     if samples.exists():
         print("\n" + json.loads(samples.read_text(encoding="utf-8").splitlines()[-1])["text"].strip("\n") + "\n")

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gptloom.bundle import Bundle, Written
+from gptloom.bundle import MASK, Bundle, Written
 from gptloom.config import DataConfig, SampleConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokens import Tokens, prepare
 from gptloom.errors import ExitCode
 from gptloom.inference.generation import Token
+from gptloom.tasks import exact_match, reads_pairs
 from gptloom.training.run import validation_score
 
 
@@ -21,12 +22,14 @@ def sample(args: argparse.Namespace, config: SampleConfig) -> int:
     """Write texts to standard output, as they grow where there is one."""
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    block_size = bundle.model.config.block_size
-    if len(bundle.prompt_ids(prompt, args.on_unknown)) + config.tokens > block_size:
-        print(f"note: the model sees {block_size} tokens at a time; the context slides along as the text grows", file=sys.stderr)
+    if bundle.model.config.architecture == "encoder":
+        return _fill(bundle, prompt, args)
+    translates, window = reads_pairs(bundle.model.config), bundle.model.window
+    if window and not translates and len(bundle.prompt_ids(prompt, args.on_unknown)) + config.tokens > window:
+        print(f"note: the model sees {window} tokens at a time; the context slides along as the text grows", file=sys.stderr)
     wants_details = args.json or args.show_probabilities is not None
     live = config.samples == 1 and config.beams == 1 and not wants_details
-    if live:
+    if live and not translates:
         print(prompt, end="", flush=True)
     start = time.perf_counter()
     details = (args.show_probabilities or 3) if wants_details else None
@@ -39,28 +42,45 @@ def sample(args: argparse.Namespace, config: SampleConfig) -> int:
     elif live:
         print()
     else:
-        print("\n---\n".join(text.prompt + text.text for text in texts))
+        print("\n---\n".join(text.text if translates else text.prompt + text.text for text in texts))
+    return ExitCode.DONE
+
+
+def _fill(bundle: Bundle, text: str, args: argparse.Namespace) -> int:
+    """An encoder's guesses at the masks of a text."""
+    tokens, name = bundle.fill(text, args.on_unknown), bundle.tokenizer.token_text
+    pieces = text.split(MASK)
+    filled = "".join(piece + name(token.id) for piece, token in zip(pieces, tokens, strict=False)) + pieces[-1]
+    if args.json:
+        print(json.dumps({"samples": [{"prompt": text, "text": filled, "tokens": [_token(token, name) for token in tokens]}]}, ensure_ascii=False))
+    else:
+        print("\n".join([filled, *(_probabilities(Written(text, filled, tokens), name) if args.show_probabilities is not None else [])]))
     return ExitCode.DONE
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print loss, perplexity and bits per byte of a text."""
     if args.text is None:
-        score = validation_score(args.run, device=args.device, checkpoint=args.checkpoint)
+        score, exact = validation_score(args.run, device=args.device, checkpoint=args.checkpoint)
     else:
         bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
         config = DataConfig(encoding=args.encoding, on_unknown=args.on_unknown)
-        corpus = open_corpus(args.text, config)
+        corpus = open_corpus(args.text, config, pairs=reads_pairs(bundle.model.config))
         store = prepare(corpus, bundle.tokenizer, config)
         for note in corpus.notes:
             print(f"note: {note}", file=sys.stderr)
-        score = bundle.score_tokens(Tokens(store.ids, store.document_starts.astype("int64")))
+        tokens = Tokens(store.ids, store.document_starts.astype("int64"))
+        score, exact = bundle.score_tokens(tokens), exact_match(bundle.model, tokens, bundle.tokenizer)
     values = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": score.tokens, "bytes": score.bytes}
+    if exact is not None:
+        values["exact_match"] = exact
     if args.json:
         print(json.dumps(values))
     else:
         bits = "" if score.bpb is None else f", {score.bpb:.4f} bits per byte"
         print(f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}{bits} ({score.tokens:,} tokens, {score.bytes:,} bytes)")
+        if exact is not None:
+            print(f"{exact:.2%} of the targets written to the letter")
     return ExitCode.DONE
 
 

@@ -16,28 +16,32 @@ from gptloom.data.cache import cache_folder
 from gptloom.data.corpus import Corpus, Scan, listed
 from gptloom.data.datasets import DATASETS, fetch
 from gptloom.data.documents import SUFFIXES, Piece, Source
+from gptloom.data.numbers import EXAMPLE, is_numbers, number_pairs
+from gptloom.data.pairs import PairSource
 from gptloom.data.reading import BinaryFileError, EmptyFileError, check_encoding, find_encoding, open_binary
 from gptloom.errors import InputError, MachineError, nearest
 
 __all__ = ["Corpus", "Piece", "Scan", "open_corpus"]
 
 
-def open_corpus(texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | io.BufferedIOBase | None = None) -> Corpus:
+def open_corpus(texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | io.BufferedIOBase | None = None, pairs: bool = False) -> Corpus:
     """Find the files that `texts` name and how they are encoded.
 
     Args:
-        texts: files, folders (read whole, sorted, without hidden files), globs, `-` for standard input, or data set names.
+        texts: files, folders (read whole, sorted, without hidden files), globs, `-` for standard input, data set names, or number
+            words such as numbers:en-fr, which are always pairs.
         config: `text_field`, `encoding` and `cache` are used.
         stdin: read in place of standard input.
+        pairs: each line of a file is a source, a tab and a target, and the documents are sources and targets in turn.
 
     Raises:
         InputError: a file does not exist, is empty, is not text or cannot be decoded.
         ConfigError: `config.encoding` is not an encoding.
-        MachineError: a data set can neither be found nor downloaded, or standard input does not fit on the disk.
+        MachineError: a data set can neither be found, made nor downloaded, or standard input does not fit on the disk.
     """
     if not texts:
         raise InputError("no text was given", where="TEXT", cure="give a file, a folder, a glob, - or shakespeare")
-    finder = _Finder(config, stdin)
+    finder = _Finder(config, stdin, pairs)
     with finder.temporary:
         for text in texts:
             finder.add(text)
@@ -49,8 +53,8 @@ def open_corpus(texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | i
 class _Finder:
     """Collects the sources that the words on the command line stand for."""
 
-    def __init__(self, config: DataConfig, stdin: BinaryIO | io.BufferedIOBase | None) -> None:
-        self.config, self.stdin = config, stdin
+    def __init__(self, config: DataConfig, stdin: BinaryIO | io.BufferedIOBase | None, pairs: bool) -> None:
+        self.config, self.stdin, self.pairs = config, stdin, pairs
         self.encoding = check_encoding(config.encoding) if config.encoding is not None else None
         self.sources: list[Source] = []
         self.notes: list[str] = []
@@ -71,6 +75,10 @@ class _Finder:
             path, notes = fetch(text, cache_folder(self.config))
             self.notes += notes
             self.sources.append(self._source(path, text))
+        elif is_numbers(text):
+            path, notes = number_pairs(text, cache_folder(self.config))
+            self.notes += notes
+            self.sources.append(PairSource(path, text, "utf-8", "tsv"))
         elif any(mark in text for mark in "*?["):
             self._add_files(text, sorted(found for found in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if found.is_file()))
         else:
@@ -83,7 +91,8 @@ class _Finder:
             encoding = self.encoding or find_encoding(path)
         except InputError as error:
             raise type(error)(error.what, where=label, cure=error.cure) from None
-        source = Source(path, label, encoding, SUFFIXES.get(path.suffix.lower(), "text"))
+        kind = PairSource if self.pairs else Source
+        source = kind(path, label, encoding, SUFFIXES.get(path.suffix.lower(), "text"))
         if self.encoding is None and not encoding.startswith("utf"):
             source.remarks.add(f"not UTF-8, read as {encoding} (detected; --data.encoding names another)")
         return source
@@ -127,7 +136,7 @@ def _missing(path: Path) -> InputError:
         there = [str(path.parent / other.name) for other in path.parent.iterdir()]
     except OSError:
         return InputError(f"there is no folder {str(path.parent)!r}", where=str(path), cure="check the path")
-    return InputError("there is no such file or folder", where=str(path), cure=nearest(str(path), [*there, *DATASETS]) or "check the path")
+    return InputError("there is no such file or folder", where=str(path), cure=nearest(str(path), [*there, *DATASETS, EXAMPLE]) or "check the path")
 
 
 def _stem(text: str) -> str:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gptloom.config import SampleConfig
 from gptloom.inference.sampling import Uniforms, choose
-from gptloom.model.decoder import Decoder, cut_rows
+from gptloom.model.base import LanguageModel
+from gptloom.model.decoder import cut_rows
 from gptloom.model.state import Context
-from gptloom.model.stepping import Stepper
+from gptloom.model.stepping import make_stepper
 
 
 @contextmanager
@@ -31,37 +32,40 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def window_start(length: int, block_size: int) -> int:
-    """Where the model's view of a text of `length` tokens begins.
+def window_start(length: int, window: int | None) -> int:
+    """Where the model's view of a text of `length` tokens begins; without a window, at its beginning.
 
-    A view that is full moves on by half of block_size, so that a cache is rebuilt once in that many tokens and the view
+    A view that is full moves on by half of the window, so that a cache is rebuilt once in that many tokens and the view
     never shrinks below one half. A function of the length alone, so cached and uncached writing agree.
     """
-    stride = max(1, block_size // 2)
-    return max(0, -(-(length - block_size) // stride) * stride)
+    if window is None:
+        return 0
+    stride = max(1, window // 2)
+    return max(0, -(-(length - window) // stride) * stride)
 
 
 class Rows:
     """Texts (as ids) of different lengths that one model reads side by side.
 
     Args:
-        model: the decoder.
+        model: a causal language model.
         rows: the texts so far, each with at least one id.
         room: most tokens that any of them will grow by.
         cached: keep the model's state between calls; without it every call reads each whole view again.
     """
 
-    def __init__(self, model: Decoder, rows: Sequence[Sequence[int]], *, room: int, cached: bool = True) -> None:
+    def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]], *, room: int, cached: bool = True) -> None:
         """Take copies of the texts; nothing is computed yet."""
         if not rows or not all(rows):
             raise ValueError("every row needs at least one token to go on from")
         self.model, self.cached = model, cached
         self.rows = [list(row) for row in rows]
-        self.block_size = model.config.block_size
-        self.capacity = min(self.block_size, max(map(len, rows)) + room)
+        self.window = model.window
+        longest = max(map(len, rows)) + room
+        self.capacity = min(self.window or longest, longest)
         self.state = model.init_state(len(self.rows), self.capacity) if cached else None
-        self.stepper = Stepper(model)
-        self.device = model.token_table.weight.device
+        self.stepper = make_stepper(model)
+        self.device = model.device
 
     @torch.inference_mode()
     def logits(self) -> Float[Tensor, "b v"]:
@@ -69,7 +73,7 @@ class Rows:
         if self.state is None:
             return self._read(list(range(len(self.rows))), Context())
         have = self.state.lengths
-        views = [len(row) - window_start(len(row), self.block_size) for row in self.rows]
+        views = [len(row) - window_start(len(row), self.window) for row in self.rows]
         stale = [r for r, view in enumerate(views) if have[r] == 0 or have[r] + 1 != view]
         if len(stale) == len(self.rows):
             self.state = self.model.init_state(len(self.rows), self.capacity)
@@ -98,7 +102,7 @@ class Rows:
 
     def _read(self, rows: list[int], context: Context) -> Tensor:
         """Read the whole view of each of these rows."""
-        views = [self.rows[r][window_start(len(self.rows[r]), self.block_size) :] for r in rows]
+        views = [self.rows[r][window_start(len(self.rows[r]), self.window) :] for r in rows]
         counts = [len(view) for view in views]
         longest = max(counts)
         ids = torch.tensor([view + [0] * (longest - len(view)) for view in views], device=self.device)
@@ -127,7 +131,7 @@ class Generation:
     """Writes on from several prompts at once; the caller asks for one token a row at a time and may end any row.
 
     Args:
-        model: the decoder; its dropout is off while a token is computed.
+        model: a causal language model; its dropout is off while a token is computed.
         prompts: at least one id each.
         config: how tokens are chosen, and how many.
         end: an id that ends a row when it is drawn.
@@ -136,7 +140,14 @@ class Generation:
     """
 
     def __init__(
-        self, model: Decoder, prompts: Sequence[Sequence[int]], config: SampleConfig, *, end: int | None = None, details: int | None = None, cached: bool = True
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        config: SampleConfig,
+        *,
+        end: int | None = None,
+        details: int | None = None,
+        cached: bool = True,
     ) -> None:
         """Prepare; nothing is computed yet."""
         self.model, self.config, self.end, self.details = model, config, end, details
@@ -148,7 +159,7 @@ class Generation:
     @property
     def slides(self) -> bool:
         """Some row is already longer than the model can see."""
-        return any(len(row) > self.texts.block_size for row in self.texts.rows)
+        return self.texts.window is not None and any(len(row) > self.texts.window for row in self.texts.rows)
 
     def step(self) -> dict[int, Token]:
         """The next token of every row that goes on; rows that have ended are absent, and {} means that all have."""
@@ -182,7 +193,7 @@ class Generation:
             return None
         seen = torch.zeros_like(logits, dtype=torch.bool)
         for place, row in enumerate(self.texts.rows):
-            seen[place, torch.tensor(row[window_start(len(row), self.texts.block_size) :], device=logits.device)] = True
+            seen[place, torch.tensor(row[window_start(len(row), self.texts.window) :], device=logits.device)] = True
         return seen
 
 
@@ -198,11 +209,13 @@ def describe(logits: Float[Tensor, "b v"], ids: Sequence[int], alternatives: int
     return tokens
 
 
-def beam_search(model: Decoder, prompt: Sequence[int], config: SampleConfig, *, end: int | None = None, cached: bool = True) -> list[tuple[list[int], float]]:
+def beam_search(
+    model: LanguageModel, prompt: Sequence[int], config: SampleConfig, *, end: int | None = None, cached: bool = True
+) -> list[tuple[list[int], float]]:
     """The likeliest continuations that a beam of `config.beams` finds.
 
     Args:
-        model: the decoder.
+        model: a causal language model.
         prompt: at least one id.
         config: beams, tokens and length_penalty are used: a score is the summed log-probability / length ** length_penalty.
         end: an id that ends a continuation.

@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gptloom.config import ModelConfig
 from gptloom.model.layers import rotate
-from gptloom.model.state import Context, Slot, State
+from gptloom.model.state import Context, Memory, Slot, State
 
 
 class Attention(nn.Module):
@@ -42,40 +42,90 @@ class Attention(nn.Module):
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
         if slot is not None and context.state is not None:
             key, value = remember(slot, key, value, context.state, context)
-        joined = self.attend(query, key, value, context).transpose(1, 2).reshape(b, t, -1)
+        drop = self.drop_weights if self.training else 0.0
+        traced = None if context.trace is None else context.trace.attention
+        joined = attend(query, key, value, context.mask, context.causal, self.scale, drop, traced).transpose(1, 2).reshape(b, t, -1)
         return self.dropout(self.out(joined))  # type: ignore[no-any-return]
 
-    def attend(
-        self, query: Float[Tensor, "b h t d"], key: Float[Tensor, "b g s d"], value: Float[Tensor, "b g s d"], context: Context
-    ) -> Float[Tensor, "b h t d"]:
-        """The weighted sum of values: fused, or spelled out when a trace wants the weights."""
+
+class CrossAttention(nn.Module):
+    """Queries from the decoder's stream, keys and values from what the encoder has read (Vaswani et al. 2017, section 3.2.3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build one matrix for queries, one for keys and values (in this order), and the output projection."""
+        super().__init__()
+        self.n_head, self.n_kv_head, self.width = config.n_head, config.kv_heads, config.width_per_head
+        self.scale = (self.width if config.score_scale == "head" else config.n_embd) ** -0.5
+        self.drop_weights = config.dropout if config.attn_dropout is None else config.attn_dropout
+        self.query = nn.Linear(config.n_embd, self.n_head * self.width, bias=config.bias == "all")
+        self.kv = nn.Linear(config.n_embd, 2 * self.n_kv_head * self.width, bias=config.bias == "all")
+        self.out = nn.Linear(self.n_head * self.width, config.n_embd, bias=config.bias != "none")
+        self.query_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def read(self, memory: Memory) -> Slot:
+        """The keys and values of a memory, which stay the same however much is written."""
+        key, value = (part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in self.kv(memory.vectors).chunk(2, dim=-1))
+        return {"cross_keys": self.key_norm(key), "cross_values": value, "cross_seen": memory.seen}
+
+    def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None) -> Float[Tensor, "b t c"]:
+        """Let every position gather from the source."""
+        source = slot if slot is not None and "cross_keys" in slot else self.read(_given(context.memory))
+        query = self.query_norm(self.query(x).unflatten(-1, (self.n_head, self.width)).transpose(1, 2))
+        weights = None if context.trace is None else context.trace.cross
         drop = self.drop_weights if self.training else 0.0
-        if context.trace is None:
-            single = context.mask is None and not context.causal
-            return F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=context.mask,
-                dropout_p=drop,
-                is_causal=context.mask is None and not single,
-                scale=self.scale,
-                enable_gqa=self.n_kv_head != self.n_head,
-            )
-        weights = attention_weights(query, key, self.scale, context)
-        context.trace.attention.append(weights.detach())
-        shared = value.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
-        return F.dropout(weights, drop) @ shared
+        joined = attend(query, source["cross_keys"], source["cross_values"], source["cross_seen"], False, self.scale, drop, weights)
+        return self.dropout(self.out(joined.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
 
-def attention_weights(query: Float[Tensor, "b h t d"], key: Float[Tensor, "b g s d"], scale: float, context: Context) -> Float[Tensor, "b h t s"]:
+def attend(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b g s d"],
+    value: Float[Tensor, "b g s d"],
+    mask: Bool[Tensor, "b 1 _ s"] | None,
+    causal: bool,
+    scale: float,
+    drop: float,
+    traced: list[Tensor] | None,
+) -> Float[Tensor, "b h t d"]:
+    """The weighted sum of values: fused, or spelled out when a trace wants the weights.
+
+    Args:
+        query: per head.
+        key: per group of heads.
+        value: likewise.
+        mask: which keys a query may see; None where `causal` says enough.
+        causal: without a mask, whether a query sees only the keys up to its own place.
+        scale: of the scores.
+        drop: dropout on the weights.
+        traced: the weights are appended to it, which takes the explicit path.
+    """
+    if traced is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=drop, is_causal=mask is None and causal, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
+        )
+    weights = attention_weights(query, key, mask, causal, scale)
+    traced.append(weights.detach())
+    shared = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    return F.dropout(weights, drop) @ shared
+
+
+def attention_weights(
+    query: Float[Tensor, "b h t d"], key: Float[Tensor, "b g s d"], seen: Bool[Tensor, "b 1 _ s"] | None, causal: bool, scale: float
+) -> Float[Tensor, "b h t s"]:
     """softmax(scale q k^T) over the keys that each query may see; every row sums to 1."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = scale * (query @ key.transpose(-2, -1))
-    seen = context.mask
-    if seen is None and context.causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if seen is None and causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()[None, None]
     return (scores if seen is None else scores.masked_fill(~seen, float("-inf"))).softmax(dim=-1)
+
+
+def _given(memory: Memory | None) -> Memory:
+    if memory is None:
+        raise ValueError("cross-attention needs an encoder's memory, in the context or in the state")
+    return memory
 
 
 def remember(slot: Slot, key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t d"], state: State, context: Context) -> tuple[Tensor, Tensor]:

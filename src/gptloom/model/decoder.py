@@ -1,80 +1,36 @@
 """The decoder: one class from the bigram's table to a modern GPT, every difference a field of its configuration."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptloom.config import ModelConfig
-from gptloom.model.attention import Attention
+from gptloom.model.base import LanguageModel
 from gptloom.model.initialise import initialise
-from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotation_at, sinusoids
-from gptloom.model.state import Context, Slot, State
+from gptloom.model.stack import Stack
+from gptloom.model.state import Context
 from gptloom.settings import parse, read_recipe
 
 
-class Block(nn.Module):
-    """Exchange between positions, then work at each position; each half a branch that is added to the stream.
-
-    pre:  x = x + mix(norm(x));  x = x + mlp(norm(x))        (GPT-2)
-    post: x = norm(x + mix(x));  x = norm(x + mlp(x))        (Vaswani et al. 2017)
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        """Build the two halves; a half that the configuration leaves out is absent."""
-        super().__init__()
-        self.post, self.adds = config.norm_position == "post", config.residual == "add"
-        self.mixer: Attention | CausalMean | None = None
-        if config.mixer != "none":
-            self.mixer = Attention(config) if config.mixer == "attention" else CausalMean(config)
-        self.mlp = MLP(config) if config.mlp != "none" else None
-        self.norm1 = make_norm(config) if self.mixer else None
-        self.norm2 = make_norm(config) if self.mlp else None
-
-    def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
-        """One step along the residual stream."""
-        if self.mixer is not None and self.norm1 is not None:
-            x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, slot), self.norm1)
-        if self.mlp is not None and self.norm2 is not None:
-            x = self._join(x, self.mlp(x if self.post else self.norm2(x)), self.norm2)
-        return x
-
-    def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
-        """Empty memory of this block's mixer, in the type and on the device of `like`."""
-        return self.mixer.init_slot(batch, length, like) if self.mixer else {}
-
-    def _join(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
-        x = x + branch if self.adds else branch
-        return norm(x) if self.post else x
-
-
-class Decoder(nn.Module):
+class Decoder(Stack, LanguageModel):
     """A causal language model: ids in, logits of the next id out.
+
+    With architecture="encoder" it is the same without the causal mask: every position sees all others, so what it can learn is
+    to fill in what has been masked (Devlin et al. 2019), and it cannot write on.
 
     Args:
         config: the shape. Weights are drawn from torch's global generator, as in any `nn.Module`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Build the layers and draw their weights."""
-        super().__init__()
-        self.config = config
-        self.token_table = nn.Embedding(config.vocab_size, config.stream_width)
-        self.position_table = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
-        self.dropout = nn.Dropout(config.dropout if config.embd_dropout is None else config.embd_dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        has_final_norm = config.head != "none" and config.norm_position == "pre"
-        self.final_norm = make_norm(config) if has_final_norm else nn.Identity()
+    def __init__(self, config: ModelConfig, *, cross: bool = False) -> None:
+        """Build the layers and draw their weights; `cross` as in `Stack`."""
+        super().__init__(config, causal=config.architecture != "encoder", cross=cross)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias) if config.head != "none" else None
         if self.head is not None and config.head == "tied":
             self.head.weight = self.token_table.weight
-        # The tables follow from the configuration, so they are not part of the saved weights.
-        if config.positions == "rotary":
-            self.register_buffer("rotary", rotary_table(config.block_size, config.width_per_head, config.rope_theta), persistent=False)
-        if config.positions == "sinusoidal":
-            self.register_buffer("sinusoids", sinusoids(config.block_size, config.n_embd), persistent=False)
+        self._build_more()
         initialise(self, config)
 
     @classmethod
@@ -91,70 +47,15 @@ class Decoder(nn.Module):
         return cls(parse(ModelConfig, {**read_recipe(name).get("model", {}), **changes}, where=f"recipe {name}"))
 
     def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """The normalised residual stream after the last block.
+        """The normalised residual stream after the last block; see `LanguageModel.hidden`."""
+        return self.run(ids, context or Context())
 
-        Args:
-            ids: token ids. With a state they continue it, and the state then holds them too.
-            context: state, row counts and trace; None means a fresh, uncached, untraced call.
-
-        Raises:
-            ValueError: more tokens than block_size, or than the state has room for.
-        """
-        context = context or Context()
-        self._check_room(ids.shape[1], context)
-        context.place(ids.shape[1], ids.device)
-        x: Tensor = self.dropout(self._embed(ids, context))
-        if context.trace is not None:
-            context.trace.stream.append(x.detach())
-        for index, block in enumerate(self.blocks):
-            x = block(x, context, context.state.slots[index] if context.state else None)
-            if context.trace is not None:
-                context.trace.stream.append(x.detach())
-        if context.state is not None:
-            context.state.advance(context.counts or [ids.shape[1]] * len(ids))
-        out: Tensor = self.final_norm(x)
-        return out
+    def _build_more(self) -> None:
+        """Parts that a kind of decoder has besides; built before the weights are drawn."""
 
     def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
-        """Logits from hidden vectors, in the same floating-point type."""
+        """Logits; where the table holds them already, they are passed on."""
         return hidden if self.head is None else self.head(hidden)
-
-    def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
-        """Logits at every position, never fewer."""
-        return self.unembed(self.hidden(ids))
-
-    def init_state(self, batch: int, length: int) -> State:
-        """Empty memory for `batch` rows of up to `length` tokens (at most block_size), on the model's device and in its type."""
-        if length > self.config.block_size:
-            raise ValueError(f"a state for {length} tokens is longer than block_size={self.config.block_size}")
-        like = self.token_table.weight.new_empty(0, self.config.n_embd)
-        return State([block.init_slot(batch, length, like) for block in cast(list[Block], self.blocks)], batch, length)
-
-    def parameter_count(self) -> int:
-        """Number of trainable numbers; a tied head counts once."""
-        return sum(p.numel() for p in self.parameters())
-
-    def _embed(self, ids: Tensor, context: Context) -> Tensor:
-        x: Tensor = self.token_table(ids)
-        # Padding behind a full row has no position; clamping keeps its (unused) result well defined.
-        positions = context.positions.clamp(max=self.config.block_size - 1) if context.ragged else context.positions
-        if self.position_table is not None:
-            x = x + self.position_table(positions)
-        elif self.config.positions == "sinusoidal":
-            x = x + self.get_buffer("sinusoids")[positions]
-        elif self.config.positions == "rotary":
-            context.rotation = rotation_at(self.get_buffer("rotary"), positions)
-        return x
-
-    def _check_room(self, tokens: int, context: Context) -> None:
-        if context.state is None:
-            if tokens > self.config.block_size:
-                raise ValueError(f"{tokens} tokens do not fit block_size={self.config.block_size}")
-            return
-        added = context.counts or [tokens] * len(context.state.lengths)
-        longest = max(map(sum, zip(context.state.lengths, added, strict=True)))
-        if longest > context.state.capacity:
-            raise ValueError(f"{longest} tokens do not fit a state of {context.state.capacity}")
 
 
 def cut_rows(hidden: Float[Tensor, "b t c"], counts: Sequence[int]) -> Float[Tensor, "b c"]:

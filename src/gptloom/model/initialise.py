@@ -25,7 +25,7 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
     zero = config.init == "zero-projection"
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            writes = name.endswith(("mixer.out", "mlp.down"))
+            writes = name.endswith(("mixer.out", "cross.out", "mlp.down"))
             if zero and (writes or (name == "head" and config.head != "tied")):
                 nn.init.zeros_(module.weight)
             else:

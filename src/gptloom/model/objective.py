@@ -5,22 +5,30 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptloom.config import IGNORED
-from gptloom.model.state import LanguageModel
+from gptloom.model.base import LanguageModel
+from gptloom.model.encoder_decoder import EncoderDecoder
 
 
 class Objective(nn.Module):
-    """Next-token cross-entropy, summed.
+    """Cross-entropy of the targets, summed.
 
     The sum and the count come back apart, so that micro-batches and ranks are divided once, by the global count.
+
+    Args:
+        model: a language model; an encoder-decoder is given sources as well as inputs.
+        label_smoothing: share of a target's probability that is spread over all tokens (Szegedy et al. 2016, section 7), in
+            training only: a loss that is reported is never a smoothed one.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, label_smoothing: float = 0.0) -> None:
         """Wrap a model."""
         super().__init__()
-        self.model = model
+        self.model, self.label_smoothing = model, label_smoothing
 
-    def forward(self, inputs: Int[Tensor, "b t"], targets: Int[Tensor, "b t"]) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Summed loss in nats, and the number of targets that are not `IGNORED`."""
-        logits = self.model.unembed(self.model.hidden(inputs))
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    def forward(self, *batch: Int[Tensor, "b _"]) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """Summed loss in nats, and the number of targets that are not `IGNORED`; `batch` is (inputs, targets) or (sources, inputs, targets)."""
+        *inputs, targets = batch
+        logits = self.model.translate(*inputs) if isinstance(self.model, EncoderDecoder) else self.model(*inputs)
+        smoothing = self.label_smoothing if self.training else 0.0
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
         return nats, (targets != IGNORED).sum()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,18 +54,34 @@ class Trace:
     """Attention weights, a tensor per layer; each row of each head sums to 1."""
     stream: list[Float[Tensor, "b t c"]] = field(default_factory=list)
     """The embeddings, then the residual stream after each block."""
+    cross: list[Float[Tensor, "b h t s"]] = field(default_factory=list)
+    """Weights of the attention on the encoder's memory, a tensor per layer."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an encoder leaves for a decoder to look at.
+
+    Attributes:
+        vectors: one for each place of the source.
+        seen: which places are not padding.
+    """
+
+    vectors: Float[Tensor, "b s c"]
+    seen: Bool[Tensor, "b 1 1 s"]
 
 
 @dataclass
 class Context:
-    """Everything that one call needs besides the ids. The caller gives the first three; the model fills in the rest.
+    """Everything that one call needs besides the ids. The caller gives the first four; the model fills in the rest.
 
     Attributes:
         state: memory of the tokens before these, extended by this call.
         counts: how many of the ids in each row are real, the rest being padding on the right (default: all).
         trace: to be filled with what happened inside.
+        memory: what an encoder has read, for layers with cross-attention; a state that holds it already needs it no more.
         positions: (t,) where every row begins alike, else (b, t).
-        mask: (b, 1, t, s) which keys a query may see; None where `causal` says enough.
+        mask: (b, 1, t, s), or (b, 1, 1, s) for all queries alike: which keys a query may see; None where `causal` says enough.
         causal: the queries are all the keys there are, so the plain causal mask applies.
         rotation: cosines and sines of the positions for rotary attention.
     """
@@ -74,8 +89,9 @@ class Context:
     state: State | None = None
     counts: Sequence[int] | None = None
     trace: Trace | None = None
+    memory: Memory | None = None
     positions: Int[Tensor, "*b t"] = field(init=False)
-    mask: Bool[Tensor, "b 1 t s"] | None = field(init=False, default=None)
+    mask: Bool[Tensor, "b 1 _ s"] | None = field(init=False, default=None)
     causal: bool = field(init=False, default=True)
     rotation: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
@@ -98,21 +114,13 @@ class Context:
         keys = torch.arange(min(last + tokens, self.state.capacity), device=device)
         self.mask = (keys <= self.positions.expand(len(lengths), tokens)[..., None])[:, None]
 
+    def open(self, seen: Bool[Tensor, "b s"]) -> None:
+        """Let every position see every other that is no padding: an encoder's view."""
+        self.positions = torch.arange(seen.shape[1], device=seen.device)
+        self.causal = False
+        self.mask = None if bool(seen.all()) else seen[:, None, None]
+
     @property
     def ragged(self) -> bool:
         """The rows begin at different lengths."""
         return self.positions.ndim == 2
-
-
-@runtime_checkable
-class LanguageModel(Protocol):
-    """What training, generation and probing ask of any model."""
-
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """The last hidden vectors, ready for `unembed`."""
-
-    def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
-        """Logits of the next token."""
-
-    def init_state(self, batch: int, length: int) -> State:
-        """Empty memory for `batch` requests of up to `length` tokens."""

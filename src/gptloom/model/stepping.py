@@ -13,13 +13,26 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptloom.model.attention import Attention
-from gptloom.model.decoder import Block, Decoder
+from gptloom.model.base import LanguageModel
+from gptloom.model.decoder import Decoder
 from gptloom.model.layers import MLP, CausalMean, activate, rotate
-from gptloom.model.state import Slot, State
+from gptloom.model.stack import Block
+from gptloom.model.state import Context, Slot, State
 
 Rotation = tuple[Tensor, Tensor] | None
 Map = Callable[[Tensor], Tensor]
 Mix = Callable[[Tensor, Slot, int, Rotation], Tensor]
+
+
+def make_stepper(model: LanguageModel) -> Callable[[Tensor, State], Tensor]:
+    """The quickest way to a model's next-token scores: (ids, state) to logits (b, v), the state then holding ids too."""
+    if type(model) is Decoder:
+        return Stepper(model)
+
+    def step(ids: Tensor, state: State) -> Tensor:
+        return model.unembed(model.hidden(ids, Context(state=state))[:, -1])
+
+    return step
 
 
 class Stepper:

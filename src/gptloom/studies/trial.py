@@ -9,15 +9,16 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.config import DataConfig, RunConfig
-from gptloom.data.batches import Batches, evaluation_windows
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
 from gptloom.data.tokens import Split, prepare, split
+from gptloom.errors import ConfigError
 from gptloom.inference.evaluation import Score, evaluate
-from gptloom.model.decoder import Decoder
+from gptloom.model.build import build_model
 from gptloom.model.objective import Objective
 from gptloom.runtime import autocast, pick_device, pick_precision, thread_count, threads
 from gptloom.settings import merge, parse
+from gptloom.tasks import evaluation_batches, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.optim import FlatAdamW
 from gptloom.training.schedule import make_horizon
@@ -54,7 +55,8 @@ def open_material(texts: Sequence[str], config: DataConfig) -> Material:
     corpus = open_corpus(texts, config)
     tokenizer = make_tokenizer(config.tokenizer, corpus)
     store = prepare(corpus, tokenizer, config)
-    parts = split(store, config)
+    val_store = None if config.val_text is None else prepare(open_corpus([config.val_text], config), tokenizer, config)
+    parts = split(store, config, val_store)
     return Material(corpus.name, parts, tokenizer, store.text_sha256, tokenizer.count_bytes(parts.val.ids[1:]), corpus.notes)
 
 
@@ -96,19 +98,22 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         callbacks: shown every step; one that asks for `Request.STOP` ends the training early.
 
     Raises:
+        ConfigError: the model would need pairs.
         DivergedError: the loss is no longer a number.
     """
+    if reads_pairs(config.model):
+        raise ConfigError("studies read running text, not pairs", where="architecture=encoder-decoder", cure="use `gptloom train` for pairs")
     config = parse(RunConfig, merge(config.model_dump(), {"model": {"vocab_size": material.tokenizer.vocab_size}}), where="the tokenizer")
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    bundle = Bundle(Decoder(config.model).to(device), material.tokenizer)
+    bundle = Bundle(build_model(config.model).to(device), material.tokenizer)
     train, model = config.train, config.model
-    batches = Batches(material.parts.train, block_size=model.block_size, batch_size=train.batch_size, seed=config.seed, sampling=config.data.sampling)
+    batches = training_batches(config, material.parts.train, material.tokenizer)
     horizon = make_horizon(train, batches.tokens_per_epoch, train.batch_size * model.block_size)
-    objective = Objective(bundle.model)
+    objective = Objective(bundle.model, train.label_smoothing)
 
     def score() -> Score:
-        windows = evaluation_windows(material.parts.val, model.block_size, train.eval_batch_size)
+        windows = evaluation_batches(model, material.parts.val, material.tokenizer, train.eval_batch_size)
         return evaluate(objective, windows, device=device, byte_count=material.val_bytes)
 
     job = Job(

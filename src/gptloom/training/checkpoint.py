@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptloom.bundle import Bundle, checkpoint_names
+from gptloom.bundle import Bundle
 from gptloom.errors import InputError, MachineError
+from gptloom.storage import checkpoint_names
 from gptloom.training.schedule import Horizon
 from gptloom.training.trainer import Progress
 

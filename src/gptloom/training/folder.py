@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptloom.config import DataConfig, RunConfig
+from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer
-from gptloom.data.tokens import Split, TokenStore, open_store, prepare, split
+from gptloom.data.tokens import Split, TokenStore, open_store, prepare
 from gptloom.errors import InputError, MachineError
 from gptloom.plots import draw_losses
 from gptloom.runtime import describe_machine
 from gptloom.settings import to_toml
+from gptloom.tasks import cut, reads_pairs
 from gptloom.training.trainer import Progress
 
 
@@ -56,13 +57,14 @@ def create_run(
         raise MachineError(f"the run folder cannot be written: {error.strerror}", where=str(run), cure="choose another folder with --run") from None
 
 
-def make_parts(config: DataConfig, store: TokenStore, tokenizer: Tokenizer) -> tuple[Split, str | None]:
+def make_parts(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> tuple[Split, str | None]:
     """What trains and what validates, and the hash of a validation text of its own."""
-    val_store = None if config.val_text is None else prepare(open_corpus([config.val_text], config), tokenizer, config)
-    return split(store, config, val_store), None if val_store is None else val_store.text_sha256
+    val_text, pairs = config.data.val_text, reads_pairs(config.model)
+    val_store = None if val_text is None else prepare(open_corpus([val_text], config.data, pairs=pairs), tokenizer, config.data)
+    return cut(config, store, val_store), None if val_store is None else val_store.text_sha256
 
 
-def find_parts(run: Path, config: DataConfig, tokenizer: Tokenizer) -> Split:
+def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
     """The parts that a run was begun with: from its token file, or from its text read again, provided that nothing has changed.
 
     Raises:
@@ -81,10 +83,10 @@ def find_parts(run: Path, config: DataConfig, tokenizer: Tokenizer) -> Split:
     if store is None:
         if "-" in texts:
             raise InputError("the text came from standard input, and its token file is gone", where=str(tokens), cure="start a new run")
-        store = prepare(open_corpus(texts, config), tokenizer, config)
+        store = prepare(open_corpus(texts, config.data, pairs=reads_pairs(config.model)), tokenizer, config.data)
     parts, found = make_parts(config, store, tokenizer)
     if store.text_sha256 != sha256 or found != val_sha256:
-        changed = ", ".join(texts) if store.text_sha256 != sha256 else str(config.val_text)
+        changed = ", ".join(texts) if store.text_sha256 != sha256 else str(config.data.val_text)
         raise InputError("the text has changed since the run began", where=changed, cure="restore it, or start a new run")
     return parts
 

@@ -1,6 +1,6 @@
-"""AdamW with weight decay on matrices only, its parameters laid out in one buffer a group."""
+"""AdamW with weight decay on matrices only (or on everything), its parameters laid out in one buffer a group."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,21 @@ from torch import Tensor, nn
 from gptloom.config import TrainConfig
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups that partition the trainable parameters: the weights of linear layers decay; tables, gains and biases do not.
+def parameter_groups(model: nn.Module, weight_decay: float, decay: Literal["matrices", "all"] = "matrices") -> list[dict[str, Any]]:
+    """Groups that partition the trainable parameters into those that decay and those that do not.
 
-    A tied head is a table. Raises ValueError if the groups leave a parameter out or hold one twice.
+    "matrices": matrices do, and tables, gains and biases do not; a tied head is a table. "all": everything
+    decays, as it does where PyTorch's AdamW is simply given `model.parameters()`.
+
+    Raises:
+        ValueError: the groups leave a parameter out or hold one twice.
     """
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - tables
     parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if id(p) in matrices]
-    others = [p for p in parameters if id(p) not in matrices]
+    matrices = {id(p) for p in parameters if p.ndim > 1} - tables
+    chosen = matrices if decay == "matrices" else {id(p) for p in parameters}
+    decayed = [p for p in parameters if id(p) in chosen]
+    others = [p for p in parameters if id(p) not in chosen]
     if {id(p) for p in decayed + others} != {id(p) for p in parameters} or len(decayed) + len(others) != len(parameters):
         raise ValueError("the optimizer's groups do not partition the parameters")
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -32,7 +37,7 @@ class FlatAdamW(torch.optim.AdamW):
 
     Args:
         model: already on its device and in its type; moving it later would cut the views off.
-        config: learning rate, betas and weight decay.
+        config: learning rate, betas, weight decay and what decays.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
@@ -40,7 +45,7 @@ class FlatAdamW(torch.optim.AdamW):
         names = {id(p): name for name, p in model.named_parameters()}
         self.views: list[tuple[str, nn.Parameter, Tensor]] = []
         self.places: dict[str, tuple[nn.Parameter, slice]] = {}
-        groups = parameter_groups(model, config.weight_decay)
+        groups = parameter_groups(model, config.weight_decay, config.decay)
         for group in groups:
             members = group["params"]
             flat = nn.Parameter(torch.cat([p.detach().flatten() for p in members]))

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 
-from gptloom.bundle import Bundle, find_bundle
+from gptloom.bundle import Bundle
 from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import make_tokenizer
 from gptloom.data.tokens import prepare
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
-from gptloom.model.decoder import Decoder
+from gptloom.model.build import build_model
 from gptloom.runtime import pick_device, thread_count, threads
 from gptloom.settings import merge, parse, read_toml, to_toml
+from gptloom.storage import find_bundle
+from gptloom.tasks import exact_match, reads_pairs
 from gptloom.training.checkpoint import checkpoint_name, point, read_checkpoint
 from gptloom.training.display import Display, make_display
 from gptloom.training.folder import create_run, find_parts, make_parts, next_folder
@@ -41,17 +43,17 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     if run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
         going_on = f", or continue it with `gptloom resume {run}`" if (run / "run.json").exists() else ""
         raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run{going_on}")
-    corpus = open_corpus(texts, config.data)
+    corpus = open_corpus(texts, config.data, pairs=reads_pairs(config.model))
     tokenizer = make_tokenizer(config.data.tokenizer, corpus)
     store = prepare(corpus, tokenizer, config.data)
     for note in corpus.notes:
         display.say(f"note: {note}")
-    parts, val_text_sha256 = make_parts(config.data, store, tokenizer)
+    parts, val_text_sha256 = make_parts(config, store, tokenizer)
     known = {"model": {"vocab_size": tokenizer.vocab_size}, "data": {"val_text": config.data.val_text and str(Path(config.data.val_text).absolute())}}
     config = parse(RunConfig, merge(config.model_dump(), known), where="the tokenizer")
     run = run or next_folder(f"{corpus.name}-{config.recipe}")
     torch.manual_seed(config.seed)
-    bundle = Bundle(Decoder(config.model).to(device), tokenizer)
+    bundle = Bundle(build_model(config.model).to(device), tokenizer)
     create_run(run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device))
     with threads(thread_count(config)):
         return Session(run, config, bundle, parts, device, display).go(Progress(), None, {})
@@ -81,7 +83,7 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
     if same_length and progress.step >= horizon.total:
         raise InputError(f"has finished its {horizon.total:,} steps", where=str(run), cure=f"train it for longer with --steps {2 * horizon.total}")
     bundle = Bundle.load(folder, device=str(device))
-    parts = find_parts(run, config.data, bundle.tokenizer)
+    parts = find_parts(run, config, bundle.tokenizer)
     (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
     # An older checkpoint may be resumed from, which knows nothing of a best one that came after it.
     if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
@@ -91,8 +93,8 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
         return Session(run, config, bundle, parts, device, display).go(progress, horizon if same_length else None, tensors)
 
 
-def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> Score:
-    """The loss of a run's checkpoint on the run's own validation split.
+def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> tuple[Score, float | None]:
+    """The loss of a run's checkpoint on the run's own validation split, and an encoder-decoder's share of exact matches.
 
     Args:
         path: a run folder, or a checkpoint inside one.
@@ -108,7 +110,8 @@ def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str 
         raise InputError("is not part of a run, so it has no validation split of its own", where=str(path), cure="give a text with --text FILE")
     config = parse(RunConfig, read_toml(run / "config.toml"), where=str(run / "config.toml"))
     bundle = Bundle.load(folder, device=device)
-    return bundle.score_tokens(find_parts(run, config.data, bundle.tokenizer).val)
+    val = find_parts(run, config, bundle.tokenizer).val
+    return bundle.score_tokens(val), exact_match(bundle.model, val, bundle.tokenizer)
 
 
 def _prepare_machine(config: RunConfig) -> torch.device:

@@ -10,7 +10,8 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     """The rate for step `step` (from 0) of `total`: a linear warm-up, then the schedule down to its last value.
 
     The warm-up takes at most half the run. cosine is Loshchilov and Hutter 2017 without restarts; wsd is warm-up,
-    stable, decay (Hu et al. 2024, section 4), its decay linear over the last `decay_fraction`.
+    stable, decay (Hu et al. 2024, section 4), its decay linear over the last `decay_fraction`; inverse-root is Vaswani et al.
+    2017, section 5.3, by its peak instead of the width.
     """
     warmup = min(config.warmup_steps, total // 2)
     if step < warmup:
@@ -25,6 +26,8 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
             height = 0.5 * (1.0 + math.cos(math.pi * progress))
         case "wsd":
             height = min(1.0, (1.0 - progress) / config.decay_fraction)
+        case "inverse-root":
+            height = (max(1, warmup) / (step + 1)) ** 0.5
     return config.learning_rate * (config.final_lr_fraction + (1.0 - config.final_lr_fraction) * height)
 
 

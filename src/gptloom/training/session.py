@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
-from gptloom.bundle import Bundle, find_bundle
+from gptloom.bundle import Bundle
 from gptloom.config import RunConfig, SampleConfig
-from gptloom.data.batches import Batches, evaluation_windows
+from gptloom.data.pair_batches import pair_texts
 from gptloom.data.tokens import Split
 from gptloom.inference.evaluation import Score, evaluate
 from gptloom.model.objective import Objective
 from gptloom.runtime import autocast, derive, peak_memory, pick_precision
+from gptloom.storage import find_bundle
+from gptloom.tasks import evaluation_batches, exact_match, predicted_bytes, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback, Metrics, Samples, Signals, TensorBoard
 from gptloom.training.checkpoint import checkpoint_name, point, prune, write_checkpoint
 from gptloom.training.compiling import compile_or_not
@@ -29,6 +31,7 @@ class Result:
     """What a run came to.
 
     `val_loss` and `val_bpb` are the best checkpoint's: of all evaluations on the whole validation split, the lowest.
+    `exact_match` is the share of validation targets that the best checkpoint of an encoder-decoder writes to the letter.
     `train_loss` is the last batch's. `end` is finished, patience or stopped; `signal` is what stopped it.
     """
 
@@ -41,6 +44,7 @@ class Result:
     train_loss: float
     val_loss: float | None
     val_bpb: float | None
+    exact_match: float | None
     best_step: int | None
     last_val_loss: float | None
     end: End
@@ -54,10 +58,9 @@ class Session:
         """Lay out the batches and the optimizer; nothing is computed yet."""
         self.run, self.config, self.bundle, self.device, self.display = run, config, bundle, device, display
         self.parts = parts
-        train, model = config.train, config.model
-        self.batches = Batches(parts.train, block_size=model.block_size, batch_size=train.batch_size, seed=config.seed, sampling=config.data.sampling)
-        self.val_bytes = bundle.tokenizer.count_bytes(parts.val.ids[1:])
-        self.optimizer = FlatAdamW(bundle.model, train)
+        self.batches = training_batches(config, parts.train, bundle.tokenizer)
+        self.val_bytes = predicted_bytes(config.model, parts.val, bundle.tokenizer)
+        self.optimizer = FlatAdamW(bundle.model, config.train)
         self.signals = Signals()
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:
@@ -67,7 +70,7 @@ class Session:
         horizon = horizon or make_horizon(train, self.batches.tokens_per_epoch, train.batch_size * self.config.model.block_size)
         dtype = pick_precision(train.precision, self.device)
         self.bundle.model.train()
-        objective = Objective(self.bundle.model)
+        objective = Objective(self.bundle.model, train.label_smoothing)
         compiled = compile_or_not(objective, train, horizon, self.device, self.batches.batch(0), partial(autocast, self.device, dtype), self.display.say)
         save = partial(self._save, progress, horizon)
         job = Job(compiled, self.optimizer, self.batches, self._evaluate, save, partial(autocast, self.device, dtype), self.device, self.config.seed)
@@ -97,19 +100,23 @@ class Session:
     def _callbacks(self, progress: Progress) -> list[Callback]:
         train = self.config.train
         found: list[Callback] = [self.signals, Metrics(self.run / "metrics.jsonl", progress.step), self.display]
-        if train.sample_tokens:
+        if train.sample_tokens and self.config.model.architecture != "encoder":
             found.append(Samples(self.run / "samples.jsonl", self._write_sample, self.display.show_sample))
         if train.tensorboard:
             found.append(TensorBoard(self.run / "tensorboard"))
         return found
 
     def _write_sample(self) -> str:
+        """A text from the sample prompt; or the translation of the first source that is not trained on."""
+        if reads_pairs(self.config.model):
+            source = self.bundle.tokenizer.decode(pair_texts(self.parts.val)[0][0])
+            return f"{source} -> {self.bundle.generate(source, temperature=0.0)}"
         config = SampleConfig(tokens=self.config.train.sample_tokens, seed=derive(self.config.seed, "sample"))
         return self.bundle.write(self.config.train.sample_prompt, config, on_unknown="skip")[0].text
 
     def _evaluate(self) -> Score:
         """The whole validation split, in float32, by the bare model: the same number that `gptloom eval` gives."""
-        windows = evaluation_windows(self.parts.val, self.config.model.block_size, self.config.train.eval_batch_size)
+        windows = evaluation_batches(self.config.model, self.parts.val, self.bundle.tokenizer, self.config.train.eval_batch_size)
         return evaluate(Objective(self.bundle.model), windows, device=self.device, byte_count=self.val_bytes)
 
     def _save(self, progress: Progress, horizon: Horizon, improved: bool) -> Path:
@@ -118,6 +125,13 @@ class Session:
             point(self.run / "best", path.name)
         prune(self.run, self.config.train.keep, {path.name, checkpoint_name(progress.best_step or 0)})
         return path
+
+    def _exact_match(self) -> float | None:
+        """Of the best checkpoint, which need not be the last."""
+        if not reads_pairs(self.config.model):
+            return None
+        best = Bundle.load(self.run, device=str(self.device))
+        return exact_match(best.model, self.parts.val, best.tokenizer)
 
     def _result(self, progress: Progress, train_loss: float, end: End) -> Result:
         history = draw_history(self.run, self.config, progress)
@@ -132,6 +146,7 @@ class Session:
             train_loss=train_loss,
             val_loss=progress.best_loss,
             val_bpb=bits[-1] if bits else None,
+            exact_match=self._exact_match(),
             best_step=progress.best_step,
             last_val_loss=progress.last_loss,
             end=end,

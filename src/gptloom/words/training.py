@@ -18,7 +18,7 @@ def train_command(words: list[str]) -> int:
     parser.add_argument("texts", metavar="TEXT", nargs="+", help=TEXTS)
     parser.add_argument("--run", metavar="DIR", type=Path, help="a new folder for the run (default: the next free one under runs/)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file of settings, such as another run's config.toml; flags go over it")
-    parser.add_argument("--recipe", metavar="NAME", help="the settings to start from (default: tiny on a CPU, baby on an accelerator)")
+    parser.add_argument("--recipe", metavar="NAME", help="the settings to start from (default: tiny on a CPU, baby on an accelerator, translate for numbers:)")
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
     args = parser.parse(words)
     from gptloom.api import configure
@@ -26,7 +26,7 @@ def train_command(words: list[str]) -> int:
 
     file = {} if args.config is None else read_toml(args.config)
     where = "the command line" if args.config is None else f"{args.config} and the command line"
-    config = configure(args.recipe, file, nest(given(args, RunConfig, skip=("recipe",))), where=where)
+    config = configure(args.recipe, file, nest(given(args, RunConfig, skip=("recipe",))), texts=args.texts, where=where)
     return _finish(train(args.texts, config, run=args.run), args.json)
 
 

@@ -1,7 +1,4 @@
-"""The lecture's GPT in the plainest code: to be read from top to bottom, and to check the fast model against.
-
-Every class is the textbook formula. Nothing is batched over heads, nothing is cached, nothing is fused.
-"""
+"""The lecture's GPT: heads, their joining, the feed-forward layer, the norm, the block, and the whole model."""
 
 import torch
 import torch.nn.functional as F

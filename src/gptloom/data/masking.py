@@ -1,0 +1,45 @@
+"""Masked tokens: what an encoder learns from, since it sees everything else (Devlin et al. 2019, section 3.1)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from gptloom.config import IGNORED
+from gptloom.data.batches import Batch, Batches, evaluation_windows
+from gptloom.data.tokens import Tokens
+
+
+class MaskedBatches:
+    """Training windows in which some tokens are hidden: a function of (seed, step), like the windows themselves."""
+
+    def __init__(self, batches: Batches, *, mask: int, fraction: float, seed: int) -> None:
+        """Wrap the windows.
+
+        Args:
+            batches: where they come from.
+            mask: the id that hides a token.
+            fraction: share of the tokens that are hidden.
+            seed: of the choice.
+        """
+        self._batches, self._mask, self._fraction, self._seed = batches, mask, fraction, seed
+        self.tokens_per_epoch = batches.tokens_per_epoch
+
+    def batch(self, step: int) -> Batch:
+        """Inputs with hidden tokens, and those tokens as the only targets."""
+        return _hide(self._batches.batch(step), self._mask, self._fraction, self._seed, step)
+
+
+def masked_windows(tokens: Tokens, block_size: int, batch_size: int, *, mask: int, fraction: float) -> Iterator[Batch]:
+    """The fixed windows of an evaluation, always with the same tokens hidden."""
+    for index, batch in enumerate(evaluation_windows(tokens, block_size, batch_size)):
+        yield _hide(batch, mask, fraction, 0, index)
+
+
+def _hide(batch: Batch, mask: int, fraction: float, seed: int, index: int) -> Batch:
+    """Hide tokens; places behind a window's end become padding, which an encoder does not look at."""
+    draws = np.random.Philox(key=np.array([seed, 2], np.uint64), counter=np.array([0, index, 0, 0], np.uint64)).random_raw(batch.inputs.numel())
+    real = batch.targets != IGNORED
+    hidden = torch.from_numpy(draws < np.uint64(fraction * 2**64)).view_as(real) & real
+    inputs = torch.where(hidden, mask, batch.inputs).where(real, -1)
+    return Batch(inputs, torch.where(hidden, batch.inputs, IGNORED))

@@ -1,0 +1,231 @@
+"""Pairs as ids: cut for validation, batched for training as a function of (seed, step), and read once for evaluation."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64, UInt64
+
+from gptloom.config import IGNORED, DataConfig
+from gptloom.data.tokens import Split, Tokens, TokenStore
+from gptloom.errors import InputError
+
+_WINDOW = 32  # batches whose pairs are sorted by length together: more would pad little less
+_ORDERS = 2  # epochs whose order is kept: a batch may span two
+
+
+class PairBatch(NamedTuple):
+    """Sources, and targets to be predicted from them.
+
+    Attributes:
+        sources: token ids, then `IGNORED` where a source is shorter than the longest.
+        inputs: the end of a text, then the target's ids; 0 where a target is shorter than the longest.
+        targets: the target's ids, then the end of a text; `IGNORED` where there is nothing to predict.
+    """
+
+    sources: Int[torch.Tensor, "batch source_time"]
+    inputs: Int[torch.Tensor, "batch time"]
+    targets: Int[torch.Tensor, "batch time"]
+
+
+class _Pairs:
+    """Where the sides of each pair lie among the ids; the end of a text that follows each side is not counted."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        starts = tokens.document_starts
+        lengths = np.diff(starts, append=len(tokens)) - 1
+        if len(starts) % 2:
+            raise InputError(f"{len(starts)} documents are no pairs", where="text", cure="give lines of SOURCE<tab>TARGET")
+        if lengths.min() < 1:
+            pair = int(lengths.argmin()) // 2
+            what = f"pair {pair + 1:,} has a side in which the tokenizer knows nothing"
+            raise InputError(what, where="text", cure="leave it out, or choose another tokenizer (--data.tokenizer)")
+        self.ids = tokens.ids
+        self.source_starts, self.target_starts = starts[0::2], starts[1::2]
+        self.source_lengths, self.target_lengths = lengths[0::2], lengths[1::2]
+
+    def __len__(self) -> int:
+        return len(self.source_starts)
+
+    def by_length(self, pairs: Int64[np.ndarray, " n"], windows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Pairs sorted by window, within it by target, within that by source: a decoder's padding costs the most."""
+        return pairs[np.lexsort((self.source_lengths[pairs], self.target_lengths[pairs], windows))]
+
+    def read(self, pairs: Int64[np.ndarray, " batch"], rows: slice, end_of_text: int) -> PairBatch:
+        """Some rows of a batch of pairs, padded to the longest of the whole batch."""
+        here = pairs[rows]
+        sources = self._gather(self.source_starts[here], self.source_lengths[here], int(self.source_lengths[pairs].max()))
+        time = int(self.target_lengths[pairs].max()) + 1
+        ends = np.full((len(here), 1), end_of_text)
+        targets = self._gather(self.target_starts[here], self.target_lengths[here], time)
+        inputs = np.concatenate([ends, np.maximum(targets[:, :-1], 0)], axis=1)
+        np.put_along_axis(targets, self.target_lengths[here][:, None], ends, axis=1)
+        return PairBatch(torch.from_numpy(sources), torch.from_numpy(inputs), torch.from_numpy(targets))
+
+    def _gather(self, starts: Int64[np.ndarray, " batch"], lengths: Int64[np.ndarray, " batch"], width: int) -> Int64[np.ndarray, "batch width"]:
+        columns = np.arange(width)
+        places = np.minimum(starts[:, None] + columns, len(self.ids) - 1)
+        return np.where(columns < lengths[:, None], self.ids[places].astype(np.int64), IGNORED)
+
+
+class PairBatches:
+    """Training batches of pairs: which pairs step n sees depends on the seed and n alone, and ranks share it out.
+
+    Each pair is seen once an epoch, in an order that changes each epoch. Within a window of 32 batches, pairs of like length come
+    into the same batch, so that little of it is padding; the batches of a window are then visited in random order.
+
+    Attributes:
+        tokens_per_epoch: targets of an epoch.
+        longest: tokens of the longest source, and of the longest target with its end.
+    """
+
+    def __init__(self, tokens: Tokens, *, batch_size: int, seed: int, end_of_text: int, rank: int = 0, world: int = 1) -> None:
+        """Find the pairs.
+
+        Args:
+            tokens: the training part, whose documents are sources and targets in turn.
+            batch_size: pairs per step over all ranks.
+            seed: 0 <= seed < 2**64.
+            end_of_text: the id that begins a target's inputs and ends its targets.
+            rank: this process takes the pairs from rank * batch_size // world on.
+            world: number of processes.
+
+        Raises:
+            InputError: the documents are no pairs, or one has no token.
+        """
+        self._pairs = _Pairs(tokens)
+        self._batch_size, self._seed, self._end_of_text = batch_size, seed, end_of_text
+        self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self._orders: dict[int, Int64[np.ndarray, " pairs"]] = {}
+        self.tokens_per_epoch = int(self._pairs.target_lengths.sum()) + len(self._pairs)
+        self.longest = longest(tokens)
+
+    def batch(self, step: int) -> PairBatch:
+        """This rank's pairs of a step, which counts from 0; the same for the same step, in whatever order steps are asked for."""
+        epochs, places = np.divmod(step * self._batch_size + np.arange(self._batch_size), len(self._pairs))
+        pairs = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            pairs[here] = self._order(epoch)[places[here]]
+        return self._pairs.read(pairs, self._rows, self._end_of_text)
+
+    def _order(self, epoch: int) -> Int64[np.ndarray, " pairs"]:
+        """The pairs of an epoch in the order they are visited."""
+        if epoch not in self._orders:
+            if len(self._orders) == _ORDERS:
+                self._orders.clear()
+            self._orders[epoch] = self._make_order(epoch)
+        return self._orders[epoch]
+
+    def _make_order(self, epoch: int) -> Int64[np.ndarray, " pairs"]:
+        n, size = len(self._pairs), self._batch_size
+        batches = (epoch * n + np.arange(n)) // size
+        windows = batches // _WINDOW
+        shuffled = np.argsort(self._draw(0, epoch, n), kind="stable")
+        by_length = self._pairs.by_length(shuffled, windows)
+        batches -= batches[0]
+        keys = self._draw(1, epoch, int(batches[-1]) + 1)
+        # The first and the last batch of an epoch may be shared with its neighbours: they keep their places.
+        keys[0], keys[-1] = 0, np.iinfo(np.uint64).max
+        return by_length[np.lexsort((keys[batches], windows))]
+
+    def _draw(self, stream: int, index: int, count: int) -> UInt64[np.ndarray, " count"]:
+        """64-bit numbers that depend on (seed, stream, index) alone, the same with every version of NumPy."""
+        key = np.array([self._seed, stream], dtype=np.uint64)
+        return np.random.Philox(key=key, counter=np.array([0, index, 0, 0], dtype=np.uint64)).random_raw(count)
+
+
+def pair_windows(tokens: Tokens, batch_size: int, end_of_text: int) -> Iterator[PairBatch]:
+    """All pairs once, by length, shortest first; nothing is drawn.
+
+    Args:
+        tokens: what to evaluate on; its documents are sources and targets in turn.
+        batch_size: pairs per batch; the last batch may have fewer.
+        end_of_text: the id that begins a target's inputs and ends its targets.
+
+    Raises:
+        InputError: the documents are no pairs, or one has no token.
+    """
+    pairs = _Pairs(tokens)
+    order = pairs.by_length(np.arange(len(pairs)), np.zeros(len(pairs), np.int64))
+    for first in range(0, len(order), batch_size):
+        yield pairs.read(order[first : first + batch_size], slice(None), end_of_text)
+
+
+def pair_texts(tokens: Tokens) -> list[tuple[list[int], list[int]]]:
+    """The ids of each source and of its target, in the order of the text, without the end of a text.
+
+    Raises:
+        InputError: the documents are no pairs, or one has no token.
+    """
+    pairs = _Pairs(tokens)
+    sides = zip(pairs.source_starts, pairs.source_lengths, pairs.target_starts, pairs.target_lengths, strict=True)
+    return [(tokens.ids[a : a + n].tolist(), tokens.ids[b : b + m].tolist()) for a, n, b, m in sides]
+
+
+def longest(tokens: Tokens) -> tuple[int, int]:
+    """Tokens of the longest source, and of the longest target with the end of a text."""
+    pairs = _Pairs(tokens)
+    return int(pairs.source_lengths.max()), int(pairs.target_lengths.max()) + 1
+
+
+def too_long(tokens: Tokens, block_size: int) -> int:
+    """How many pairs have a source, or a target with its end, of more than `block_size` tokens."""
+    pairs = _Pairs(tokens)
+    return int((np.maximum(pairs.source_lengths, pairs.target_lengths + 1) > block_size).sum())
+
+
+def check_lengths(tokens: Tokens, block_size: int) -> None:
+    """See to it, before training, that the model can read every pair.
+
+    Raises:
+        InputError: some are longer than `block_size`.
+    """
+    count = too_long(tokens, block_size)
+    if count:
+        needed = max(longest(tokens))
+        verb = "pair does" if count == 1 else "pairs do"
+        what = f"{count:,} of {len(tokens.document_starts) // 2:,} {verb} not fit block_size={block_size}; the longest needs {needed}"
+        raise InputError(what, where="text", cure=f"say --model.block-size {needed}, or leave out what is longer")
+
+
+def split_pairs(store: TokenStore, config: DataConfig, val_store: TokenStore | None = None) -> Split:
+    """Cut off what validation reads, between pairs: the first int((1 - val_fraction) n) pairs train.
+
+    More train where the rest would be longer than val_tokens. `config.split` is not asked: a pair is never cut.
+
+    Args:
+        store: the pairs.
+        config: `val_fraction` and `val_tokens` are used.
+        val_store: pairs of their own for validation; then all of `store` trains.
+
+    Raises:
+        InputError: the documents are no pairs, or a part would have none.
+    """
+    if val_store is not None:
+        return Split(_part(store, 0, _count(store)), _part(val_store, 0, _count(val_store)))
+    n = _count(store)
+    # Decimal, because 1 - val_fraction in binary can fall short of a whole pair.
+    cut = int((1 - Decimal(str(config.val_fraction))) * n)
+    # Compared by what follows, for unsigned integers do not go below 0.
+    cut = max(cut, int((len(store.ids) - store.document_starts[0::2].astype(np.int64) > config.val_tokens).sum()))
+    for name, size in (("training", cut), ("validation", n - cut)):
+        if not size:
+            cure = "give more pairs, or change --data.val-fraction or --data.val-tokens"
+            raise InputError(f"the {name} part has no pair", where=f"{n:,} pair{'s' * (n != 1)}", cure=cure)
+    return Split(_part(store, 0, cut), _part(store, cut, n))
+
+
+def _count(store: TokenStore) -> int:
+    if len(store.document_starts) % 2:
+        raise InputError(f"{len(store.document_starts):,} documents are no pairs", where=str(store.path), cure="give lines of SOURCE<tab>TARGET")
+    return len(store.document_starts) // 2
+
+
+def _part(store: TokenStore, first: int, last: int) -> Tokens:
+    """The pairs from `first` to before `last`."""
+    starts = np.append(store.document_starts.astype(np.int64), len(store.ids))
+    begin, end = int(starts[2 * first]), int(starts[2 * last])
+    return Tokens(store.ids[begin:end], starts[2 * first : 2 * last] - begin)

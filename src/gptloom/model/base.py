@@ -1,0 +1,60 @@
+"""What training, generation and probing ask of any model."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gptloom.config import ModelConfig
+from gptloom.model.state import Context, State
+
+
+class LanguageModel(nn.Module, ABC):
+    """Ids in, logits out.
+
+    Attributes:
+        config: the shape.
+        token_table: what each id looks like to the model.
+    """
+
+    config: ModelConfig
+    token_table: nn.Embedding
+
+    @abstractmethod
+    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+        """The last hidden vectors, ready for `unembed`.
+
+        Args:
+            ids: token ids. With a state they continue it, and the state then holds them too.
+            context: state, row counts, trace and memory; None means a fresh, uncached, untraced call.
+
+        Raises:
+            ValueError: more tokens than the model's window, or than the state has room for.
+        """
+
+    @abstractmethod
+    def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
+        """Logits from hidden vectors, in the same floating-point type."""
+
+    @abstractmethod
+    def init_state(self, batch: int, length: int) -> State:
+        """Empty memory for `batch` rows of up to `length` tokens, on the model's device and in its type."""
+
+    def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
+        """Logits at every position, never fewer."""
+        return self.unembed(self.hidden(ids))
+
+    @property
+    def window(self) -> int | None:
+        """The most tokens that it can look back on; None where there is no end to it."""
+        return self.config.block_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.token_table.weight.device
+
+    def parameter_count(self) -> int:
+        """Number of trainable numbers; a tied head counts once."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,24 @@
+"""The model of every ladder step in the plainest code: to be read from top to bottom, and to check the fast model against.
+
+Every class is the textbook formula. Nothing is batched over heads, nothing is cached, nothing is fused. The lecture's whole GPT
+is in `lecture`, the steps that lead up to it and its variant with the norm afterwards in `steps`, what came later in `modern`.
+"""
+
+from gptloom.model.plain.build import PLAIN, plain_model
+from gptloom.model.plain.copying import copy_weights, correspondence, from_decoder, to_decoder
+from gptloom.model.plain.lecture import Block, FeedForward, Head, LayerNorm, MultiHeadAttention, PlainGPT
+
+__all__ = [
+    "PLAIN",
+    "Block",
+    "FeedForward",
+    "Head",
+    "LayerNorm",
+    "MultiHeadAttention",
+    "PlainGPT",
+    "copy_weights",
+    "correspondence",
+    "from_decoder",
+    "plain_model",
+    "to_decoder",
+]

@@ -1,0 +1,84 @@
+"""What came before the Transformer: language models whose memory is one vector a layer, carried from token to token."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gptloom.config import ModelConfig
+from gptloom.model.base import LanguageModel
+from gptloom.model.initialise import initialise
+from gptloom.model.state import Context, State
+
+LAYERS: dict[str, type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class Recurrent(LanguageModel):
+    """An Elman network (1990), an LSTM (Hochreiter and Schmidhuber 1997) or a GRU (Cho et al. 2014) over token embeddings.
+
+    Its state has one size however long the text, so it has no window; what it can still know of the past is another matter,
+    and `inference.probe` measures it.
+
+    Args:
+        config: `architecture`, n_layer, n_embd, dropout (between the layers, and before the head), embd_dropout, head, head_bias
+            and init shape it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build the layers and draw their weights; the recurrent ones keep PyTorch's."""
+        super().__init__()
+        self.config = config
+        self.token_table = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embd_dropout = nn.Dropout(config.dropout if config.embd_dropout is None else config.embd_dropout)
+        between = config.dropout if config.n_layer > 1 else 0.0
+        self.layers = LAYERS[config.architecture](config.n_embd, config.n_embd, config.n_layer, batch_first=True, dropout=between)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.head == "tied":
+            self.head.weight = self.token_table.weight
+        initialise(self, config)
+
+    @property
+    def window(self) -> None:
+        """There is no end to what it may look back on."""
+        return None
+
+    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+        """The last layer's output; a row's state goes on from that of its last real token."""
+        context = context or Context()
+        x = self.embd_dropout(self.token_table(ids))
+        if context.state is None:
+            out, _ = self.layers(x)
+        else:
+            out = self._go_on(x, context.state, context.counts or [ids.shape[1]] * len(ids))
+        if context.trace is not None:
+            context.trace.stream += [x.detach(), out.detach()]
+        return self.dropout(out)  # type: ignore[no-any-return]
+
+    def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
+        """Logits."""
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+    def init_state(self, batch: int, length: int) -> State:
+        """Zero vectors; `length` only bounds what `State` counts, for a recurrent state does not grow."""
+        zeros = self.token_table.weight.new_zeros(batch, self.config.n_layer, self.config.n_embd)
+        names = ("hidden", "cell") if self.config.architecture == "lstm" else ("hidden",)
+        return State([{name: zeros.clone() for name in names}], batch, length)
+
+    def _go_on(self, x: Tensor, state: State, counts: Sequence[int]) -> Tensor:
+        """Run from a state and leave the new one there. Padding on the right is cut off, and a row without tokens stays as it is."""
+        slot = state.slots[0]
+        rows = [row for row, count in enumerate(counts) if count]
+        out = x.new_zeros(*x.shape[:2], self.config.n_embd)
+        if rows:
+            index = torch.tensor(rows, device=x.device)
+            lengths = torch.tensor([counts[row] for row in rows])
+            packed = nn.utils.rnn.pack_padded_sequence(x[index], lengths, batch_first=True, enforce_sorted=False)
+            before = [tensor[index].transpose(0, 1).contiguous() for tensor in slot.values()]
+            outputs, after = self.layers(packed, tuple(before) if len(before) == 2 else before[0])
+            out[index] = nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0]
+            for name, tensor in zip(slot, after if isinstance(after, tuple) else (after,), strict=True):
+                slot[name][index] = tensor.transpose(0, 1)
+        state.advance(counts)
+        return out

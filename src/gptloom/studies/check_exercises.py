@@ -1,0 +1,129 @@
+"""What a learner writes at each step, and what it is held against."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gptloom.model.plain import lecture, modern, steps
+from gptloom.studies import check_formulas as formulas
+from gptloom.studies import check_mutants as attention
+from gptloom.studies.check_mutants import Mutant
+from gptloom.studies.check_running import SIZES
+
+V, T, C, H, D = (SIZES[name] for name in ("vocab_size", "block_size", "n_embd", "n_head", "head_size"))
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One class or function for the learner to write.
+
+    Attributes:
+        name: what it must be called.
+        reference: makes the plain module, or a function.
+        mutants: known mistakes by name.
+        takes: the constructor's arguments, by our names; empty for a function.
+        sees: past (attention), self (each position alone) or nothing to check.
+        dropout: where the step has it: on the attention weights, on what is returned, or nowhere.
+        source: the input.
+        accepted: mistakes that this step lets pass with a remark.
+        aliases: other names that are accepted.
+    """
+
+    name: str
+    reference: Callable[[], Any]
+    mutants: Mapping[str, Mutant]
+    takes: tuple[str, ...] = ()
+    sees: Literal["past", "self"] = "past"
+    dropout: Literal["weights", "output", ""] = ""
+    source: Callable[[], Tensor] = field(default=lambda: normal())
+    accepted: frozenset[str] = frozenset()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def is_function(self) -> bool:
+        """A function of one tensor, with nothing to construct."""
+        return not self.takes
+
+    @property
+    def usage(self) -> str:
+        """How it is called, for messages."""
+        return f"{self.name}({', '.join(self.takes or ('x',))})"
+
+    def values(self) -> dict[str, Any]:
+        """What its constructor is given: the arguments that it is to take, then all other sizes, should it ask for them."""
+        sizes = SIZES | {"dropout": 0.5 if self.dropout else 0.0}
+        return {name: sizes[name] for name in self.takes} | sizes
+
+
+def normal() -> Tensor:
+    """Vectors of unit variance, (3, block_size, n_embd)."""
+    return torch.randn(3, T, C, generator=torch.Generator().manual_seed(0))
+
+
+def uneven() -> Tensor:
+    """Vectors from tiny to large and off centre, so that eps and the mean matter; (3, block_size, n_embd)."""
+    sizes = 10 ** torch.linspace(-3.5, 1.0, 3 * T)[torch.randperm(3 * T, generator=torch.Generator().manual_seed(1))].view(3, T, 1)
+    return (normal() + 0.7) * sizes
+
+
+def ids() -> Tensor:
+    """Token ids (3, block_size)."""
+    return torch.randint(V, (3, T), generator=torch.Generator().manual_seed(0))
+
+
+_EITHER_SCALE = frozenset({"scale-wrong-width"})
+_HEAD = ("n_embd", "head_size", "block_size", "dropout")
+_JOINED = ("n_embd", "n_head", "block_size", "dropout")
+
+_head = Exercise("Head", lambda: lecture.Head(C, D, T), attention.ONE_HEAD, _HEAD, accepted=_EITHER_SCALE)
+_joined = Exercise("MultiHeadAttention", lambda: steps.JoinedHeads(C, H, T), attention.MULTI_HEAD, _JOINED, accepted=_EITHER_SCALE)
+_projected = Exercise("MultiHeadAttention", lambda: lecture.MultiHeadAttention(C, H, T), attention.WITH_PROJECTION, _JOINED, accepted=_EITHER_SCALE)
+_feed_forward = Exercise(
+    "FeedForward", lambda: lecture.FeedForward(C), formulas.FEED_FORWARD, ("n_embd", "dropout"), sees="self", aliases=("FeedFoward", "MLP")
+)
+_layer_norm = Exercise("LayerNorm", lambda: lecture.LayerNorm(C), formulas.LAYER_NORM, ("n_embd",), sees="self", source=uneven)
+
+
+def _block(reference: Callable[[], nn.Module], mutants: Mapping[str, Mutant]) -> Exercise:
+    return Exercise("Block", reference, mutants, _JOINED, accepted=_EITHER_SCALE)
+
+
+def _with_dropout(exercise: Exercise, place: Literal["weights", "output"]) -> Exercise:
+    return replace(exercise, dropout=place)
+
+
+def _strict(exercise: Exercise) -> Exercise:
+    return replace(exercise, accepted=frozenset())
+
+
+EXERCISES: dict[str, tuple[Exercise, ...]] = {
+    "bigram": (Exercise("Bigram", lambda: steps.Bigram(V), {}, ("vocab_size",), "self", source=ids, aliases=("BigramLanguageModel",)),),
+    "embedding": (Exercise("Embedded", lambda: steps.Embedded(V, C), formulas.EMBEDDING, ("vocab_size", "n_embd"), "self", source=ids),),
+    "positions": (Exercise("Positioned", lambda: steps.Positioned(V, T, C), formulas.POSITIONS, ("vocab_size", "block_size", "n_embd"), "self", source=ids),),
+    "averaging": (Exercise("average", lambda: steps.average_by_matrix, formulas.AVERAGE),),
+    "one-head": (_head,),
+    "multi-head": (_joined,),
+    "mlp": (_feed_forward,),
+    "residual": (_projected, _block(lambda: steps.ResidualBlock(C, H, T), attention.RESIDUAL_BLOCK)),
+    "layernorm": (_layer_norm, _block(lambda: lecture.Block(C, H, T), attention.PRE_NORM_BLOCK)),
+    "post-norm": (_block(lambda: steps.PostNormBlock(C, H, T), attention.POST_NORM_BLOCK),),
+    "dropout": (_with_dropout(_head, "weights"), _with_dropout(_projected, "output"), _with_dropout(_feed_forward, "output")),
+    "score-scale": (_strict(_head), _strict(_projected)),
+    "gelu": (Exercise("gelu", lambda: modern.gelu, formulas.GELU, sees="self"),),
+    "rope": (Exercise("rotate", lambda: modern.rotate, attention.ROTATION, sees="self"),),
+    "rmsnorm": (Exercise("RMSNorm", lambda: modern.RMSNorm(C), formulas.RMS_NORM, ("n_embd",), "self", source=uneven),),
+    "qk-norm": (Exercise("MultiHeadAttention", lambda: modern.GroupedAttention(C, H, H, T), attention.GROUPED_ATTENTION, _JOINED),),
+    "swiglu": (Exercise("SwiGLU", lambda: modern.SwiGLU(C, SIZES["width"]), formulas.SWIGLU, ("n_embd", "width"), "self"),),
+    "gqa": (
+        Exercise(
+            "GroupedAttention",
+            lambda: modern.GroupedAttention(C, H, SIZES["n_kv_head"], T),
+            attention.GROUPED_ATTENTION,
+            ("n_embd", "n_head", "n_kv_head", "block_size"),
+        ),
+    ),
+}
+"""By step. The counting steps, and `scale`, `gpt2-init` and `modern`, have nothing new to write."""

@@ -1,0 +1,216 @@
+"""Which of a learner's parameters is which of the reference's, whatever they are called and however they are packed.
+
+A unit is what belongs together: a linear layer with its bias, a table, a norm's gain and bias. Units of the same shape are told
+apart by their names, where those speak (query, w_k, v_proj); where they do not, every order that makes sense is tried.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Signature = tuple[str, tuple[int, ...]]
+
+_LARGEST_PERMUTATION = 4
+_SPOKEN = {
+    "query": {"q", "wq", "qs", "query", "queries", "toq"},
+    "key": {"k", "wk", "ks", "key", "keys", "tok"},
+    "value": {"v", "wv", "vs", "value", "values", "tov"},
+    "projection": {"proj", "projection", "out", "o", "wo", "output"},
+    "gate": {"gate", "wg"},
+    "up": {"up", "wu"},
+    "down": {"down", "wd"},
+    "norm1": {"norm1", "ln1", "ln_1"},
+    "norm2": {"norm2", "ln2", "ln_2"},
+    "token_table": {"token", "tok", "wte"},
+    "position_table": {"position", "positions", "pos", "wpe"},
+}
+
+
+@dataclass
+class Unit:
+    """Parameters that belong together.
+
+    Attributes:
+        name: where it is, as in `named_modules`; a raw parameter's own name.
+        kind: linear, table, norm or heads (a raw parameter for all heads at once).
+        shape: of its weight; for a raw matrix, which is multiplied from the right, the transposed one.
+        weight: name of the weight or gain, and of the bias where there is one.
+        turned: whether the weight is kept the other way round.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weight: str
+    bias: str = ""
+    turned: bool = False
+
+    @property
+    def signature(self) -> Signature:
+        """What two units must have in common."""
+        return self.kind, self.shape
+
+
+def units(module: nn.Module) -> list[Unit]:
+    """All units of a module, in the order of their registration."""
+    found = []
+    for name, owner in module.named_modules():
+        own = dict(owner.named_parameters(recurse=False))
+        at = f"{name}." if name else ""
+        flat = [key for key, p in own.items() if p.ndim == 1]
+        wide = [key for key, p in own.items() if p.ndim > 1]
+        if isinstance(owner, nn.Embedding):
+            found.append(Unit(name, "table", tuple(owner.weight.shape), f"{at}weight"))
+        elif len(wide) == 1 and len(flat) <= 1:
+            turned = not isinstance(owner, nn.Linear) and own[wide[0]].ndim == 2
+            shape = tuple(own[wide[0]].shape)
+            found.append(
+                Unit(name, "linear" if len(shape) == 2 else "heads", shape[::-1] if turned else shape, at + wide[0], at + flat[0] if flat else "", turned)
+            )
+        else:
+            for key in wide:
+                shape = tuple(own[key].shape)
+                turned = len(shape) == 2
+                found.append(Unit(at + key, "linear" if turned else "heads", shape[::-1] if turned else shape, at + key, turned=turned))
+            if flat:
+                # A gain begins at one, a bias at zero.
+                ordered = sorted(flat, key=lambda key: not bool((own[key] == 1).all()))
+                names = [at + key for key in ordered]
+                found.append(Unit(name, "norm", tuple(own[ordered[0]].shape), names[0], names[1] if len(names) > 1 else ""))
+    return found
+
+
+@dataclass
+class Piece:
+    """One unit of the reference: a role, and its tensors."""
+
+    role: str
+    kind: str
+    weight: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """What two units must have in common."""
+        return self.kind, tuple(self.weight.shape)
+
+
+def layouts(reference: nn.Module) -> list[list[Piece]]:
+    """The reference's weights in every packing that a correct solution may use; the plain one first."""
+    tensors = {name: p.detach() for name, p in reference.named_parameters()}
+    plain = [Piece(_role(u.name), u.kind, tensors[u.weight], tensors.get(u.bias)) for u in units(reference)]
+    heads = [p for p in plain if p.kind == "linear" and p.role in ("query", "key", "value")]
+    rest = [p for p in plain if all(p is not other for other in heads)]
+    packed = [plain]
+    parts = {role: [p.weight for p in heads if p.role == role] for role in ("query", "key", "value")}
+    if parts["query"]:
+        joined = {role: torch.cat(weights) for role, weights in parts.items()}
+        packed.append([*(Piece(role, "linear", weight) for role, weight in joined.items()), *rest])
+        for order in itertools.permutations(parts):
+            packed.append([Piece("qkv", "linear", torch.cat([joined[role] for role in order])), *rest])
+            if len(set(map(len, parts.values()))) == 1:  # a fused matrix for each head
+                fused = [Piece("qkv", "linear", torch.cat([parts[role][h] for role in order])) for h in range(len(parts["query"]))]
+                packed.append([*fused, *rest])
+        for axes in ((0, 2, 1), (0, 1, 2), (2, 0, 1), (1, 0, 2)):  # one raw parameter for all heads, as einsum likes it
+            packed.append([*(Piece(role, "heads", torch.stack(weights).permute(axes)) for role, weights in parts.items()), *rest])
+    wide = {p.role: p for p in plain if p.role in ("gate", "up")}
+    if len(wide) == 2:
+        others = [p for p in plain if p.role not in wide]
+        packed += [[Piece("wide", "linear", torch.cat([wide[role].weight for role in order])), *others] for order in (("gate", "up"), ("up", "gate"))]
+    return packed
+
+
+@dataclass
+class Match:
+    """How well a layout fits, and the ways to fill a learner's module with it."""
+
+    pieces: list[Piece]
+    missing: list[Piece] = field(default_factory=list)
+    extra: list[Unit] = field(default_factory=list)
+    assignments: list[list[tuple[Unit, Piece]]] = field(default_factory=list)
+
+
+def match(learner: nn.Module, reference: nn.Module) -> list[Match]:
+    """The layouts that fit best, each with its possible assignments."""
+    theirs = units(learner)
+    matches = [_fit(theirs, pieces) for pieces in layouts(reference)]
+    best = min(len(m.missing) + len(m.extra) for m in matches)
+    fitting = [m for m in matches if len(m.missing) + len(m.extra) == best]
+    return fitting if best == 0 else fitting[:1]
+
+
+def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
+    result = Match(pieces)
+    choices: list[list[list[tuple[Unit, Piece]]]] = []
+    for signature in dict.fromkeys([p.signature for p in pieces] + [u.signature for u in theirs]):
+        mine = [p for p in pieces if p.signature == signature]
+        yours = [u for u in theirs if u.signature == signature]
+        spoken = [u for u in yours if _spoken(u.name) in {p.role for p in mine}]
+        if len(mine) != len(yours):
+            # Those whose names speak are placed; the others cannot be told apart.
+            known, placed = list(mine), []
+            for unit in spoken if len(yours) > len(mine) or len(spoken) == len(yours) else yours:
+                piece = next((p for p in known if p.role == _spoken(unit.name)), known[0] if known else None)
+                if piece is not None:
+                    known.remove(piece)
+                    placed.append((unit, piece))
+            result.missing += known
+            result.extra += [u for u in yours if all(u is not unit for unit, _ in placed)]
+            choices.append([placed])
+        else:
+            choices.append([list(zip(yours, order, strict=True)) for order in _orders(yours, mine)])
+    combined = itertools.islice(itertools.product(*choices), 200)
+    result.assignments = sorted(([pair for group in groups for pair in group] for groups in combined), key=_bias_conflicts)
+    return result
+
+
+def _orders(yours: list[Unit], mine: list[Piece]) -> Iterator[list[Piece]]:
+    """Orders of the reference's pieces in which they may stand beside the learner's units."""
+    roles = sorted(p.role for p in mine)
+    named = [_spoken(u.name) for u in yours]
+    if len(mine) > 1 and sorted(named) == roles:
+        queues = {role: iter([p for p in mine if p.role == role]) for role in roles}
+        yield [next(queues[role]) for role in named]
+    elif len(mine) <= _LARGEST_PERMUTATION:
+        yield from (list(order) for order in itertools.permutations(mine))
+    else:
+        yield mine
+        kinds = list(dict.fromkeys(p.role for p in mine))
+        groups = {kind: [p for p in mine if p.role == kind] for kind in kinds}
+        for order in itertools.permutations(kinds):
+            yield [p for kind in order for p in groups[kind]]  # all queries, then all keys ...
+            if len(set(map(len, groups.values()))) == 1:
+                yield [p for row in zip(*(groups[kind] for kind in order), strict=True) for p in row]  # head by head
+
+
+def _bias_conflicts(pairs: list[tuple[Unit, Piece]]) -> int:
+    return sum(bool(unit.bias) != (piece.bias is not None) for unit, piece in pairs)
+
+
+def _role(name: str) -> str:
+    return _spoken(name) or name.split(".")[-1]
+
+
+def _spoken(name: str) -> str:
+    """The role that a name speaks of: its last part decides (q_proj, key, heads.0.value), else the one before."""
+    parts = [part for part in re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split(".") if not part.isdigit()]
+    for part in reversed(parts[-2:]):
+        words = {part, *part.split("_")}
+        for role, known in _SPOKEN.items():
+            if words & known:
+                return role
+    return ""
+
+
+@torch.no_grad()
+def fill(learner: nn.Module, pairs: list[tuple[Unit, Piece]]) -> None:
+    """Write the reference's weights into the learner's parameters; a bias that only they have becomes zero."""
+    parameters = dict(learner.named_parameters())
+    for unit, piece in pairs:
+        parameters[unit.weight].copy_(piece.weight.T if unit.turned else piece.weight)
+        if unit.bias:
+            parameters[unit.bias].copy_(torch.zeros_like(parameters[unit.bias]) if piece.bias is None else piece.bias)
