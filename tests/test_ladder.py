@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from gptloom.bundle import Bundle
 from gptloom.cli import main
 from gptloom.errors import ConfigError
-from gptloom.model.decoder import Decoder
+from gptloom.model.build import build_model
+from gptloom.model.plain import PLAIN
 from gptloom.studies import ladder as ladder_module
+from gptloom.studies.check_exercises import EXERCISES
 from gptloom.studies.lessons import choose_lessons, configure_lesson, find_lesson, read_lessons
 from gptloom.studies.pace import Pace, affordable_tokens
 from gptloom.studies.report import describe_changes
@@ -27,7 +29,8 @@ from training_helpers import write_text
 COUNTED = ["uniform", "unigram", "bigram-counts", "trigram-counts", "4gram-counts", "5gram-counts"]
 LECTURE = ["bigram", "embedding", "positions", "averaging", "one-head", "multi-head", "mlp", "residual", "layernorm", "post-norm", "dropout", "scale"]
 LATER = ["score-scale", "gpt2-init", "gelu", "rope", "rmsnorm", "qk-norm", "swiglu", "gqa", "modern"]
-TRAINED = LECTURE + LATER
+NEIGHBOURS = ["rnn", "lstm", "gru"]
+TRAINED = LECTURE + LATER + NEIGHBOURS
 BUDGET = 1_280_000
 
 
@@ -43,7 +46,7 @@ def test_the_steps_are_these_in_this_order():
     for number, lesson in enumerate(read_lessons().values()):
         assert lesson.counts == (number if number < 6 else None)
         assert lesson.title and len(lesson.idea) > 60 and len(lesson.why) > 60
-        assert lesson.exercise is None or lesson.exercise.classes
+        assert ((lesson.exercise and lesson.exercise.classes) or ()) == tuple(one.name for one in EXERCISES.get(lesson.name, ()))
 
 
 def test_every_step_starts_from_an_earlier_one_and_the_trained_ones_from_the_bigram():
@@ -69,7 +72,7 @@ def test_every_step_builds_and_changes_what_it_says(name):
         for group, fields in lesson.changes.items():
             for field, value in fields.items():
                 assert getattr(getattr(config, group), field) == value != getattr(getattr(before, group), field), field
-    assert Decoder(config.model).parameter_count() > 0
+    assert build_model(config.model).parameter_count() > 0
 
 
 def expected_parameters(v=65, c=64, t=32, layers=4):
@@ -79,7 +82,7 @@ def expected_parameters(v=65, c=64, t=32, layers=4):
 
 
 def test_parameter_counts_by_hand():
-    counted = {name: Decoder(settings(name).model).parameter_count() for name in TRAINED}
+    counted = {name: build_model(settings(name).model).parameter_count() for name in TRAINED}
     head, tables = 32 * 65 + 65, 65 * 32 + 8 * 32
     assert counted["bigram"] == 65 * 65 and counted["embedding"] == 65 * 32 + head
     assert counted["positions"] == counted["averaging"] == tables + head
@@ -90,6 +93,9 @@ def test_parameter_counts_by_hand():
     assert counted["scale"] == counted["score-scale"] == counted["gelu"] == expected_parameters() == 209_729
     assert counted["rope"] == 209_729 - 32 * 64 and counted["rmsnorm"] == counted["rope"] - 9 * 64
     assert counted["qk-norm"] == counted["rmsnorm"] + 4 * 2 * 16
+    assert counted["rnn"] == 2 * 2 * 212 * 213 + 212 * 130 + 65 and counted["lstm"] == 2 * 8 * 110 * 111 + 110 * 130 + 65
+    assert counted["gru"] == 2 * 6 * 126 * 127 + 126 * 130 + 65
+    assert all(abs(counted[name] - 209_729) < 1_500 for name in NEIGHBOURS)
     assert counted["gqa"] == counted["swiglu"] - 4 * 2 * 2 * 16 * 64
 
 
@@ -126,24 +132,26 @@ def test_a_choice_of_steps_brings_what_they_are_compared_with():
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_shape_that_is_shown_is_the_product_of_its_letters(name):
     config = settings(name)
-    rows = shapes(Decoder(config.model), config.train.batch_size)
+    rows = shapes(build_model(config.model), config.train.batch_size)
     sizes = sizes_of(config.model, config.train.batch_size)
     for what, axes, shape in rows:
         assert [sizes[axis] for axis in axes.split()] == list(shape), what
         assert product(axes, sizes) == torch.Size(shape).numel()
     assert rows[0][1] == "B T" and rows[-1][1] == "B T V"
+    is_decoder = config.model.n_layer > 0 and not config.model.is_recurrent
     told = {what for what, _, _ in rows}
-    assert ("attention weights" in told) == (config.model.n_layer > 0 and config.model.mixer == "attention")
-    assert ("activated" in told) == (config.model.n_layer > 0 and config.model.mlp != "none")
+    assert ("attention weights" in told) == (is_decoder and config.model.mixer == "attention")
+    assert ("activated" in told) == (is_decoder and config.model.mlp != "none")
 
 
 def test_show_tells_idea_changes_parameters_shapes_and_code(capsys):
     assert main(["ladder", "show", "multi-head"]) == 0
     text = capsys.readouterr().out
-    for word in ("from one-head", "model.n_head: 1 -> 4", "7,553", "(B, H, T, T)", "32 x 4 x 8 x 8", "class MultiHeadAttention", "exercise"):
+    for word in ("from one-head", "model.n_head: 1 -> 4", "7,553", "(B, H, T, T)", "32 x 4 x 8 x 8", "class JoinedHeads", "exercise"):
         assert word in text
     assert main(["ladder", "show", "--json"]) == 0
     assert [one["name"] for one in json.loads(capsys.readouterr().out)["steps"]] == list(read_lessons())
+    assert set(LECTURE + LATER) == PLAIN.keys()
     assert show_lesson(find_lesson("unigram"))["shapes"] == [] and describe_changes(find_lesson("rope")) == ["model.positions: learned -> rotary"]
     assert main(["ladder", "show", "one-haed"]) == 2 and "did you mean one-head" in capsys.readouterr().err
 
@@ -250,7 +258,8 @@ def test_a_ladder_ends_with_json_picture_report_and_models(whole, capsys):
     assert {one["step"] for one in found["story"]} == set(NAMES) - {"uniform", "averaging"}  # whose base was not asked for
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
     page = Path(found["report"]).read_text(encoding="utf-8")
-    assert not re.search(r"(https?:)?//\w", page) and page.count("data:image/png;base64,") == 2 and "prefers-color-scheme: dark" in page
+    assert page.count("data:image/png;base64,") == 2 and page.count("prefers-color-scheme: dark") == 2
+    assert not re.search(r"<script|<link|@import|url\(|https?:", page)
     assert not re.search(r'(src|href|srcset)="(?!#|data:)', page) and all(f'id="{name}"' in page for name in NAMES)
     assert {path.name for path in (whole / "models").iterdir()} == {"bigram", "embedding", "averaging", "one-head"}
     bundle = Bundle.load(whole / "models" / "one-head", device="cpu")

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -66,7 +66,6 @@ class Lesson:
         worse_is_expected: why the loss may be higher than the base's, or nothing.
         published: numbers to compare with.
         exercise: what to write oneself.
-        reads: names of the plain code that shows the step.
     """
 
     name: str
@@ -79,7 +78,6 @@ class Lesson:
     worse_is_expected: str = ""
     published: tuple[Published, ...] = ()
     exercise: Exercise | None = None
-    reads: tuple[str, ...] = field(default=())
 
     @property
     def trains(self) -> bool:
@@ -148,5 +146,4 @@ def _lesson(values: dict[str, Any]) -> Lesson:
         worse_is_expected=values.get("worse_is_expected", ""),
         published=tuple(Published(**one) for one in values.get("published", ())),
         exercise=None if exercise is None else Exercise(exercise["task"], tuple(exercise["classes"])),
-        reads=tuple(values.get("reads", ())),
     )
