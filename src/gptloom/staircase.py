@@ -60,13 +60,14 @@ def draw_staircase(path: Path, stairs: Sequence[Stair], *, title: str, dark: boo
         if stair.base in rows:
             before = losses[stair.base]
             axes.plot([before, before, stair.loss], [rows[stair.base], row, row], color=colour, linewidth=1.2, alpha=0.55, zorder=1)
-        axes.errorbar(stair.loss, row, xerr=stair.spread, color=colour, marker="s" if stair.counts else "o", markersize=5.5, capsize=3, zorder=3)
+        mark = "s" if stair.counts else "^" if worse else "o"
+        axes.errorbar(stair.loss, row, xerr=stair.spread, color=colour, marker=mark, markersize=6, capsize=3, zorder=3)
         if stair.published is not None:
             axes.plot(stair.published, row, marker="D", markersize=8, markerfacecolor="none", markeredgecolor=ink, linestyle="none", zorder=4)
-        axes.text(stair.loss + 0.02 * width, row, f"{stair.loss:.3f}", color=ink, fontsize=8, va="center", ha="left", zorder=5, backgroundcolor="none")
+        axes.text(1.01, row, f"{stair.loss:.3f}", color=ink, fontsize=9, va="center", ha="left", transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(stairs)), [stair.name for stair in stairs])
     axes.set_ylim(len(stairs) - 0.4, -0.6)
-    axes.set_xlim(min(losses.values()) - 0.06 * width, max(losses.values()) + 0.12 * width)
+    axes.set_xlim(min(losses.values()) - 0.06 * width, max(losses.values()) + 0.06 * width)
     axes.set_xlabel("validation loss (nats per token); further left is better", color=ink)
     axes.set_title(title, color=ink)
     axes.tick_params(colors=ink, labelsize=9)
@@ -74,21 +75,21 @@ def draw_staircase(path: Path, stairs: Sequence[Stair], *, title: str, dark: boo
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(ink)
-    _legend(axes, stairs, (blue, "#9A9A9A" if dark else GREY, ink))
+    _legend(figure, stairs, (blue, "#9A9A9A" if dark else GREY, ink))
     figure.savefig(path)
 
 
-def _legend(axes: object, stairs: Sequence[Stair], colours: tuple[str, str, str]) -> None:
+def _legend(figure: object, stairs: Sequence[Stair], colours: tuple[str, str, str]) -> None:
     """Says what the marks mean, of those that occur."""
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    assert isinstance(axes, Axes)
+    assert isinstance(figure, Figure)
     blue, grey, ink = colours
     losses = {stair.name: stair.loss for stair in stairs}
     marks = [("counted", "s", grey, grey, any(stair.counts for stair in stairs))]
     marks += [("trained, better than what it came from", "o", blue, blue, any(not stair.counts for stair in stairs))]
-    marks += [("trained, worse", "o", ORANGE, ORANGE, any(not s.counts and s.base in losses and s.loss > losses[s.base] for s in stairs))]
+    marks += [("trained, worse", "^", ORANGE, ORANGE, any(not s.counts and s.base in losses and s.loss > losses[s.base] for s in stairs))]
     marks += [("published", "D", "none", ink, any(stair.published is not None for stair in stairs))]
     handles = [Line2D([], [], marker=mark, color=edge, markerfacecolor=face, linestyle="none", label=text) for text, mark, face, edge, there in marks if there]
-    axes.legend(handles=handles, frameon=False, labelcolor=ink, loc="lower right", fontsize=8)
+    figure.legend(handles=handles, frameon=False, labelcolor=ink, loc="outside lower center", ncols=4, fontsize=9)

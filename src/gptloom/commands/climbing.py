@@ -1,6 +1,5 @@
 """`gptloom ladder`, in all its forms."""
 
-import importlib
 import json
 import shutil
 import sys
@@ -60,16 +59,18 @@ def show_command(step: str | None, as_json: bool) -> int:
 def check_command(step: str, file: Path, as_json: bool) -> int:
     """Run a learner's file against the reference, and print what differs."""
     find_lesson(step)
-    checks = importlib.import_module("gptloom.studies.check")
-    report = checks.check(step, file)
-    print(json.dumps(asdict(report), ensure_ascii=False) if as_json else "\n".join(checks.report_lines(report)))
+    from gptloom.studies.check import check, report_lines
+
+    report = check(step, file)
+    print(json.dumps(asdict(report), ensure_ascii=False) if as_json else "\n".join(report_lines(report)))
     return ExitCode.DONE if report.passed else ExitCode.INPUT
 
 
 def reproduce(names: Sequence[str], steps: int | None, as_json: bool) -> int:
     """Run the documents' own runs."""
-    code: int = importlib.import_module("gptloom.commands.reproducing").reproduce_command(list(names), steps, as_json)
-    return code
+    from gptloom.commands.reproducing import reproduce_command
+
+    return reproduce_command(list(names), steps, as_json)
 
 
 def _draw(climbed: Climbed, rows: Sequence[Row], story: Sequence[Verdict], picture: Path, report: Path) -> None:

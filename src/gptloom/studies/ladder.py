@@ -123,7 +123,7 @@ class _Ladder:
             self.paces = {name: Pace(**pace) for name, pace in plan["paces"].items()}
             tokens: int = plan["tokens"]
         else:
-            self.paces = {lesson.name: rehearse(self._configure(lesson, WINDOW, self.config.seed), self.material) for lesson in self.trained}
+            self._rehearse()
             tokens = self._budget()
             paces = {name: asdict(pace) for name, pace in self.paces.items()}
             begun = {"texts": list(texts), "settings": self.config.model_dump(), "tokens": tokens, "identity": self._identity(tokens), "paces": paces}
@@ -184,6 +184,10 @@ class _Ladder:
     def _configure(self, lesson: Lesson, tokens: int, seed: int) -> Any:
         return configure_lesson(lesson, tokens=tokens, seed=seed, device=self.config.device, vocab_size=self.material.tokenizer.vocab_size)
 
+    def _rehearse(self) -> None:
+        for lesson in self.trained[:1] + self.trained:  # the first twice: what PyTorch loads late would count as its own
+            self.paces[lesson.name] = rehearse(self._configure(lesson, WINDOW, self.config.seed), self.material)
+
     def _identity(self, tokens: int) -> str:
         """Changes when the text, the tokenizer or any setting of any step does."""
         settings = [self._configure(lesson, tokens, self.config.seed).model_dump() for lesson in self.trained]
@@ -203,7 +207,7 @@ class _Ladder:
 
     def _round(self, tokens: int) -> float:
         """Expected seconds of one round."""
-        return sum(pace.seconds(tokens) for pace in self.paces.values())
+        return sum((pace.seconds(tokens) for pace in self.paces.values()), 0.0)
 
     def _fits(self, rounds: int, tokens: int) -> bool:
         """Whether one more round fits into the time, by what the first one took."""

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -16,6 +16,9 @@ WINDOW = 256
 
 LECTURE_STEPS = 5000
 """How many of them the lecture takes."""
+
+EVALUATED = 2048
+"""Tokens that are evaluated at once: short windows are quicker in larger batches."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,6 @@ class Lesson:
         worse_is_expected: why the loss may be higher than the base's, or nothing.
         published: numbers to compare with.
         exercise: what to write oneself.
-        reads: names of the plain code that shows the step.
     """
 
     name: str
@@ -76,7 +78,6 @@ class Lesson:
     worse_is_expected: str = ""
     published: tuple[Published, ...] = ()
     exercise: Exercise | None = None
-    reads: tuple[str, ...] = field(default=())
 
     @property
     def trains(self) -> bool:
@@ -126,8 +127,10 @@ def configure_lesson(lesson: Lesson, *, tokens: int, seed: int = 1337, device: s
     values = merge(changes_of(lesson), {"seed": seed, "device": device, "model": {"vocab_size": vocab_size}})
     config = parse(RunConfig, values, where=f"step {lesson.name}")
     steps = max(1, round(tokens / (config.train.batch_size * config.model.block_size)))
+    rows = max(1, EVALUATED // config.model.block_size)
     # The untrained model and the trained one are measured, and nothing between.
-    return parse(RunConfig, merge(values, {"train": {"steps": steps, "eval_every": steps, "sample_tokens": 0}}), where=f"step {lesson.name}")
+    known = {"train": {"steps": steps, "eval_every": steps, "eval_batch_size": rows, "sample_tokens": 0}}
+    return parse(RunConfig, merge(values, known), where=f"step {lesson.name}")
 
 
 def _lesson(values: dict[str, Any]) -> Lesson:
@@ -143,5 +146,4 @@ def _lesson(values: dict[str, Any]) -> Lesson:
         worse_is_expected=values.get("worse_is_expected", ""),
         published=tuple(Published(**one) for one in values.get("published", ())),
         exercise=None if exercise is None else Exercise(exercise["task"], tuple(exercise["classes"])),
-        reads=tuple(values.get("reads", ())),
     )

@@ -17,8 +17,7 @@ from gptloom.training.callbacks import Callback, Request, View
 RESERVE = 0.9
 """Share of the time that is planned for; the rest is for what a rehearsal cannot foresee."""
 
-_REHEARSED = 8
-_WINDOWS = 64
+_REHEARSED = 6
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class _Clock(Callback):
 def rehearse(config: RunConfig, material: Material) -> Pace:
     """Train a few steps, and evaluate on a few windows, to see how long they take."""
     block, rows = config.model.block_size, config.train.eval_batch_size
-    count = min(len(material.parts.val), 4 * rows * block + 1)
+    count = min(len(material.parts.val), 2 * rows * block + 1)
     few = Tokens(material.parts.val.ids[:count], np.zeros(1, dtype=np.int64))
     short: Mapping[str, Any] = {"train": {"steps": _REHEARSED, "eval_every": _REHEARSED}}
     clock, began = _Clock(), time.perf_counter()
@@ -79,4 +78,4 @@ def affordable_tokens(paces: Mapping[str, Pace], seconds: float, most: int, leas
     per_token = sum(pace.per_token for pace in paces.values())
     fixed = sum(pace.fixed for pace in paces.values())
     fits = (RESERVE * seconds - fixed) / max(per_token, 1e-12)
-    return int(max(least, min(most, fits)))
+    return int(min(most, max(least, fits)))

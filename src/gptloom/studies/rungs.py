@@ -92,7 +92,7 @@ class RungStore:
 
     def spent(self) -> float:
         """Seconds that all finished rungs took."""
-        return sum(float(_read(path).get("spent", 0.0)) for path in self.folder.glob("trials/*/*.json"))
+        return sum((float(_read(path).get("spent", 0.0)) for path in self.folder.glob("trials/*/*.json")), 0.0)
 
     def _path(self, name: str, seed: int | None) -> Path:
         return self.folder / "trials" / name / ("counts.json" if seed is None else f"seed-{seed}.json")

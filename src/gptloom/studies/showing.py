@@ -1,6 +1,5 @@
 """`gptloom ladder show STEP`: the idea, the changed settings, the shape of every tensor on the way, and the plain code."""
 
-import importlib
 import inspect
 import math
 import re
@@ -9,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gptloom.config import ModelConfig
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
+from gptloom.model.plain import PLAIN
 from gptloom.model.state import Context, Trace
 from gptloom.studies.lessons import LECTURE_STEPS, WINDOW, Lesson, configure_lesson
 from gptloom.studies.report import describe_changes
@@ -34,7 +34,7 @@ OUTPUTS = {
     r".*\.mlp\.up": ("widened", "B T F"),
     r".*\.mlp\.down": ("narrowed again", "B T C"),
     r"blocks\.\d+": ("the stream after the block", "B T C"),
-    r"layers": ("the last layer's memory at each token", "B T C"),
+    r"layers": ("the last layer's memory after each token", "B T C"),
     r"final_norm": ("normalised for the head", "B T C"),
     r"head": ("logits", "B T V"),
 }
@@ -106,10 +106,7 @@ def shapes(model: LanguageModel, batch: int) -> list[Shape]:
 
 def plain_code(lesson: Lesson) -> str | None:
     """The step's plain code, as it stands in `gptloom.model.plain`; None where there is none."""
-    plain = importlib.import_module("gptloom.model.plain")
-    listed: dict[str, tuple[Any, ...]] = getattr(plain, "PLAIN", {})
-    parts = listed.get(lesson.name) or tuple(getattr(plain, name) for name in lesson.reads if hasattr(plain, name))
-    return "\n\n".join(inspect.getsource(part) for part in parts) or None
+    return "\n\n".join(inspect.getsource(part) for part in PLAIN.get(lesson.name, ())) or None
 
 
 def sizes_of(config: ModelConfig, batch: int) -> dict[str, int]:
@@ -137,8 +134,8 @@ def _note(rows: list[Shape], name: str, config: ModelConfig) -> Callable[[nn.Mod
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
         described = next((about for pattern, about in OUTPUTS.items() if re.fullmatch(pattern, name)), None)
         absent = isinstance(module, nn.Identity) and not name.endswith(("query_norm", "key_norm"))
-        output = output[0] if isinstance(output, tuple) else output  # a recurrent layer also returns its last state
-        if described is None or absent or _repeats(name) or not isinstance(output, Tensor):
+        output = output[0] if isinstance(output, tuple) else output  # recurrent layers return their state, too
+        if described is None or absent or _repeats(name):
             return
         what, axes = described
         if name == "token_table" and config.head == "none":

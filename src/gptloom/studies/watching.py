@@ -10,6 +10,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.display import duration
 
+PRIOR = 0.05
+"""How much the expectation weighs against the pace so far, as a share of all work."""
+
 
 class Watch(Callback):
     """Plain lines; the base of the bar too. Work is measured in expected seconds."""
@@ -19,7 +22,7 @@ class Watch(Callback):
         self.say = say
         self.total = self.done = self.weight = 0.0
         self.label = ""
-        self._began = time.monotonic()
+        self.spent, self._began = 0.0, time.monotonic()
 
     def expect(self, seconds: float) -> None:
         """This much more is to be done."""
@@ -28,6 +31,7 @@ class Watch(Callback):
     def begin(self, label: str, weight: float) -> None:
         """A training that was expected to take `weight` seconds starts."""
         self.label, self.weight = label, weight
+        self._began = time.monotonic()
         self.show(0.0)
 
     def after_step(self, view: View) -> Request:
@@ -37,16 +41,19 @@ class Watch(Callback):
 
     def finish(self, line: str) -> None:
         """The training at hand has ended; `line` says how."""
+        if self.weight:
+            self.spent += time.monotonic() - self._began
         self.done, self.weight = self.done + self.weight, 0.0
         self.say(f"{line}  {self.left(0.0)}")
         self.show(0.0)
 
     def left(self, share: float) -> str:
-        """How long the rest will take at the pace so far, when `share` of the training at hand is done."""
+        """How long the rest will take, when `share` of the training at hand is done: as expected, and more and more at the pace so far."""
         done = self.done + share * self.weight
+        spent = self.spent + (time.monotonic() - self._began if self.weight else 0.0)
+        believed = PRIOR * self.total
         remaining = self.total - done
-        pace = (time.monotonic() - self._began) / done if done > 0 else 1.0
-        return f"{duration(max(0.0, remaining * pace))} left" if remaining > 1e-9 else "done"
+        return f"{duration(max(0.0, remaining * (spent + believed) / (done + believed)))} left" if remaining > 1e-9 else "done"
 
     def show(self, share: float) -> None:
         """Draw; plain lines have nothing to draw."""
