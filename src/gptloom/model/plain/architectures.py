@@ -27,18 +27,21 @@ def decoder_step(attention: Attention, x: Tensor) -> Tensor:
     """A decoder looks at itself and at what came before: it can go on writing."""
     t = x.shape[1]
     allowed = torch.tril(torch.ones(t, t, dtype=torch.bool))  # the one line
-    return x + attention(x, x, allowed)
+    out: Tensor = x + attention(x, x, allowed)
+    return out
 
 
 def encoder_step(attention: Attention, x: Tensor) -> Tensor:
     """An encoder looks everywhere: it can tell what is hidden, but not go on, for it was never without the future."""
     t = x.shape[1]
     allowed = torch.ones(t, t, dtype=torch.bool)  # the one line
-    return x + attention(x, x, allowed)
+    out: Tensor = x + attention(x, x, allowed)
+    return out
 
 
 def encoder_decoder_step(attention: Attention, cross: Attention, x: Tensor, source: Tensor) -> Tensor:
     """A decoder that also looks at everything an encoder has made of a source: it goes on writing about something."""
     x = decoder_step(attention, x)
     allowed = torch.ones(x.shape[1], source.shape[1], dtype=torch.bool)  # the whole source
-    return x + cross(x, source, allowed)  # asks in x, finds its answers in the source
+    out: Tensor = x + cross(x, source, allowed)  # asks in x, finds its answers in the source
+    return out
