@@ -77,9 +77,11 @@ def rehearse(arm: Arm, material: Material) -> float:
     few = min(len(parts.val), _REHEARSED_TOKENS)
     val = Tokens(parts.val.ids[:few], parts.val.document_starts[parts.val.document_starts < few])
     clock, start = _EvaluationClock(), time.perf_counter()
-    trial, _ = run_trial(
-        config.model_copy(update={"train": config.train.model_copy(update=short)}), replace(material, parts=Split(parts.train, val)), callbacks=[clock]
-    )
+    rehearsed = config.model_copy(update={"train": config.train.model_copy(update=short)})
+    try:
+        trial, _ = run_trial(rehearsed, replace(material, parts=Split(parts.train, val)), callbacks=[clock])
+    except DivergedError:  # a finding, which belongs to the trainings themselves; they will not last long
+        return time.perf_counter() - start
     rest = time.perf_counter() - start - trial.seconds - 2 * clock.seconds
     training = horizon.seconds if horizon.seconds is not None else trial.seconds / trial.steps * horizon.total
     return max(0.0, rest) + training + 2 * clock.seconds * len(parts.val) / few
@@ -128,7 +130,7 @@ def run_all(plan: Plan, materials: Materials, folder: Folder, times: Sequence[fl
         config = _for_trial(plan.arms[arm].config, plan.seed(arm, pair))
         found[arm, pair] = outcome = _run(config, materials[config.data])
         folder.save(arm, pair, outcome)
-        left = sum(_expected(other, found, times) for other, another in order if (other, another) not in found)
+        left = sum((_expected(other, found, times) for other, another in order if (other, another) not in found), 0.0)
         loss = outcome.trouble or f"validation loss {outcome.val_loss:.4f}"
         say(f"{len(found)} of {len(order)}  {plan.arms[arm].name}  seed {config.seed}  {loss}  {outcome.wall:.1f} s; {duration(left)} left")
     return [[found[arm, pair] for pair in range(plan.seeds)] for arm in range(len(plan.arms))]
