@@ -12,8 +12,9 @@ from gptloom.errors import ConfigError, ExitCode
 from gptloom.plots_comparison import draw_comparison
 from gptloom.settings import nest
 from gptloom.studies.assignment import STEPS, needs, needs_lines, published_lines, read_example
-from gptloom.studies.compare import Folder, Materials, Plan, estimate_times, open_materials, run_all
+from gptloom.studies.compare import Materials, Plan, estimate_times, identity, open_materials, run_all
 from gptloom.studies.factors import is_factor, plan_arms, read_factor
+from gptloom.studies.kept import Folder
 from gptloom.studies.summary import pair_notes, summarise
 from gptloom.training.display import duration
 from gptloom.training.folder import next_folder
@@ -70,7 +71,7 @@ def _go(args: argparse.Namespace, plan: Plan) -> dict[str, Any] | None:
         say(f"note: {note}")
     folder = None if args.plan and args.run is None else Folder(args.run or next_folder("compare"))
     if folder is not None and not args.plan:
-        folder.begin(plan, materials)
+        folder.begin(identity(plan, materials))
         say(f"kept in {folder.path}; the same command with --run {folder.path} goes on where it stopped, or adds seeds")
     times = estimate_times(plan, materials, folder, say)
     total = f"{len(plan.order())} trainings ({len(plan.arms)} arms, {plan.seeds} seeds), about {duration(sum(times) * plan.seeds)}"

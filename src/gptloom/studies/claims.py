@@ -73,13 +73,19 @@ def _names(key: str) -> re.Pattern[str]:
 
 
 def _attach(claim: Claim, where: Mapping[str, int], words: list[tuple[int, int, str]], inherited: int) -> int:
-    """Give each setting of a clause the direction word before it, else the one after it, else that of the clause before."""
-    for key, place in where.items():
-        # A word that stands closer before another name (the loss, another setting) belongs to that one.
-        before = [(at, sign) for at, sign, _ in words if at < place]
-        after = [sign for at, sign, _ in words if at > place and not any(at < other for other in where.values())]
-        own = before[-1:] if before and not any(before[-1][0] < other < place for other in where.values()) else []
-        sign = own[0][1] if own else after[0] if after and not before else inherited if not words else 0
+    """Give each name in a clause its direction word: the one before it, else one after it that is free, else that of the clause before.
+
+    No other name may stand between a name and its word.
+    """
+    taken: dict[str, tuple[int, int, str]] = {}
+    for after in (False, True):
+        for key, place in sorted(where.items(), key=lambda item: item[1]):
+            free = [word for word in words if (word[0] > place) == after and (not after or word not in taken.values())]
+            near = min(free, key=lambda word: abs(word[0] - place), default=None)
+            if key not in taken and near and not any(min(near[0], place) < other < max(near[0], place) for other in where.values()):
+                taken[key] = near
+    for key in where:
+        sign = taken[key][1] if key in taken else 0 if words else inherited
         if key == LOSS:
             claim.effect = -sign or claim.effect
         elif sign:

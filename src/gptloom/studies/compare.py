@@ -1,17 +1,19 @@
-"""Run a comparison: every arm with every seed, kept on disk as it comes, so that an interrupted comparison goes on."""
+"""Run a comparison: every arm with every seed, pair by pair."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gptloom.config import DataConfig, RunConfig
-from gptloom.errors import ConfigError, DivergedError, InputError, MachineError
+from gptloom.data.tokens import Split, Tokens
+from gptloom.errors import DivergedError
+from gptloom.inference.evaluation import Score
 from gptloom.runtime import derive
-from gptloom.studies.factors import Arm, flatten, show
+from gptloom.studies.factors import Arm, flatten
+from gptloom.studies.kept import Folder, Outcome
 from gptloom.studies.trial import Material, open_material, run_trial
+from gptloom.training.callbacks import Callback, View
 from gptloom.training.display import duration
 from gptloom.training.schedule import make_horizon
 
@@ -19,31 +21,7 @@ NEVER = 10**9
 """Steps between evaluations where only the first and the last are wanted: evaluating takes time, and the last alone counts."""
 
 _REHEARSAL = 3  # steps
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One training, as it is kept on disk.
-
-    Attributes:
-        val_loss: nats per token on the whole validation split after the last step; None where the training diverged.
-        val_bpb: the same in bits per byte.
-        parameters: of the model; 0 where the training diverged.
-        steps: optimizer steps.
-        tokens: targets trained on.
-        seconds: of training.
-        wall: seconds in all, with evaluation.
-        trouble: why it diverged.
-    """
-
-    val_loss: float | None
-    val_bpb: float | None
-    parameters: int
-    steps: int
-    tokens: int
-    seconds: float
-    wall: float
-    trouble: str = ""
+_REHEARSED_TOKENS = 8192  # of the validation split
 
 
 @dataclass(frozen=True)
@@ -82,101 +60,44 @@ def open_materials(texts: Sequence[str], arms: Sequence[Arm]) -> Materials:
     return {config: open_material(texts, config) for config in dict.fromkeys(arm.config.data for arm in arms)}
 
 
-class Folder:
-    """Where a comparison is kept: comparison.json says what it is, trials/ARM-PAIR.json what each training came to."""
-
-    def __init__(self, path: Path) -> None:
-        """Nothing is read or written yet."""
-        self.path = path
-
-    def begin(self, plan: Plan, materials: Materials) -> None:
-        """Start a comparison here, or make sure that the one that is here is the same, but for the number of seeds.
-
-        Raises:
-            InputError: the folder holds something else.
-            ConfigError: the settings or the text are not those that it was begun with.
-        """
-        about: dict[str, Any] = {
-            "own_seeds": plan.own_seeds,
-            "seed": plan.arms[0].config.seed,
-            "arms": {arm.name: flatten(arm.config) | {"text_sha256": materials[arm.config.data].text_sha256} for arm in plan.arms},
-        }
-        path = self.path / "comparison.json"
-        if path.exists():
-            if difference := _differs(self._read(path), about):
-                raise ConfigError(f"this comparison was begun otherwise: {difference}", where=str(self.path), cure="give the same settings, or a new --run")
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise InputError("is not empty, and no comparison", where=str(self.path), cure="choose another --run")
-        else:
-            self.write("comparison.json", about)
-
-    def load(self, arm: int, pair: int) -> Outcome | None:
-        """What is known of a training."""
-        path = self._trial(arm, pair)
-        return Outcome(**self._read(self.path / path)) if (self.path / path).exists() else None
-
-    def save(self, arm: int, pair: int, outcome: Outcome) -> None:
-        """Keep a training."""
-        self.write(self._trial(arm, pair), asdict(outcome))
-
-    def looks(self) -> list[int]:
-        """The numbers of seeds at which verdicts were given so far."""
-        path = self.path / "looks.json"
-        return list(self._read(path)["seeds"]) if path.exists() else []
-
-    def look(self, seeds: int) -> int:
-        """Note a verdict on so many seeds; returns how many were given on fewer."""
-        seen = sorted({*self.looks(), seeds})
-        self.write("looks.json", {"seeds": seen})
-        return seen.index(seeds)
-
-    def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """A JSON file, whole or not at all."""
-        path = self.path / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".partial")
-            beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            beside.replace(path)
-        except OSError as error:
-            raise MachineError(f"cannot be written: {error.strerror}", where=str(path), cure="choose another folder with --run") from None
-
-    def _trial(self, arm: int, pair: int) -> str:
-        return f"trials/{arm:02}-{pair:03}.json"
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        try:
-            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise InputError("cannot be read", where=str(path), cure="remove it, and that training is run again") from None
-        return value
-
-
-def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first thing in which two comparisons differ, or an empty string."""
-    for key in ("own_seeds", "seed"):
-        if before[key] != now[key]:
-            return f"{key} was {before[key]}, not {now[key]}"
-    if list(before["arms"]) != list(now["arms"]):
-        return f"its arms were {', '.join(before['arms'])}"
-    for name, settings in now["arms"].items():
-        old = before["arms"][name]
-        for key in {**old, **settings}:
-            if old.get(key) != settings.get(key):
-                what = "the text has changed" if key == "text_sha256" else f"{key} was {show(old.get(key))}, not {show(settings.get(key))}"
-                return f"{what} ({name})"
-    return ""
+def identity(plan: Plan, materials: Materials) -> dict[str, Any]:
+    """What must be the same for a comparison to go on: everything but the number of seeds."""
+    return {
+        "own_seeds": plan.own_seeds,
+        "seed": plan.arms[0].config.seed,
+        "arms": {arm.name: flatten(arm.config) | {"text_sha256": materials[arm.config.data].text_sha256} for arm in plan.arms},
+    }
 
 
 def rehearse(arm: Arm, material: Material) -> float:
-    """Seconds that one training of this arm will take, from a few steps and its evaluations."""
-    config = arm.config
-    horizon = make_horizon(config.train, len(material.parts.train), config.train.batch_size * config.model.block_size)
+    """Seconds that one training of this arm will take, from a few steps and evaluations of a part of the validation split."""
+    config, parts = arm.config, material.parts
+    horizon = make_horizon(config.train, len(parts.train), config.train.batch_size * config.model.block_size)
     short = {"steps": _REHEARSAL, "minutes": None, "epochs": None, "patience": None, "eval_every": NEVER}
-    start = time.perf_counter()
-    trial, _ = run_trial(config.model_copy(update={"train": config.train.model_copy(update=short)}), material)
-    around = time.perf_counter() - start - trial.seconds
-    return around + (horizon.seconds if horizon.seconds is not None else trial.seconds / trial.steps * horizon.total)
+    few = min(len(parts.val), _REHEARSED_TOKENS)
+    val = Tokens(parts.val.ids[:few], parts.val.document_starts[parts.val.document_starts < few])
+    clock, start = _EvaluationClock(), time.perf_counter()
+    rehearsed = config.model_copy(update={"train": config.train.model_copy(update=short)})
+    try:
+        trial, _ = run_trial(rehearsed, replace(material, parts=Split(parts.train, val)), callbacks=[clock])
+    except DivergedError:  # a finding, which belongs to the trainings themselves; they will not last long
+        return time.perf_counter() - start
+    rest = time.perf_counter() - start - trial.seconds - 2 * clock.seconds
+    training = horizon.seconds if horizon.seconds is not None else trial.seconds / trial.steps * horizon.total
+    return max(0.0, rest) + training + 2 * clock.seconds * len(parts.val) / few
+
+
+class _EvaluationClock(Callback):
+    """How long the evaluation before the first step takes."""
+
+    seconds = 0.0
+    _began = 0.0
+
+    def on_start(self, view: View) -> None:
+        self._began = time.perf_counter()
+
+    def after_evaluation(self, view: View, score: Score) -> None:
+        self.seconds = self.seconds or time.perf_counter() - self._began
 
 
 def estimate_times(plan: Plan, materials: Materials, folder: Folder | None, say: Callable[[str], None]) -> list[float]:
@@ -209,7 +130,7 @@ def run_all(plan: Plan, materials: Materials, folder: Folder, times: Sequence[fl
         config = _for_trial(plan.arms[arm].config, plan.seed(arm, pair))
         found[arm, pair] = outcome = _run(config, materials[config.data])
         folder.save(arm, pair, outcome)
-        left = sum(_expected(other, found, times) for other, another in order if (other, another) not in found)
+        left = sum((_expected(other, found, times) for other, another in order if (other, another) not in found), 0.0)
         loss = outcome.trouble or f"validation loss {outcome.val_loss:.4f}"
         say(f"{len(found)} of {len(order)}  {plan.arms[arm].name}  seed {config.seed}  {loss}  {outcome.wall:.1f} s; {duration(left)} left")
     return [[found[arm, pair] for pair in range(plan.seeds)] for arm in range(len(plan.arms))]

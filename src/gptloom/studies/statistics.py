@@ -13,8 +13,10 @@ and 2.78), with 10 seeds 1.25 times: 7 seeds do what 5 would have done, 14 what 
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
 
 CONFIDENCE = 0.95
@@ -82,10 +84,12 @@ def seeds_needed(mean: float, sd: float, level: float) -> int | None:
 
     That is the smallest n >= 3 for which t(1 - level / 2, n - 1) sd / sqrt(n) < abs(mean).
     """
-    for n in range(FEWEST_SEEDS, MOST_SEEDS + 1):
-        if t_quantile(1 - level / 2, n - 1) * sd / math.sqrt(n) < abs(mean):
-            return n
-    return None
+    if sd == 0.0 or mean == 0.0:
+        return None if mean == 0.0 else FEWEST_SEEDS
+    # The half-width is below the mean where the mean's own p-value is below the level; the more seeds, the smaller it is.
+    numbers = range(FEWEST_SEEDS, MOST_SEEDS + 1)
+    place = bisect_left(numbers, True, key=lambda n: t_two_sided(mean / sd * math.sqrt(n), n - 1) < level)
+    return numbers[place] if place < len(numbers) else None
 
 
 def t_two_sided(t: float, df: int) -> float:
@@ -93,6 +97,7 @@ def t_two_sided(t: float, df: int) -> float:
     return _incomplete_beta(df / 2, 0.5, df / (df + t * t))
 
 
+@cache
 def t_quantile(p: float, df: int) -> float:
     """The t below which Student's distribution with `df` degrees of freedom has probability p, 0.5 <= p < 1; by bisection.
 
@@ -124,20 +129,21 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 
 def _continued_fraction(a: float, b: float, x: float) -> float:
     """1 + d1/(1 + d2/(1 + ...)), evaluated forwards (modified Lentz: no term may vanish, so tiny stands for 0)."""
-
-    def coefficient(term: int) -> float:
-        m = term // 2
-        if term % 2:
-            return -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        return m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-
     tiny, value = 1e-300, 1.0
     upper, lower = 1.0, 0.0
     for term in range(1, 10_000):
-        d = coefficient(term)
+        d = x * _coefficient(a, b, term)
         lower = 1.0 / ((1.0 + d * lower) or tiny)
         upper = (1.0 + d / upper) or tiny
         value *= upper * lower
         if abs(upper * lower - 1.0) < 1e-15:
             break
     return value
+
+
+def _coefficient(a: float, b: float, term: int) -> float:
+    """D of this term, divided by x."""
+    m = term // 2
+    if term % 2:
+        return -(a + m) * (a + b + m) / ((a + 2 * m) * (a + 2 * m + 1))
+    return m * (b - m) / ((a + 2 * m - 1) * (a + 2 * m))

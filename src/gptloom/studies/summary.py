@@ -6,8 +6,9 @@ from typing import Any
 
 from gptloom.config import RunConfig
 from gptloom.studies.claims import check_directions, check_effect, read_claim
-from gptloom.studies.compare import Outcome, Plan
+from gptloom.studies.compare import Plan
 from gptloom.studies.factors import Arm, show
+from gptloom.studies.kept import Outcome
 from gptloom.studies.statistics import LEVEL, level_of_look
 from gptloom.studies.verdicts import RULE, Judged, judge
 

@@ -1,0 +1,119 @@
+"""A comparison on disk: what it is, and every training as soon as it has ended, so that an interrupted comparison goes on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gptloom.errors import ConfigError, InputError, MachineError
+from gptloom.studies.factors import show
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training, as it is kept on disk.
+
+    Attributes:
+        val_loss: nats per token on the whole validation split after the last step; None where the training diverged.
+        val_bpb: the same in bits per byte.
+        parameters: of the model; 0 where the training diverged.
+        steps: optimizer steps.
+        tokens: targets trained on.
+        seconds: of training.
+        wall: seconds in all, with evaluation.
+        trouble: why it diverged.
+    """
+
+    val_loss: float | None
+    val_bpb: float | None
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    wall: float
+    trouble: str = ""
+
+
+class Folder:
+    """Where a comparison is kept: comparison.json says what it is, trials/ARM-PAIR.json what each training came to."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is read or written yet."""
+        self.path = path
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Start a comparison here, or make sure that the one that is here is the same.
+
+        Args:
+            about: what `compare.identity` says of it: own_seeds, seed, and arms by name.
+
+        Raises:
+            InputError: the folder holds something else.
+            ConfigError: the settings or the text are not those that it was begun with.
+        """
+        path = self.path / "comparison.json"
+        if path.exists():
+            if difference := _differs(self._read(path), about):
+                raise ConfigError(f"this comparison was begun otherwise: {difference}", where=str(self.path), cure="give the same settings, or a new --run")
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError("is not empty, and no comparison", where=str(self.path), cure="choose another --run")
+        else:
+            self.write("comparison.json", about)
+
+    def load(self, arm: int, pair: int) -> Outcome | None:
+        """What is known of a training."""
+        path = self._trial(arm, pair)
+        return Outcome(**self._read(self.path / path)) if (self.path / path).exists() else None
+
+    def save(self, arm: int, pair: int, outcome: Outcome) -> None:
+        """Keep a training."""
+        self.write(self._trial(arm, pair), asdict(outcome))
+
+    def looks(self) -> list[int]:
+        """The numbers of seeds at which verdicts were given so far."""
+        path = self.path / "looks.json"
+        return list(self._read(path)["seeds"]) if path.exists() else []
+
+    def look(self, seeds: int) -> int:
+        """Note a verdict on so many seeds; returns how many were given on fewer."""
+        seen = sorted({*self.looks(), seeds})
+        self.write("looks.json", {"seeds": seen})
+        return seen.index(seeds)
+
+    def write(self, name: str, value: Mapping[str, Any]) -> None:
+        """A JSON file, whole or not at all."""
+        path = self.path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".partial")
+            beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            beside.replace(path)
+        except OSError as error:
+            raise MachineError(f"cannot be written: {error.strerror}", where=str(path), cure="choose another folder with --run") from None
+
+    def _trial(self, arm: int, pair: int) -> str:
+        return f"trials/{arm:02}-{pair:03}.json"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise InputError("cannot be read", where=str(path), cure="remove it, and that training is run again") from None
+        return value
+
+
+def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first thing in which two comparisons differ, or an empty string."""
+    for key in ("own_seeds", "seed"):
+        if before[key] != now[key]:
+            return f"{key} was {before[key]}, not {now[key]}"
+    if list(before["arms"]) != list(now["arms"]):
+        return f"its arms were {', '.join(before['arms'])}"
+    for name, settings in now["arms"].items():
+        old = before["arms"][name]
+        for key in {**old, **settings}:
+            if old.get(key) != settings.get(key):
+                what = "the text has changed" if key == "text_sha256" else f"{key} was {show(old.get(key))}, not {show(settings.get(key))}"
+                return f"{what} ({name})"
+    return ""
