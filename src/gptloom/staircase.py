@@ -53,7 +53,8 @@ def draw_staircase(path: Path, stairs: Sequence[Stair], *, title: str, dark: boo
     axes = figure.add_subplot(facecolor=back)
     rows = {stair.name: row for row, stair in enumerate(stairs)}
     losses = {stair.name: stair.loss for stair in stairs}
-    width = max(losses.values()) - min(losses.values()) or 1.0
+    shown = [*losses.values(), *(stair.published for stair in stairs if stair.published is not None)]
+    width = max(shown) - min(shown) or 1.0
     for row, stair in enumerate(stairs):
         worse = stair.base in losses and stair.loss > losses[stair.base]
         colour = ("#9A9A9A" if dark else GREY) if stair.counts else ORANGE if worse else blue
@@ -67,7 +68,7 @@ def draw_staircase(path: Path, stairs: Sequence[Stair], *, title: str, dark: boo
         axes.text(1.01, row, f"{stair.loss:.3f}", color=ink, fontsize=9, va="center", ha="left", transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(stairs)), [stair.name for stair in stairs])
     axes.set_ylim(len(stairs) - 0.4, -0.6)
-    axes.set_xlim(min(losses.values()) - 0.06 * width, max(losses.values()) + 0.06 * width)
+    axes.set_xlim(min(shown) - 0.06 * width, max(shown) + 0.06 * width)
     axes.set_xlabel("validation loss (nats per token); further left is better", color=ink)
     axes.set_title(title, color=ink)
     axes.tick_params(colors=ink, labelsize=9)

@@ -142,7 +142,7 @@ def _note(rows: list[Shape], name: str, config: ModelConfig) -> Callable[[nn.Mod
             what, axes = "logits: rows of the table", "B T V"
         if name.endswith("mlp.up") and config.mlp == "swiglu":
             what, axes = "widened: gate and value", "B T 2F"
-        if name in ("dropout",) and (config.head == "none" or not config.n_layer):
+        if name == "dropout" and (config.head == "none" or not config.n_layer or config.is_recurrent):
             return
         if re.fullmatch(r"blocks\.\d+", name) and config.n_layer > 1:
             what += f" (and after each of the {config.n_layer})"
