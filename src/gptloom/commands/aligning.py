@@ -47,7 +47,8 @@ class Alignment(Output):
         self.tokens = describe(logits, targets, args.top)
         self.sources, self.targets = [name(one) for one in source], [name(one) for one in targets]
         self.tokens_seen = [
-            TokenView(name(one.id), -one.logprob, one.rank, tuple((name(other), math.exp(logprob)) for other, logprob in one.alternatives)) for one in self.tokens
+            TokenView(name(one.id), -one.logprob, one.rank, tuple((name(other), math.exp(logprob)) for other, logprob in one.alternatives))
+            for one in self.tokens
         ]
 
     def show(self) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from gptloom.bundle import Bundle
+from gptloom.commands.aligning import Alignment
+from gptloom.commands.output import Output
 from gptloom.commands.surprise import colored, table, wants_color
 from gptloom.commands.views import Views
 from gptloom.config import DataConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokens import Tokens, prepare
 from gptloom.errors import ExitCode, InputError
+from gptloom.labels import TokenView
 from gptloom.runtime import SMALL_MODEL, threads
+from gptloom.tasks import reads_pairs
 
 MOST_TOKENS = 20_000
 """Tokens that are looked at; the page and the JSON of more would be of no use."""
@@ -23,28 +27,43 @@ MOST_TOKENS = 20_000
 def inspect(args: argparse.Namespace) -> int:
     """Make the views, and tell what they show."""
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
-    tokens, notes = _read(args, bundle)
     args.out = args.out or (Path(args.run) / "inspect" if (Path(args.run) / "checkpoints").is_dir() else Path("inspect"))
+    if reads_pairs(bundle.model.config):
+        if args.prompt is None:
+            raise InputError("an encoder-decoder is shown translating a prompt", where="--text", cure="give the source with --prompt")
+        alignment = Alignment(bundle, bundle.tokenizer.encode(_prompt(args), args.on_unknown).tolist(), args)
+        alignment.show()
+        return _report(alignment, alignment.tokens_seen, alignment.summary(), args)
+    tokens, notes = _read(args, bundle)
     with threads(1 if bundle.model.parameter_count() < SMALL_MODEL else None):
         views = Views(bundle, tokens, args, notes)
         for name, make in views.all().items():
             if name in args.show:
                 make()
-    path = views.path("inspect.json")
-    text = json.dumps(views.values, ensure_ascii=False)
+    return _report(views, views.tokens_seen, views.summary() if views.tokens_seen else "", args)
+
+
+def _report(output: Output, tokens: list[TokenView], summary: str, args: argparse.Namespace) -> int:
+    """Write inspect.json, and say what there is."""
+    path = output.path("inspect.json")
+    text = json.dumps(output.values, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-    for note in [*views.notes, *(f"no {view} view: {reason}" for view, reason in views.missing.items())]:
+    for note in [*output.notes, *(f"no {view} view: {reason}" for view, reason in output.missing.items())]:
         print(f"note: {note}", file=sys.stderr)
     if args.json:
         print(text)
         return ExitCode.DONE
-    if views.tokens_seen:
+    if tokens:
         if wants_color():
-            print(colored(views.tokens_seen) + "\n")
-        print("\n".join(table(views.tokens_seen)))
-        print(views.summary() + "\n")
-    print("\n".join(views.files.values()))
+            print(colored(tokens) + "\n")
+        print("\n".join(table(tokens)))
+        print(summary + "\n")
+    print("\n".join(output.files.values()))
     return ExitCode.DONE
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    return sys.stdin.read() if args.prompt == "-" else str(args.prompt)
 
 
 def _read(args: argparse.Namespace, bundle: Bundle) -> tuple[Tokens, list[str]]:
@@ -56,8 +75,7 @@ def _read(args: argparse.Namespace, bundle: Bundle) -> tuple[Tokens, list[str]]:
         ids, where = prepare(corpus, bundle.tokenizer, config).ids, "--text"
         notes += corpus.notes
     else:
-        prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-        ids, where = bundle.tokenizer.encode(prompt, args.on_unknown), "--prompt"
+        ids, where = bundle.tokenizer.encode(_prompt(args), args.on_unknown), "--prompt"
     if len(ids) < 2:
         raise InputError(f"has {len(ids)} token{'s' * (len(ids) != 1)}, and a loss needs 2", where=where, cure="give a longer text")
     if len(ids) > MOST_TOKENS:

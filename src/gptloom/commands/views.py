@@ -4,19 +4,19 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from gptloom.bundle import Bundle
+from gptloom.commands.output import Output
 from gptloom.data.batches import evaluation_windows
 from gptloom.data.tokens import Tokens
 from gptloom.errors import ConfigError
 from gptloom.inference.evaluation import Score
 from gptloom.inference.generation import Token
-from gptloom.inference.probe import Guess, logit_lens, look, pointedness, principal_axes, token_losses, uniform_entropy
+from gptloom.inference.probe import Guess, hidden_tokens, logit_lens, look, pointedness, principal_axes, token_losses, uniform_entropy
 from gptloom.inference.vitals import gradient_by_distance, vitals
 from gptloom.labels import TokenView
 from gptloom.pages import tokens_page
@@ -28,14 +28,10 @@ MOST_WEIGHTS = 4_000_000
 _BATCH = 8  # windows at once: the logits of all their tokens are kept
 
 
-class Views:
+class Views(Output):
     """What there is to see in one model with one text.
 
     Attributes:
-        values: the result, as JSON.
-        notes: what the user should know.
-        missing: the views that this model does not have, and why.
-        files: what was written, by the name of the view.
         tokens_seen: the text's tokens with their losses, once `show_tokens` has been called.
     """
 
@@ -48,10 +44,9 @@ class Views:
             args: top, layer, head, run and out.
             notes: what is known about the text; more may be added.
         """
-        self.bundle, self.model, self.tokens, self.args = bundle, bundle.model, tokens, args
-        self.name, self.out = Path(args.run).resolve().name, args.out
-        self.device = self.model.token_table.weight.device
-        self.notes = notes
+        super().__init__(args, notes)
+        self.bundle, self.model, self.tokens = bundle, bundle.model, tokens
+        self.device, self.kind = self.model.device, self.model.config.architecture
         self.tokens_seen: list[TokenView] = []
         size = self.model.config.block_size
         self.last = torch.from_numpy(tokens.ids[-size - 1 :].astype(np.int64))[None].to(self.device)
@@ -60,13 +55,10 @@ class Views:
         if len(tokens) > size:
             self.notes.append(f"the model sees {size} tokens at a time: losses are read in windows of that size, and maps show the last {size} tokens")
         self.trace = look(self.model, self.window)
-        self.files: dict[str, str] = {}
-        self.missing: dict[str, str] = {}
-        self.values: dict[str, Any] = {"notes": self.notes, "missing": self.missing, "files": self.files}
 
     def all(self) -> dict[str, Callable[[], None]]:
-        """The views, by the names that --show takes."""
-        return {
+        """The views that this kind of model has, by the names that --show takes."""
+        views = {
             "attention": self.show_attention,
             "lens": self.show_lens,
             "tokens": self.show_tokens,
@@ -74,31 +66,42 @@ class Views:
             "statistics": self.show_statistics,
             "distance": self.show_distance,
         }
-
-    def path(self, name: str) -> Path:
-        """Where a file goes; it is listed in the result."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        path: Path = self.out / name
-        self.files[name.rpartition(".")[0]] = str(path)
-        return path
+        reasons = {
+            "encoder": ("an encoder guesses hidden tokens, not the next one", ("lens", "statistics", "distance")),
+            **dict.fromkeys(("rnn", "lstm", "gru"), ("a recurrent model's layers are computed as one", ("lens",))),
+        }
+        reason, absent = reasons.get(self.kind, ("", ()))
+        self.missing |= {name: reason for name in absent if name in self.args.show}
+        return {name: view for name, view in views.items() if name not in absent}
 
     def show_tokens(self) -> None:
         """Each token's loss, rank and alternatives, and the page."""
         name = self.bundle.tokenizer.token_text
-        windows = evaluation_windows(self.tokens, self.model.config.block_size, _BATCH)
-        losses = list(token_losses(self.model, windows, top=self.args.top, device=self.device))
-        first = int(self.tokens.ids[0])
-        self.tokens_seen = [TokenView(name(first)), *(self._view(token) for token in losses)]
-        given = {"id": first, "text": name(first), "loss": None, "logprob": None, "rank": None, "alternatives": []}
-        score = Score(-sum(token.logprob for token in losses), len(losses), self.bundle.tokenizer.count_bytes(self.tokens.ids[1:]))
-        self.values |= {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": [given, *(self._token(token) for token in losses)]}
+        losses, given, size = self._losses()
+        score = Score(-sum(token.logprob for token in losses), len(losses), size)
+        self.tokens_seen = [*(TokenView(name(one)) for one in given), *(self._view(token) for token in losses)]
+        unscored: list[dict[str, Any]] = [{"id": one, "text": name(one), "loss": None, "logprob": None, "rank": None, "alternatives": []} for one in given]
+        self.values |= {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": [*unscored, *map(self._token, losses)]}
         page = tokens_page(self.tokens_seen, title=f"{self.name}: the loss of each token", summary=self.summary(), notes=self.notes)
         self.path("tokens.html").write_text(page, encoding="utf-8")
+
+    def _losses(self) -> tuple[list[Token], list[int], int]:
+        """The tokens that are predicted, those that are given, and the bytes that the predicted ones stand for.
+
+        An encoder predicts each token of the last window with that one hidden (Salazar et al. 2020, pseudo-log-likelihood).
+        """
+        if self.kind == "encoder":
+            self.notes.append("each token is guessed with it alone hidden and both sides seen; such losses do not compare with those of a decoder")
+            hidden = hidden_tokens(self.window[0], self.model.config.vocab_size)
+            return list(token_losses(self.model, hidden, top=self.args.top, device=self.device)), [], 0
+        windows = evaluation_windows(self.tokens, self.model.config.block_size, _BATCH)
+        losses = list(token_losses(self.model, windows, top=self.args.top, device=self.device))
+        return losses, [int(self.tokens.ids[0])], self.bundle.tokenizer.count_bytes(self.tokens.ids[1:])
 
     def summary(self) -> str:
         """The mean loss in words."""
         bits = "" if self.values["bpb"] is None else f", {self.values['bpb']:.4f} bits per byte"
-        count = len(self.values["tokens"]) - 1
+        count = sum(token["loss"] is not None for token in self.values["tokens"])
         return f"loss {self.values['loss']:.4f} nats per token, perplexity {self.values['perplexity']:.3f}{bits} ({count:,} tokens)"
 
     def show_attention(self) -> None:

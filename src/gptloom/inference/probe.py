@@ -86,6 +86,14 @@ def token_losses(model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]],
         yield from map(Token, ids.tolist(), chosen, ranks, _likeliest(logprobs, top))
 
 
+def hidden_tokens(ids: Int[Tensor, " t"], mask: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A text's tokens hidden from an encoder one by one: (inputs, targets) of a row each, the only target being the hidden token."""
+    for place in range(len(ids)):
+        inputs, targets = ids.clone(), torch.full_like(ids, IGNORED)
+        inputs[place], targets[place] = mask, ids[place]
+        yield inputs[None], targets[None]
+
+
 def _likeliest(logprobs: Float[Tensor, "n v"], top: int) -> list[tuple[tuple[int, float], ...]]:
     values, ids = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
     return [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]

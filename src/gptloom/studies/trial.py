@@ -1,5 +1,6 @@
 """One training without a run folder: what every study repeats by the dozen."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,20 +140,25 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
 
 
 class _Record(Callback):
-    """Keeps what a picture needs."""
+    """Keeps what a picture needs. Evaluating takes time too, but none that counts as training."""
 
     def __init__(self) -> None:
+        self.paused = 0.0
+        self.mark = time.perf_counter()
         self.curve: list[tuple[int, float, float]] = []
         self.evaluations: list[tuple[int, float, float]] = []
         self.last: Score | None = None
 
     def after_step(self, view: View) -> Request:
         if view.loss is not None:
-            self.curve.append((view.step, view.seconds, view.loss))
+            self.curve.append((view.step, view.seconds - self.paused, view.loss))
+        self.mark = time.perf_counter()
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        self.evaluations.append((view.step, view.seconds, score.loss))
+        self.evaluations.append((view.step, max(0.0, view.seconds - self.paused), score.loss))
+        if view.step:
+            self.paused += time.perf_counter() - self.mark
         self.last = score
 
     def trial(self, bundle: Bundle, progress: Progress) -> Trial:
@@ -161,7 +167,7 @@ class _Record(Callback):
             parameters=bundle.model.parameter_count(),
             steps=progress.step,
             tokens=progress.tokens,
-            seconds=progress.seconds,
+            seconds=self.evaluations[-1][1],
             val_loss=self.last.loss,
             val_bpb=self.last.bpb,
             curve=self.curve,

@@ -1,0 +1,42 @@
+"""`gptloom ladder neighbours`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptloom.config import RunConfig
+from gptloom.errors import ExitCode
+from gptloom.pictures import draw_gradient_by_distance, draw_races
+from gptloom.studies.neighbours import Neighbour, compare_neighbours
+from gptloom.studies.trial import open_material
+
+
+def neighbours(texts: Sequence[str], config: RunConfig, out: Path, as_json: bool) -> int:
+    """Train each, draw, and print a table."""
+    material = open_material(texts, config.data)
+    for note in material.notes:
+        print(f"note: {note}", file=sys.stderr)
+    found = compare_neighbours(config, material, say=lambda line: print(line, file=sys.stderr, flush=True))
+    out.mkdir(parents=True, exist_ok=True)
+    races = {one.name: [(seconds, loss) for _, seconds, loss in one.trial.evaluations] for one in found}
+    curves = {one.name: (one.distances, one.gradients) for one in found}
+    draw_races(out / "loss.png", races, title=f"{material.name}: the same number of parameters and of tokens")
+    draw_gradient_by_distance(out / "distance.png", curves, title=f"{material.name}: how far back a loss depends on the text")
+    rows = [_row(one) for one in found]
+    files = {name: str(out / f"{name}.png") for name in ("loss", "distance")}
+    if as_json:
+        print(json.dumps({"neighbours": rows, "files": files}))
+        return ExitCode.DONE
+    print(f"{'model':<8} {'width':>5} {'parameters':>10} {'val loss':>8} {'seconds':>7} {'tokens/s':>9} {'reach':>5}")
+    for row in rows:
+        rate = row["tokens"] / max(row["seconds"], 1e-9)
+        print(f"{row['name']:<8} {row['width']:>5} {row['parameters']:>10,} {row['val_loss']:>8.4f} {row['seconds']:>7.1f} {rate:>9,.0f} {row['reach']:>5}")
+    print("\n".join(files.values()))
+    return ExitCode.DONE
+
+
+def _row(one: Neighbour) -> dict[str, object]:
+    trial = one.trial
+    measured = {"parameters": trial.parameters, "steps": trial.steps, "tokens": trial.tokens, "seconds": trial.seconds, "val_loss": trial.val_loss}
+    return {"name": one.name, "width": one.width, **measured, "reach": one.reach, "evaluations": trial.evaluations, "gradients": one.gradients}
