@@ -16,10 +16,10 @@ from pathlib import Path
 
 from gptloom.config import DataConfig
 from gptloom.runtime import derive
-from gptloom.studies.compare import Plan, open_materials, run_all
-from gptloom.studies.factors import Factor, plan_arms
-from gptloom.studies.kept import Folder
-from gptloom.studies.summary import summarise
+from gptloom.studies.comparing.compare import Plan, open_materials, run_all
+from gptloom.studies.comparing.factors import Factor, plan_arms
+from gptloom.studies.comparing.kept import Folder
+from gptloom.studies.comparing.summary import summarise
 
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -7,12 +7,12 @@ import torch
 
 from gptloom.errors import InputError
 from gptloom.model.plain import lecture, modern, steps
-from gptloom.studies.check import check, report_lines
-from gptloom.studies.check_exercises import EXERCISES
-from gptloom.studies.check_judging import _Judge
-from gptloom.studies.check_mutants import attention, block
-from gptloom.studies.check_running import run
-from gptloom.studies.check_words import WORDS
+from gptloom.studies.checking.check import check, report_lines
+from gptloom.studies.checking.exercises import EXERCISES
+from gptloom.studies.checking.judging import _Judge
+from gptloom.studies.checking.mutants import attention, block
+from gptloom.studies.checking.running import run
+from gptloom.studies.checking.words import WORDS
 
 HEADER = "import torch\nimport torch.nn as nn\nimport torch.nn.functional as F\n"
 

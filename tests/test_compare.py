@@ -10,14 +10,14 @@ import torch
 
 from gptloom.cli import main
 from gptloom.errors import ConfigError, InputError
-from gptloom.studies.assignment import needs, read_example
-from gptloom.studies.claims import check_directions, check_effect, read_claim
-from gptloom.studies.compare import Plan
-from gptloom.studies.factors import Factor, find_key, is_factor, plan_arms, read_factor
-from gptloom.studies.kept import Folder, Outcome
-from gptloom.studies.statistics import LEVEL, estimate, holm, level_of_look, seeds_needed, t_quantile, t_two_sided
-from gptloom.studies.summary import pair_notes, summarise
-from gptloom.studies.verdicts import judge
+from gptloom.studies.comparing.assignment import needs, read_example
+from gptloom.studies.comparing.claims import check_directions, check_effect, read_claim
+from gptloom.studies.comparing.compare import Plan
+from gptloom.studies.comparing.factors import Factor, find_key, is_factor, plan_arms, read_factor
+from gptloom.studies.comparing.kept import Folder, Outcome
+from gptloom.studies.comparing.statistics import LEVEL, estimate, holm, level_of_look, seeds_needed, t_quantile, t_two_sided
+from gptloom.studies.comparing.summary import pair_notes, summarise
+from gptloom.studies.comparing.verdicts import judge
 from training_helpers import write_text
 
 SHAPE = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "4", "--model.block-size", "8"]
@@ -338,7 +338,7 @@ def test_the_same_setting_with_the_same_seeds_is_no_difference_at_all(typed):
 
 
 def test_an_interrupted_comparison_goes_on_and_comes_to_the_same(typed, monkeypatch):
-    from gptloom.studies import compare
+    from gptloom.studies.comparing import compare
 
     whole = json.loads(typed("lr=1e-3,1e-2", "--seeds", 3, "--run", "whole", "--json")[1])
     real, calls = compare.run_trial, []

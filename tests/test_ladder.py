@@ -14,15 +14,15 @@ from gptloom.cli import main
 from gptloom.errors import ConfigError
 from gptloom.model.build import build_model
 from gptloom.model.plain import PLAIN
-from gptloom.studies import ladder as ladder_module
-from gptloom.studies.check_exercises import EXERCISES
-from gptloom.studies.lessons import choose_lessons, configure_lesson, find_lesson, read_lessons
-from gptloom.studies.pace import Pace, affordable_tokens
-from gptloom.studies.report import describe_changes
-from gptloom.studies.rungs import Rung
-from gptloom.studies.showing import product, shapes, show_lesson, sizes_of
-from gptloom.studies.story import monotone, one_line, summarise, table
-from gptloom.studies.watching import Watch
+from gptloom.studies.checking.exercises import EXERCISES
+from gptloom.studies.climbing import ladder as ladder_module
+from gptloom.studies.climbing.lessons import choose_lessons, configure_lesson, find_lesson, read_lessons
+from gptloom.studies.climbing.pace import Pace, affordable_tokens
+from gptloom.studies.climbing.report import describe_changes
+from gptloom.studies.climbing.rungs import Rung
+from gptloom.studies.climbing.showing import product, shapes, show_lesson, sizes_of
+from gptloom.studies.climbing.story import monotone, one_line, summarise, table
+from gptloom.studies.climbing.watching import Watch
 from gptloom.training.callbacks import View
 from training_helpers import write_text
 
@@ -198,7 +198,7 @@ def test_the_budget_shrinks_for_all_alike_when_time_is_short():
 
 def test_the_time_left_follows_the_pace(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("gptloom.studies.watching.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gptloom.studies.climbing.watching.time.monotonic", lambda: now[0])
     lines = []
     watch = Watch(lines.append)
     watch.expect(100.0)
@@ -326,7 +326,7 @@ def test_another_text_and_another_folder_are_refused(whole, folder, text, capsys
 def test_left_over_time_buys_seeds_and_no_time_still_gives_a_whole_table(text, tmp_path, capsys):
     only = ["--only", "embedding", "--device", "cpu", "--run"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptloom.studies.ladder.LECTURE_STEPS", 2)
+        patch.setattr("gptloom.studies.climbing.ladder.LECTURE_STEPS", 2)
         code, found, _ = climb(capsys, text, *only, tmp_path / "plenty", "--minutes", "60")
     assert code == 0 and found["seeds"] == 5 and found["tokens_per_step"] == 2 * 256
     code, found, said = climb(capsys, text, *only, tmp_path / "none", "--minutes", "0.0001")

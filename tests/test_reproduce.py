@@ -19,10 +19,12 @@ from gptloom.data.datasets import fetch
 from gptloom.errors import ConfigError, InputError, MachineError
 from gptloom.model.decoder import Decoder
 from gptloom.model.plain import PlainGPT
-from gptloom.studies import lecture_draws, reproduce, unit_facts
-from gptloom.studies.lecture_draws import LectureSampler, draw_heads, draw_lecture_weights
-from gptloom.studies.lecture_run import LectureRun, expected_seconds
-from gptloom.studies.published import PublishedRun, Tolerance, lecture_config, published, published_runs, tolerances
+from gptloom.studies.reproducing import draws as lecture_draws
+from gptloom.studies.reproducing import facts as unit_facts
+from gptloom.studies.reproducing import reproduce
+from gptloom.studies.reproducing.draws import LectureSampler, draw_heads, draw_lecture_weights
+from gptloom.studies.reproducing.published import PublishedRun, Tolerance, lecture_config, published, published_runs, tolerances
+from gptloom.studies.reproducing.run import LectureRun, expected_seconds
 from test_plain import as_decoder
 from test_tokens import store_of
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from gptloom.api import configure
 from gptloom.errors import ConfigError, ExitCode
-from gptloom.plots_comparison import draw_comparison
+from gptloom.pictures.comparison import draw_comparison
 from gptloom.settings import nest
-from gptloom.studies.assignment import STEPS, needs, needs_lines, published_lines, read_example
-from gptloom.studies.compare import Materials, Plan, estimate_times, identity, open_materials, run_all
-from gptloom.studies.factors import is_factor, plan_arms, read_factor
-from gptloom.studies.kept import Folder
-from gptloom.studies.summary import pair_notes, summarise
+from gptloom.studies.comparing.assignment import STEPS, needs, needs_lines, published_lines, read_example
+from gptloom.studies.comparing.compare import Materials, Plan, estimate_times, identity, open_materials, run_all
+from gptloom.studies.comparing.factors import is_factor, plan_arms, read_factor
+from gptloom.studies.comparing.kept import Folder
+from gptloom.studies.comparing.summary import pair_notes, summarise
 from gptloom.training.display import duration
 from gptloom.training.folder import next_folder
 

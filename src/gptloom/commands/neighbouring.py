@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gptloom.config import RunConfig
 from gptloom.errors import ExitCode
@@ -36,7 +37,7 @@ def neighbours(texts: Sequence[str], config: RunConfig, out: Path, as_json: bool
     return ExitCode.DONE
 
 
-def _row(one: Neighbour) -> dict[str, object]:
+def _row(one: Neighbour) -> dict[str, Any]:
     trial = one.trial
     measured = {"parameters": trial.parameters, "steps": trial.steps, "tokens": trial.tokens, "seconds": trial.seconds, "val_loss": trial.val_loss}
     return {"name": one.name, "width": one.width, **measured, "reach": one.reach, "evaluations": trial.evaluations, "gradients": one.gradients}

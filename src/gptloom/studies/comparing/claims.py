@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptloom.studies.factors import show
+from gptloom.studies.comparing.factors import show
 
 UP = r"increas\w*|rais(?:e|es|ed|ing)|larger|bigger|higher|more|longer|wider|deeper|grow(?:s|n|ing)?|grew|doubl(?:e|es|ed|ing)|add(?:s|ed|ing)?"
 DOWN = r"reduc\w*|lower(?:s|ed|ing)?|decreas\w*|smaller|fewer|less|shorter|narrower|shallower|halv(?:e|es|ed|ing)|cut(?:s|ting)?|shrink(?:s|ing)?|remov\w*"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gptloom.model.plain.lecture import FeedForward, LayerNorm
 from gptloom.model.plain.modern import RMSNorm, SwiGLU
 from gptloom.model.plain.steps import Embedded, Positioned, average_by_matrix
-from gptloom.studies.check_mutants import Mutant, mutants
+from gptloom.studies.checking.mutants import Mutant, mutants
 
 
 def normalise(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:

@@ -19,9 +19,9 @@ from gptloom.model.layers import CausalMean
 from gptloom.model.objective import Objective
 from gptloom.model.state import Context, Trace
 from gptloom.runtime import thread_count, threads
-from gptloom.studies.lecture_draws import LectureSampler, draw_heads, draw_lecture_weights
-from gptloom.studies.lecture_run import LectureRun
-from gptloom.studies.published import PublishedRun, lecture_config, published
+from gptloom.studies.reproducing.draws import LectureSampler, draw_heads, draw_lecture_weights
+from gptloom.studies.reproducing.published import PublishedRun, lecture_config, published
+from gptloom.studies.reproducing.run import LectureRun
 
 PRINTED = 0.5e-4
 """Half a unit of the fourth decimal, the last that the documents print."""

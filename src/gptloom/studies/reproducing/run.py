@@ -11,8 +11,8 @@ from gptloom.errors import DivergedError
 from gptloom.inference.evaluation import evaluate
 from gptloom.model.decoder import Decoder
 from gptloom.model.objective import Objective
-from gptloom.studies.lecture_draws import LectureSampler, draw_lecture_weights
-from gptloom.studies.published import PublishedRun
+from gptloom.studies.reproducing.draws import LectureSampler, draw_lecture_weights
+from gptloom.studies.reproducing.published import PublishedRun
 from gptloom.training.optim import FlatAdamW
 
 EVAL_TOKENS = 4096

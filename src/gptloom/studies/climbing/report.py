@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gptloom.config import RunConfig
 from gptloom.settings import field_names
-from gptloom.studies.lessons import Lesson, changes_of, find_lesson
-from gptloom.studies.story import Row, Verdict, one_line
+from gptloom.studies.climbing.lessons import Lesson, changes_of, find_lesson
+from gptloom.studies.climbing.story import Row, Verdict, one_line
 
 STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --ink: #1a1a1a; --soft: #5c5c5c; --line: #d9d9d9; --card: #f6f7f9; --good: #00588a; --bad: #a34700; }

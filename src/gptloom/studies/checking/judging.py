@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gptloom.errors import nearest
-from gptloom.studies.check_exercises import Exercise
-from gptloom.studies.check_matching import Match, Unit, fill, match
-from gptloom.studies.check_mutants import rescaled
-from gptloom.studies.check_probes import dependence, name_dependence
-from gptloom.studies.check_running import Failure, UnknownArgumentError, attempt, build, run
-from gptloom.studies.check_words import WORDS
+from gptloom.studies.checking.exercises import Exercise
+from gptloom.studies.checking.matching import Match, Unit, fill, match
+from gptloom.studies.checking.mutants import rescaled
+from gptloom.studies.checking.probes import dependence, name_dependence
+from gptloom.studies.checking.running import Failure, UnknownArgumentError, attempt, build, run
+from gptloom.studies.checking.words import WORDS
 
 CLOSE = 1e-5
 """Outputs of about 1 that differ by less are equal; those of different mistakes differ by far more."""

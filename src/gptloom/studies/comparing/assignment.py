@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from gptloom.errors import ConfigError, nearest
-from gptloom.studies.claims import Claim, check_directions, read_claim
-from gptloom.studies.factors import Factor, show
-from gptloom.studies.statistics import LEVEL, MOST_SEEDS, seeds_needed, t_quantile
+from gptloom.studies.comparing.claims import Claim, check_directions, read_claim
+from gptloom.studies.comparing.factors import Factor, show
+from gptloom.studies.comparing.statistics import LEVEL, MOST_SEEDS, seeds_needed, t_quantile
 
 STEPS = 300
 """Steps of the first run's stand-in, unless others are asked for; the longer run takes as many times more as the published one."""
@@ -72,7 +72,7 @@ class Example:
 
 def example_names() -> list[str]:
     """The examples that come with gptloom."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("gptloom.studies").joinpath("examples").iterdir() if p.name.endswith(".toml"))
+    return sorted(p.name.removesuffix(".toml") for p in resources.files("gptloom.studies.comparing").joinpath("examples").iterdir() if p.name.endswith(".toml"))
 
 
 def read_example(name: str) -> Example:
@@ -84,7 +84,7 @@ def read_example(name: str) -> Example:
     if name not in example_names():
         cure = nearest(name, example_names()) or f"choose from {', '.join(example_names())}"
         raise ConfigError(f"there is no example {name!r}", where="--example", cure=cure)
-    data = tomllib.loads(resources.files("gptloom.studies").joinpath(f"examples/{name}.toml").read_text(encoding="utf-8"))
+    data = tomllib.loads(resources.files("gptloom.studies.comparing").joinpath(f"examples/{name}.toml").read_text(encoding="utf-8"))
     runs = data["runs"]
     steps = [_step(before, after) for before, after in pairwise(runs)]
     return Example({"seed": data["seed"], **data["base"]}, runs, data["shared_step"], steps)

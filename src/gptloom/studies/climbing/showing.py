@@ -15,8 +15,8 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
 from gptloom.model.plain import PLAIN
 from gptloom.model.state import Context, Trace
-from gptloom.studies.lessons import LECTURE_STEPS, WINDOW, Lesson, configure_lesson
-from gptloom.studies.report import describe_changes
+from gptloom.studies.climbing.lessons import LECTURE_STEPS, WINDOW, Lesson, configure_lesson
+from gptloom.studies.climbing.report import describe_changes
 
 Shape = tuple[str, str, tuple[int, ...]]
 """What a tensor is, its axes as letters (B T C), and their sizes."""

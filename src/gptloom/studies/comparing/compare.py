@@ -10,8 +10,8 @@ from gptloom.data.tokens import Split, Tokens
 from gptloom.errors import DivergedError
 from gptloom.inference.evaluation import Score
 from gptloom.runtime import derive
-from gptloom.studies.factors import Arm, flatten
-from gptloom.studies.kept import Folder, Outcome
+from gptloom.studies.comparing.factors import Arm, flatten
+from gptloom.studies.comparing.kept import Folder, Outcome
 from gptloom.studies.trial import Material, open_material, run_trial
 from gptloom.training.callbacks import Callback, View
 from gptloom.training.display import duration

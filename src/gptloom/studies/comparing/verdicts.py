@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gptloom.studies.statistics import FEWEST_SEEDS, LEVEL, MOST_SEEDS, Estimate, estimate, holm, seeds_needed
+from gptloom.studies.comparing.statistics import FEWEST_SEEDS, LEVEL, MOST_SEEDS, Estimate, estimate, holm, seeds_needed
 
 Decision = Literal["better", "worse", "noise", "same", "too few", "diverged"]
 

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gptloom.studies.lessons import Lesson, Published
-from gptloom.studies.rungs import Rung
+from gptloom.studies.climbing.lessons import Lesson, Published
+from gptloom.studies.climbing.rungs import Rung
 
 COMPARABLE = 0.05
 """A published loss stands beside a measured one when their training tokens differ by at most this share."""

@@ -139,4 +139,4 @@ def _mingpt(given: dict[str, Any], model: dict[str, Any], train: dict[str, Any])
 
 
 def _read(name: str) -> str:
-    return resources.files("gptloom.studies").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("gptloom.studies.reproducing").joinpath(name).read_text(encoding="utf-8")

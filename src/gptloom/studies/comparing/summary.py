@@ -5,12 +5,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from gptloom.config import RunConfig
-from gptloom.studies.claims import check_directions, check_effect, read_claim
-from gptloom.studies.compare import Plan
-from gptloom.studies.factors import Arm, show
-from gptloom.studies.kept import Outcome
-from gptloom.studies.statistics import LEVEL, level_of_look
-from gptloom.studies.verdicts import RULE, Judged, judge
+from gptloom.studies.comparing.claims import check_directions, check_effect, read_claim
+from gptloom.studies.comparing.compare import Plan
+from gptloom.studies.comparing.factors import Arm, show
+from gptloom.studies.comparing.kept import Outcome
+from gptloom.studies.comparing.statistics import LEVEL, level_of_look
+from gptloom.studies.comparing.verdicts import RULE, Judged, judge
 
 OTHER_BATCHES = ("data.tokenizer", "data.on_unknown", "data.sampling", "train.batch_size", "model.block_size")
 """Settings with which the same seed gives other batches."""

@@ -13,9 +13,9 @@ from gptloom.data.tokenizers import make_tokenizer
 from gptloom.data.tokens import Split, prepare, split
 from gptloom.errors import ConfigError, InputError, nearest
 from gptloom.runtime import pick_device, thread_count, threads
-from gptloom.studies.lecture_run import LectureRun, expected_seconds
-from gptloom.studies.published import PublishedRun, Tolerance, published, published_runs, tolerances
-from gptloom.studies.unit_facts import FACTS, Text, deviation
+from gptloom.studies.reproducing.facts import FACTS, Text, deviation
+from gptloom.studies.reproducing.published import PublishedRun, Tolerance, published, published_runs, tolerances
+from gptloom.studies.reproducing.run import LectureRun, expected_seconds
 
 Say = Callable[[str], None]
 Measured = tuple[int, float | None, float | None, float, float]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gptloom.model.plain import lecture, modern, steps
-from gptloom.studies import check_formulas as formulas
-from gptloom.studies import check_mutants as attention
-from gptloom.studies.check_mutants import Mutant
-from gptloom.studies.check_running import SIZES
+from gptloom.studies.checking import formulas
+from gptloom.studies.checking import mutants as attention
+from gptloom.studies.checking.mutants import Mutant
+from gptloom.studies.checking.running import SIZES
 
 V, T, C, H, D = (SIZES[name] for name in ("vocab_size", "block_size", "n_embd", "n_head", "head_size"))
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from gptloom.errors import InputError, nearest
 from gptloom.model.plain import PLAIN
-from gptloom.studies.check_exercises import EXERCISES
-from gptloom.studies.check_judging import Finding, judge
-from gptloom.studies.check_running import SIZES, Failure, attempt, load, set_globals
+from gptloom.studies.checking.exercises import EXERCISES
+from gptloom.studies.checking.judging import Finding, judge
+from gptloom.studies.checking.running import SIZES, Failure, attempt, load, set_globals
 
 __all__ = ["Finding", "Report", "check", "report_lines"]
 

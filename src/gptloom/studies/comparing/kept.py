@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptloom.errors import ConfigError, InputError, MachineError
-from gptloom.studies.factors import show
+from gptloom.studies.comparing.factors import show
 
 
 @dataclass(frozen=True)

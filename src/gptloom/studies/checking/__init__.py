@@ -1,0 +1,1 @@
+"""A learner's own code against the reference: what differs, in words."""

@@ -1,0 +1,1 @@
+"""Settings compared over several seeds: paired differences, intervals, verdicts."""

@@ -1,0 +1,1 @@
+"""The documents' own runs, with the lecture's draws, beside their published numbers."""
