@@ -21,9 +21,14 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage and leaving."""
         raise ConfigError(message, where=self.prog, cure=f"see `{self.prog} --help`")
 
-    def parse(self, words: list[str]) -> argparse.Namespace:
-        """Read the words; every flag that does not exist is named, with the nearest one that does."""
-        namespace, unknown = self.parse_known_args(words)
+    def parse(self, words: list[str], *, intermixed: bool = False) -> argparse.Namespace:
+        """Read the words; every flag that does not exist is named, with the nearest one that does.
+
+        Args:
+            words: the command line after the command.
+            intermixed: words that are no flags may stand anywhere among the flags.
+        """
+        namespace, unknown = self.parse_known_intermixed_args(words) if intermixed else self.parse_known_args(words)
         if unknown:
             flags = [flag.lstrip("-") for action in self._actions for flag in action.option_strings]
             words = [word.split("=")[0].lstrip("-") for word in unknown if word.startswith("-")]

@@ -37,7 +37,7 @@ def compare_command(words: list[str]) -> int:
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file of settings for all arms; flags go over it")
     parser.add_argument("--recipe", metavar="NAME", help="the settings to start from (default: tiny on a CPU, baby on an accelerator)")
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
-    args = parser.parse(words)
+    args = parser.parse(words, intermixed=True)
     file, changes = _check(args)
     from gptloom.commands.comparing import compare, compare_example
 
