@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -19,7 +20,7 @@ def draw_races(path: Path, races: Mapping[str, Sequence[tuple[float, float]]], *
     figure = new_figure(9, 5)
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(races.items()):
-        style = {"color": LINES[number % len(LINES)], "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
+        style: dict[str, Any] = {"color": LINES[number % len(LINES)], "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
         seconds, losses = zip(*points, strict=True)
         axes.plot(seconds, losses, linewidth=2, markersize=5, label=f"{name}: {losses[-1]:.3f} after {seconds[-1]:.0f} s", **style)
     later = [loss for points in races.values() for _, loss in points[1:]]
