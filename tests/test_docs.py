@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from gptloom.cli import COMMANDS
-from gptloom.config import RunConfig, SampleConfig
+from gptloom.config import LadderConfig, RunConfig, SampleConfig
 from gptloom.settings import field_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_FLAGS = {"--run", "--config", "--recipe", "--json", "--debug", "--help", "--version", "--checkpoint", "--prompt", "--show-probabilities", "--text"}
+STUDY_FLAGS = {"--reproduce", "--example", "--seeds", "--plan", "--claim", "--together", "--show", "--layer", "--head", "--top", "--out"}
 SHORT_FLAGS = {"--steps", "--minutes", "--epochs", "--tokenizer", "--encoding", "--on-unknown", "--text-field"}
 
 
@@ -25,7 +26,12 @@ def test_the_settings_page_is_the_fields():
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_command_and_flag_that_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")
-    flags = {"--" + key.replace("_", "-") for config in (RunConfig, SampleConfig) for key in field_names(config)} | OTHER_FLAGS | SHORT_FLAGS
+    flags = (
+        {"--" + key.replace("_", "-") for config in (RunConfig, SampleConfig, LadderConfig) for key in field_names(config)}
+        | OTHER_FLAGS
+        | STUDY_FLAGS
+        | SHORT_FLAGS
+    )
     code = re.findall(r"`gptloom ([a-z]+)", text) + [
         word for block in re.findall(r"```sh\n(.*?)```", text, re.S) for word in re.findall(r"gptloom ([a-z]+)", block)
     ]

@@ -158,3 +158,63 @@ def test_equal_parameters_and_the_same_data_for_every_neighbour(text, tmp_path):
     assert [one.name for one in found] == ["decoder", "gru"]
     assert all(one.trial.tokens == 10 * 4 * 16 and len(one.trial.evaluations) >= 10 for one in found)
     assert all(one.distances == list(range(16)) and 0 <= one.reach < 16 for one in found)
+
+
+def test_a_translation_is_inspected_with_its_alignment(translator, tmp_path, capsys):
+    words = ["inspect", translator.run, "--prompt", "dhj", "--out", str(tmp_path), "--layer", "0", "--head", "1", "--device", "cpu", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    bundle = gptloom.load(translator.run, device="cpu")
+    assert found["translation"] == bundle.generate("dhj", temperature=0.0)
+    assert found["source"] == ["d", "h", "j"] and len(found["alignment"]) == len(found["translation"]) + 1  # the end is written, too
+    assert all(sum(row) == pytest.approx(1.0, abs=1e-3) for row in found["alignment"])
+    cross = np.array(found["cross"])
+    assert cross.shape[:2] == (1, 2)
+    assert np.abs(cross.mean(axis=(0, 1)) - np.array(found["alignment"])).max() < 2e-4
+    assert {"alignment", "alignment-0-1", "reading", "tokens", "inspect"} == found["files"].keys()
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("alignment.png", "alignment-0-1.png", "reading.png", "tokens.html"))
+    assert main(["inspect", translator.run, "--prompt", "dhjdhjdhj", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert "1 to 8 tokens" in capsys.readouterr().err
+
+
+def test_an_encoder_is_inspected_with_each_token_hidden_in_turn(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    small_run(text, run, model={"architecture": "encoder"})
+    assert main(["inspect", str(run), "--prompt", "the quick", "--device", "cpu", "--json"]) == 0
+    out = capsys.readouterr()
+    found = json.loads(out.out)
+    bundle = gptloom.load(run, device="cpu")
+    assert found["missing"].keys() == {"lens", "statistics", "distance"} and "no lens view" in out.err
+    for place, token in enumerate(found["tokens"]):
+        hidden = "the quick"[:place] + "[MASK]" + "the quick"[place + 1 :]
+        ids = dict(bundle.fill(hidden)[0].alternatives)
+        if token["id"] in ids:
+            assert token["logprob"] == pytest.approx(ids[token["id"]], abs=1e-5)
+    assert sum(token["id"] in dict(bundle.fill("the qui[MASK]k")[0].alternatives) for token in found["tokens"]) > 0
+    first = np.array(found["attention"][0][0])
+    assert np.triu(first, 1).any()  # nothing hides the future
+
+
+def test_a_recurrent_model_is_inspected_as_far_as_there_is_something_to_see(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    result = small_run(text, run, model={"architecture": "gru"})
+    assert main(["inspect", str(run), "--text", str(text), "--device", "cpu", "--json"]) == 0
+    out = capsys.readouterr()
+    found = json.loads(out.out)
+    assert found["missing"].keys() == {"attention", "lens"}
+    assert found["loss"] == pytest.approx(gptloom.load(run, device="cpu").score(text.read_text()).loss, abs=1e-5)
+    assert found["distance"]["gradient"][0] > found["distance"]["gradient"][10] > 0
+    assert len(found["statistics"]["parameters"]) == len(list(gptloom.load(result.run, device="cpu").model.named_parameters()))
+
+
+def test_the_race_of_the_neighbours_as_a_user_runs_it(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "8", "--train.batch-size", "4"]
+    assert main(["ladder", "neighbours", str(text), "--steps", "4", *small, "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found["neighbours"]] == ["decoder", "rnn", "lstm", "gru"]
+    assert {row["tokens"] for row in found["neighbours"]} == {4 * 4 * 8}
+    counts = [row["parameters"] for row in found["neighbours"]]
+    assert max(counts) / min(counts) < 1.1
+    assert (tmp_path / "neighbours" / "loss.png").stat().st_size > 5000 and (tmp_path / "neighbours" / "distance.png").stat().st_size > 5000
+    assert main(["ladder", "neighbours", "--model.archtecture", "x"]) == 2

@@ -10,6 +10,7 @@ from gptloom.data.masking import MaskedBatches, masked_windows
 from gptloom.data.pair_batches import PairBatches, check_lengths, pair_texts, pair_windows, split_pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokens import Split, Tokens, TokenStore, split
+from gptloom.errors import InputError
 from gptloom.inference.translating import exact_matches
 from gptloom.model.base import LanguageModel
 from gptloom.model.encoder_decoder import EncoderDecoder
@@ -75,7 +76,7 @@ def exact_match(model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer) -> f
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id that opens and closes a translation."""
+    """The id that opens and closes a translation; InputError where the tokenizer has none."""
     if tokenizer.end_of_text is None:
-        raise ValueError("an encoder-decoder needs a tokenizer with an end-of-text id")
+        raise InputError("has no end of text, with which an encoder-decoder begins and ends", where="the tokenizer", cure="use --tokenizer char or bpe:SIZE")
     return tokenizer.end_of_text

@@ -18,7 +18,7 @@ from gptloom.model.build import build_model
 from gptloom.runtime import pick_device, thread_count, threads
 from gptloom.settings import merge, parse, read_toml, to_toml
 from gptloom.storage import find_bundle
-from gptloom.tasks import exact_match, reads_pairs
+from gptloom.tasks import end_of_text, exact_match, reads_pairs
 from gptloom.training.checkpoint import checkpoint_name, point, read_checkpoint
 from gptloom.training.display import Display, make_display
 from gptloom.training.folder import create_run, find_parts, make_parts, next_folder
@@ -45,6 +45,8 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
         raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run{going_on}")
     corpus = open_corpus(texts, config.data, pairs=reads_pairs(config.model))
     tokenizer = make_tokenizer(config.data.tokenizer, corpus)
+    if reads_pairs(config.model):
+        end_of_text(tokenizer)
     store = prepare(corpus, tokenizer, config.data)
     for note in corpus.notes:
         display.say(f"note: {note}")
