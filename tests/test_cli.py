@@ -313,6 +313,7 @@ def test_every_command_explains_its_numbers(capsys):
         "resume": "nats per token",
         "sample": "in this order",
         "eval": "bits per byte",
+        "compare": "paired t-test",
         "data": "overlap is",
         "doctor": "will be used",
     }

@@ -13,7 +13,7 @@ from gptloom.studies.claims import Claim, check_directions, read_claim
 from gptloom.studies.factors import Factor, show
 from gptloom.studies.statistics import LEVEL, MOST_SEEDS, seeds_needed, t_quantile
 
-STEPS = 300
+STEPS = 200
 """Steps of the first run's stand-in, unless others are asked for; the longer run takes as many times more as the published one."""
 
 
