@@ -314,6 +314,8 @@ def test_every_command_explains_its_numbers(capsys):
         "sample": "in this order",
         "eval": "bits per byte",
         "ladder": "bought is",
+        "compare": "paired t-test",
+        "inspect": "logit lens",
         "data": "overlap is",
         "doctor": "will be used",
     }

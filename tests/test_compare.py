@@ -155,6 +155,7 @@ def test_a_difference_that_only_the_95_percent_interval_sees_is_not_called_one()
     found = judge([[2.0 + one for one in differences]], [2.0] * 5)[0]
     assert found.estimate.low > 0 and 0.02 < found.p < 0.05
     assert found.decision == "noise" and found.more_seeds == 1
+    assert found.verdict == "not yet certain: about 1 more seed needed (0.030 worse, 95 % interval 0.007 to 0.053)"
 
 
 def test_a_training_that_diverged_is_a_finding_and_not_a_number():

@@ -16,7 +16,7 @@ def draw_comparison(
     title: str,
     unit: str,
 ) -> None:
-    """Losses by arm with a line for each seed; beside them the differences from the baseline with their 95 % intervals, as PNG.
+    """Losses by arm with a line for each pair; beside them the differences from the baseline with their 95 % intervals, as PNG.
 
     Args:
         path: where to write.
@@ -41,7 +41,7 @@ def draw_comparison(
         there = [loss for loss in arm if loss is not None]
         if there:
             left.plot([sum(there) / len(there)], [row], color=ORANGE, marker="|", markersize=22, markeredgewidth=2.5, linestyle="none")
-    left.set(title="each training; a line joins the trainings with one seed", xlabel=f"validation loss ({unit}); bar: mean")
+    left.set(title="each training; a line joins those of one seed or pair", xlabel=f"validation loss ({unit}); bar: mean")
     right.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
     for row, (one, interval) in enumerate(zip(differences, intervals, strict=True), start=1):
         there = [value for value in one if value is not None]

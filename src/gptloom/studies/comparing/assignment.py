@@ -13,7 +13,7 @@ from gptloom.studies.comparing.claims import Claim, check_directions, read_claim
 from gptloom.studies.comparing.factors import Factor, show
 from gptloom.studies.comparing.statistics import LEVEL, MOST_SEEDS, seeds_needed, t_quantile
 
-STEPS = 300
+STEPS = 200
 """Steps of the first run's stand-in, unless others are asked for; the longer run takes as many times more as the published one."""
 
 
