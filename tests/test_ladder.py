@@ -150,8 +150,9 @@ def test_show_tells_idea_changes_parameters_shapes_and_code(capsys):
     for word in ("from one-head", "model.n_head: 1 -> 4", "7,553", "(B, H, T, T)", "32 x 4 x 8 x 8", "class JoinedHeads", "exercise"):
         assert word in text
     assert main(["ladder", "show", "--json"]) == 0
-    assert [one["name"] for one in json.loads(capsys.readouterr().out)["steps"]] == list(read_lessons())
-    assert set(LECTURE + LATER) == PLAIN.keys()
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)["steps"]] == [*read_lessons(), "decoder", "encoder", "encoder-decoder"]
+    assert {*LECTURE, *LATER, "rnn", "lstm", "gru"} == PLAIN.keys()
+    assert main(["ladder", "show", "encoder"]) == 0 and "the one line" in capsys.readouterr().out
     assert show_lesson(find_lesson("unigram"))["shapes"] == [] and describe_changes(find_lesson("rope")) == ["model.positions: learned -> rotary"]
     assert main(["ladder", "show", "one-haed"]) == 2 and "did you mean one-head" in capsys.readouterr().err
 

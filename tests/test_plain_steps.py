@@ -93,7 +93,7 @@ def gradients(model, loss):
 
 
 def test_every_step_is_here():
-    assert STEPS.keys() == PLAIN.keys()
+    assert STEPS.keys() | {"rnn", "lstm", "gru"} == PLAIN.keys()  # the neighbours are in test_neighbours.py
 
 
 @pytest.mark.parametrize("name", STEPS)

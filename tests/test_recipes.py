@@ -15,7 +15,7 @@ def test_a_recipe_is_a_valid_run_of_a_known_length(name):
 
 
 def test_the_recipes_are_those_that_the_documents_name():
-    assert recipe_names() == ["baby", "gpt2", "mingpt", "modern", "modern-tiny", "tiny"]
+    assert recipe_names() == ["baby", "encoder", "gpt2", "lstm", "mingpt", "modern", "modern-tiny", "tiny", "translate"]
     assert Decoder.from_recipe.__doc__ is not None
     assert all(name in Decoder.from_recipe.__doc__ for name in recipe_names())
 
@@ -64,3 +64,9 @@ def test_the_modern_recipes_keep_to_the_shape_of_qwen3(name):
     assert (model.mlp, model.bias, model.mixer, model.residual, model.score_scale) == ("swiglu", "none", "attention", "add", "head")
     assert model.kv_heads < model.n_head
     assert model.head in ("tied", "linear")
+
+
+def test_a_recipe_of_another_kind_of_model_is_not_built_as_a_gpt():
+    for name in ("lstm", "translate"):
+        with pytest.raises(ValueError, match="build_model"):
+            Decoder.from_recipe(name)

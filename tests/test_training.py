@@ -189,7 +189,8 @@ def test_a_time_budget_is_planned_and_followed_to_the_schedules_end(text, tmp_pa
     assert state["horizon"]["seconds"] == pytest.approx(1.8) and len(state["horizon"]["plans"]) > 5
     assert state["horizon"]["total"] == result.steps == state["progress"]["step"]
     rates = [line["lr"] for line in metrics(tmp_path / "run")]
-    assert max(rates) > 20 * rates[-1]  # tiny's schedule falls to 0
+    falling = result.steps - min(50, result.steps // 2)  # after the warm-up, in a straight line
+    assert rates[-1] <= 1.5 * max(rates) / falling  # tiny's schedule falls to 0, and has come to its last step
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(text, tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ class Views(Output):
 
     def show_embedding(self) -> None:
         """The token table in the plane."""
-        table = self.model.token_table.weight
+        table = self.model.token_table.weight[: self.model.config.vocab_size]  # an encoder's mask stands for no token
         plane = principal_axes(table)
         texts = [self.bundle.tokenizer.token_text(one) for one in range(len(table))]
         shares = (float(plane.shares[0]), float(plane.shares[1:2].sum()))

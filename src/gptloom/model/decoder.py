@@ -25,7 +25,9 @@ class Decoder(Stack, LanguageModel):
     """
 
     def __init__(self, config: ModelConfig, *, cross: bool = False) -> None:
-        """Build the layers and draw their weights; `cross` as in `Stack`."""
+        """Build the layers and draw their weights; `cross` as in `Stack`. ValueError: the configuration is another class's."""
+        if config.architecture not in (("encoder-decoder",) if cross else ("decoder", "encoder")):
+            raise ValueError(f"architecture={config.architecture!r} is not built by this class; use model.build.build_model")
         super().__init__(config, causal=config.architecture != "encoder", cross=cross)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias) if config.head != "none" else None
         if self.head is not None and config.head == "tied":
@@ -38,11 +40,13 @@ class Decoder(Stack, LanguageModel):
         """A freshly initialised model with a recipe's shape.
 
         Args:
-            name: tiny, baby, mingpt, gpt2, modern or modern-tiny.
+            name: tiny, baby, mingpt, gpt2, modern, modern-tiny or encoder; those of other models (translate, lstm) are built by
+                `model.build.build_model`.
             changes: fields of `ModelConfig` to set differently, such as vocab_size=65.
 
         Raises:
             ConfigError: no such recipe or field, or the fields do not fit together.
+            ValueError: the recipe is of another kind of model.
         """
         return cls(parse(ModelConfig, {**read_recipe(name).get("model", {}), **changes}, where=f"recipe {name}"))
 
