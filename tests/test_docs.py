@@ -1,5 +1,6 @@
 """The documents say what the code does."""
 
+import json
 import re
 import runpy
 import tomllib
@@ -10,9 +11,13 @@ import pytest
 from gptloom.cli import COMMANDS
 from gptloom.config import LadderConfig, RunConfig, SampleConfig
 from gptloom.settings import field_names
+from gptloom.studies.checking.exercises import EXERCISES
+from gptloom.studies.climbing.architectures import ABOUT
+from gptloom.studies.climbing.lessons import read_lessons
+from gptloom.studies.reproducing.published import published
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHER_FLAGS = {"--run", "--config", "--recipe", "--json", "--debug", "--help", "--version", "--checkpoint", "--prompt", "--show-probabilities", "--text"}
 STUDY_FLAGS = {"--reproduce", "--example", "--seeds", "--plan", "--claim", "--together", "--show", "--layer", "--head", "--top", "--out"}
 SHORT_FLAGS = {"--steps", "--minutes", "--epochs", "--tokenizer", "--encoding", "--on-unknown", "--text-field"}
@@ -23,15 +28,45 @@ def test_the_settings_page_is_the_fields():
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == page(), "run: python tools/settings_table.py"
 
 
+@pytest.fixture
+def lessons(monkeypatch):
+    """The generator of the lessons' pages."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return runpy.run_path(str(ROOT / "tools" / "lesson_pages.py"))
+
+
+def test_the_lessons_are_what_the_steps_the_code_and_the_figures_make(lessons):
+    made = lessons["pages"]()
+    stored = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "lessons").glob("*.md")}
+    assert stored.keys() == made.keys()
+    for name, text in made.items():
+        assert stored[name] == text, f"{name}: run: python tools/lesson_pages.py"
+
+
+def test_every_step_has_a_page_with_its_figures_its_exercise_and_a_notebook(lessons):
+    steps = json.loads(lessons["MEASURED"].read_text(encoding="utf-8"))["steps"]
+    assert [step["name"] for step in steps] == list(read_lessons()), "the ladder was climbed as a whole"
+    assert sorted(name for names in lessons["NOTEBOOKS"].values() for name in names) == sorted([*read_lessons(), *ABOUT])
+    for step in steps:
+        page = (ROOT / "docs" / "lessons" / lessons["file_names"]()[step["name"]]).read_text(encoding="utf-8")
+        assert f"{step['val_loss']:.4f}" in page and (f"gptloom ladder check {step['name']} " in page) == (step["name"] in EXERCISES)
+    for path in (ROOT / "docs" / "lessons").glob("*.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", path.read_text(encoding="utf-8")):
+            assert (path.parent / "".join(link)).is_file(), f"{path.name}: {link}"
+
+
+def test_the_known_errors_are_those_of_the_published_list(lessons):
+    errors = lessons["read_errors"]()
+    assert [error["text"] for error in errors] == published()["known_errors_in_the_documents"]
+    for error in errors:
+        assert error["explanation"].strip() and error["cost"].strip() and error.get("step", "scale") in read_lessons()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_command_and_flag_that_a_page_names_exists(page):
-    text = page.read_text(encoding="utf-8")
-    flags = (
-        {"--" + key.replace("_", "-") for config in (RunConfig, SampleConfig, LadderConfig) for key in field_names(config)}
-        | OTHER_FLAGS
-        | STUDY_FLAGS
-        | SHORT_FLAGS
-    )
+    text = re.sub(r"```text\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)  # what models wrote may hold anything
+    keys = [key for config in (RunConfig, SampleConfig, LadderConfig) for key in field_names(config)]
+    flags = {"--" + key.replace("_", "-") for key in keys} | OTHER_FLAGS | STUDY_FLAGS | SHORT_FLAGS
     code = re.findall(r"`gptloom ([a-z]+)", text) + [
         word for block in re.findall(r"```sh\n(.*?)```", text, re.S) for word in re.findall(r"gptloom ([a-z]+)", block)
     ]

@@ -1,6 +1,7 @@
 """`gptloom ladder`, in all its forms."""
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from gptloom.errors import ExitCode
 from gptloom.pictures.staircase import Stair, draw_staircase
+from gptloom.runtime import describe_machine
 from gptloom.studies.climbing.architectures import ABOUT, show_architecture
 from gptloom.studies.climbing.ladder import Climbed, climb
 from gptloom.studies.climbing.lessons import find_lesson, read_lessons
@@ -27,6 +29,8 @@ def climb_command(texts: Sequence[str], asked: Mapping[str, Any], run: Path | No
     picture, report = climbed.folder / "staircase.png", climbed.folder / "report.html"
     _draw(climbed, rows, story, picture, report)
     found = {
+        "command": _command(climbed),
+        "machine": describe_machine(),
         "run": str(climbed.folder),
         "steps": [_as_dict(row) for row in rows],
         "seeds": climbed.seeds,
@@ -90,6 +94,12 @@ def _draw(climbed: Climbed, rows: Sequence[Row], story: Sequence[Verdict], pictu
     draw_staircase(picture, stairs, title=title)
     draw_staircase(dark, stairs, title=title, dark=True)
     write_report(report, rows, story, {"light": picture, "dark": dark}, text=climbed.text, seeds=climbed.seeds, tokens=climbed.tokens)
+
+
+def _command(climbed: Climbed) -> str:
+    """What makes the same ladder again, whether or not this one was interrupted."""
+    flags = [word for name, value in climbed.settings.items() for word in (f"--{name}", f"{value:g}" if isinstance(value, float) else str(value))]
+    return shlex.join(["gptloom", "ladder", *climbed.texts, *flags, "--json"])
 
 
 def _as_dict(row: Row) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class Climbed:
         seeds: rounds.
         tokens: training tokens of each step.
         vocab_size: of the text's tokenizer.
+        texts: what was asked for, or what the ladder in the folder began with.
+        settings: the fields of `LadderConfig` that differ from their defaults.
     """
 
     folder: Path
@@ -56,6 +58,8 @@ class Climbed:
     seeds: int
     tokens: int
     vocab_size: int
+    texts: list[str]
+    settings: dict[str, Any]
 
 
 def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watch: Watch) -> Climbed:
@@ -92,7 +96,8 @@ def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watc
         raise
     finally:
         watch.close()
-    return Climbed(store.folder, material.name, lessons, rungs, seeds, tokens, material.tokenizer.vocab_size)
+    settings = config.model_dump(exclude_defaults=True)
+    return Climbed(store.folder, material.name, lessons, rungs, seeds, tokens, material.tokenizer.vocab_size, texts, settings)
 
 
 def _check_same(plan: Mapping[str, Any], texts: Sequence[str], config: LadderConfig, folder: Path) -> None:

@@ -1,0 +1,53 @@
+"""Each notebook runs from top to bottom, shows a picture, and is stored without what it put out."""
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+class OwnKernelManager(AsyncKernelManager):
+    """Starts this interpreter, whichever kernels are installed."""
+
+    @property
+    def kernel_spec(self):
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="this Python", language="python")
+
+
+def run(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=120, kernel_manager_class=OwnKernelManager, resources={"metadata": {"path": str(FOLDER)}})
+    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "IPYTHONDIR": str(tmp_path / "ipython")})
+    return notebook
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_shows_what_it_speaks_of(path, tmp_path):
+    notebook = run(path, tmp_path)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    said = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    if any("check(" in cell.source for cell in notebook.cells):
+        assert "FAIL  " in said and "1 thing to mend" in said, "the exercise has one mistake, and the check names it"
+    errors = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
+    assert "Warning" not in errors, errors
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_clean_and_its_links_lead_somewhere(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert 8 <= len(notebook.cells) <= 18
+    for cell in notebook.cells:
+        assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None), "clear all outputs before you commit"
+        for link in cell.source.split("](")[1:]:
+            assert (FOLDER / link.split(")")[0]).is_file(), link
