@@ -24,12 +24,13 @@ bench: .venv/.developers
 	$(BIN)/python benchmarks/tiny_recipe.py
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/busy_machine.py
+	$(BIN)/python benchmarks/false_alarms.py
 
 .venv/bin/python:
 	(command -v uv >/dev/null && uv venv --seed --quiet --python $(PYTHON) .venv) || $(PYTHON) -m venv --clear .venv
 
 .venv/.users: .venv/bin/python pyproject.toml constraints.txt
-	$(INSTALL) -e ".[tokenizers]"
+	$(INSTALL) -e ".[tokenizers,translate]"
 	touch $@
 
 .venv/.developers: .venv/bin/python pyproject.toml constraints.txt

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from conftest import CONFIGS, SMALL, build, random_ids
 from gptloom.config import ModelConfig, SampleConfig
+from gptloom.inference.beams import beam_search
 from gptloom.inference.evaluation import Score, evaluate
-from gptloom.inference.generation import Generation, Rows, Token, beam_search, evaluating, window_start
+from gptloom.inference.generation import Generation, Rows, Token, evaluating, window_start
 from gptloom.model.decoder import Decoder
 from gptloom.model.objective import IGNORED, Objective
 

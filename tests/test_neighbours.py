@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from gptloom.config import IGNORED, ModelConfig, SampleConfig, TrainConfig
-from gptloom.inference.generation import Generation, Rows, beam_search
+from gptloom.inference.beams import beam_search
+from gptloom.inference.generation import Generation, Rows
 from gptloom.inference.translating import condition, translate
 from gptloom.model.build import build_model
 from gptloom.model.decoder import Decoder

@@ -13,9 +13,10 @@ from gptloom.config import OnUnknown, SampleConfig
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
 from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
+from gptloom.inference.beams import beam_search
 from gptloom.inference.evaluation import Score, evaluate
 from gptloom.inference.filling import fill_masks
-from gptloom.inference.generation import Generation, Token, beam_search
+from gptloom.inference.generation import Generation, Token
 from gptloom.inference.translating import condition
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
