@@ -253,7 +253,17 @@ def test_a_ladder_ends_with_json_picture_report_and_models(whole, capsys):
     code, found, said = climb(capsys, "--run", whole)  # everything is there: only read
     assert code == 0 and [step["name"] for step in found["steps"]] == NAMES
     assert found["seeds"] == 2 and found["tokens_per_step"] == 5 * 256 and "validation loss" not in said
-    assert found["command"].startswith("gptloom ladder ") and found["command"].endswith("--seeds 2 --json") and "--run" not in found["command"]
+    assert found["command"].split()[3:] == [
+        "--steps",
+        "5",
+        "--seeds",
+        "2",
+        "--only",
+        "unigram,bigram-counts,embedding,one-head",
+        "--device",
+        "cpu",
+        "--json",
+    ]  # without --run
     assert found["machine"].keys() >= {"python", "versions", "threads"}
     for step in found["steps"]:
         assert step.keys() >= {"base", "parameters", "val_loss", "val_loss_sd", "seconds", "bought", "sample", "published"}

@@ -1,6 +1,7 @@
 """Each notebook runs from top to bottom, shows a picture, and is stored without what it put out."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
+
+from gptloom.cli import COMMANDS
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -64,3 +67,4 @@ def test_a_notebook_is_stored_clean_and_its_links_lead_somewhere(path):
         assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None), "clear all outputs before you commit"
         for link in cell.source.split("](")[1:]:
             assert (FOLDER / link.split(")")[0]).is_file(), link
+        assert set(re.findall(r"`gptloom ([a-z]+)", cell.source)) <= COMMANDS.keys()
