@@ -1,5 +1,7 @@
 """How the weights are drawn before training."""
 
+import math
+
 from torch import nn
 
 from gptloom.config import ModelConfig
@@ -42,5 +44,5 @@ def _spread(name: str, module: nn.Module, config: ModelConfig) -> float:
     if isinstance(module, nn.Embedding) and config.positions == "sinusoidal" and config.head != "tied" and not config.is_recurrent:
         return 1.0
     if name == "head" and config.norm_position == "post" and config.head != "tied" and not config.is_recurrent:
-        return min(STD, LARGEST_LOGIT_STD / config.n_embd**0.5)
+        return min(STD, LARGEST_LOGIT_STD / math.sqrt(config.n_embd))
     return STD
