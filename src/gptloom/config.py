@@ -228,7 +228,7 @@ class LadderConfig(Config):
 
     steps: Count | None = Field(None, description="Budget of every step, in the lecture's steps of 256 tokens; larger steps take fewer (default: 5000)")
     minutes: Positive | None = Field(None, description="Time for the whole ladder; what is left over buys seeds, up to 5, unless --seeds is given")
-    seeds: Count | None = Field(None, description="Trainings of every step, each with a seed of its own (default: 2; with --minutes, as many as fit)")
+    seeds: Count | None = Field(None, description="Trainings of every step, each with a seed of its own (default: 2; with --minutes, more where they fit)")
     only: str | None = Field(None, description="Some steps, separated by commas, and the ones that they are compared with")
     seed: int = Field(1337, ge=0, lt=2**62, description="The first seed; the next ones follow it")
     device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")

@@ -200,12 +200,15 @@ class _Ladder:
         return fingerprint([self.material.text_sha256, self.material.tokenizer.fingerprint, tokens, names, settings])
 
     def _budget(self) -> int:
-        """Tokens for each step: as asked for, or the lecture's, or as many as fit into the time for one round (or all asked for)."""
+        """Tokens for each step: as asked for, or the lecture's, or as many as fit into the time with all seeds.
+
+        Without a number of seeds there are to be two: one would leave no spread to judge by.
+        """
         most = WINDOW * (self.config.steps or LECTURE_STEPS)
         if self.seconds is None or not self.trained:
             return most
         left = self.seconds - (time.monotonic() - self.began)
-        tokens = affordable_tokens(self.paces, left / (self.config.seeds or 1), most, LEAST_TOKENS)
+        tokens = affordable_tokens(self.paces, left / (self.config.seeds or SEEDS), most, LEAST_TOKENS)
         if tokens < most:
             self.watch.say(f"note: the lecture's {most:,} tokens a step do not fit into the time; every step gets {tokens:,}")
         return tokens
