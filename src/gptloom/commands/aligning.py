@@ -55,20 +55,26 @@ class Alignment(Output):
         """Every view there is."""
         cross = np.stack([layer[0].float().cpu().numpy() for layer in self.writing.cross])
         read = [layer[0].float().cpu().numpy() for layer in self.reading.attention]
-        mean = cross.mean(axis=(0, 1))
+        # One layer often aligns while the other thinks of something else: the one that points most, its heads averaged, is shown large.
+        layer = int(cross.mean(axis=1).max(axis=-1).mean(axis=-1).argmax())
+        mean = cross[layer].mean(axis=0)
         self.values |= {
             "translation": self.text,
             "source": self.sources,
             "tokens": [self._token(place) for place in range(len(self.targets))],
+            "alignment_layer": layer,
             "alignment": np.round(mean.astype(np.float64), 4).tolist(),
             "cross": np.round(cross.astype(np.float64), 4).tolist(),
         }
-        draw_alignment(self.path("alignment.png"), mean, self.sources, self.targets, title=f"{''.join(self.sources)}: what each written token looked at")
-        for layer, weights in enumerate(cross):
+        draw_alignment(
+            self.path("alignment.png"), mean, self.sources, self.targets, title=f"{''.join(self.sources)}: what each written token looked at (layer {layer})"
+        )
+        asked = (self.args.layer, self.args.head)
+        for at, weights in enumerate(cross):
             for head, one in enumerate(weights):
-                if (self.args.layer, self.args.head) in ((layer, head), (layer, None), (None, head)) and (self.args.layer, self.args.head) != (None, None):
-                    title = f"{''.join(self.sources)}: layer {layer}, head {head} of the cross-attention"
-                    draw_alignment(self.path(f"alignment-{layer}-{head}.png"), one, self.sources, self.targets, title=title)
+                if asked in ((at, head), (at, None), (None, head)) and asked != (None, None):
+                    title = f"{''.join(self.sources)}: layer {at}, head {head} of the cross-attention"
+                    draw_alignment(self.path(f"alignment-{at}-{head}.png"), one, self.sources, self.targets, title=title)
         draw_attention(self.path("reading.png"), read, self.sources, title=f"{self.name}: where the encoder's heads look")
         page = tokens_page(self.tokens_seen, title=f"{self.name}: the loss of each written token", summary=self.summary(), notes=self.notes)
         self.path("tokens.html").write_text(page, encoding="utf-8")

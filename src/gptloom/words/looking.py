@@ -13,8 +13,9 @@ tokens      tokens.html, the text coloured by each token's loss, with its probab
 embedding   embedding.png, the token table in the plane of its largest variance
 statistics  statistics.png, sizes of activations, weights and gradients, entropy of the heads, units that are off
 distance    distance.png, how strongly the loss depends on tokens further back
-An encoder-decoder translates the prompt, and shows alignment.png (which tokens of the source each written token looked at,
-the mean over layers and heads; --layer and --head draw single ones), reading.png (the encoder's heads) and tokens.html.
+An encoder-decoder translates the prompt, and shows alignment.png (which tokens of the source each written token looked at: the
+mean over the heads of the layer that points most; --layer and --head draw single ones), reading.png (the encoder's heads) and
+tokens.html.
 inspect.json holds the numbers of all of them. Layers and heads count from 0. rank 0 is the token the model held likeliest.
 Losses are read in windows of the model's context, as `gptloom eval` reads them; maps show the text's last window."""
 
