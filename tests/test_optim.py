@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from conftest import CONFIGS, build, random_ids
 from gptloom.config import TrainConfig
-from gptloom.model.decoder import Decoder
+from gptloom.model.build import build_model
 from gptloom.model.objective import Objective
-from gptloom.settings import recipe_names
+from gptloom.settings import recipe_names, resolve
 from gptloom.training.optim import FlatAdamW, parameter_groups
 from gptloom.training.schedule import Horizon, learning_rate, make_horizon
 
@@ -20,14 +20,15 @@ from gptloom.training.schedule import Horizon, learning_rate, make_horizon
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *(f"recipe {name}" for name in recipe_names())])
-def test_every_parameter_is_in_one_group_and_only_matrices_of_linear_layers_decay(name):
+def test_every_parameter_is_in_one_group_and_only_matrices_decay(name):
     with torch.device("meta"):
-        model = Decoder(CONFIGS[name]) if name in CONFIGS else Decoder.from_recipe(name.removeprefix("recipe "))
+        model = build_model(CONFIGS[name] if name in CONFIGS else resolve(name.removeprefix("recipe ")).model)
     groups = parameter_groups(model, 0.3)
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(decay) == len(list(model.parameters()))
     for label, p in model.named_parameters():
-        is_matrix = label.endswith((".qkv.weight", ".out.weight", ".up.weight", ".down.weight")) or label == "head.weight"
+        matrices = (".qkv.weight", ".query.weight", ".kv.weight", ".out.weight", ".up.weight", ".down.weight")
+        is_matrix = label.endswith(matrices) or label == "head.weight" or label.startswith("layers.weight_")
         assert decay[id(p)] == (0.3 if is_matrix else 0.0), label
     if model.config.head == "tied":
         assert decay[id(model.head.weight)] == 0.0  # it is the token table
