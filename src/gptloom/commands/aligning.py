@@ -72,7 +72,7 @@ class Alignment(Output):
         asked = (self.args.layer, self.args.head)
         for at, weights in enumerate(cross):
             for head, one in enumerate(weights):
-                if asked in ((at, head), (at, None), (None, head)) and asked != (None, None):
+                if asked in ((at, head), (at, None), (None, head)):
                     title = f"{''.join(self.sources)}: layer {at}, head {head} of the cross-attention"
                     draw_alignment(self.path(f"alignment-{at}-{head}.png"), one, self.sources, self.targets, title=title)
         draw_attention(self.path("reading.png"), read, self.sources, title=f"{self.name}: where the encoder's heads look")
