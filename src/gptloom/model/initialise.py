@@ -20,7 +20,8 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
     0, and divides the standard deviation of the matrices that write into the stream by sqrt(2 n_layer). The gain of the norm
     before the head starts below 1 where the logits would else be wider than `LARGEST_LOGIT_STD`, so that every seed begins at
     ln(vocab_size); where norms come after the sums, it is the head that starts smaller. Beside sinusoids, which are of unit size,
-    token tables are too, unless the head is tied to them (Vaswani et al. 2017, section 3.4, multiply them by sqrt(n_embd)).
+    token tables are too, unless the head is tied to them (Vaswani et al. 2017, section 3.4, multiply them by sqrt(n_embd)), and before
+    recurrent layers, whose gates would else hardly see what is read.
     zero-projection starts the writing matrices, and a head of its own, at zero: every block begins as the identity.
     """
     if config.init == "pytorch":
@@ -41,7 +42,7 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
 
 def _spread(name: str, module: nn.Module, config: ModelConfig) -> float:
     """The standard deviation of a matrix or table, before it is divided for its depth."""
-    if isinstance(module, nn.Embedding) and config.positions == "sinusoidal" and config.head != "tied" and not config.is_recurrent:
+    if isinstance(module, nn.Embedding) and config.head != "tied" and (config.is_recurrent or config.positions == "sinusoidal"):
         return 1.0
     if name == "head" and config.norm_position == "post" and config.head != "tied" and not config.is_recurrent:
         return min(STD, LARGEST_LOGIT_STD / math.sqrt(config.n_embd))
