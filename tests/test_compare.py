@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gptloom.cli import main
+from gptloom.config import RunConfig
 from gptloom.errors import ConfigError, InputError
 from gptloom.studies.comparing.assignment import needs, read_example
 from gptloom.studies.comparing.claims import check_directions, check_effect, read_claim
@@ -18,6 +19,7 @@ from gptloom.studies.comparing.kept import Folder, Outcome
 from gptloom.studies.comparing.statistics import LEVEL, estimate, holm, level_of_look, seeds_needed, t_quantile, t_two_sided
 from gptloom.studies.comparing.summary import pair_notes, summarise
 from gptloom.studies.comparing.verdicts import judge
+from gptloom.studies.trial import open_material, run_trial
 from training_helpers import write_text
 
 SHAPE = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "4", "--model.block-size", "8"]
@@ -477,3 +479,16 @@ def test_what_a_conclusion_needs_follows_from_the_noise():
 def test_an_unknown_setting_is_an_error_with_the_nearest_one():
     with pytest.raises(ConfigError, match="n_layer"):
         find_key("n_layr")
+
+
+def test_losses_that_are_about_different_tokens_are_not_compared(capsys, tmp_path):
+    for kinds in ("decoder,encoder", "decoder,encoder-decoder"):
+        assert main(["compare", f"model.architecture={kinds}", "--steps", "2", "--seeds", "3", "--run", str(tmp_path / "run")]) == 2
+        assert "do not compare" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_an_encoders_trial_claims_no_bits_per_byte(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("abcdefgh" * 100, encoding="utf-8")
+    config = RunConfig(device="cpu", model={"architecture": "encoder", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}, train={"steps": 2})
+    assert run_trial(config, open_material([str(path)], config.data))[0].val_bpb is None

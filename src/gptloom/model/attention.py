@@ -10,15 +10,53 @@ from gptloom.model.layers import rotate
 from gptloom.model.state import Context, Memory, Slot, State
 
 
-class Attention(nn.Module):
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2) with shared key-value heads (Ainslie et al. 2023)."""
+class Heads(nn.Module):
+    """What self-attention and cross-attention share: the heads' number, width, scale and dropout, and the sum that they take."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build one matrix for queries, keys and values (in this order), and the output projection."""
+        """Take the settings; the projections are the heirs' own."""
         super().__init__()
         self.n_head, self.n_kv_head, self.width = config.n_head, config.kv_heads, config.width_per_head
         self.scale = (self.width if config.score_scale == "head" else config.n_embd) ** -0.5
         self.drop_weights = config.dropout if config.attn_dropout is None else config.attn_dropout
+
+    def attend(
+        self,
+        query: Float[Tensor, "b h t d"],
+        key: Float[Tensor, "b g s d"],
+        value: Float[Tensor, "b g s d"],
+        mask: Bool[Tensor, "b 1 _ s"] | None,
+        causal: bool,
+        traced: list[Tensor] | None,
+    ) -> Float[Tensor, "b t hd"]:
+        """The weighted sum of values, heads side by side: fused, or spelled out when a trace wants the weights.
+
+        Args:
+            query: per head.
+            key: per group of heads.
+            value: likewise.
+            mask: which keys a query may see; None where `causal` says enough.
+            causal: without a mask, whether a query sees only the keys up to its own place.
+            traced: the weights are appended to it, which takes the explicit path.
+        """
+        drop = self.drop_weights if self.training else 0.0
+        if traced is None:
+            causal = mask is None and causal
+            grouped = key.shape[1] != query.shape[1]
+            found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=drop, is_causal=causal, scale=self.scale, enable_gqa=grouped)
+        else:
+            weights = attention_weights(query, key, mask, causal, self.scale)
+            traced.append(weights.detach())
+            found = F.dropout(weights, drop) @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        return found.transpose(1, 2).flatten(2)
+
+
+class Attention(Heads):
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2) with shared key-value heads (Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build one matrix for queries, keys and values (in this order), and the output projection."""
+        super().__init__(config)
         self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.width, bias=config.bias == "all")
         joined = self.n_head * self.width
         self.out = nn.Linear(joined, config.n_embd, bias=config.bias != "none") if config.output_projection else nn.Identity()
@@ -42,21 +80,17 @@ class Attention(nn.Module):
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
         if slot is not None and context.state is not None:
             key, value = remember(slot, key, value, context.state, context)
-        drop = self.drop_weights if self.training else 0.0
         traced = None if context.trace is None else context.trace.attention
-        joined = attend(query, key, value, context.mask, context.causal, self.scale, drop, traced).transpose(1, 2).reshape(b, t, -1)
+        joined = self.attend(query, key, value, context.mask, context.causal, traced)
         return self.dropout(self.out(joined))  # type: ignore[no-any-return]
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Heads):
     """Queries from the decoder's stream, keys and values from what the encoder has read (Vaswani et al. 2017, section 3.2.3)."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Build one matrix for queries, one for keys and values (in this order), and the output projection."""
-        super().__init__()
-        self.n_head, self.n_kv_head, self.width = config.n_head, config.kv_heads, config.width_per_head
-        self.scale = (self.width if config.score_scale == "head" else config.n_embd) ** -0.5
-        self.drop_weights = config.dropout if config.attn_dropout is None else config.attn_dropout
+        super().__init__(config)
         self.query = nn.Linear(config.n_embd, self.n_head * self.width, bias=config.bias == "all")
         self.kv = nn.Linear(config.n_embd, 2 * self.n_kv_head * self.width, bias=config.bias == "all")
         self.out = nn.Linear(self.n_head * self.width, config.n_embd, bias=config.bias != "none")
@@ -73,42 +107,9 @@ class CrossAttention(nn.Module):
         """Let every position gather from the source."""
         source = slot if slot is not None and "cross_keys" in slot else self.read(_given(context.memory))
         query = self.query_norm(self.query(x).unflatten(-1, (self.n_head, self.width)).transpose(1, 2))
-        weights = None if context.trace is None else context.trace.cross
-        drop = self.drop_weights if self.training else 0.0
-        joined = attend(query, source["cross_keys"], source["cross_values"], source["cross_seen"], False, self.scale, drop, weights)
-        return self.dropout(self.out(joined.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
-
-
-def attend(
-    query: Float[Tensor, "b h t d"],
-    key: Float[Tensor, "b g s d"],
-    value: Float[Tensor, "b g s d"],
-    mask: Bool[Tensor, "b 1 _ s"] | None,
-    causal: bool,
-    scale: float,
-    drop: float,
-    traced: list[Tensor] | None,
-) -> Float[Tensor, "b h t d"]:
-    """The weighted sum of values: fused, or spelled out when a trace wants the weights.
-
-    Args:
-        query: per head.
-        key: per group of heads.
-        value: likewise.
-        mask: which keys a query may see; None where `causal` says enough.
-        causal: without a mask, whether a query sees only the keys up to its own place.
-        scale: of the scores.
-        drop: dropout on the weights.
-        traced: the weights are appended to it, which takes the explicit path.
-    """
-    if traced is None:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=drop, is_causal=mask is None and causal, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
-        )
-    weights = attention_weights(query, key, mask, causal, scale)
-    traced.append(weights.detach())
-    shared = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-    return F.dropout(weights, drop) @ shared
+        traced = None if context.trace is None else context.trace.cross
+        joined = self.attend(query, source["cross_keys"], source["cross_values"], source["cross_seen"], False, traced)
+        return self.dropout(self.out(joined))  # type: ignore[no-any-return]
 
 
 def attention_weights(

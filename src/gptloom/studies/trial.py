@@ -19,7 +19,7 @@ from gptloom.model.build import build_model
 from gptloom.model.objective import Objective
 from gptloom.runtime import autocast, pick_device, pick_precision, thread_count, threads
 from gptloom.settings import merge, parse
-from gptloom.tasks import evaluation_batches, reads_pairs, training_batches
+from gptloom.tasks import evaluation_batches, predicted_bytes, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.optim import FlatAdamW
 from gptloom.training.schedule import make_horizon
@@ -112,10 +112,11 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
     batches = training_batches(config, material.parts.train, material.tokenizer)
     horizon = make_horizon(train, batches.tokens_per_epoch, train.batch_size * model.block_size)
     objective = Objective(bundle.model, train.label_smoothing)
+    val_bytes = predicted_bytes(model, material.parts.val, material.tokenizer)
 
     def score() -> Score:
         windows = evaluation_batches(model, material.parts.val, material.tokenizer, train.eval_batch_size)
-        return evaluate(objective, windows, device=device, byte_count=material.val_bytes)
+        return evaluate(objective, windows, device=device, byte_count=val_bytes)
 
     job = Job(
         objective=objective,

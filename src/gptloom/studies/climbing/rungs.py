@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gptloom.data.cache import replacing
 from gptloom.errors import InputError
+from gptloom.studies.records import read_record, write_record
 
 PLAN = "ladder.json"
 CURE = "start a new ladder in another folder (--run)"
@@ -61,28 +61,28 @@ class RungStore:
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise InputError("already exists and holds no ladder", where=str(self.folder), cure="choose another --run")
             return None
-        plan = _read(path)
+        plan = read_record(path)
         if not {"texts", "settings", "tokens", "identity", "paces"} <= plan.keys():
             raise InputError("is not a ladder's plan", where=str(path), cure=CURE)
         return plan
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Keep what the ladder begins with."""
-        _write(self.folder / PLAN, plan)
+        write_record(self.folder / PLAN, plan)
 
     def load(self, name: str, seed: int | None) -> Rung | None:
         """A finished rung; None where it has not been climbed."""
         path = self._path(name, seed)
         if not path.exists():
             return None
-        values = _read(path)
+        values = read_record(path)
         if values.keys() != {one.name for one in fields(Rung)}:
             raise InputError("is not a whole result", where=str(path), cure="delete it; it is measured again")
         return Rung(**values)
 
     def keep(self, rung: Rung) -> None:
         """Write a finished rung, whole or not at all."""
-        _write(self._path(rung.name, rung.seed), asdict(rung))
+        write_record(self._path(rung.name, rung.seed), asdict(rung))
 
     def model_folder(self, name: str) -> Path:
         """An existing folder for a step's model."""
@@ -92,7 +92,7 @@ class RungStore:
 
     def spent(self) -> float:
         """Seconds that all finished rungs took."""
-        return sum((float(_read(path).get("spent", 0.0)) for path in self.folder.glob("trials/*/*.json")), 0.0)
+        return sum((float(read_record(path).get("spent", 0.0)) for path in self.folder.glob("trials/*/*.json")), 0.0)
 
     def _path(self, name: str, seed: int | None) -> Path:
         return self.folder / "trials" / name / ("counts.json" if seed is None else f"seed-{seed}.json")
@@ -101,18 +101,3 @@ class RungStore:
 def fingerprint(values: Any) -> str:
     """Hex SHA-256 of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError("cannot be read as JSON", where=str(path), cure="delete it; it is made again, or start a new ladder (--run)") from None
-    if not isinstance(values, dict):
-        raise InputError("holds no JSON object", where=str(path), cure="delete it; it is made again, or start a new ladder (--run)")
-    return values
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write((json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode())

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptloom.config import DataConfig, RunConfig
 from gptloom.data.tokens import Split, Tokens
-from gptloom.errors import DivergedError
+from gptloom.errors import ConfigError, DivergedError
 from gptloom.inference.evaluation import Score
 from gptloom.runtime import derive
 from gptloom.studies.comparing.factors import Arm, flatten
@@ -55,8 +55,13 @@ def open_materials(texts: Sequence[str], arms: Sequence[Arm]) -> Materials:
     """The text, made ready once for each way of reading it that an arm asks for.
 
     Raises:
+        ConfigError: the arms are not about the same thing: what is hidden, what comes next, and a translation have losses of their own.
         GptloomError: as `gptloom train` would.
     """
+    kinds = {arm.config.model.architecture for arm in arms}
+    if "encoder-decoder" in kinds or ("encoder" in kinds and len(kinds) > 1):
+        what = f"losses of {' and '.join(sorted(kinds))} do not compare: they are about different tokens, or need pairs"
+        raise ConfigError(what, where="architecture", cure="compare models that guess the next token, or encoders with encoders")
     return {config: open_material(texts, config) for config in dict.fromkeys(arm.config.data for arm in arms)}
 
 

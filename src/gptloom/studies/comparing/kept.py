@@ -1,13 +1,13 @@
 """A comparison on disk: what it is, and every training as soon as it has ended, so that an interrupted comparison goes on."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gptloom.errors import ConfigError, InputError, MachineError
+from gptloom.errors import ConfigError, InputError
 from gptloom.studies.comparing.factors import show
+from gptloom.studies.records import read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Folder:
         """
         path = self.path / "comparison.json"
         if path.exists():
-            if difference := _differs(self._read(path), about):
+            if difference := _differs(read_record(path), about):
                 raise ConfigError(f"this comparison was begun otherwise: {difference}", where=str(self.path), cure="give the same settings, or a new --run")
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError("is not empty, and no comparison", where=str(self.path), cure="choose another --run")
@@ -64,7 +64,7 @@ class Folder:
     def load(self, arm: int, pair: int) -> Outcome | None:
         """What is known of a training."""
         path = self._trial(arm, pair)
-        return Outcome(**self._read(self.path / path)) if (self.path / path).exists() else None
+        return Outcome(**read_record(self.path / path)) if (self.path / path).exists() else None
 
     def save(self, arm: int, pair: int, outcome: Outcome) -> None:
         """Keep a training."""
@@ -73,7 +73,7 @@ class Folder:
     def looks(self) -> list[int]:
         """The numbers of seeds at which verdicts were given so far."""
         path = self.path / "looks.json"
-        return list(self._read(path)["seeds"]) if path.exists() else []
+        return list(read_record(path)["seeds"]) if path.exists() else []
 
     def look(self, seeds: int) -> int:
         """Note a verdict on so many seeds; returns how many were given on fewer."""
@@ -83,24 +83,10 @@ class Folder:
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file, whole or not at all."""
-        path = self.path / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".partial")
-            beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            beside.replace(path)
-        except OSError as error:
-            raise MachineError(f"cannot be written: {error.strerror}", where=str(path), cure="choose another folder with --run") from None
+        write_record(self.path / name, value)
 
     def _trial(self, arm: int, pair: int) -> str:
         return f"trials/{arm:02}-{pair:03}.json"
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        try:
-            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise InputError("cannot be read", where=str(path), cure="remove it, and that training is run again") from None
-        return value
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
