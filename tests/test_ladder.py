@@ -17,12 +17,12 @@ from gptloom.model.plain import PLAIN
 from gptloom.studies.checking.exercises import EXERCISES
 from gptloom.studies.climbing import ladder as ladder_module
 from gptloom.studies.climbing.lessons import choose_lessons, configure_lesson, find_lesson, read_lessons
-from gptloom.studies.climbing.pace import Pace, affordable_tokens
 from gptloom.studies.climbing.report import describe_changes
 from gptloom.studies.climbing.rungs import Rung
 from gptloom.studies.climbing.showing import product, shapes, show_lesson, sizes_of
 from gptloom.studies.climbing.story import monotone, one_line, summarise, table
 from gptloom.studies.climbing.watching import Watch
+from gptloom.studies.pace import Pace, affordable_tokens
 from gptloom.training.callbacks import View
 from training_helpers import write_text
 

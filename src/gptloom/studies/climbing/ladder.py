@@ -16,9 +16,9 @@ from gptloom.runtime import derive
 from gptloom.settings import merge, parse
 from gptloom.studies.climbing.lessons import LECTURE_STEPS, WINDOW, Lesson, choose_lessons, configure_lesson
 from gptloom.studies.climbing.ngram import NGram
-from gptloom.studies.climbing.pace import Pace, affordable_tokens, rehearse
 from gptloom.studies.climbing.rungs import CURE, Rung, RungStore, fingerprint
 from gptloom.studies.climbing.watching import Watch
+from gptloom.studies.pace import Pace, affordable_tokens, rehearse
 from gptloom.studies.trial import Material, open_material, run_trial
 from gptloom.training.display import duration
 from gptloom.training.folder import next_folder

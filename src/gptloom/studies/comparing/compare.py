@@ -2,26 +2,21 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from gptloom.config import DataConfig, RunConfig
-from gptloom.data.tokens import Split, Tokens
 from gptloom.errors import ConfigError, DivergedError
-from gptloom.inference.evaluation import Score
 from gptloom.runtime import derive
 from gptloom.studies.comparing.factors import Arm, flatten
 from gptloom.studies.comparing.kept import Folder, Outcome
+from gptloom.studies.pace import rehearse
 from gptloom.studies.trial import Material, open_material, run_trial
-from gptloom.training.callbacks import Callback, View
 from gptloom.training.display import duration
 from gptloom.training.schedule import make_horizon
 
 NEVER = 10**9
 """Steps between evaluations where only the first and the last are wanted: evaluating takes time, and the last alone counts."""
-
-_REHEARSAL = 3  # steps
-_REHEARSED_TOKENS = 8192  # of the validation split
 
 
 @dataclass(frozen=True)
@@ -74,35 +69,16 @@ def identity(plan: Plan, materials: Materials) -> dict[str, Any]:
     }
 
 
-def rehearse(arm: Arm, material: Material) -> float:
-    """Seconds that one training of this arm will take, from a few steps and evaluations of a part of the validation split."""
-    config, parts = arm.config, material.parts
-    horizon = make_horizon(config.train, len(parts.train), config.train.batch_size * config.model.block_size)
-    short = {"steps": _REHEARSAL, "minutes": None, "epochs": None, "patience": None, "eval_every": NEVER}
-    few = min(len(parts.val), _REHEARSED_TOKENS)
-    val = Tokens(parts.val.ids[:few], parts.val.document_starts[parts.val.document_starts < few])
-    clock, start = _EvaluationClock(), time.perf_counter()
-    rehearsed = config.model_copy(update={"train": config.train.model_copy(update=short)})
+def expected_seconds(arm: Arm, material: Material) -> float:
+    """Seconds that one training of this arm will take, by a rehearsal; of one that diverges in it, nothing, for it will not last long."""
+    train = arm.config.train
+    per_step = train.batch_size * arm.config.model.block_size
+    horizon = make_horizon(train, len(material.parts.train), per_step)
     try:
-        trial, _ = run_trial(rehearsed, replace(material, parts=Split(parts.train, val)), callbacks=[clock])
-    except DivergedError:  # a finding, which belongs to the trainings themselves; they will not last long
-        return time.perf_counter() - start
-    rest = time.perf_counter() - start - trial.seconds - 2 * clock.seconds
-    training = horizon.seconds if horizon.seconds is not None else trial.seconds / trial.steps * horizon.total
-    return max(0.0, rest) + training + 2 * clock.seconds * len(parts.val) / few
-
-
-class _EvaluationClock(Callback):
-    """How long the evaluation before the first step takes."""
-
-    seconds = 0.0
-    _began = 0.0
-
-    def on_start(self, view: View) -> None:
-        self._began = time.perf_counter()
-
-    def after_evaluation(self, view: View, score: Score) -> None:
-        self.seconds = self.seconds or time.perf_counter() - self._began
+        pace = rehearse(arm.config, material)
+    except DivergedError:  # a finding, which belongs to the trainings themselves
+        return 0.0
+    return pace.seconds(horizon.total * per_step) if horizon.seconds is None else pace.fixed + horizon.seconds
 
 
 def estimate_times(plan: Plan, materials: Materials, folder: Folder | None, say: Callable[[str], None]) -> list[float]:
@@ -110,7 +86,7 @@ def estimate_times(plan: Plan, materials: Materials, folder: Folder | None, say:
     times = []
     for number, arm in enumerate(plan.arms):
         known = [found.wall for pair in range(plan.seeds) if folder and (found := folder.load(number, pair))]
-        times.append(sum(known) / len(known) if known else rehearse(arm, materials[arm.config.data]))
+        times.append(sum(known) / len(known) if known else expected_seconds(arm, materials[arm.config.data]))
         say(f"{arm.name}: about {duration(times[-1])} a training")
     return times
 

@@ -1,4 +1,4 @@
-"""How long a ladder will take: every step rehearsed, and the budget that fits into the time."""
+"""How long trainings will take: rehearsed with a few steps, and the budget that fits into a time."""
 
 import time
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ def rehearse(config: RunConfig, material: Material) -> Pace:
     block, rows = config.model.block_size, config.train.eval_batch_size
     count = min(len(material.parts.val), 2 * rows * block + 1)
     few = Tokens(material.parts.val.ids[:count], np.zeros(1, dtype=np.int64))
-    short: Mapping[str, Any] = {"train": {"steps": _REHEARSED, "eval_every": _REHEARSED}}
+    short: Mapping[str, Any] = {"train": {"steps": _REHEARSED, "minutes": None, "epochs": None, "patience": None, "eval_every": _REHEARSED}}
     clock, began = _Clock(), time.perf_counter()
     run_trial(
         parse(RunConfig, merge(config.model_dump(), short), where="rehearsal"), replace(material, parts=Split(material.parts.train, few)), callbacks=[clock]
