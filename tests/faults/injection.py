@@ -11,6 +11,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import safetensors.torch
+from safetensors import SafetensorError
 
 Kind = Literal["none", "full", "broken", "crash", "exit"]
 ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO}
@@ -59,25 +60,28 @@ class Disk:
     def _patch(self, owner: Any, name: str, new: Any) -> None:
         self._stack.enter_context(mock.patch.object(owner, name, new))
 
-    def _request(self, name: str, *paths: str, do: Callable[[], Any], half: Callable[[], Any] = lambda: None) -> Any:
-        """One request; `half` is what is left of it where it fails."""
+    def _request(self, name: str, *paths: str, do: Callable[[], Any], half: Callable[[], Any] = lambda: None, error: type[Exception] = OSError) -> Any:
+        """One request; `half` is what is left of it where it fails, `error` what it then raises."""
         watched = all(self._is_watched(Path(path)) for path in paths)
         if watched and self.hit and (self.kind == "crash" or (self.kind == "full" and name == "write")):
-            self._fail()
+            self._fail(error)
         if watched and self.armed():
             self.trace.append((name, *paths))
             if len(self.trace) - 1 == self.at:
                 self.hit = True
                 half()
-                self._fail()
+                self._fail(error)
         return do()
 
-    def _fail(self) -> None:
+    def _fail(self, error: type[Exception]) -> None:
         if self.kind == "exit":
             os._exit(9)
         if self.kind == "crash":
             raise Crash
-        raise OSError(ERRORS[self.kind], os.strerror(ERRORS[self.kind]))
+        number = ERRORS[self.kind]
+        if error is SafetensorError:  # as the library words it, which keeps no number
+            raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+        raise OSError(number, os.strerror(number))
 
     def _is_watched(self, path: Path) -> bool:
         return path.is_relative_to(self.run / "checkpoints") or (path == self.run or path.parent == self.run) and ("latest" in path.name or "best" in path.name)
@@ -109,7 +113,7 @@ class Disk:
             self._save(tensors, filename, *rest, **named)
             os.truncate(filename, Path(filename).stat().st_size // 2)
 
-        self._request("write", os.fspath(filename), do=lambda: self._save(tensors, filename, *rest, **named), half=half)
+        self._request("write", os.fspath(filename), do=lambda: self._save(tensors, filename, *rest, **named), half=half, error=SafetensorError)
 
 
 class _Writer:

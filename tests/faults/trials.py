@@ -6,17 +6,21 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import gptloom
 from gptloom.cli import main
 from gptloom.errors import GptloomError
+from gptloom.training.callbacks import Request, View
+from gptloom.training.display import Display
 
 WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps until the sun is up again\n"
 SMALL = {"model.n-layer": 2, "model.n-head": 2, "model.n-embd": 16, "model.block-size": 16, "model.dropout": 0.2}
@@ -37,7 +41,8 @@ class Outcome(NamedTuple):
     @property
     def ending(self) -> str:
         """The last line, for a note."""
-        return f"exit {self.code}: {(self.said.strip().splitlines() or ['nothing said'])[-1][:160]}"
+        last = (self.said.strip().splitlines() or ["nothing said"])[-1]
+        return f"exit {self.code}: {re.sub(r'[^ ]*/', '', last)[:160]}"
 
 
 def write_text(folder: Path, repeats: int = 40) -> Path:
@@ -68,10 +73,24 @@ def train_words(text: Path | str, run: Path, *settings: dict[str, Any]) -> list[
     return ["train", str(text), "--run", str(run), *flags(SMALL, SHORT, {"data.cache": run.parent / "cache"}, *settings)]
 
 
-def call(words: Iterable[str]) -> Outcome:
-    """One command in this process, which saves the three seconds that a start takes."""
+class _Hooked(Display):
+    """Plain lines, and something that happens right after a step."""
+
+    def __init__(self, hooks: Mapping[int, Callable[[], None]]) -> None:
+        super().__init__(lambda line: print(line, file=sys.stderr))
+        self.hooks = hooks
+
+    def after_step(self, view: View) -> Request:
+        super().after_step(view)
+        self.hooks.get(view.step, lambda: None)()
+        return Request.NOTHING
+
+
+def call(words: Iterable[str], hooks: Mapping[int, Callable[[], None]] | None = None) -> Outcome:
+    """One command in this process, which saves the three seconds that a start takes; `hooks` happen to it after their steps."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+    shown = mock.patch("gptloom.training.run.make_display", lambda: _Hooked(hooks or {}))
+    with shown, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:
             code = main([str(word) for word in words])
         except SystemExit as error:
