@@ -18,7 +18,7 @@ SIZE = 4 << 20
 
 def rows(quick: bool) -> Iterator[Row]:
     """The short version needs no rights."""
-    with tempfile.TemporaryDirectory() as folder, _room(Path(folder), mounts=not quick) as room:
+    with tempfile.TemporaryDirectory() as folder, make_room(Path(folder), mounts=not quick) as room:
         trials = _Trials(Path(folder), room)
         yield trials.full("full disk", "stop", 2 if quick else 40)
         yield trials.full("full disk, going on", "continue", 2 if quick else 20)
@@ -26,7 +26,7 @@ def rows(quick: bool) -> Iterator[Row]:
             yield trials.read_only(10)
 
 
-class _Room:
+class Room:
     """A place that can be filled, emptied and locked; without a mount, no file in it may become larger than a limit."""
 
     def __init__(self, folder: Path, is_mounted: bool) -> None:
@@ -54,12 +54,13 @@ class _Room:
 
 
 @contextmanager
-def _room(folder: Path, *, mounts: bool) -> Iterator[_Room]:
+def make_room(folder: Path, *, mounts: bool, size: int = SIZE) -> Iterator[Room]:
+    """A fresh one, gone after the block."""
     place = folder / "room"
-    place.mkdir()
-    mounted = mounts and is_root() and subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", place], check=False).returncode == 0
+    place.mkdir(exist_ok=True)
+    mounted = mounts and is_root() and subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=False).returncode == 0
     try:
-        yield _Room(place, mounted)
+        yield Room(place, mounted)
     finally:
         if mounted:
             subprocess.run(["umount", "-l", place], check=True)
@@ -68,7 +69,7 @@ def _room(folder: Path, *, mounts: bool) -> Iterator[_Room]:
 class _Trials:
     """One little run again and again, to which the disk does something."""
 
-    def __init__(self, folder: Path, room: _Room) -> None:
+    def __init__(self, folder: Path, room: Room) -> None:
         self.room, self.chance = room, random.Random(6)
         self.text = write_text(folder)
         self.cache = {"data.cache": folder / "cache"}

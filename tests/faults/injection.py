@@ -13,6 +13,8 @@ from unittest import mock
 import safetensors.torch
 from safetensors import SafetensorError
 
+import gptloom.training.run  # noqa: F401  # so that all that saves is there to be patched
+
 Kind = Literal["none", "full", "broken", "crash", "exit"]
 ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO}
 ONE_PATH = ("mkdir", "rmdir", "unlink", "remove")

@@ -13,18 +13,17 @@ from faults.trials import call, difference, last_step, problem_of_run, reference
 
 STEPS = 120
 COMMON = {"train.steps": STEPS, "train.batch-size": 4, "train.micro-batch-size": 2, "train.eval-every": 30, "model.dropout": 0.2}
-MODERN = {"model.positions": "rotary", "model.norm": "rmsnorm", "model.qk-norm": "true", "model.mlp": "swiglu", "model.bias": "none"}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "decoder": {"recipe": "tiny"},
     "decoder, documents, bpe": {"recipe": "tiny", "tokenizer": "bpe:300", "data.sampling": "documents"},
     "decoder, shuffled, byte": {"recipe": "gpt2", "tokenizer": "byte", "data.sampling": "shuffled", "model.init": "gpt2"},
-    "decoder, patience": {"recipe": "modern", "train.patience": 2, "train.learning-rate": 0.05, "train.eval-every": 15},
+    "decoder, patience": {"recipe": "modern-tiny", "train.patience": 2, "train.learning-rate": 0.3, "train.eval-every": 5},
     "lstm": {"recipe": "lstm", "model.n-head": None},
     "gru, shuffled": {"recipe": "lstm", "model.architecture": "gru", "data.sampling": "shuffled"},
     "encoder": {"recipe": "encoder"},
     "encoder, sentencepiece": {"recipe": "encoder", "tokenizer": "sentencepiece:300", "data.sampling": "shuffled"},
-    "encoder-decoder": {"recipe": "translate", "text": "numbers:en-fr"},
+    "encoder-decoder": {"recipe": "translate", "text": "numbers:en-fr", "model.block-size": 64, "data.val-fraction": 0.003, "tokenizer": "char"},
     "epochs, samples, wsd": {"recipe": "tiny", "train.steps": None, "train.epochs": 3, "train.sample-tokens": 5, "train.schedule": "wsd"},
 }
 
