@@ -33,7 +33,7 @@ class _Run:
         self.train = train_words(text, self.run, WIDE, {"model.n-embd": width, "train.steps": 10**6})
         self.random = random.Random(4)
         self.hashes: dict[str, str] = {}  # a step that is trained twice must come to the same weights
-        self.lost = self.inside = 0
+        self.lost = self.inside = self.more = 0
 
     def survive(self, kills: int) -> Row:
         tally = Tally("kill -9")
@@ -51,7 +51,8 @@ class _Run:
             tally.add(self._problem())
             print(f"\r  kill {tally.tries}, {self.inside} inside a write ", end="", file=sys.stderr, flush=True)
         size = sum(path.stat().st_size for path in checkpoints(self.run)[-1].iterdir()) / 1e6
-        return tally.row(f"{self.inside} inside a write of {size:.0f} MB; at most {self.lost} steps lost, at a save every {EVERY}")
+        lost = f"at most {self.lost} steps lost, at a save every {EVERY} ({self.more} lost more than {EVERY}: the write took longer than that)"
+        return tally.row(f"{self.inside} inside a write of {size:.0f} MB; {lost}")
 
     def _wait(self, process, before: int) -> bool:
         """Until it saves again, or, one time in ten, until a random moment of its start."""
@@ -63,8 +64,9 @@ class _Run:
     def _problem(self) -> str:
         found = checkpoints(self.run)
         newest, last = max(map(step_of, found), default=0), last_step(self.run)
-        self.lost = max(self.lost, last - newest)
-        if problem := problem_of_run(self.run, at_least=last - EVERY):
+        self.lost, self.more = max(self.lost, last - newest), self.more + (last - newest > EVERY)
+        # Training goes on while a checkpoint is written, up to the next save, which waits for it.
+        if problem := problem_of_run(self.run, at_least=last - 2 * EVERY):
             return problem
         for path in found:
             weights = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()

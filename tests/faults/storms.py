@@ -146,7 +146,8 @@ class _Trials:
             return f"a traceback, down to {said.strip().splitlines()[-1][:60]}"
         if not (run / "run.json").exists():
             return ""
-        if problem := problem_of_run(run):
+        saved = last_step(run) if storm.moment != "starting" and len(storm.signals) == 1 else 0
+        if problem := problem_of_run(run, at_least=saved):
             return problem
         again = call(["resume", str(run)])
         if again.code and "has finished" not in again.said:

@@ -152,7 +152,7 @@ def step_of(checkpoint: Path) -> int:
 
 def being_written(run: Path) -> bool:
     """Whether a temporary file or folder lies where checkpoints and pointers are written."""
-    return any(path.name.startswith(".writing") or path.name.endswith(".writing") for folder in (run, run / "checkpoints") for path in folder.glob(".*"))
+    return any(path.name.startswith((".writing", ".replaced")) or path.name.endswith(".writing") for folder in (run, run / "checkpoints") for path in folder.glob(".*"))
 
 
 def problem_of(checkpoint: Path) -> str:
@@ -217,6 +217,20 @@ def reference_run(text: Path | str, run: Path, *settings: dict[str, Any]) -> dic
     if outcome.code:
         raise RuntimeError(outcome.said)
     return final(run)
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    """The ids of the processes that it has started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], check=False, capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def is_alive(number: int) -> bool:
+    """Whether a process with this id runs; one that has ended and waits for its parent does not."""
+    try:
+        return ") Z " not in Path(f"/proc/{number}/stat").read_text()
+    except OSError:
+        return False
 
 
 def is_root() -> bool:
