@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gptloom
 from faults.table import Row, Tally
-from faults.trials import Outcome, call, difference, reference_run, train_words, write_text
+from faults.trials import Outcome, call, difference, reference_run, write_text
 from gptloom.errors import GptloomError
 
 SETTINGS = {"train.steps": 6, "train.save-every": 2, "train.eval-every": 2, "train.keep": 3}
@@ -21,6 +21,7 @@ def rows(quick: bool) -> Iterator[Row]:
         trials = _Trials(Path(folder))
         yield trials.checkpoints(16 if quick else 1000)
         yield trials.run_folders(6 if quick else 300)
+        yield trials.token_files(2 if quick else 100)
 
 
 def damage(path: Path, chance: random.Random) -> str:
@@ -98,16 +99,27 @@ class _Trials:
         return difference(self.run, self.reference) if len(named) == 1 else "resume names no damaged checkpoint"
 
     def run_folders(self, tries: int) -> Row:
-        """A file beside the checkpoints is damaged in a run that has two steps to go: that is harmless, or noticed; and it is never a traceback."""
-        tally, ends = Tally("damaged run folder"), Counter()
+        """A file beside the checkpoints is damaged."""
         names = ["config.toml", "run.json", "latest", "best", "metrics.jsonl", "tokenizer.json"]
-        for number in range(tries):
+        return self._harmless_or_noticed("damaged run folder", [self.run / names[number % len(names)] for number in range(tries)])
+
+    def token_files(self, tries: int) -> Row:
+        """The run's text, as token ids in the cache."""
+        (tokens,) = (self.folder / "cache" / "tokens").iterdir()
+        return self._harmless_or_noticed("damaged token file", [tokens] * tries)
+
+    def _harmless_or_noticed(self, title: str, paths: list[Path]) -> Row:
+        """In a run that has two steps to go, damage is harmless, or noticed; and it is never a traceback."""
+        tally, ends = Tally(title), Counter()
+        tokens = {path: path.read_bytes() for path in paths if path.exists() and not path.is_relative_to(self.run)}
+        for path in paths:
             self._copy()
             shutil.rmtree(self.run / "checkpoints" / "step-000006")
             for pointer in ("latest", "best"):
                 (self.run / pointer).write_text("step-000004\n", encoding="utf-8")
-            name = names[number % len(names)]
-            kind = damage(self.run / name, self.chance)
+            for other, content in tokens.items():
+                other.write_bytes(content)
+            kind, name = damage(path, self.chance), path.name if path.is_relative_to(self.run) else "tokens"
             end, problem = self._judge(call(["resume", str(self.run)]))
             ends[end] += 1
             tally.add(problem and f"{problem} ({kind}, {name})")
@@ -118,6 +130,6 @@ class _Trials:
             weights = {name: self.reference[name] for name in ("model.safetensors", "optimizer.safetensors")}
             if not difference(self.run, weights):
                 return "harmless", ""
-            told = any(line.startswith("note") or line.startswith("warning") and "training tokens" not in line for line in outcome.said.splitlines())
+            told = any(line.startswith("note") or (line.startswith("warning") and "training tokens" not in line) for line in outcome.said.splitlines())
             return ("told", "") if told else ("missed", "the run goes on to other weights, and says nothing")
         return ("refused", "") if outcome.is_one_line else ("fell over", outcome.ending)

@@ -86,7 +86,8 @@ class Disk:
         raise OSError(number, os.strerror(number))
 
     def _is_watched(self, path: Path) -> bool:
-        return path.is_relative_to(self.run / "checkpoints") or (path == self.run or path.parent == self.run) and ("latest" in path.name or "best" in path.name)
+        is_pointer = path.parent == self.run and ("latest" in path.name or "best" in path.name)
+        return is_pointer or path == self.run or path.is_relative_to(self.run / "checkpoints")
 
     def _named(self, descriptor: int) -> str:
         return self._paths.get(descriptor, "")

@@ -63,10 +63,13 @@ class _Run:
 
     def _problem(self) -> str:
         found = checkpoints(self.run)
-        newest, last = max(map(step_of, found), default=0), last_step(self.run)
+        newest = int((self.run / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))  # where it will go on from
+        last = last_step(self.run)
         self.lost, self.more = max(self.lost, last - newest), self.more + (last - newest > EVERY)
         # Training goes on while a checkpoint is written, up to the next save, which waits for it.
-        if problem := problem_of_run(self.run, at_least=last - 2 * EVERY):
+        if last - newest > 2 * EVERY:
+            return f"{last - newest} steps are lost"
+        if problem := problem_of_run(self.run):
             return problem
         for path in found:
             weights = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()

@@ -28,7 +28,9 @@ from faults.trials import kill, wait_for
 EVERY = 1
 """Steps between saves."""
 
-COMMON = "--device=cpu --dtype=float32 --compile=False --always_save_checkpoint=True --eval_iters=1 --gradient_accumulation_steps=1 --batch_size=1 --block_size=8"
+COMMON = (
+    "--device=cpu --dtype=float32 --compile=False --always_save_checkpoint=True --eval_iters=1 --gradient_accumulation_steps=1 --batch_size=1 --block_size=8"
+)
 COMMON += f" --n_layer=1 --n_head=4 --warmup_iters=0 --eval_interval={EVERY} --dataset=gptloom-faults"
 
 

@@ -11,8 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from faults.table import Row, Tally
-from faults.trials import call, children, difference, is_alive, kill, last_step, log_lines, problem_of_run, reference_run, start, train_words
-from faults.trials import wait_for, write_text
+from faults.trials import (
+    call,
+    children,
+    difference,
+    is_alive,
+    kill,
+    last_step,
+    log_lines,
+    problem_of_run,
+    reference_run,
+    start,
+    train_words,
+    wait_for,
+    write_text,
+)
 
 SETTINGS = {"train.steps": 60, "train.batch-size": 8, "train.micro-batch-size": 2, "train.save-every": 10, "train.eval-every": 30, "train.ranks": 2}
 SECONDS = 20.0
@@ -34,9 +47,12 @@ class _Trials:
     def __init__(self, folder: Path) -> None:
         self.folder, self.chance, self.text = folder, random.Random(11), write_text(folder)
 
-    def _start(self, run: Path, settings: dict[str, object]) -> subprocess.Popen[bytes]:
-        """Started, and some steps on."""
+    def _start(self, run: Path, settings: dict[str, object], *, early: bool = False) -> subprocess.Popen[bytes]:
+        """Started, and some steps on; or just so far that there are two processes."""
         process = start(train_words(self.text, run, settings), self.folder / "log")
+        if early:
+            wait_for(lambda: bool(children(process)), process)
+            return process
         step = self.chance.randint(12, 45)
         wait_for(lambda: last_step(run) >= step, process)
         time.sleep(self.chance.uniform(0.0, 0.05))
@@ -48,7 +64,7 @@ class _Trials:
         reference = reference_run(self.text, self.folder / "reference", SETTINGS)
         for number in range(tries):
             run = self.folder / f"run-{number}"
-            process = self._start(run, SETTINGS)
+            process = self._start(run, SETTINGS, early=number % 4 == 3)
             others = children(process)
             began = time.monotonic()
             if number % 2 == 0:
@@ -59,7 +75,7 @@ class _Trials:
                 time.sleep(0.01)
             longest = max(longest, time.monotonic() - began)
             problem = self._problem(run, process, others, number % 2 == 1) or difference(run, reference)
-            tally.add(problem and f"{problem} (killed: {['the first', 'the second'][number % 2]})")
+            tally.add(problem and f"{problem} (killed: {['the first', 'the second', 'the first', 'the second at its start'][number % 4]})")
         return tally.row(f"the other ended within {longest:.1f} s; resumed on two, to the bits of an uninterrupted run")
 
     def _problem(self, run: Path, process: subprocess.Popen[bytes], others: list[int], second: bool) -> str:

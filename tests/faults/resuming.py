@@ -12,7 +12,7 @@ from faults.table import Row, Tally
 from faults.trials import call, difference, last_step, problem_of_run, reference_run, start, train_words, wait_for, write_text
 
 STEPS = 120
-COMMON = {"train.steps": STEPS, "train.batch-size": 4, "train.micro-batch-size": 2, "train.eval-every": 30, "model.dropout": 0.2}
+COMMON = {"train.steps": STEPS, "train.batch-size": 4, "train.micro-batch-size": 2, "train.eval-every": 8, "model.dropout": 0.2}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "decoder": {"recipe": "tiny"},
@@ -54,7 +54,7 @@ class _Trials:
         text = settings.pop("text", self.text)
         twin, run, log = self.folder / f"twin-{number}", self.folder / f"run-{number}", self.folder / "log"
         reference = reference_run(text, twin, settings)
-        end = int(reference["step"].removeprefix("step-"))
+        end = reference["progress"]["step"]
         words = train_words(text, run, settings)
         for part in range(interruptions):
             reached = last_step(run)

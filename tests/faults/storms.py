@@ -10,8 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from faults.table import Row, Tally
-from faults.trials import being_written, call, difference, kill, last_step, log_lines, problem_of_run, reference_run, start, train_words, wait_for
-from faults.trials import write_text, write_wide_text
+from faults.trials import (
+    being_written,
+    call,
+    difference,
+    kill,
+    last_step,
+    log_lines,
+    problem_of_run,
+    reference_run,
+    start,
+    train_words,
+    wait_for,
+    write_text,
+    write_wide_text,
+)
 
 TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 CODES = {TERM: 143, INT: 130}
@@ -42,6 +55,8 @@ STORMS = [
     Storm("SIGINT twice", "training", (INT, INT), 0.1),
     Storm("20 signals of three kinds", "training", (USR1, USR1, TERM, INT, USR1, *[TERM, INT, USR1] * 5), 0.02),
     Storm("SIGTERM in a save", "saving", (TERM,), 0.0, "wide"),
+    Storm("SIGINT twice in a save", "saving", (INT, INT), 0.05, "wide"),
+    Storm("SIGUSR1 at start-up", "starting", (USR1,), 0.0),
     Storm("SIGTERM before the first save", "first steps", (TERM,), 0.0, "late"),
     Storm("SIGTERM in a long evaluation", "evaluating", (TERM,), 0.0, "slow"),
     Storm("SIGTERM at start-up", "starting", (TERM,), 0.0),
@@ -134,13 +149,13 @@ class _Trials:
                 wait_for(lambda: last_step(run) >= step, process)
 
     def _problem(self, storm: Storm, run: Path, code: int, seconds: float, log: Path) -> str:
-        first = next(number for number in storm.signals if number in CODES)
-        accepted = {CODES[number] for number in storm.signals if number in CODES} if len(storm.signals) > 2 else {CODES[first]}
+        first = next((number for number in storm.signals if number in CODES), 0)
+        accepted = {CODES[number] for number in storm.signals if number in CODES} if len(storm.signals) > 2 else {CODES[first]} if first else {0}
         if storm.moment == "starting":  # before Python and the run listen, the signal itself ends the process, which a shell reports as the same number
-            accepted |= {-first, 0}
+            accepted |= {-first} - {0}
         if code not in accepted:
             return f"exit {code} after {seconds:.0f} s"
-        if seconds > SECONDS:
+        if first and seconds > SECONDS:
             return f"it took more than {SECONDS:.0f} s to end"
         if "Traceback" in (said := log.read_text(errors="replace")):
             return f"a traceback, down to {said.strip().splitlines()[-1][:60]}"

@@ -152,7 +152,9 @@ def step_of(checkpoint: Path) -> int:
 
 def being_written(run: Path) -> bool:
     """Whether a temporary file or folder lies where checkpoints and pointers are written."""
-    return any(path.name.startswith((".writing", ".replaced")) or path.name.endswith(".writing") for folder in (run, run / "checkpoints") for path in folder.glob(".*"))
+    return any(
+        path.name.startswith((".writing", ".replaced")) or path.name.endswith(".writing") for folder in (run, run / "checkpoints") for path in folder.glob(".*")
+    )
 
 
 def problem_of(checkpoint: Path) -> str:
@@ -189,10 +191,12 @@ def problem_of_run(run: Path, *, at_least: int = 0) -> str:
 
 
 def final(run: Path) -> dict[str, Any]:
-    """What must be equal to the bit: the weights, the optimizer's state, and the losses without the clock."""
+    """What must be equal to the bit: weights, optimizer, progress, which checkpoint is the best, and the losses without the clock."""
     checkpoint = run / "checkpoints" / (run / "latest").read_text(encoding="utf-8").strip()
     found: dict[str, Any] = {name: (checkpoint / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
-    found["step"] = checkpoint.name
+    progress = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"]
+    found["progress"] = {key: value for key, value in progress.items() if key != "seconds"}
+    found["best"] = (run / "best").read_text(encoding="utf-8") if (run / "best").exists() else ""
     found["metrics.jsonl"] = [{key: value for key, value in line.items() if key != "seconds"} for line in log_lines(run) if line["event"] != "save"]
     return found
 
