@@ -19,7 +19,7 @@ def rows(quick: bool) -> Iterator[Row]:
     """Each try damages one file of a fresh copy."""
     with tempfile.TemporaryDirectory() as folder:
         trials = _Trials(Path(folder))
-        yield trials.checkpoints(16 if quick else 1000)
+        yield trials.checkpoints(12 if quick else 1000)
         yield trials.run_folders(6 if quick else 300)
         yield trials.token_files(2 if quick else 100)
 

@@ -19,7 +19,7 @@ WIDE = {"model.n-layer": 1, "model.n-head": 4, "model.block-size": 8, "train.bat
 
 def rows(quick: bool) -> Iterator[Row]:
     """Kill the same run again and again; it goes on with `gptloom resume` each time."""
-    kills, width = (4, 128) if quick else (200, 256)
+    kills, width = (2, 128) if quick else (200, 256)
     with tempfile.TemporaryDirectory() as folder:
         yield _Run(Path(folder), width).survive(kills)
 
