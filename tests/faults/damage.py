@@ -61,8 +61,8 @@ class _Trials:
         shutil.copytree(self.whole, self.run)
 
     def checkpoints(self, tries: int) -> Row:
-        """The newest checkpoint of a run is damaged; one run in eight has no other."""
-        tally, kinds = Tally("damaged checkpoint"), Counter()
+        """The newest checkpoint of a run is damaged: each is loaded, a third is resumed; one run in eight has no other."""
+        tally, kinds, resumed = Tally("damaged checkpoint"), Counter(), 0
         files = sorted(path.name for path in (self.whole / "checkpoints" / "step-000006").iterdir())
         for number in range(tries):
             self._copy()
@@ -74,9 +74,12 @@ class _Trials:
             name = files[number % len(files)]
             kind = damage(checkpoint / name, self.chance)
             kinds[kind] += 1
-            problem = self._unnoticed(checkpoint) or self._unnoticed_by_resume(alone)
+            problem = self._unnoticed(checkpoint)
+            if not problem and self.chance.random() < 1 / 3:
+                resumed += 1
+                problem = self._unnoticed_by_resume(alone)
             tally.add(problem and f"{problem} ({kind}, {name})")
-        return tally.row(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + f"; over {len(files)} files")
+        return tally.row(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + f"; over {len(files)} files; {resumed} of the runs resumed")
 
     def _unnoticed(self, checkpoint: Path) -> str:
         try:

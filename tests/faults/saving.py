@@ -22,7 +22,7 @@ def rows(quick: bool) -> Iterator[Row]:
         requests = trials.requests()
         print(f"  {len(requests)} operations in the saves after the first", file=sys.stderr)
         yield trials.order(requests)
-        step = len(requests) // 4 + 1 if quick else 1
+        step = len(requests) // 3 + 1 if quick else 1
         for offset, (kind, name) in enumerate({"full": "no space in a save", "broken": "I/O error in a save", "crash": "crash in a save"}.items()):
             yield trials.each(name, kind, range(offset, len(requests), step))
         yield trials.ends(range(2, len(requests), len(requests) // (1 if quick else 8)))

@@ -153,8 +153,9 @@ class _Trials:
     def _problem(self, storm: Storm, run: Path, code: int, seconds: float, log: Path) -> str:
         first = next((number for number in storm.signals if number in CODES), 0)
         accepted = {CODES[number] for number in storm.signals if number in CODES} if len(storm.signals) > 2 else {CODES[first]} if first else {0}
-        if storm.moment == "starting":  # before Python and the run listen, the signal itself ends the process, which a shell reports as the same number
-            accepted |= {-first} - {0}
+        # Where nobody listens yet, or any more, the signal itself ends the process, which a shell reports as the same number.
+        if storm.moment == "starting" or len(storm.signals) > 1:
+            accepted |= {128 - code for code in accepted if code}
         if code not in accepted:
             return f"exit {code} after {seconds:.0f} s"
         if first and seconds > SECONDS:
