@@ -164,7 +164,7 @@ class _Trials:
             return f"a traceback, down to {said.strip().splitlines()[-1][:60]}"
         if not (run / "run.json").exists():
             return ""
-        saved = last_step(run) if storm.moment != "starting" and len(storm.signals) == 1 else 0
+        saved = last_step(run) if storm.moment != "starting" and len(storm.signals) == 1 else -1  # or it begins again
         if problem := problem_of_run(run, at_least=saved):
             return problem
         again = call(["resume", str(run)])
