@@ -1,8 +1,10 @@
 """A disk that fills up or becomes read-only under a run, on a small tmpfs; where none can be mounted, a limit on the size of files."""
 
+import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -116,16 +118,18 @@ class _Trials:
         return f"the run cannot go on: {again.ending}" if again.code else difference(run, self.reference)
 
     def read_only(self, tries: int) -> Row:
-        """The file system is mounted again for reading only, as Linux does after errors of the device."""
+        """A run is stopped, and its file system mounted for reading only; `saving` makes it so in the midst of a save."""
         tally = Tally("read-only disk")
         for _ in range(tries):
             run, at = self._run(), self.chance.randint(4, 12)
+            call(train_words(self.text, run, SETTINGS, self.cache), {at: lambda: os.kill(os.getpid(), signal.SIGTERM)})
             try:
-                outcome = call(train_words(self.text, run, SETTINGS, self.cache), {at: lambda: self.room.lock("ro")})
+                self.room.lock("ro")
+                outcome = call(["resume", str(run)])
             finally:
                 self.room.lock("rw")
             if not (outcome.code == 3 and outcome.is_one_line):
                 tally.add(f"the run did not say so: {outcome.ending}")
                 continue
-            tally.add(problem_of_run(run, at_least=at - 2) or self._goes_on(run, "stop", at))
-        return tally.row()
+            tally.add(problem_of_run(run, at_least=at) or self._goes_on(run, "stop", at))
+        return tally.row("nothing can be resumed on it; once it can be written again, it goes on")

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 import gptloom.training.run  # noqa: F401  # so that all that saves is there to be patched
 
-Kind = Literal["none", "full", "broken", "crash", "exit"]
-ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO}
+Kind = Literal["none", "full", "broken", "read-only", "crash", "exit"]
+ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO, "read-only": errno.EROFS}
 ONE_PATH = ("mkdir", "rmdir", "unlink", "remove")
 TWO_PATHS = ("rename", "replace")
 
@@ -32,7 +32,7 @@ class Disk:
         run: the run folder; only its checkpoints and its pointers to them are looked at.
         armed: from when on requests count.
         at: the request that fails, from 0; a write leaves half of its bytes behind.
-        kind: how it fails. Where the disk is "full", all later writes fail too; after a "crash" nothing reaches the disk.
+        kind: how it fails. Where the disk is "full", all later writes fail too; "read-only", everything does; after a "crash" nothing reaches it.
     """
 
     def __init__(self, run: Path, armed: Callable[[], bool] = lambda: True, at: int = -1, kind: Kind = "none") -> None:
@@ -65,7 +65,7 @@ class Disk:
     def _request(self, name: str, *paths: str, do: Callable[[], Any], half: Callable[[], Any] = lambda: None, error: type[Exception] = OSError) -> Any:
         """One request; `half` is what is left of it where it fails, `error` what it then raises."""
         watched = all(self._is_watched(Path(path)) for path in paths)
-        if watched and self.hit and (self.kind == "crash" or (self.kind == "full" and name == "write")):
+        if watched and self.hit and (self.kind in ("crash", "read-only") or (self.kind == "full" and name == "write")):
             self._fail(error)
         if watched and self.armed():
             self.trace.append((name, *paths))

@@ -13,6 +13,12 @@ from faults.table import Row, Tally
 from faults.trials import Outcome, call, difference, problem_of_run, reference_run, train_words, write_text
 
 SETTINGS = {"train.steps": 6, "train.save-every": 2, "train.eval-every": 3, "train.keep": 1}
+TITLES: dict[Kind, str] = {
+    "full": "no space in a save",
+    "broken": "I/O error in a save",
+    "read-only": "read-only in a save",
+    "crash": "crash in a save",
+}
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -23,8 +29,8 @@ def rows(quick: bool) -> Iterator[Row]:
         print(f"  {len(requests)} operations in the saves after the first", file=sys.stderr)
         yield trials.order(requests)
         step = len(requests) // 3 + 1 if quick else 1
-        for offset, (kind, name) in enumerate({"full": "no space in a save", "broken": "I/O error in a save", "crash": "crash in a save"}.items()):
-            yield trials.each(name, kind, range(offset, len(requests), step))
+        for offset, (kind, title) in enumerate(TITLES.items()):
+            yield trials.each(title, kind, range(offset, len(requests), step))
         yield trials.ends(range(2, len(requests), len(requests) // (1 if quick else 8)))
 
 
