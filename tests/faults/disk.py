@@ -96,7 +96,7 @@ class _Trials:
                 outcome = call(train_words(self.text, run, SETTINGS, self.cache, {"train.on-save-failure": None if setting == "stop" else setting}), hooks)
             finally:
                 self.room.free()
-            failed += outcome.code == 3 or "warning: the checkpoint" in outcome.said
+            failed += outcome.code == 3 or "could not be written" in outcome.said
             if setting == "stop" and outcome.code == 0:
                 tally.add("" if left else "the run wrote to a full disk")
                 continue

@@ -174,7 +174,7 @@ def problem_of(checkpoint: Path) -> str:
     return ""
 
 
-def problem_of_run(run: Path, *, at_least: int = 0) -> str:
+def problem_of_run(run: Path, *, at_least: int = -1) -> str:
     """What a fault has broken in a run folder: a checkpoint that is not whole, a pointer to nothing, a claim that is not true, too much lost."""
     found = checkpoints(run)
     for problem in filter(None, map(problem_of, found)):
