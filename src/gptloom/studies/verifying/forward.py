@@ -24,7 +24,7 @@ Sources = Sequence[Sequence[int]] | None
 
 def formula(subject: Subject) -> Outcome:
     """Logits of the fast model against those of the papers' formulas."""
-    *inputs, _ = subject.batch()
+    *inputs, _ = subject.uneven()
     found = []
     for model in subject.models:
         expected = Reference(subject.model, model).logits(*inputs)
@@ -37,7 +37,7 @@ def formula(subject: Subject) -> Outcome:
 
 def fused(subject: Subject) -> Outcome:
     """Logits where attention is one fused kernel against those where its weights are spelled out for a trace."""
-    *inputs, _ = subject.batch()
+    *inputs, _ = subject.uneven()
     found = []
     for model in map(subject.placed, subject.models):
         here = [ids.to(model.device) for ids in inputs]
@@ -90,7 +90,7 @@ def compiled(subject: Subject) -> Outcome | Impossible:
     # One block, for the compiler needs a quarter of a minute for each, and all are alike.
     shape = subject.model.model_copy(update={"n_layer": min(1, subject.model.n_layer)})
     model = subject.placed(drawn_model(shape, subject.seed))
-    batch = tuple(part.to(model.device) for part in subject.batch())
+    batch = tuple(part.to(model.device) for part in subject.uneven())
     expected = gradients(model, batch)
     with torch.no_grad():
         loss = float(mean_loss(model, batch))

@@ -20,7 +20,7 @@ COORDINATES = 2
 
 def precision(subject: Subject) -> Outcome:
     """Logits of all models, and one training step of the drawn one, in float32 against float64."""
-    *inputs, _ = subject.batch()
+    *inputs, _ = subject.uneven()
     found = []
     for model in subject.models:
         expected = logits(in_double_precision(model), *inputs)
@@ -32,7 +32,7 @@ def accelerator(subject: Subject) -> Outcome | Impossible:
     """The same on the accelerator against the CPU, both in float32."""
     if subject.device.type == "cpu":
         return Impossible("the device is the CPU itself")
-    *inputs, _ = subject.batch()
+    *inputs, _ = subject.uneven()
     found = []
     for model in subject.models:
         there = logits(subject.placed(model), *inputs)

@@ -111,12 +111,12 @@ class Subject:
         return tuple(training_batches(config, self.parts.train, self.bundle.tokenizer).batch(step))
 
     def uneven(self, step: int = 0, *, time: int | None = None) -> Batch:
-        """A training batch whose rows have very different numbers of targets."""
-        *inputs, targets = self.batch(step, time=time)
-        targets = targets.clone()
-        t = targets.shape[1]
-        for row in range(1, len(targets)):
-            targets[row, max(1, t * (len(targets) - row) // (2 * len(targets))) :] = IGNORED
+        """A training batch whose rows have very different numbers of targets, and whose sources, or an encoder's inputs, are padded."""
+        *inputs, targets = (part.clone() for part in self.batch(step, time=time))
+        padded = [targets] if self.model.architecture not in ("encoder", "encoder-decoder") else [targets, inputs[0]]
+        for part in padded:
+            for row in range(1, len(part)):
+                part[row, max(1, part.shape[1] * (len(part) - row) // (2 * len(part))) :] = IGNORED  # padding is -1, too
         return (*inputs, targets)
 
     @cached_property
@@ -132,7 +132,7 @@ class Subject:
     @cached_property
     def logit_tolerance(self) -> float:
         """Of float32 logits, relative to the largest: the greatest over `models`."""
-        *inputs, _ = self.batch()
+        *inputs, _ = self.uneven()
         return max(allowance(exact, lambda e=exact: [logits(e, *inputs)], largest) for exact in map(in_double_precision, self.models))  # type: ignore[misc]
 
     @cached_property
