@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ WORK = 2**29
 """Products of one number with one weight in a forward pass, about: what bounds the batches of larger models."""
 
 ROWS, EVALUATED = 4, 2_000
+
+LATER = 1_000
+"""Steps to the batch that is taken instead of one in which an encoder happens to have nothing to fill in."""
 
 Batch = tuple[Tensor, ...]
 
@@ -104,15 +108,20 @@ class Subject:
         return WORK // max(1, self.bundle.model.parameter_count())
 
     def batch(self, step: int = 0, *, rows: int | None = None, time: int | None = None) -> Batch:
-        """A training batch of the run's own kind on the CPU: (inputs, targets) or (sources, inputs, targets)."""
+        """A training batch of the run's own kind on the CPU: (inputs, targets) or (sources, inputs, targets), with at least one target."""
         train = self.config.train.model_copy(update={"batch_size": rows or self.rows, "micro_batch_size": None})
         model = self.model.model_copy(update={"block_size": time or self.time})
         config = self.config.model_copy(update={"train": train, "model": model, "seed": self.seed})
-        return tuple(training_batches(config, self.parts.train, self.bundle.tokenizer).batch(step))
+        batches = training_batches(config, self.parts.train, self.bundle.tokenizer)
+        tries = (tuple(batches.batch(step + LATER * number)) for number in count())
+        return next(batch for batch in tries if _has_targets(batch))
 
     def uneven(self, step: int = 0, *, time: int | None = None) -> Batch:
         """A training batch whose rows have very different numbers of targets, and whose sources, or an encoder's inputs, are padded."""
-        *inputs, targets = (part.clone() for part in self.batch(step, time=time))
+        return next(batch for batch in (self._cut_short(self.batch(step + LATER * number, time=time)) for number in count()) if _has_targets(batch))
+
+    def _cut_short(self, batch: Batch) -> Batch:
+        *inputs, targets = (part.clone() for part in batch)
         padded = [targets] if self.model.architecture not in ("encoder", "encoder-decoder") else [targets, inputs[0]]
         for part in padded:
             for row in range(1, len(part)):
@@ -146,6 +155,10 @@ class Subject:
         """Of its float64 gradients. Here no activation changes its sign by rounding, so kinks need no allowance."""
         batch = self.uneven()
         return in_double(allowance(self.exact, lambda: list(gradients(self.exact, batch).values()), norms))
+
+
+def _has_targets(batch: Batch) -> bool:
+    return bool((batch[-1] != IGNORED).any())
 
 
 def drawn_model(config: ModelConfig, seed: int) -> LanguageModel:
@@ -198,10 +211,10 @@ def mean_loss(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> Ten
     return -((1.0 - smoothing) * hits + smoothing * logprobs.mean(-1)).mean()
 
 
-def first_tokens(tokens: Tokens, count: int, *, pairs: bool) -> Tokens:
+def first_tokens(tokens: Tokens, most: int, *, pairs: bool) -> Tokens:
     """The beginning of a text; of pairs, as many whole ones as fit."""
     starts = tokens.document_starts
     if pairs:
         ends: Sequence[int] = [*starts[2::2].tolist(), len(tokens)]
-        count = max([ends[0], *(end for end in ends if end <= count)])
-    return Tokens(np.array(tokens.ids[:count]), starts[starts < count])
+        most = max([ends[0], *(end for end in ends if end <= most)])
+    return Tokens(np.array(tokens.ids[:most]), starts[starts < most])
