@@ -59,6 +59,10 @@ class DivergedError(GptloomError):
     code = ExitCode.DIVERGED
 
 
+class GptloomWarning(UserWarning):
+    """Something is not as it should be, and the work goes on; one line, as the user is to read it."""
+
+
 def nearest(word: str, known: Iterable[str], *, count: int = 2) -> str:
     """A clause that names the known words most like `word`, or an empty string when none is close."""
     close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)

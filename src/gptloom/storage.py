@@ -1,23 +1,29 @@
-"""A model's files: its configuration and weights, and where in a run folder they lie."""
+"""A model's files: its configuration and its weights."""
 
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gptloom.config import ModelConfig
+from gptloom.durable import write_text
 from gptloom.errors import InputError
 from gptloom.model.base import LanguageModel
 from gptloom.settings import parse
 
 
 def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """Copies of the model's parameters by name; one that several layers share (a tied head, a shared table) is there once."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """Copies of the model's parameters by name, in the CPU's memory; one that several layers share (a tied head, a shared table) is there once."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
+
+
+def write_model(folder: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Write config.json and model.safetensors into an existing folder."""
+    text = json.dumps({"format": "gptloom", "version": 1, "model": config.model_dump(mode="json")}, indent=2)
+    write_text(folder / "config.json", text + "\n")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_weights(model: LanguageModel, path: Path) -> None:
@@ -53,27 +59,3 @@ def read_model_config(path: Path) -> ModelConfig:
     except (ValueError, KeyError, TypeError):
         raise InputError("is not a gptloom configuration", where=str(path), cure="give a run folder, a checkpoint folder or a bundle") from None
     return parse(ModelConfig, values, where=str(path))
-
-
-def checkpoint_names(run: Path) -> Iterator[str]:
-    """The names of a run's checkpoints, oldest first."""
-    return (path.name for path in sorted((run / "checkpoints").glob("step-*")) if path.is_dir())
-
-
-def find_bundle(path: Path, which: str = "best") -> Path:
-    """The folder with the weights: `path` itself, or the named checkpoint of the run folder that `path` is."""
-    cure = "give a run folder, a checkpoint folder or a bundle"
-    if not path.is_dir():
-        raise InputError("there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=cure)
-    if (path / "model.safetensors").exists():
-        return path
-    names = list(checkpoint_names(path))
-    if not (path / "checkpoints").is_dir() or not names:
-        raise InputError("holds no model and no checkpoints yet", where=str(path), cure=cure)
-    name = which
-    if which in ("best", "latest"):
-        pointer = path / which if (path / which).exists() else path / "latest"
-        name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else names[-1]
-    if not re.fullmatch(r"step-\d+", name) or name not in names:
-        raise InputError(f"there is no checkpoint {name!r}", where=str(path), cure=f"choose best, latest or one of {', '.join(names)}")
-    return path / "checkpoints" / name
