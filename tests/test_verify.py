@@ -29,7 +29,7 @@ from gptloom.studies.verifying.opening import open_recipe, open_run
 from gptloom.studies.verifying.reference import Reference
 from gptloom.studies.verifying.subject import drawn_model, logits
 from gptloom.studies.verifying.verify import chosen, passed, verify
-from gptloom.training import optim, trainer
+from gptloom.training import gradients, optim, parallel, trainer
 from training_helpers import small_run, write_text
 
 SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 16}
@@ -41,7 +41,7 @@ RECIPES = {
     "translate": {"model": SMALL | {"n_layer": 1}},
     "lstm": {"model": {"n_layer": 2, "n_embd": 16, "block_size": 16, "dropout": 0.1}},
 }
-SLOW = {"compiled", "resume"}
+SLOW = {"compiled", "ranks", "resume"}
 
 
 def subject(recipe, seed=1):
@@ -100,9 +100,9 @@ def at_resume(change):
 
     def wrap(read):
         def reading(path):
-            progress, *rest = read(path)
-            change(progress)
-            return (progress, *rest)
+            state = read(path)
+            change(state.progress)
+            return state
 
         return reading
 
@@ -132,7 +132,7 @@ def with_mask(tril):
 
 
 def clip_each(_real):
-    def clip(parameters, length):
+    def clip(parameters, length, _norm):
         for p in parameters:
             p.grad.mul_(min(1.0, length / (float(p.grad.norm()) + 1e-6)))
 
@@ -210,13 +210,24 @@ BUGS = {
         "micro-batches",
         "tiny",
         edit(
-            trainer.Trainer, "_passes", ("(nats / count)", "(nats / (parts[-1][start : start + rows] != IGNORED).sum() / len(range(0, len(batch[0]), rows)))")
+            gradients.Gradients,
+            "_passes",
+            ("(nats / targets)", "(nats / (parts[-1][start : start + rows] != IGNORED).sum() / len(range(0, len(batch[0]), rows)))"),
         ),
     ),
+    "ranks take the mean of their gradients": (
+        "ranks",
+        "tiny",
+        edit(parallel.Group, "add", ("dist.all_reduce(moved)", "dist.all_reduce(moved.div_(self.world))")),
+    ),
     "gradients are not zeroed": ("fresh-gradients", "tiny", edit(optim.FlatAdamW, "zero_grad", ("flat.grad.zero_()", "pass"))),
-    "each tensor is clipped by itself": ("clipping", "tiny", replace(nn.utils, "clip_grad_norm_", clip_each)),
-    "the update comes before the clipping": ("clipping", "tiny", replace(nn.utils, "clip_grad_norm_", lambda _real: lambda _parameters, _length: None)),
-    "the learning rate is a step late": ("learning-rate", "tiny", edit(trainer.Trainer, "_step", ("self.config, step,", "self.config, max(0, step - 1),"))),
+    "each tensor is clipped by itself": ("clipping", "tiny", replace(nn.utils, "clip_grads_with_norm_", clip_each)),
+    "the update comes before the clipping": ("clipping", "tiny", replace(nn.utils, "clip_grads_with_norm_", lambda _real: lambda *_: None)),
+    "the learning rate is a step late": (
+        "learning-rate",
+        "tiny",
+        edit(trainer.Trainer, "_step", ("self.config, progress.step,", "self.config, max(0, progress.step - 1),")),
+    ),
     "AdamW's betas are swapped": ("update", "tiny", replace(optim.FlatAdamW, "__init__", swap_betas)),
     "norms and biases decay": ("groups", "mingpt", edit(optim, "parameter_groups", ("p.ndim > 1", "p.ndim > 0"))),
     "a tied head decays": ("groups", "mingpt", edit(optim, "parameter_groups", (" - tables", ""))),
@@ -246,7 +257,7 @@ BUGS = {
     "a batch is repeated after a resume": ("resume", "tiny", at_resume(one_earlier)),
     "a batch is skipped after a resume": ("resume", "tiny", at_resume(one_later)),
     "the optimizer is lost at a resume": ("resume", "tiny", replace(optim.FlatAdamW, "restore", lambda _real: lambda self, tensors: None)),
-    "dropout depends on what was drawn before": ("resume", "lstm", edit(trainer.Trainer, "_accumulate", ("torch.manual_seed(derive(", "str(derive("))),
+    "dropout depends on what was drawn before": ("resume", "lstm", edit(gradients.Gradients, "local", ("torch.manual_seed(derive(", "str(derive("))),
 }
 
 

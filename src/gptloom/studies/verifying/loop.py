@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.objective import Objective
 from gptloom.studies.verifying.rounding import DOUBLE, Outcome, norms, worst
 from gptloom.studies.verifying.subject import Batch, Subject, gradients
+from gptloom.training.job import Job, Progress
 from gptloom.training.optim import FlatAdamW
 from gptloom.training.schedule import Horizon
-from gptloom.training.trainer import Job, Progress, Trainer
+from gptloom.training.trainer import Trainer
 
 EPSILON = 1e-8
 """AdamW's, and every recipe's."""
@@ -87,7 +87,6 @@ def walk(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig, *, 
         optimizer=optimizer,
         source=Listed(batches),
         evaluate=lambda: Score(0.0, 1),
-        save=lambda _improved: Path(),
         autocast=nullcontext,
         device=model.device,
         seed=0,
@@ -121,10 +120,10 @@ def clipping(subject: Subject) -> Outcome:
     """Gradients that are three times too long against the same ones, shortened together."""
     batch = subject.uneven()
     raw = gradients(subject.exact, batch, subject.config.train.label_smoothing)
-    length = _length(raw)
-    train = subject.config.train.model_copy(update={"grad_clip": length / 3})
+    size = length(raw)
+    train = subject.config.train.model_copy(update={"grad_clip": size / 3})
     (got,) = walk(subject.exact, [batch], train, frozen=True).gradients
-    expected = [g * _shrinking(length, length / 3) for g in raw.values()]
+    expected = [g * _shrinking(size, size / 3) for g in raw.values()]
     # The length is a plain sum of as many squares as there are parameters, each addition of which may round (Higham 2002, section 4.2).
     return Outcome(norms(_values(got), expected), subject.double_tolerance + subject.drawn.parameter_count() * DOUBLE)
 
@@ -142,15 +141,15 @@ def learning_rates(subject: Subject) -> Outcome:
 def update(subject: Subject) -> Outcome:
     """Weights after three steps of the trainer against AdamW written out, in units of the learning rate."""
     batches = [subject.uneven(step) for step in range(3)]
-    length = _length(gradients(subject.exact, batches[0]))
-    clip = length / 2 if subject.config.train.grad_clip else 0.0
+    size = length(gradients(subject.exact, batches[0]))
+    clip = size / 2 if subject.config.train.grad_clip else 0.0
     train = subject.config.train.model_copy(update={"grad_clip": clip, "warmup_steps": 1})
     got = walk(subject.exact, batches, train)
     expected = adamw(subject.exact, batches, train)
     gap = max(float((got.after[name] - p).abs().max()) for name, p in expected.items()) / train.learning_rate
     # A gradient that is 0 by the formulas is a rounding error in practice, which AdamW divides by 1e-8; a step is then of that ratio's size.
     # Gradients are rounded by SAFETY roundings of the longest; three steps and their two means add up.
-    noise = subject.double_tolerance * length / EPSILON
+    noise = subject.double_tolerance * size / EPSILON
     return Outcome(gap, 10 * (noise + DOUBLE / train.learning_rate * max(float(p.abs().max()) for p in expected.values())))
 
 
@@ -175,7 +174,7 @@ def adamw(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig) ->
     means = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
     for step, batch in enumerate(batches):
         slopes = gradients(model, batch, train.label_smoothing)
-        shrink = _shrinking(_length(slopes), train.grad_clip) if train.grad_clip else 1.0
+        shrink = _shrinking(length(slopes), train.grad_clip) if train.grad_clip else 1.0
         rate = rate_at(train, step, len(batches))
         with torch.no_grad():
             for name, p in model.named_parameters():
@@ -205,13 +204,14 @@ def rate_at(train: TrainConfig, step: int, total: int) -> float:
     return lowest + (train.learning_rate - lowest) * shape
 
 
-def _length(slopes: dict[str, Tensor]) -> float:
+def length(slopes: dict[str, Tensor]) -> float:
+    """Of a whole gradient."""
     return float(torch.stack([torch.linalg.vector_norm(g) for g in slopes.values()]).norm())
 
 
-def _shrinking(length: float, most: float) -> float:
+def _shrinking(size: float, most: float) -> float:
     """What a gradient is multiplied with; the small number is PyTorch's, against division by 0."""
-    return min(1.0, most / (length + 1e-6))
+    return min(1.0, most / (size + 1e-6))
 
 
 def _values(slopes: dict[str, Tensor]) -> list[Tensor]:

@@ -20,12 +20,14 @@ from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
 from gptloom.data.tokens import Split, Tokens, prepare
 from gptloom.errors import GptloomError, InputError
+from gptloom.locate import find_bundle
 from gptloom.model.build import build_model
 from gptloom.runtime import pick_device
-from gptloom.settings import merge, parse, read_toml
-from gptloom.storage import find_bundle
+from gptloom.settings import merge, parse
 from gptloom.studies.verifying.subject import Subject
 from gptloom.tasks import cut, reads_pairs
+from gptloom.training.changes import read_settings
+from gptloom.training.checkpoint import read_checkpoint
 from gptloom.training.folder import find_parts
 
 TEXT = 100_000
@@ -42,12 +44,12 @@ def open_run(path: Path, *, device: str, checkpoint: str, seed: int) -> Subject:
         GptloomError: it is none of these, or damaged.
     """
     folder = find_bundle(path, checkpoint)
-    bundle = Bundle.load(folder, device=device)
+    bundle = Bundle.read(folder, device=device)
     run, notes = folder.parent.parent, []
     parts, raw = None, ""
     config = RunConfig(model=bundle.model.config, seed=seed)
     if folder.parent.name == "checkpoints" and (run / "config.toml").exists():
-        config = parse(RunConfig, read_toml(run / "config.toml"), where=str(run / "config.toml"))
+        config = read_settings(run, read_checkpoint(folder).config)
         try:
             parts = find_parts(run, config, bundle.tokenizer)
             raw = _beginning(run, config)

@@ -9,7 +9,7 @@ import torch
 
 from gptloom.errors import ConfigError, GptloomError, MachineError, nearest
 from gptloom.runtime import SMALL_MODEL, is_out_of_memory, threads
-from gptloom.studies.verifying import forward, keeping, loop, measuring, precision
+from gptloom.studies.verifying import forward, keeping, loop, measuring, precision, ranks
 from gptloom.studies.verifying.rounding import Impossible, Outcome
 from gptloom.studies.verifying.subject import Subject
 
@@ -86,6 +86,7 @@ CHECKS = (
     ),
     Check("both-sides", "every place sees all others", "the encoder fills in from one side only", forward.both_sides, lambda s: not s.causal),
     Check("micro-batches", "k micro-batches = one batch", "what is learned depends on the memory of the machine", loop.micro_batches),
+    Check("ranks", "two ranks = one", "several processes train another model than one", ranks.two_ranks),
     Check("fresh-gradients", "a step forgets the last one's gradients", "steps add up what should be forgotten", loop.fresh_gradients),
     Check("clipping", "clipping shortens the whole gradient", "clipping turns the gradient", loop.clipping, lambda s: s.config.train.grad_clip > 0),
     Check("learning-rate", "rates follow the schedule", "the run does not keep to its schedule", loop.learning_rates),
