@@ -35,7 +35,7 @@ from training_helpers import small_run, write_text
 SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 16}
 RECIPES = {
     "tiny": {"model": SMALL},
-    "mingpt": {"model": SMALL | {"head": "tied", "dropout": 0.1}, "train": {"batch_size": 4}},
+    "mingpt": {"model": SMALL | {"head": "tied", "dropout": 0.1}, "train": {"batch_size": 4, "ranks": 2}},
     "modern-tiny": {"model": SMALL | {"n_kv_head": 2}},
     "encoder": {"model": SMALL},
     "translate": {"model": SMALL | {"n_layer": 1}},

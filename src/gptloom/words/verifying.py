@@ -8,10 +8,10 @@ from gptloom.words import RUN, make_parser
 
 CHECKING = """\
 Each line says whether a claim holds, how far its two sides lie apart, how far they may, and what a failure means. Tolerances are not
-guessed: they are how far this very model's numbers move when its weights are moved by 32 roundings of float32 (2**-24 each). Most checks use weights
-that are drawn so that every part counts; a run's own are looked at besides. Without RUN, a fresh model of --recipe is checked,
-on tiny Shakespeare if it has been downloaded. Nothing is
-written into the run. The exit code is 0 if no check failed and 1 if one did."""
+guessed: they are how far this very model's numbers move when its weights are moved by 32 roundings of float32 (2**-24 each). Most
+checks use weights that are drawn so that every part counts; a run's own are looked at besides. Without RUN, a fresh model of --recipe
+is checked, on tiny Shakespeare if it has been downloaded, else on a made-up text. Nothing is written into the run. The exit code is 0
+if no check failed and 1 if one did."""
 
 
 def verify_command(words: list[str]) -> int:

@@ -91,7 +91,7 @@ def walk(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig, *, 
         device=model.device,
         seed=0,
     )
-    train = train.model_copy(update={"batch_size": len(batches[0][0]), "micro_batch_size": None, "patience": None})
+    train = train.model_copy(update={"batch_size": len(batches[0][0]), "micro_batch_size": None, "patience": None, "ranks": 1})
     Trainer(job, train, Horizon(None, len(batches)), Progress(rows=rows)).fit()
     found.after = {name: p.detach().clone() for name, p in model.named_parameters()}
     return found

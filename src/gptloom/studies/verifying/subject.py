@@ -95,8 +95,8 @@ class Subject:
 
     @cached_property
     def rows(self) -> int:
-        """Sequences of a batch."""
-        return max(2, min(ROWS, self._tokens // self.time))
+        """Sequences of a batch; an even number, for two ranks."""
+        return ROWS if self._tokens // self.time >= ROWS else 2
 
     @cached_property
     def time(self) -> int:
