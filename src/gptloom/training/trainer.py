@@ -124,7 +124,7 @@ class Trainer:
             action = "stop"
         found = Divergence(progress.step, self.train_loss, norm, self.lr, action)
         where = keeper.keep_evidence(found, batch) if first else None
-        if first and action == "rollback":
+        if first:
             self._announce(keeper.saved(wait=True))
         self.job.ranks.agree(0)  # nobody reads the checkpoint before it is whole
         back = keeper.rollback() if action == "rollback" else None
@@ -204,8 +204,9 @@ class Trainer:
     def _announce(self, saved: Iterable[tuple[int, Path]]) -> None:
         """Tell the callbacks of checkpoints that now exist."""
         for step, path in saved:
+            view = self._views.pop(step, self.view())
             for callback in self.callbacks:
-                callback.after_save(self._views.get(step, self.view()), path)
+                callback.after_save(view, path)
 
     def _evaluation_is_due(self) -> bool:
         """At both ends of the run, and every so many steps; or, when that is not set, when its share of the run has gone by since the last."""
