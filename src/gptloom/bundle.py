@@ -19,12 +19,11 @@ from gptloom.inference.filling import fill_masks
 from gptloom.inference.generation import Generation, Token
 from gptloom.inference.translating import condition
 from gptloom.model.base import LanguageModel
-from gptloom.model.build import build_model
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
 from gptloom.runtime import SMALL_MODEL, pick_device, threads
 from gptloom.settings import parse
-from gptloom.storage import find_bundle, load_weights, read_model_config, weights
+from gptloom.storage import find_bundle, load_model, weights
 from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
 from gptloom.textstream import TextStream
 
@@ -71,8 +70,7 @@ class Bundle:
             InputError: it is no such folder, or a file in it is missing, damaged, or at odds with the others.
         """
         folder = find_bundle(Path(path), which)
-        model = build_model(read_model_config(folder / "config.json"))
-        load_weights(model, folder / "model.safetensors")
+        model = load_model(folder)
         tokenizer = load_tokenizer(folder)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(

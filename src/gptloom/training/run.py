@@ -14,7 +14,7 @@ from gptloom.data.tokenizers import make_tokenizer
 from gptloom.data.tokens import prepare
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
-from gptloom.model.build import build_model
+from gptloom.model.build import build_model, check_memory
 from gptloom.runtime import pick_device, thread_count, threads
 from gptloom.settings import merge, parse, read_toml, to_toml
 from gptloom.storage import find_bundle
@@ -120,7 +120,9 @@ def _prepare_machine(config: RunConfig) -> torch.device:
     """Check what can be checked before any text is read."""
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard is not installed", where="--train.tensorboard", cure='pip install "gptloom[track]", or leave the flag out')
-    return pick_device(config.device)
+    device = pick_device(config.device)
+    check_memory(config.model, device, copies=4, more=16 * config.train.batch_size * config.model.block_size)
+    return device
 
 
 def _apply(before: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
