@@ -10,7 +10,8 @@ import torch
 
 import gptloom
 from gptloom.api import configure
-from gptloom.errors import ConfigError, DivergedError, InputError, MachineError
+from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
+from gptloom.locate import checkpoint_names
 from gptloom.model.objective import Objective
 from gptloom.settings import nest
 from gptloom.training import session
@@ -28,7 +29,7 @@ def test_a_run_folder_holds_what_the_design_says(text, tmp_path):
     result = small_run(text, tmp_path / "run")
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.toml", "run.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "loss.png", "checkpoints", "latest", "best"}
+    assert names == {"config.toml", "run.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "loss.png", "checkpoints", "latest", "best", ".lock"}
     checkpoint = run / "checkpoints" / (run / "latest").read_text().strip()
     files = {path.name for path in checkpoint.iterdir()}
     assert files == {"config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "state.json", "SHA256SUMS"}
@@ -111,29 +112,34 @@ def test_a_damaged_token_file_is_made_again(text, tmp_path):
     assert resume(tmp_path / "run", nest({"train.steps": 14}), display=Quiet()).steps == 14
 
 
-def test_a_damaged_checkpoint_is_named_and_an_older_one_can_be_chosen(text, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_is_used(text, tmp_path):
     small_run(text, tmp_path / "run", train={"eval_every": 4})
     newest = tmp_path / "run" / "checkpoints" / (tmp_path / "run" / "latest").read_text().strip()
     content = bytearray((newest / "optimizer.safetensors").read_bytes())
     content[-1] ^= 1
     (newest / "optimizer.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"optimizer\.safetensors is damaged"):
-        resume(tmp_path / "run", nest({"train.steps": 15}), display=Quiet())
-    assert resume(tmp_path / "run", {}, checkpoint="step-000008", display=Quiet()).steps == 12
+    with pytest.raises(InputError, match=r"optimizer\.safetensors is damaged.*whole one: .*step-000008"):
+        resume(tmp_path / "run", {}, checkpoint="step-000012", display=Quiet())
+    with pytest.warns(GptloomWarning, match=r"optimizer\.safetensors is damaged.*step-000008, the newest whole"):
+        gptloom.load(tmp_path / "run", which="latest")
+    before = checkpoint_bytes(tmp_path / "run")["model.safetensors"]
+    with pytest.warns(GptloomWarning, match="step-000008"):
+        assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
+    assert checkpoint_bytes(tmp_path / "run")["model.safetensors"] == before  # and whole again
 
 
 def test_resuming_from_an_older_checkpoint_keeps_what_it_writes_and_its_own_best(text, tmp_path, monkeypatch):
     scores = iter([4.0, 3.0, 2.0, 1.0, 3.5, 2.4])
     monkeypatch.setattr(session.Session, "_evaluate", lambda self: session.Score(next(scores), 1, 1))
     small_run(text, tmp_path / "run", train={"eval_every": 4, "keep": 3})  # 12 steps: 3.0 at 4, 2.0 at 8, 1.0 at 12
-    result = resume(tmp_path / "run", nest({"train.eval_every": 2, "train.keep": 1}), checkpoint="step-000004", display=Quiet(stop_at=6))
-    assert (tmp_path / "run" / "latest").read_text().strip() == "step-000006"
-    assert (tmp_path / "run" / "checkpoints" / "step-000006").is_dir()  # though later ones lie beside it, and one is kept
-    assert (result.steps, result.best_step, result.val_loss) == (6, 4, 3.0)
+    result = resume(tmp_path / "run", nest({"train.eval_every": 2, "train.keep": 1}), checkpoint="step-000004", display=Quiet(stop_at=7))
+    assert (tmp_path / "run" / "latest").read_text().strip() == "step-000007"
+    assert checkpoint_names(tmp_path / "run") == ["step-000004", "step-000007"]  # the later ones belong to the part that was abandoned
+    assert (result.steps, result.best_step, result.val_loss) == (7, 4, 3.0)
     assert Path(result.checkpoint).name == "step-000004"  # not step 12, which belongs to the part that was abandoned
-    assert resume(tmp_path / "run", {}, display=Quiet(stop_at=8)).best_step == 8
+    assert resume(tmp_path / "run", {}, display=Quiet(stop_at=9)).best_step == 8
     steps = [line["step"] for line in metrics(tmp_path / "run")]
-    assert steps == list(range(1, 9))  # what the abandoned part had logged is gone
+    assert steps == list(range(1, 10))  # what the abandoned part had logged is gone
 
 
 def test_micro_batches_equal_one_batch(text, tmp_path):

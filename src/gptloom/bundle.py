@@ -1,13 +1,11 @@
 """A trained model as a folder (config.json, model.safetensors, tokenizer) and as an object that reads and writes text."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 
 from gptloom.config import OnUnknown, SampleConfig
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
@@ -18,12 +16,13 @@ from gptloom.inference.evaluation import Score, evaluate
 from gptloom.inference.filling import fill_masks
 from gptloom.inference.generation import Generation, Token
 from gptloom.inference.translating import condition
+from gptloom.locate import find_bundle, write_sums
 from gptloom.model.base import LanguageModel
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
 from gptloom.runtime import SMALL_MODEL, pick_device, threads
 from gptloom.settings import parse
-from gptloom.storage import find_bundle, load_model, weights
+from gptloom.storage import load_model, weights, write_model
 from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
 from gptloom.textstream import TextStream
 
@@ -68,8 +67,15 @@ class Bundle:
 
         Raises:
             InputError: it is no such folder, or a file in it is missing, damaged, or at odds with the others.
+
+        Warns:
+            GptloomWarning: the best or latest checkpoint is damaged, and another is used.
         """
-        folder = find_bundle(Path(path), which)
+        return cls.read(find_bundle(Path(path), which), device=device)
+
+    @classmethod
+    def read(cls, folder: Path, *, device: str = "auto") -> "Bundle":
+        """Load exactly this folder, which `find_bundle` has found whole."""
         model = load_model(folder)
         tokenizer = load_tokenizer(folder)
         if tokenizer.vocab_size != model.config.vocab_size:
@@ -81,11 +87,10 @@ class Bundle:
         return cls(model.to(pick_device(device)).eval(), tokenizer)
 
     def save(self, folder: Path) -> None:
-        """Write config.json, model.safetensors and the tokenizer into an existing folder."""
-        text = json.dumps({"format": "gptloom", "version": 1, "model": self.model.config.model_dump(mode="json")}, indent=2)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        save_file(weights(self.model), folder / "model.safetensors", metadata={"format": "pt"})
+        """Write config.json, model.safetensors, the tokenizer and their SHA256SUMS into an existing folder."""
+        write_model(folder, self.model.config, weights(self.model))
         self.tokenizer.save(folder)
+        write_sums(folder)
 
     def generate(self, prompt: str = "", **settings: Any) -> str:
         """The prompt continued, or translated by an encoder-decoder; `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.

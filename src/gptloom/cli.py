@@ -3,9 +3,11 @@
 import io
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
-from gptloom.errors import ConfigError, ExitCode, GptloomError, MachineError, nearest
+from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
 from gptloom.words.comparing import compare_command
 from gptloom.words.looking import inspect_command
 from gptloom.words.reporting import data_command, doctor_command
@@ -33,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # not under a test's or a notebook's own stream
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        return _dispatch(words)
+        with warnings.catch_warnings():
+            warnings.simplefilter("once", GptloomWarning)
+            warnings.showwarning = _warn
+            return _dispatch(words)
     except GptloomError as error:
         return _fail(error, words)
     except BrokenPipeError:
@@ -63,6 +68,12 @@ def _dispatch(words: list[str]) -> int:
             f"there is no command {words[0]!r}", where="gptloom", cure=nearest(words[0], COMMANDS, count=1) or f"choose from {', '.join(COMMANDS)}"
         )
     return COMMANDS[words[0]](words[1:])
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None) -> None:
+    """Ours in one line, for the user; those of libraries as Python prints them."""
+    ours = issubclass(category, GptloomWarning)
+    print(f"warning: {' '.join(str(message).split())}" if ours else warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr)
 
 
 def _fail(error: GptloomError, words: list[str]) -> int:

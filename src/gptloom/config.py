@@ -66,14 +66,23 @@ class TrainConfig(Config):
     patience: Count | None = Field(None, description="Stop after this many evaluations in a row without a new best")
     eval_every: Count | None = Field(None, description="Steps between evaluations (default: a tenth of the run; fewer where they would take long)")
     eval_batch_size: Count = Field(64, description="Sequences per forward pass in evaluation")
+    on_divergence: Literal["stop", "rollback", "skip"] = Field(
+        "stop",
+        description="When a loss or a gradient is not finite: end the run; go back to the last checkpoint and on at half the rate (3 times at most); "
+        "or pass over the batch (10 in a row at most)",
+    )
     save_every: Count | None = Field(None, description="Steps between checkpoints (default: at each evaluation)")
     keep: Count = Field(2, description="Checkpoints kept, besides the best")
+    on_save_failure: Literal["stop", "continue"] = Field(
+        "stop", description="When a checkpoint cannot be written: end the run with the last good one, or go on and try again at the next"
+    )
     log_every: Count | None = Field(None, description="Steps between lines of metrics.jsonl (default: a hundredth of the run)")
     sample_tokens: Amount = Field(400, description="Tokens sampled after each evaluation; 0 switches it off")
     sample_prompt: str = Field("\n", description="What those samples continue")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is bfloat16 autocast where the hardware has matrix units for it")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto is on for CUDA runs of 1,000 steps or 5 minutes and more")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads (default: one for small work, else PyTorch's choice)")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of each process (default: one for small work, else PyTorch's choice)")
+    ranks: int = Field(1, ge=1, le=1024, description="Processes that share each batch: one a GPU, or several on a CPU")
     tensorboard: bool = Field(False, description="Also write TensorBoard events into the run folder (extra: track)")
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -81,14 +90,17 @@ class TrainConfig(Config):
         given = [name for name in ("steps", "minutes", "epochs") if getattr(self, name) is not None]
         if len(given) > 1:
             yield Conflict(tuple(given), f"{' and '.join(given)} exclude one another: give one length for the run")
+        if self.batch_size % self.ranks:
+            yield Conflict(("ranks", "batch_size"), f"ranks={self.ranks} does not divide batch_size={self.batch_size} (--train.ranks)")
+            return
         if self.batch_size % self.rows:
             why = f"micro_batch_size={self.rows} does not divide batch_size={self.batch_size} (--train.micro-batch-size)"
             yield Conflict(("micro_batch_size", "batch_size"), why)
 
     @property
     def rows(self) -> int:
-        """Sequences per forward pass."""
-        return self.micro_batch_size or self.batch_size
+        """Sequences per forward pass, on each rank."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size // self.ranks)
 
 
 class RunConfig(Config):

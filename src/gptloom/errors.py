@@ -62,6 +62,10 @@ class DivergedError(GptloomError):
     code = ExitCode.DIVERGED
 
 
+class GptloomWarning(UserWarning):
+    """Something is not as it should be, and the work goes on; one line, as the user is to read it."""
+
+
 def visible(text: str) -> str:
     """Runs of white space as one space, and what cannot be seen (control characters, halves of surrogate pairs) spelled out."""
     words = " ".join(text.split())

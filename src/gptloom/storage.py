@@ -1,13 +1,15 @@
-"""A model's files: its configuration and weights, and where in a run folder they lie."""
+"""A model's files: its configuration and its weights."""
 
-import re
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from gptloom.config import ModelConfig
+from gptloom.durable import write_text
 from gptloom.errors import InputError, shortened
 from gptloom.files import json_object, read_json, regular_size
 from gptloom.model.base import LanguageModel
@@ -15,12 +17,20 @@ from gptloom.model.build import build_model, outline
 from gptloom.settings import parse
 
 _CURE = "use another checkpoint"
+_TOGETHER = "keep the files of a bundle together"
 _LONGEST_HEADER = 1 << 24  # a thousand layers have a tenth of that
 
 
 def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """Copies of the model's parameters by name; one that several layers share (a tied head, a shared table) is there once."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """Copies of the model's parameters by name, in the CPU's memory; one that several layers share (a tied head, a shared table) is there once."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
+
+
+def write_model(folder: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Write config.json and model.safetensors into an existing folder."""
+    text = json.dumps({"format": "gptloom", "version": 1, "model": config.model_dump(mode="json")}, indent=2)
+    write_text(folder / "config.json", text + "\n")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_model(folder: Path) -> LanguageModel:
@@ -31,22 +41,36 @@ def load_model(folder: Path) -> LanguageModel:
         MachineError: the model does not fit into the memory.
     """
     config, path = read_model_config(folder / "config.json"), folder / "model.safetensors"
-    _compare(read_header(path), config, path)
+    header = read_header(path)
+    if config.n_layer > max(64, len(header)):  # even the names of so many layers would be longer than the file
+        raise InputError(f"has {len(header)} tensors, too few for n_layer={config.n_layer}", where=str(path), cure=_TOGETHER)
+    _compare(header, outline(config), path)
     model = build_model(config)
+    load_weights(model, path)
+    return model
+
+
+def load_weights(model: LanguageModel, path: Path) -> None:
+    """Fill a model from a safetensors file.
+
+    Raises:
+        InputError: the file is damaged, its names, shapes or types are not the model's own, or a weight is NaN or infinite.
+    """
+    _compare(read_header(path), model, path)
     broken = []
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(file.get_tensor(name))
-                if not parameter.isfinite().all():
-                    broken.append((name, int((~parameter.isfinite()).sum())))
+                tensor = file.get_tensor(name)
+                if not tensor.isfinite().all():
+                    broken.append((name, int((~tensor.isfinite()).sum())))
+                parameter.copy_(tensor)
     except (OSError, SafetensorError) as error:
         raise InputError(f"the weights cannot be read: {error}", where=str(path), cure=_CURE) from None
     if broken:
         name, count = broken[0]
-        more = f", and so have {len(broken) - 1} other tensors" if len(broken) > 1 else ""
+        more = f", and {len(broken) - 1} more tensors have such" if len(broken) > 1 else ""
         raise InputError(f"{name} has {count:,} values that are NaN or infinite{more}", where=str(path), cure=_CURE)
-    return model
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -70,21 +94,18 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise InputError(f"is not a whole safetensors file: {error}", where=str(path), cure=_CURE) from None
 
 
-def _compare(header: Mapping[str, tuple[str, tuple[int, ...]]], config: ModelConfig, path: Path) -> None:
-    """See that the tensors in a file are those of the model that it is for."""
-    if config.n_layer > max(64, len(header)):  # the outline of so many layers would be larger than the file
-        problems = [f"there are {len(header)} tensors for n_layer={config.n_layer}"]
-    else:
-        expected = {name: ("F32", tuple(one.shape)) for name, one in outline(config).named_parameters()}
-        problems = [f"{name} is missing" for name in expected.keys() - header.keys()] + [f"{name} is not expected" for name in header.keys() - expected.keys()]
-        for name in expected.keys() & header.keys():
-            if header[name] != expected[name]:
-                (dtype, shape), (right, wanted) = header[name], expected[name]
-                problems.append(f"{name} has shape {shape} instead of {wanted}" if shape != wanted else f"{name} is of type {dtype} instead of {right}")
+def _compare(header: Mapping[str, tuple[str, tuple[int, ...]]], model: LanguageModel, path: Path) -> None:
+    """See that the tensors in a file are the model's own."""
+    expected = {name: ("F32", tuple(one.shape)) for name, one in model.named_parameters()}
+    problems = [f"{name} is missing" for name in expected.keys() - header.keys()] + [f"{name} is not expected" for name in header.keys() - expected.keys()]
+    for name in expected.keys() & header.keys():
+        if header[name] != expected[name]:
+            (dtype, shape), (right, wanted) = header[name], expected[name]
+            problems.append(f"{name} has shape {shape} instead of {wanted}" if shape != wanted else f"{name} is of type {dtype} instead of {right}")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         listed = ", ".join(shortened(problem, 200) for problem in sorted(problems)[:3])
-        raise InputError(f"the weights do not fit config.json: {listed}{more}", where=str(path), cure="keep the files of a bundle together")
+        raise InputError(f"the weights do not fit config.json: {listed}{more}", where=str(path), cure=_TOGETHER)
 
 
 def read_model_config(path: Path) -> ModelConfig:
@@ -94,27 +115,3 @@ def read_model_config(path: Path) -> ModelConfig:
     if saved.get("format") != "gptloom" or not isinstance(saved.get("model"), dict):
         raise InputError("is not a gptloom configuration", where=str(path), cure=cure)
     return parse(ModelConfig, saved["model"], where=str(path))
-
-
-def checkpoint_names(run: Path) -> Iterator[str]:
-    """The names of a run's checkpoints, oldest first."""
-    return (path.name for path in sorted((run / "checkpoints").glob("step-*")) if path.is_dir())
-
-
-def find_bundle(path: Path, which: str = "best") -> Path:
-    """The folder with the weights: `path` itself, or the named checkpoint of the run folder that `path` is."""
-    cure = "give a run folder, a checkpoint folder or a bundle"
-    if not path.is_dir():
-        raise InputError("there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=cure)
-    if (path / "model.safetensors").exists():
-        return path
-    names = list(checkpoint_names(path))
-    if not (path / "checkpoints").is_dir() or not names:
-        raise InputError("holds no model and no checkpoints yet", where=str(path), cure=cure)
-    name = which
-    if which in ("best", "latest"):
-        pointer = path / which if (path / which).exists() else path / "latest"
-        name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else names[-1]
-    if not re.fullmatch(r"step-\d+", name) or name not in names:
-        raise InputError(f"there is no checkpoint {name!r}", where=str(path), cure=f"choose best, latest or one of {', '.join(names)}")
-    return path / "checkpoints" / name

@@ -38,18 +38,18 @@ def cut(config: RunConfig, store: TokenStore, val_store: TokenStore | None = Non
     return parts
 
 
-def training_batches(config: RunConfig, tokens: Tokens, tokenizer: Tokenizer) -> Batches | MaskedBatches | PairBatches:
-    """Batches by step for this kind of model.
+def training_batches(config: RunConfig, tokens: Tokens, tokenizer: Tokenizer, rank: int = 0, world: int = 1) -> Batches | MaskedBatches | PairBatches:
+    """Batches by step for this kind of model: what rank `rank` of `world` sees of them.
 
     Raises:
         InputError: there is nothing to train on.
     """
     model, batch_size, seed = config.model, config.train.batch_size, config.seed
     if reads_pairs(model):
-        return PairBatches(tokens, batch_size=batch_size, seed=seed, end_of_text=end_of_text(tokenizer))
-    batches = Batches(tokens, block_size=model.block_size, batch_size=batch_size, seed=seed, sampling=config.data.sampling)
+        return PairBatches(tokens, batch_size=batch_size, seed=seed, end_of_text=end_of_text(tokenizer), rank=rank, world=world)
+    batches = Batches(tokens, block_size=model.block_size, batch_size=batch_size, seed=seed, sampling=config.data.sampling, rank=rank, world=world)
     if model.architecture == "encoder":
-        return MaskedBatches(batches, mask=model.vocab_size, fraction=config.data.mask_fraction, seed=seed)
+        return MaskedBatches(batches, mask=model.vocab_size, fraction=config.data.mask_fraction, seed=seed, first=rank * batch_size // world)
     return batches
 
 

@@ -13,7 +13,7 @@ from gptloom.data.tokens import Tokens
 class MaskedBatches:
     """Training windows in which some tokens are hidden: a function of (seed, step), like the windows themselves."""
 
-    def __init__(self, batches: Batches, *, mask: int, fraction: float, seed: int) -> None:
+    def __init__(self, batches: Batches, *, mask: int, fraction: float, seed: int, first: int = 0) -> None:
         """Wrap the windows.
 
         Args:
@@ -21,13 +21,14 @@ class MaskedBatches:
             mask: the id that hides a token.
             fraction: share of the tokens that are hidden.
             seed: of the choice.
+            first: rows of the global batch that other ranks have before this one's.
         """
-        self._batches, self._mask, self._fraction, self._seed = batches, mask, fraction, seed
+        self._batches, self._mask, self._fraction, self._seed, self._first = batches, mask, fraction, seed, first
         self.tokens_per_epoch = batches.tokens_per_epoch
 
     def batch(self, step: int) -> Batch:
         """Inputs with hidden tokens, and those tokens as the only targets."""
-        return _hide(self._batches.batch(step), self._mask, self._fraction, self._seed, step)
+        return _hide(self._batches.batch(step), self._mask, self._fraction, self._seed, step, self._first)
 
 
 def masked_windows(tokens: Tokens, block_size: int, batch_size: int, *, mask: int, fraction: float) -> Iterator[Batch]:
@@ -36,9 +37,11 @@ def masked_windows(tokens: Tokens, block_size: int, batch_size: int, *, mask: in
         yield _hide(batch, mask, fraction, 0, index)
 
 
-def _hide(batch: Batch, mask: int, fraction: float, seed: int, index: int) -> Batch:
+def _hide(batch: Batch, mask: int, fraction: float, seed: int, index: int, first: int = 0) -> Batch:
     """Hide tokens; places behind a window's end become padding, which an encoder does not look at."""
-    draws = np.random.Philox(key=np.array([seed, 2], np.uint64), counter=np.array([0, index, 0, 0], np.uint64)).random_raw(batch.inputs.numel())
+    before = first * batch.inputs.shape[1]
+    source = np.random.Philox(key=np.array([seed, 2], np.uint64), counter=np.array([0, index, 0, 0], np.uint64))
+    draws = source.random_raw(before + batch.inputs.numel())[before:]
     real = batch.targets != IGNORED
     hidden = torch.from_numpy(draws < np.uint64(fraction * 2**64)).view_as(real) & real
     inputs = torch.where(hidden, mask, batch.inputs).where(real, -1)

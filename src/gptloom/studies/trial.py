@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -21,9 +20,10 @@ from gptloom.runtime import autocast, pick_device, pick_precision, thread_count,
 from gptloom.settings import merge, parse
 from gptloom.tasks import evaluation_batches, predicted_bytes, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback, Request, View
+from gptloom.training.job import Job, Progress
 from gptloom.training.optim import FlatAdamW
 from gptloom.training.schedule import make_horizon
-from gptloom.training.trainer import Job, Progress, Trainer
+from gptloom.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         optimizer=FlatAdamW(bundle.model, train),
         source=batches,
         evaluate=score,
-        save=lambda _improved: Path(),
         autocast=partial(autocast, device, pick_precision(train.precision, device)),
         device=device,
         seed=config.seed,
@@ -151,7 +150,7 @@ class _Record(Callback):
         self.last: Score | None = None
 
     def after_step(self, view: View) -> Request:
-        if view.loss is not None:
+        if view.logging and view.loss is not None:
             self.curve.append((view.step, view.seconds - self.paused, view.loss))
         self.mark = time.perf_counter()
         return Request.NOTHING

@@ -1,10 +1,9 @@
 """Checkpoints: a bundle plus optimizer and state, written whole or not at all."""
 
-import hashlib
 import json
-import os
 import shutil
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,104 +11,126 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptloom.bundle import Bundle
+from gptloom.config import RunConfig
+from gptloom.data.tokenizers import Tokenizer
+from gptloom.durable import publish, replace_text, sync, write_text
 from gptloom.errors import InputError, MachineError
-from gptloom.storage import checkpoint_names
+from gptloom.locate import checkpoint_name, checkpoint_names, write_sums
+from gptloom.settings import parse
+from gptloom.storage import write_model
+from gptloom.training.job import Progress
 from gptloom.training.schedule import Horizon
-from gptloom.training.trainer import Progress
 
-SUMS = "SHA256SUMS"
+VERSION = 2
 
 
-def write_checkpoint(run: Path, bundle: Bundle, optimizer: dict[str, Tensor], progress: Progress, horizon: Horizon) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a run is at a step; training may go on while it is written.
+
+    Attributes:
+        config: the run's settings.
+        tokenizer: unchanging.
+        weights: copies of the parameters by name.
+        optimizer: copies of the optimizer's memory by parameter.
+        progress: a copy.
+        horizon: a copy.
+    """
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    progress: Progress
+    horizon: Horizon
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds besides the model: settings, progress, horizon, and the optimizer's tensors; at the beginning, no horizon is planned."""
+
+    config: RunConfig
+    progress: Progress
+    horizon: Horizon | None
+    optimizer: dict[str, Tensor]
+
+
+def write_checkpoint(run: Path, snapshot: Snapshot, *, files: Mapping[str, str] | None = None, tensors: Mapping[str, dict[str, Tensor]] | None = None) -> Path:
     """Write checkpoints/step-N of a run into a temporary folder, sync it, and rename it.
 
+    Args:
+        run: the run folder.
+        snapshot: what is written.
+        files: other texts to write beside it, by name.
+        tensors: other tensors to write beside it, by file name.
+
     Raises:
-        MachineError: the disk did not take it; what was there before is untouched.
+        MachineError: the disk did not take it; what was there before is untouched, and nothing of this one is left.
     """
+    step = snapshot.progress.step
     folder = run / "checkpoints"
-    final, temporary = folder / checkpoint_name(progress.step), folder / f".writing-{progress.step:06d}"
+    final, temporary = folder / checkpoint_name(step), folder / f".writing-{step:06d}"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        bundle.save(temporary)
-        save_file(optimizer, temporary / "optimizer.safetensors")
-        state = {"version": 1, "progress": asdict(progress), "horizon": asdict(horizon)}
-        (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        sums = [f"{file_hash(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
-        (temporary / SUMS).write_text("".join(sums), encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        sync(folder)
-        point(run / "latest", final.name)
-    except OSError as error:
-        raise MachineError(
-            f"the checkpoint could not be written: {error.strerror or error}", where=str(final), cure="free some space, then `gptloom resume`"
-        ) from error
+        write_model(temporary, snapshot.config.model, snapshot.weights)
+        snapshot.tokenizer.save(temporary)
+        state = {
+            "version": VERSION,
+            "settings": snapshot.config.model_dump(mode="json"),
+            "progress": asdict(snapshot.progress),
+            "horizon": asdict(snapshot.horizon),
+        }
+        write_text(temporary / "state.json", json.dumps(state, indent=2) + "\n")
+        for name, text in (files or {}).items():
+            write_text(temporary / name, text)
+        for name, content in ({"optimizer.safetensors": snapshot.optimizer} | dict(tensors or {})).items():
+            save_file(content, temporary / name)
+        write_sums(temporary)
+        # What was logged up to this step must not be younger on the disk than the checkpoint that goes on from it.
+        for log in (run / "metrics.jsonl", run / "samples.jsonl"):
+            if log.exists():
+                sync(log)
+        publish(temporary, final)
+        replace_text(run / "latest", final.name + "\n")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise MachineError(f"the checkpoint could not be written: {reason}", where=str(final), cure="free some space, then `gptloom resume`") from error
     return final
 
 
-def read_checkpoint(path: Path) -> tuple[Progress, Horizon, dict[str, Tensor]]:
-    """The state and the optimizer's tensors of a checkpoint, its files checked against their sums.
+def read_checkpoint(path: Path) -> State:
+    """The state of a checkpoint that `find_bundle` has found whole.
 
     Raises:
-        InputError: a file is missing or has changed.
+        InputError: a file does not hold what a checkpoint of this version holds.
     """
+    cure = "resume from another checkpoint with --checkpoint"
     try:
-        for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
-            expected, _, name = line.partition("  ")
-            if file_hash(path / Path(name).name) != expected:
-                raise InputError(
-                    f"{name} is damaged: its SHA-256 is not the one in {SUMS}", where=str(path), cure="resume from an older checkpoint with --checkpoint"
-                )
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state["version"] != VERSION:
+            raise InputError(f"was written by another version of gptloom (state {state['version']}, not {VERSION})", where=str(path), cure="start a new run")
         optimizer = load_file(path / "optimizer.safetensors")
         progress, horizon = _build(Progress, state["progress"]), _build(Horizon, state["horizon"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"is not a whole checkpoint: {error}", where=str(path), cure="resume from an older checkpoint with --checkpoint") from None
+        settings = state["settings"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"is not a whole checkpoint: {error}", where=str(path), cure=cure) from None
     horizon.plans = [(int(step), int(total)) for step, total in horizon.plans]
-    return progress, horizon, optimizer
+    return State(parse(RunConfig, settings, where=str(path / "state.json")), progress, horizon, optimizer)
 
 
-def prune(run: Path, keep: int, spared: set[str]) -> None:
-    """Remove all checkpoints but the newest `keep` and those to be spared (the best, and the one just written)."""
-    for name in list(checkpoint_names(run))[:-keep]:
-        if name not in spared:
+def prune(run: Path, keep: int, written: str, best: str) -> None:
+    """Remove all checkpoints but the newest `keep`, the best, and the one just written, which is whole.
+
+    Those of later steps than it belong to a part of the run that was given up when an older one was resumed from; now they go.
+    """
+    names = checkpoint_names(run)
+    kept = names[: names.index(written) + 1][-keep:]
+    for name in names:
+        if name not in {*kept, written, best}:
             shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
-
-
-def checkpoint_name(step: int) -> str:
-    """The folder of the checkpoint after this many steps."""
-    return f"step-{step:06d}"
-
-
-def point(path: Path, name: str) -> None:
-    """Make a pointer file (latest, best) name a checkpoint, in one atomic replacement."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(name + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to the disk (folders cannot be synced on Windows, which writes them through)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:

@@ -91,7 +91,7 @@ class LiveDisplay(Display):
         """Move the bar, at most a few times a second."""
         self._measure(view)
         now = time.monotonic()
-        if view.loss is not None or now - self._drawn > 0.3:
+        if view.logging or now - self._drawn > 0.3:
             self._drawn = now
             self.bar.update(self.task, completed=view.step / view.total, description=escape(self.line(view)))
         return Request.NOTHING

@@ -1,11 +1,14 @@
 """The run folder: made before the first step, and read again to continue."""
 
 import hashlib
+import itertools
 import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +16,56 @@ from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokens import Split, TokenStore, open_store, prepare
-from gptloom.errors import InputError, MachineError
+from gptloom.durable import replace_text
+from gptloom.errors import GptloomWarning, InputError, MachineError
 from gptloom.plots import draw_losses
 from gptloom.runtime import describe_machine
 from gptloom.settings import to_toml
 from gptloom.tasks import cut, reads_pairs
-from gptloom.training.trainer import Progress
+from gptloom.training.job import Progress
+from gptloom.training.lock import NAME as LOCK
 
 
 def next_folder(stem: str) -> Path:
     """runs/STEM-N for the first N that is free."""
-    number = 1
-    while (folder := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return folder
+    return next(folder for number in itertools.count(1) if not (folder := Path("runs") / f"{stem}-{number}").exists())
+
+
+def make_folder(run: Path | None, stem: str) -> Path:
+    """Make a run's folder: the one that is asked for, or the next free one under runs/.
+
+    Raises:
+        MachineError: it cannot be made.
+    """
+    try:
+        while run is None:
+            folder = next_folder(stem)
+            with suppress(FileExistsError):  # taken in this very moment
+                folder.mkdir(parents=True)
+                return folder
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(run or Path("runs"), error) from None
+    return run
+
+
+def check_empty(run: Path) -> None:
+    """InputError when the folder that a run is to be written into holds something else."""
+    if run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
+        going_on = f", or continue it with `gptloom resume {run}`" if (run / "run.json").exists() else ""
+        raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run{going_on}")
+
+
+def code_hash() -> str:
+    """SHA-256 of gptloom's own source."""
+    sources = Path(__file__).parent.parent.rglob("*.py")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
 
 
 def create_run(
     run: Path, config: RunConfig, tokenizer: Tokenizer, *, texts: Sequence[str], store: TokenStore, val_text_sha256: str | None, device: str
 ) -> None:
     """Create the run folder with everything that is known before the first step."""
-    sources = Path(__file__).parent.parent.rglob("*.py")
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
     about = {
         "command": sys.argv,
         "texts": [str(Path(text).absolute()) if Path(text).exists() else text for text in texts],
@@ -45,16 +76,20 @@ def create_run(
         "seed": config.seed,
         "device": device,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "code_sha256": code,
+        "code_sha256": code_hash(),
         **describe_machine(),
     }
     try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        (run / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (run / "checkpoints").mkdir(exist_ok=True)
+        replace_text(run / "config.toml", to_toml(config))
         tokenizer.save(run)
+        replace_text(run / "run.json", json.dumps(about, indent=2) + "\n")
     except OSError as error:
-        raise MachineError(f"the run folder cannot be written: {error.strerror}", where=str(run), cure="choose another folder with --run") from None
+        raise _unwritable(run, error) from None
+
+
+def _unwritable(run: Path, error: OSError) -> MachineError:
+    return MachineError(f"the run folder cannot be written: {error.strerror or error}", where=str(run), cure="choose another folder with --run")
 
 
 def make_parts(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> tuple[Split, str | None]:
@@ -103,9 +138,16 @@ def _stored(path: Path, text_sha256: str, fingerprint: str) -> TokenStore | None
 
 
 def draw_history(run: Path, config: RunConfig, progress: Progress) -> list[dict[str, Any]]:
-    """Draw loss.png from metrics.jsonl; returns the lines."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event] for event in ("train", "evaluation")}
-    best = (progress.best_step, progress.best_loss) if progress.best_step is not None and progress.best_loss is not None else None
-    draw_losses(run / "loss.png", curve["train"], curve["evaluation"], title=run.name, uniform=math.log(config.model.vocab_size), best=best)
+    """Draw loss.png from metrics.jsonl; returns the lines. A disk that does not take the picture costs a warning."""
+    lines: list[dict[str, Any]] = []
+    try:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event and line["loss"] is not None] for event in _CURVES}
+        best = (progress.best_step, progress.best_loss) if progress.best_step is not None and progress.best_loss is not None else None
+        draw_losses(run / "loss.png", curve["train"], curve["evaluation"], title=run.name, uniform=math.log(config.model.vocab_size), best=best)
+    except OSError as error:
+        warnings.warn(f"{run / 'loss.png'}: cannot be drawn: {error.strerror or error}", GptloomWarning, stacklevel=2)
     return lines
+
+
+_CURVES = ("train", "evaluation")

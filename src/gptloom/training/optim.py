@@ -79,20 +79,21 @@ class FlatAdamW(torch.optim.AdamW):
         return super().step(closure)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The optimizer's memory by parameter, such as exp_avg/head.weight, ready for safetensors."""
+        """Copies of the optimizer's memory by parameter, such as exp_avg/head.weight, in the CPU's memory."""
         found = {}
         for name, parameter, _ in self.views:
             flat, place = self.places[name]
             for kind, value in self.state[flat].items():
-                found[f"{kind}/{name}"] = value.clone() if kind == "step" else value[place].view_as(parameter).clone()
+                found[f"{kind}/{name}"] = (value if kind == "step" else value[place].view_as(parameter)).to("cpu", copy=True)
         return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put `tensors()` back.
+        """Put `tensors()` back, and nothing else: what was remembered before is gone.
 
         Raises:
             ValueError: a tensor belongs to no parameter of this model, or has another shape.
         """
+        self.state.clear()
         shapes = {name: parameter.shape for name, parameter, _ in self.views}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")

@@ -10,20 +10,24 @@ import torch
 from gptloom.bundle import Bundle
 from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.tokenizers import make_tokenizer
+from gptloom.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from gptloom.data.tokens import prepare
+from gptloom.durable import recover, replace_text
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
+from gptloom.locate import checkpoint_name, checkpoint_names, find_bundle
 from gptloom.model.build import build_model, check_memory
 from gptloom.runtime import pick_device, thread_count, threads
-from gptloom.settings import merge, parse, read_toml, to_toml
-from gptloom.storage import find_bundle
+from gptloom.settings import merge, parse, to_toml
 from gptloom.tasks import end_of_text, exact_match, reads_pairs
-from gptloom.training.checkpoint import checkpoint_name, point, read_checkpoint
+from gptloom.training.changes import change, check_changes, code_notes, read_settings, same_length
+from gptloom.training.checkpoint import State, read_checkpoint
 from gptloom.training.display import Display, make_display
-from gptloom.training.folder import create_run, find_parts, make_parts, next_folder
+from gptloom.training.folder import check_empty, create_run, find_parts, make_folder, make_parts
+from gptloom.training.job import Progress
+from gptloom.training.launching import launch
+from gptloom.training.lock import only_writer
 from gptloom.training.session import Result, Session
-from gptloom.training.trainer import Progress
 
 
 def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, display: Display | None = None) -> Result:
@@ -40,9 +44,8 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     """
     display = display or make_display()
     device = _prepare_machine(config)
-    if run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        going_on = f", or continue it with `gptloom resume {run}`" if (run / "run.json").exists() else ""
-        raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run{going_on}")
+    if run is not None:
+        check_empty(run)
     corpus = open_corpus(texts, config.data, pairs=reads_pairs(config.model))
     tokenizer = make_tokenizer(config.data.tokenizer, corpus)
     if reads_pairs(config.model):
@@ -53,12 +56,19 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     parts, val_text_sha256 = make_parts(config, store, tokenizer)
     known = {"model": {"vocab_size": tokenizer.vocab_size}, "data": {"val_text": config.data.val_text and str(Path(config.data.val_text).absolute())}}
     config = parse(RunConfig, merge(config.model_dump(), known), where="the tokenizer")
-    run = run or next_folder(f"{corpus.name}-{config.recipe}")
+    bundle = begin(config, tokenizer, device)
+    run = make_folder(run, f"{corpus.name}-{config.recipe}")
+    with only_writer(run):
+        check_empty(run)
+        create_run(run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device))
+        with threads(thread_count(config)), launch(run, config.train.ranks, device) as ranks:
+            return Session(run, config, bundle, parts, device, display, ranks).go(Progress(), None, {})
+
+
+def begin(config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> Bundle:
+    """The untrained model, a function of the settings alone."""
     torch.manual_seed(config.seed)
-    bundle = Bundle(build_model(config.model).to(device), tokenizer)
-    create_run(run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device))
-    with threads(thread_count(config)):
-        return Session(run, config, bundle, parts, device, display).go(Progress(), None, {})
+    return Bundle(build_model(config.model).to(device), tokenizer)
 
 
 def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest", display: Display | None = None) -> Result:
@@ -74,25 +84,37 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
         GptloomError: no such run, it has finished, its text has changed, or a setting cannot change any more.
     """
     display = display or make_display()
-    before = parse(RunConfig, read_toml(run / "config.toml"), where=str(run / "config.toml"))
-    config = _apply(before, changes)
-    for key, old, new in _differences(before.model_dump(), config.model_dump()):
-        display.say(f"note: {key} was {old} and is now {new}")
-    device = _prepare_machine(config)
-    folder = find_bundle(run, checkpoint)
-    progress, horizon, tensors = read_checkpoint(folder)
-    same_length = all(getattr(before.train, name) == getattr(config.train, name) for name in ("steps", "minutes", "epochs"))
-    if same_length and progress.step >= horizon.total:
-        raise InputError(f"has finished its {horizon.total:,} steps", where=str(run), cure=f"train it for longer with --steps {2 * horizon.total}")
-    bundle = Bundle.load(folder, device=str(device))
-    parts = find_parts(run, config, bundle.tokenizer)
-    (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    # An older checkpoint may be resumed from, which knows nothing of a best one that came after it.
-    if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
-        point(run / "best", checkpoint_name(progress.best_step))
-    display.say(f"continuing {run} from step {progress.step:,}")
-    with threads(thread_count(config)):
-        return Session(run, config, bundle, parts, device, display).go(progress, horizon if same_length else None, tensors)
+    if not run.is_dir():
+        raise InputError("there is no such run folder", where=str(run), cure="check the path")
+    with only_writer(run):
+        recover(run / "checkpoints")
+        folder, state = _last_state(run, checkpoint)
+        config = change(read_settings(run, state.config), changes)
+        for line in [*check_changes(state.config, config), *code_notes(run)]:
+            display.say(f"note: {line}")
+        device = _prepare_machine(config)
+        progress, horizon = state.progress, state.horizon
+        if not same_length(state.config, config):
+            horizon = None
+        if horizon is not None and progress.step >= horizon.total and progress.last_evaluated == progress.step:
+            raise InputError(f"has finished its {horizon.total:,} steps", where=str(run), cure=f"train it for longer with --steps {2 * horizon.total}")
+        bundle = begin(config, load_tokenizer(run), device) if folder is None else Bundle.read(folder, device=str(device))
+        parts = find_parts(run, config, bundle.tokenizer)
+        replace_text(run / "config.toml", to_toml(config))
+        # An older checkpoint may be resumed from, which knows nothing of a best one that came after it.
+        if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
+            replace_text(run / "best", checkpoint_name(progress.best_step) + "\n")
+        display.say(f"continuing {run} from step {progress.step:,}")
+        with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as ranks:
+            return Session(run, config, bundle, parts, device, display, ranks).go(progress, horizon, state.optimizer)
+
+
+def _last_state(run: Path, checkpoint: str) -> tuple[Path | None, State]:
+    """The checkpoint to go on from; or, where a run was killed before its first, none and the beginning."""
+    if checkpoint_names(run) or checkpoint != "latest" or not (run / "run.json").exists():
+        folder = find_bundle(run, checkpoint)
+        return folder, read_checkpoint(folder)
+    return None, State(read_settings(run, None), Progress(), None, {})
 
 
 def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> tuple[Score, float | None]:
@@ -110,8 +132,8 @@ def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str 
     run = folder.parent.parent
     if not (run / "run.json").exists():
         raise InputError("is not part of a run, so it has no validation split of its own", where=str(path), cure="give a text with --text FILE")
-    config = parse(RunConfig, read_toml(run / "config.toml"), where=str(run / "config.toml"))
-    bundle = Bundle.load(folder, device=device)
+    config = read_settings(run, read_checkpoint(folder).config)
+    bundle = Bundle.read(folder, device=device)
     val = find_parts(run, config, bundle.tokenizer).val
     return bundle.score_tokens(val), exact_match(bundle.model, val, bundle.tokenizer)
 
@@ -123,29 +145,3 @@ def _prepare_machine(config: RunConfig) -> torch.device:
     device = pick_device(config.device)
     check_memory(config.model, device, copies=4, more=16 * config.train.batch_size * config.model.block_size)
     return device
-
-
-def _apply(before: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A run's settings with changes; what the weights and the data order follow from cannot change."""
-    values = before.model_dump()
-    if {"steps", "minutes", "epochs"} & set(changes.get("train", {})):
-        values["train"] |= {"steps": None, "minutes": None, "epochs": None}
-    after = parse(RunConfig, merge(values, changes), where="resume")
-    for group in ("model", "data", "seed", "recipe"):
-        for key, old, new in _differences({group: getattr(before, group)}, {group: getattr(after, group)}):
-            if key != "data.cache":
-                raise ConfigError(f"{key} was {old} when the run began and cannot become {new}", where="resume", cure="start a new run")
-    return after
-
-
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old, new) for every setting that differs."""
-    found = []
-    for key, old in before.items():
-        new = after[key]
-        old, new = (value.model_dump() if hasattr(value, "model_dump") else value for value in (old, new))
-        if isinstance(old, Mapping):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append((prefix + key, old, new))
-    return found

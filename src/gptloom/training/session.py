@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,20 +11,25 @@ from gptloom.bundle import Bundle
 from gptloom.config import RunConfig, SampleConfig
 from gptloom.data.pair_batches import pair_texts
 from gptloom.data.tokens import Split
+from gptloom.errors import InputError
 from gptloom.inference.evaluation import Score, evaluate
+from gptloom.locate import find_bundle
 from gptloom.model.objective import Objective
 from gptloom.runtime import autocast, derive, peak_memory, pick_precision
-from gptloom.storage import find_bundle
 from gptloom.tasks import evaluation_batches, exact_match, predicted_bytes, reads_pairs, training_batches
-from gptloom.training.callbacks import Callback, Metrics, Samples, Signals, TensorBoard
-from gptloom.training.checkpoint import checkpoint_name, point, prune, write_checkpoint
+from gptloom.training.callbacks import Callback
 from gptloom.training.compiling import compile_or_not
 from gptloom.training.display import Display
 from gptloom.training.folder import draw_history
+from gptloom.training.job import End, Interrupted, Job, Progress, Ranks
+from gptloom.training.keeping import RunKeeper
 from gptloom.training.optim import FlatAdamW
 from gptloom.training.plan import Plan
+from gptloom.training.recording import Metrics, Samples, TensorBoard
+from gptloom.training.saving import Saver
 from gptloom.training.schedule import Horizon, make_horizon
-from gptloom.training.trainer import End, Job, Progress, Trainer
+from gptloom.training.trainer import Trainer
+from gptloom.training.watching import Signals, Spikes
 
 
 @dataclass(frozen=True)
@@ -52,35 +58,49 @@ class Result:
 
 
 class Session:
-    """One process's part of a run: builds what the trainer needs and lets it go."""
+    """One process's part of a run: builds what the trainer needs and lets it go. The first rank's also saves, evaluates and shows."""
 
-    def __init__(self, run: Path, config: RunConfig, bundle: Bundle, parts: Split, device: torch.device, display: Display) -> None:
+    def __init__(self, run: Path, config: RunConfig, bundle: Bundle, parts: Split, device: torch.device, display: Display, ranks: Ranks | None = None) -> None:
         """Lay out the batches and the optimizer; nothing is computed yet."""
         self.run, self.config, self.bundle, self.device, self.display = run, config, bundle, device, display
-        self.parts = parts
-        self.batches = training_batches(config, parts.train, bundle.tokenizer)
+        self.parts, self.ranks = parts, ranks or Ranks()
+        self.batches = training_batches(config, parts.train, bundle.tokenizer, self.ranks.rank, self.ranks.world)
         self.val_bytes = predicted_bytes(config.model, parts.val, bundle.tokenizer)
         self.optimizer = FlatAdamW(bundle.model, config.train)
         self.signals = Signals()
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:
-        """Train from `progress` on; without a horizon, the configuration says how far. `tensors` are the optimizer's, from a checkpoint."""
+        """Train (see `fit`), and say what came of it."""
+        end, train_loss = self.fit(progress, horizon, tensors)
+        return self._result(progress, train_loss, end)
+
+    def fit(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> tuple[End, float]:
+        """Train from `progress` on; returns the end and the last batch's loss.
+
+        Without a horizon, the configuration says how far. `tensors` are the optimizer's, from a checkpoint.
+        """
         train = self.config.train
-        self.optimizer.restore(tensors)
+        try:
+            self.optimizer.restore(tensors)
+        except ValueError as error:
+            raise InputError(str(error), where=str(self.run), cure="resume from another checkpoint with --checkpoint") from None
         horizon = horizon or make_horizon(train, self.batches.tokens_per_epoch, train.batch_size * self.config.model.block_size)
         dtype = pick_precision(train.precision, self.device)
         self.bundle.model.train()
         objective = Objective(self.bundle.model, train.label_smoothing)
-        compiled = compile_or_not(objective, train, horizon, self.device, self.batches.batch(0), partial(autocast, self.device, dtype), self.display.say)
-        save = partial(self._save, progress, horizon)
-        job = Job(compiled, self.optimizer, self.batches, self._evaluate, save, partial(autocast, self.device, dtype), self.device, self.config.seed)
-        trainer = Trainer(job, train, horizon, progress, self._callbacks(progress))
+        context = partial(autocast, self.device, dtype)
+        compiled = compile_or_not(objective, train, horizon, self.device, self.batches.batch(0), context, self.display.say)
+        keeper = RunKeeper(Saver(self.run, train, self.display.say), self.config, self.bundle, self.optimizer, progress, horizon)
+        stopping = self.signals.stopping
+        job = Job(compiled, self.optimizer, self.batches, self._evaluate, context, self.device, self.config.seed, keeper, self.ranks, stopping)
+        first = self.ranks.rank == 0
+        trainer = Trainer(job, train, horizon, progress, self._callbacks(progress) if first else [])
         per_step = trainer.rehearse()
         if horizon.seconds is not None and not horizon.plans:
             horizon.plan(progress.step, progress.seconds, per_step)
-        self._announce(progress, horizon, per_step, dtype)
-        end = trainer.fit()
-        return self._result(progress, trainer.train_loss, end)
+        if first:
+            self._announce(progress, horizon, per_step, dtype)
+        return trainer.fit(), trainer.train_loss
 
     def _announce(self, progress: Progress, horizon: Horizon, per_step: float, dtype: torch.dtype) -> None:
         plan = Plan(
@@ -99,9 +119,14 @@ class Session:
 
     def _callbacks(self, progress: Progress) -> list[Callback]:
         train = self.config.train
-        found: list[Callback] = [self.signals, Metrics(self.run / "metrics.jsonl", progress.step), self.display]
+        found: list[Callback] = [
+            self.signals,
+            Metrics(self.run / "metrics.jsonl", train.on_save_failure, progress.step),
+            self.display,
+            Spikes(self.display.say),
+        ]
         if train.sample_tokens and self.config.model.architecture != "encoder":
-            found.append(Samples(self.run / "samples.jsonl", self._write_sample, self.display.show_sample))
+            found.append(Samples(self.run / "samples.jsonl", train.on_save_failure, progress.step, self._write_sample, self.display.show_sample))
         if train.tensorboard:
             found.append(TensorBoard(self.run / "tensorboard"))
         return found
@@ -112,23 +137,22 @@ class Session:
             source = self.bundle.tokenizer.decode(pair_texts(self.parts.val)[0][0])
             return f"{source} -> {self.bundle.generate(source, temperature=0.0)}"
         config = SampleConfig(tokens=self.config.train.sample_tokens, seed=derive(self.config.seed, "sample"))
-        return self.bundle.write(self.config.train.sample_prompt, config, on_unknown="skip")[0].text
+        return self.bundle.write(self.config.train.sample_prompt, config, on_unknown="skip", show=lambda _row, _piece: self._give_way())[0].text
 
     def _evaluate(self) -> Score:
         """The whole validation split, in float32, by the bare model: the same number that `gptloom eval` gives."""
         windows = evaluation_batches(self.config.model, self.parts.val, self.bundle.tokenizer, self.config.train.eval_batch_size)
-        return evaluate(Objective(self.bundle.model), windows, device=self.device, byte_count=self.val_bytes)
+        return evaluate(Objective(self.bundle.model), map(self._give_way, windows), device=self.device, byte_count=self.val_bytes)
 
-    def _save(self, progress: Progress, horizon: Horizon, improved: bool) -> Path:
-        path = write_checkpoint(self.run, self.bundle, self.optimizer.tensors(), progress, horizon)
-        if improved:
-            point(self.run / "best", path.name)
-        prune(self.run, self.config.train.keep, {path.name, checkpoint_name(progress.best_step or 0)})
-        return path
+    def _give_way(self, passed: Any = None) -> Any:
+        """Pass something on, unless a signal asks to stop."""
+        if self.signals.stopping():
+            raise Interrupted
+        return passed
 
-    def _exact_match(self) -> float | None:
-        """Of the best checkpoint, which need not be the last."""
-        if not reads_pairs(self.config.model):
+    def _exact_match(self, end: End) -> float | None:
+        """Of the best checkpoint, which need not be the last; a run that was stopped is not kept waiting for it."""
+        if not reads_pairs(self.config.model) or end == "stopped":
             return None
         best = Bundle.load(self.run, device=str(self.device))
         return exact_match(best.model, self.parts.val, best.tokenizer)
@@ -146,9 +170,9 @@ class Session:
             train_loss=train_loss,
             val_loss=progress.best_loss,
             val_bpb=bits[-1] if bits else None,
-            exact_match=self._exact_match(),
+            exact_match=self._exact_match(end),
             best_step=progress.best_step,
             last_val_loss=progress.last_loss,
             end=end,
-            signal=self.signals.received,
+            signal=self.signals.received if end == "stopped" else None,
         )

@@ -1,0 +1,109 @@
+"""Files that survive: everything that must outlive a crash is written and synced here, and nowhere else."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to the disk (folders cannot be synced on Windows, which writes them through)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file inside a folder that is not published yet; `publish` syncs it."""
+    path.write_text(text, encoding="utf-8")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that it holds the old text or the new one, whatever happens."""
+    temporary = path.with_name(f".{path.name}.writing")
+    write_text(temporary, text)
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a folder its name once all of it is on the disk; one that has the name already makes way, and is not gone before.
+
+    A crash between the two renames leaves the old folder as .replaced-NAME, which `recover` brings back.
+    """
+    for path in (*sorted(temporary.iterdir()), temporary):
+        sync(path)
+    aside = final.with_name(f".replaced-{final.name}")
+    if final.exists():
+        final.rename(aside)
+    temporary.rename(final)
+    sync(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Clear up what a killed writer left in a folder of published folders."""
+    for path in folder.glob(".replaced-*"):
+        final = folder / path.name.removeprefix(".replaced-")
+        if final.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(final)
+    for path in folder.glob(".writing-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Log:
+    """A file of JSON objects, one a line. A line that the disk did not take is kept, and written before the next one."""
+
+    def __init__(self, path: Path) -> None:
+        """Append to this file; nothing is written yet."""
+        self.path = path
+        self.pending = ""
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write the object after all that is still pending.
+
+        Raises:
+            OSError: nothing was written; the line is pending.
+        """
+        self.pending += json.dumps(line, ensure_ascii=False) + "\n"
+        with self.path.open("ab", buffering=0) as file:
+            size, content = file.tell(), self.pending.encode()
+            try:
+                written = file.write(content)
+                if written != len(content):
+                    raise OSError(None, "only a part of a line could be written", str(self.path))
+            except OSError:
+                os.truncate(self.path, size)
+                raise
+        self.pending = ""
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop all lines but the wanted ones; a line that a crash cut short is not wanted."""
+        self.pending = ""
+        if self.path.exists():
+            lines = [line for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if (found := _parse(line)) and wanted(found)]
+            replace_text(self.path, "".join(line + "\n" for line in lines))
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,64 @@
+"""The gradient of one global batch: in as many passes as memory needs, over as many ranks as take part."""
+
+import torch
+from torch import Tensor
+
+from gptloom.config import IGNORED
+from gptloom.errors import MachineError
+from gptloom.runtime import derive, is_out_of_memory
+from gptloom.training.job import Interrupted, Job, Progress
+
+
+class Gradients:
+    """Fills the optimizer's gradients with those of the mean loss over a batch's targets, wherever they lie."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        """`progress` tells the step, and remembers how many rows memory allows at once."""
+        self.job, self.progress = job, progress
+        self.parameters: list[Tensor] = [p for group in job.optimizer.param_groups for p in group["params"]]
+
+    def of(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, int]:
+        """The mean loss over the global batch and its count of targets; `batch` is this rank's part.
+
+        Raises:
+            MachineError: not even one sequence fits into memory.
+            Interrupted: a signal came between two passes, and no other rank waits.
+        """
+        ranks = self.job.ranks
+        count = (batch[-1] != IGNORED).sum().to(torch.float64)
+        ranks.add(count)
+        targets = max(1, int(count))
+        loss = self.local(batch, targets)
+        if ranks.world > 1:
+            ranks.add(loss, *(p.grad for p in self.parameters if p.grad is not None))
+        return loss, targets
+
+    def local(self, batch: tuple[Tensor, ...], targets: int, limit: int | None = None) -> Tensor:
+        """This rank's share of the mean loss over `targets`, its gradients in place; at most `limit` passes are made."""
+        job, progress = self.job, self.progress
+        others = (job.ranks.rank,) if job.ranks.rank else ()
+        while True:
+            try:
+                # Dropout is a function of (seed, step, rank): the same after a resume, or when a batch is tried again.
+                torch.manual_seed(derive(job.seed, "dropout", progress.step, *others))
+                return self._passes(batch, targets, limit)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if progress.rows == 1:
+                    raise MachineError("even one sequence at a time does not fit into memory", cure="make the model or --model.block-size smaller") from None
+            progress.rows = -(-progress.rows // 2)
+
+    def _passes(self, batch: tuple[Tensor, ...], targets: int, limit: int | None) -> Tensor:
+        job, rows = self.job, self.progress.rows
+        job.optimizer.zero_grad()
+        parts = [part.to(job.device, non_blocking=True) for part in batch]
+        total = torch.zeros((), device=job.device)
+        for start in list(range(0, len(batch[0]), rows))[:limit]:
+            if start and job.ranks.world == 1 and job.interrupted():
+                raise Interrupted
+            with job.autocast():
+                nats, _ = job.objective(*(part[start : start + rows] for part in parts))
+            (nats / targets).backward()
+            total += nats.detach()
+        return total / targets

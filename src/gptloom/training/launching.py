@@ -1,0 +1,71 @@
+"""Starting the other ranks of a run: processes of the same Python, which find all they need in the run folder."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from gptloom.errors import MachineError
+from gptloom.training.job import Ranks
+
+_PATIENCE = 10.0
+"""Seconds for the others to end by themselves."""
+
+
+@contextmanager
+def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None = None) -> Iterator[Ranks]:
+    """This process as rank 0 of `world`, the others beside it; they end with it, however it ends.
+
+    Args:
+        run: the run folder, complete.
+        world: number of processes.
+        device: of this process; on CUDA, rank n takes device n.
+        checkpoint: where all go on from; None for the beginning.
+
+    Raises:
+        MachineError: there are fewer devices than ranks, or a process could not be started.
+    """
+    if world == 1:
+        yield Ranks()
+        return
+    if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < world):
+        count = torch.cuda.device_count() if device.type == "cuda" else 1
+        raise MachineError(f"{world} ranks need {world} devices, and there are {count}", where="--train.ranks", cure="use --train.ranks 1, or --device cpu")
+    from gptloom.training.parallel import Group  # torch.distributed is not loaded for nothing
+
+    with tempfile.TemporaryDirectory(prefix="gptloom-") as folder:
+        meeting = Path(folder) / "meeting"
+        words = [str(run.absolute()), str(world), str(meeting), device.type, str(checkpoint.absolute()) if checkpoint else ""]
+        others = [_start(rank, words) for rank in range(1, world)]
+        try:
+            group = Group(0, world, meeting, _own(device, 0))
+            yield group
+            group.leave()
+        finally:
+            for process in others:
+                _end(process)
+
+
+def _own(device: torch.device, rank: int) -> torch.device:
+    """The device of a rank."""
+    return torch.device("cuda", rank) if device.type == "cuda" else device
+
+
+def _start(rank: int, words: list[str]) -> subprocess.Popen[bytes]:
+    """Standard input is a pipe that closes when this process ends: then the other one ends, too."""
+    command = [sys.executable, "-m", "gptloom.training.worker", str(rank), *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin:
+        process.stdin.close()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,59 @@
+"""A rank other than the first: python -m gptloom.training.worker, started by `launching.launch`, never by hand."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from gptloom.bundle import Bundle
+from gptloom.config import RunConfig
+from gptloom.data.tokenizers import load_tokenizer
+from gptloom.errors import DivergedError, GptloomError
+from gptloom.runtime import thread_count, threads
+from gptloom.settings import parse, read_toml
+from gptloom.training.checkpoint import State, read_checkpoint
+from gptloom.training.display import Display
+from gptloom.training.folder import find_parts
+from gptloom.training.job import Progress
+from gptloom.training.parallel import Group
+from gptloom.training.run import begin
+from gptloom.training.session import Session
+
+
+def main(words: list[str]) -> int:
+    """Take part in a run: the arguments are rank, run folder, world, meeting file, kind of device, and checkpoint or nothing."""
+    rank, run, world, meeting, kind, checkpoint = int(words[0]), Path(words[1]), int(words[2]), Path(words[3]), words[4], words[5]
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first rank decides when to stop
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    config = parse(RunConfig, read_toml(run / "config.toml"), where=str(run / "config.toml"))
+    if checkpoint:
+        bundle, state = Bundle.read(Path(checkpoint), device=str(device)), read_checkpoint(Path(checkpoint))
+    else:
+        bundle, state = begin(config, load_tokenizer(run), device), State(config, Progress(), None, {})
+    parts = find_parts(run, config, bundle.tokenizer)
+    ranks = Group(rank, world, meeting, device)
+    with threads(thread_count(config)):
+        Session(run, config, bundle, parts, device, Display(lambda _line: None), ranks).fit(state.progress, state.horizon, state.optimizer)
+    ranks.leave()
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Standard input closes when the first rank ends; whatever this process waits for then will not come."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except DivergedError:
+        sys.exit(0)  # the first rank has seen the same numbers, and says so
+    except GptloomError as error:
+        print(f"error: a process of the run: {error.line()}", file=sys.stderr)
+        sys.exit(error.code)
