@@ -15,6 +15,7 @@ from jaxtyping import Integer, UInt
 from gptloom.config import OnUnknown
 from gptloom.data.documents import Piece
 from gptloom.errors import InputError
+from gptloom.files import read_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"
@@ -23,6 +24,9 @@ CURE = "copy it again from where it was made, or train a new one (--data.tokeniz
 Ids = UInt[np.ndarray, " tokens"]
 AnyIds = Integer[np.ndarray, " tokens"] | Sequence[int]
 Value = TypeVar("Value")
+
+LONGEST_FILE = 1 << 26
+"""Bytes that a tokenizer's file may have; the largest in use have half of that."""
 
 _STRETCH = 1 << 20  # ids that are looked up at once: a memory-mapped text must not be copied whole
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -122,6 +126,17 @@ def well_formed(text: str, on_unknown: OnUnknown) -> str:
     return _SURROGATE.sub("" if on_unknown == "skip" else "\ufffd", text)
 
 
+def spelling_table(spellings: Mapping[int, bytes], where: str) -> list[bytes]:
+    """What each id stands for, from 0 on; numbers without a token stand for nothing.
+
+    Raises:
+        InputError: there is no token, or the ids are negative, or so far apart that the table would be far longer than the tokens.
+    """
+    if not spellings or min(spellings) < 0 or max(spellings) > 2 * len(spellings) + (1 << 16):
+        raise InputError("its ids must be whole numbers from 0 on, without large gaps", where=where, cure=CURE)
+    return [spellings.get(index, b"") for index in range(max(spellings) + 1)]
+
+
 def to_json(content: Mapping[str, Any]) -> bytes:
     """A tokenizer's own JSON file, the same bytes each time."""
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
@@ -138,10 +153,7 @@ def entry(content: Mapping[str, Any], key: str, kind: type[Value], where: Path) 
 
 def read_side_file(path: Path, sha256: str | None) -> bytes:
     """A file that belongs to a tokenizer; InputError when it is missing or is not the one with this hash (None: any)."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=CURE) from None
+    content = read_bytes(path, limit=LONGEST_FILE, cure=CURE)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise InputError("is damaged: its hash is not the one that the tokenizer names", where=str(path), cure=CURE)
     return content

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, spelling_table
 from gptloom.data.tokenizers.subword import SubwordTokenizer, limited
 from gptloom.errors import InputError
 
@@ -79,19 +79,15 @@ class HuggingFaceTokenizer(SubwordTokenizer):
 
     def _table(self) -> list[bytes]:
         """What each id stands for; numbers without a token stand for nothing."""
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        if not vocabulary:
-            raise InputError("its vocabulary is empty", where=FILE, cure=CURE)
-        added = self._tokenizer.get_added_tokens_decoder()
-        table = [b""] * (max(vocabulary.values()) + 1)
-        for token, index in vocabulary.items():
+        added, table = self._tokenizer.get_added_tokens_decoder(), dict[int, bytes]()
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if index in added:
                 table[index] = b"" if added[index].special else token.encode()
             elif self._byte_level and all(char in _BYTES for char in token):
                 table[index] = bytes(_BYTES[char] for char in token)
             else:
                 table[index] = token.encode()
-        return table
+        return spelling_table(table, FILE)
 
 
 def _types(part: Any) -> set[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, entry, read_side_file, to_json
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, entry, read_side_file, spelling_table, to_json
 from gptloom.data.tokenizers.subword import SubwordTokenizer
 from gptloom.errors import ConfigError, InputError, MachineError, nearest
 
@@ -32,16 +32,14 @@ class TiktokenTokenizer(SubwordTokenizer):
             InputError: an id stands for two tokens, a byte is missing, or the pattern is not one.
         """
         ids = [*ranks.values(), *special_tokens.values()]
-        if len(set(ids)) != len(ids) or min(ids) < 0 or any(bytes([value]) not in ranks for value in range(256)):
+        if len(set(ids)) != len(ids) or any(bytes([value]) not in ranks for value in range(256)):
             raise InputError("its ranks must hold every byte, and each id once", where=name, cure=CURE)
+        table = spelling_table({rank: spelling for spelling, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b""), name)
         try:
             self._encoding = _library().Encoding(name=name, pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens=dict(special_tokens))
         except ValueError as error:
             raise InputError(f"its pattern cannot be used: {error}", where=name, cure=CURE) from None
         self._pattern, self._ranks, self._special_tokens = pattern, dict(ranks), dict(special_tokens)
-        table = [b""] * (max(ids) + 1)
-        for spelling, index in ranks.items():
-            table[index] = spelling
         super().__init__(table, special_tokens.get(END_OF_TEXT))
 
     @classmethod
