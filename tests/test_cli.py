@@ -316,6 +316,7 @@ def test_every_command_explains_its_numbers(capsys):
         "ladder": "bought is",
         "compare": "paired t-test",
         "inspect": "logit lens",
+        "import": "How ids become text",
         "data": "overlap is",
         "doctor": "will be used",
     }

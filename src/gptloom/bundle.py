@@ -76,8 +76,7 @@ class Bundle:
     @classmethod
     def read(cls, folder: Path, *, device: str = "auto") -> "Bundle":
         """Load exactly this folder, which `find_bundle` has found whole."""
-        model = load_model(folder)
-        tokenizer = load_tokenizer(folder)
+        tokenizer, model = load_tokenizer(folder), load_model(folder)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}",

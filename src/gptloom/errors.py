@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from itertools import islice
 
 
 class ExitCode(IntEnum):
@@ -79,5 +80,5 @@ def shortened(text: str, most: int) -> str:
 
 def nearest(word: str, known: Iterable[str], *, count: int = 2) -> str:
     """A clause that names the known words most like `word`, or an empty string when none is close."""
-    close = difflib.get_close_matches(word[:100], list(known), n=count, cutoff=0.6)
+    close = difflib.get_close_matches(word[:100], list(islice(known, 10_000)), n=count, cutoff=0.6)
     return "did you mean " + " or ".join(close) + "?" if close else ""

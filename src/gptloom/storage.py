@@ -50,18 +50,24 @@ def load_model(folder: Path) -> LanguageModel:
     return model
 
 
-def load_weights(model: LanguageModel, path: Path) -> None:
+def load_weights(model: LanguageModel, path: Path, *, names: Mapping[str, str] | None = None) -> None:
     """Fill a model from a safetensors file.
+
+    Args:
+        model: its parameters are overwritten.
+        path: the file.
+        names: {the model's name: the file's}, for a file of another program's, whose types may differ, too.
 
     Raises:
         InputError: the file is damaged, its names, shapes or types are not the model's own, or a weight is NaN or infinite.
     """
-    _compare(read_header(path), model, path)
+    header = read_header(path)
+    _compare(header if names is None else {here: ("F32", header[there][1]) for here, there in names.items()}, model, path)
     broken = []
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for name, parameter in model.named_parameters():
-                tensor = file.get_tensor(name)
+                tensor = file.get_tensor(name if names is None else names[name])
                 if not tensor.isfinite().all():
                     broken.append((name, int((~tensor.isfinite()).sum())))
                 parameter.copy_(tensor)

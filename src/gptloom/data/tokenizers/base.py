@@ -76,6 +76,14 @@ class Tokenizer(ABC):
             InputError: there is an unknown character and `on_unknown` is "error".
         """
 
+    def padded(self, count: int) -> "Tokenizer":
+        """The same tokenizer with `count` more ids, which stand for nothing, for models whose table is longer than their vocabulary.
+
+        Raises:
+            InputError: tokenizers of this kind cannot have such ids.
+        """
+        raise InputError(f"a tokenizer of the kind {self.kind} cannot be padded with {count} ids", where="tokenizer", cure="give one that has them all")
+
     @abstractmethod
     def files(self) -> dict[str, bytes]:
         """All that is needed to load it again: file name to content. The same tokenizer gives the same bytes."""
@@ -110,6 +118,11 @@ class Tokenizer(ABC):
         for name, content in sorted(self.files().items()):
             digest.update(f"{name} {len(content)}\n".encode() + content)
         return digest.hexdigest()
+
+
+def unused_names(first: int, count: int) -> list[str]:
+    """What ids that stand for nothing are called in a tokenizer's file."""
+    return [f"<|unused_{first + place}|>" for place in range(count)]
 
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:

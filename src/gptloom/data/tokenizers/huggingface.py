@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, spelling_table
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, spelling_table, unused_names
 from gptloom.data.tokenizers.subword import SubwordTokenizer, limited
 from gptloom.errors import InputError
 
@@ -61,6 +61,12 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         if corpus.characters > TRAINED_ON:
             corpus.notes.append(f"the BPE vocabulary was learned on the first {TRAINED_ON:,} characters")
         return trained
+
+    def padded(self, count: int) -> "HuggingFaceTokenizer":
+        """With special tokens that no text has; see `Tokenizer.padded`."""
+        more = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        more.add_special_tokens(unused_names(self.vocab_size, count))
+        return HuggingFaceTokenizer(more.to_str())
 
     def files(self) -> dict[str, bytes]:
         """The plain tokenizer.json, as other programs read it."""

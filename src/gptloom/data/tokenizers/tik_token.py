@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, entry, read_side_file, spelling_table, to_json
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, entry, read_side_file, spelling_table, to_json, unused_names
 from gptloom.data.tokenizers.subword import SubwordTokenizer
 from gptloom.errors import ConfigError, InputError, MachineError, nearest
 
@@ -60,6 +60,12 @@ class TiktokenTokenizer(SubwordTokenizer):
             cure = "connect to the network, train one on the text (--data.tokenizer bpe:4096), or give the path of a tokenizer.json"
             raise MachineError("tiktoken could not download its vocabulary", where=f"tiktoken:{name}", cure=cure) from None
         return cls(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
+
+    def padded(self, count: int) -> "TiktokenTokenizer":
+        """With special tokens that no text has; see `Tokenizer.padded`."""
+        first = self.vocab_size
+        unused = {name: first + place for place, name in enumerate(unused_names(first, count))}
+        return TiktokenTokenizer(self._encoding.name, self._pattern, self._ranks, self._special_tokens | unused)
 
     def files(self) -> dict[str, bytes]:
         """The ranks in tiktoken's own format, and JSON with the rest."""
