@@ -111,7 +111,7 @@ def _compare(header: Mapping[str, tuple[str, tuple[int, ...]]], model: LanguageM
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         listed = ", ".join(shortened(problem, 200) for problem in sorted(problems)[:3])
-        raise InputError(f"the weights do not fit config.json: {listed}{more}", where=str(path), cure=_TOGETHER)
+        raise InputError(f"the weights do not fit the model's shape: {listed}{more}", where=str(path), cure=_TOGETHER)
 
 
 def read_model_config(path: Path) -> ModelConfig:

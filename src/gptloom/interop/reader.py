@@ -6,11 +6,13 @@ hands over nothing but FOLDER/tensors.safetensors and FOLDER/about.json. What it
 """
 
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -40,7 +42,7 @@ def read(path: Path, folder: Path) -> None:
         Refused: the file is not what torch.save writes, or holds something other than tensors and plain values, or no tensors.
     """
     _check_archive(path)
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content = _load(path)
     if not isinstance(content, Mapping):
         raise Refused(f"holds a {type(content).__name__}, not a dictionary")
     tensors = content["model"] if isinstance(content.get("model"), Mapping) else content
@@ -52,6 +54,18 @@ def read(path: Path, folder: Path) -> None:
     with (folder / "about.json").open("w", encoding="utf-8") as file:
         json.dump({"model_args": plain if isinstance(arguments, Mapping) else None}, file)
     save_file({name: one.contiguous().clone() for name, one in weights.items()}, folder / "tensors.safetensors")
+
+
+def _load(path: Path) -> Any:
+    """What torch.load makes of it; Refused when that would be more than tensors and plain values."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        # The class is pickle's own, and importing that only to name it would be a poor joke. Its message advises to run the file.
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise Refused(f"holds more than tensors and plain values{f': it calls {found[1]}' if found else ''}") from None
 
 
 def _check_archive(path: Path) -> None:
