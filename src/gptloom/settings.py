@@ -21,6 +21,9 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {f"data.{name}": name for name in ("tokenizer", "encoding", "on_unknown")}
 """Settings that also go by a name without their group, as flags and as keywords."""
 
+DEFAULTS = ("tiny", "baby", "translate")
+"""The recipes that are taken where none is named: on a CPU, on an accelerator, for number words."""
+
 LONGEST_TOML = 1 << 14
 """Bytes of a file of settings; a complete one has 3,000. Python's parser needs time quadratic in the length of a dotted key."""
 
@@ -98,6 +101,23 @@ def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") ->
             values["train"] = {k: v for k, v in values.get("train", {}).items() if k not in lengths}
         values = merge(values, layer)
     return parse(RunConfig, values, where=where)
+
+
+def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, where: str) -> None:
+    """Find mistakes before PyTorch is loaded, which takes seconds. What is wrong with only some of `DEFAULTS` is left to `resolve`.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    found, named = [], recipe or file.get("recipe")
+    for name in [str(named)] if named else DEFAULTS:
+        try:
+            resolve(name, {key: value for key, value in file.items() if key != "recipe"}, changes, where=where)
+            return
+        except ConfigError as error:
+            found.append(error)
+    alike = len({error.line() for error in found}) == 1
+    raise found[0] if alike else ConfigError(found[0].what, where=f"{where}, with the recipe {DEFAULTS[0]}", cure=found[0].cure)
 
 
 def to_toml(config: Config) -> str:

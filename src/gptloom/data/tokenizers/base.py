@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -139,14 +139,18 @@ def well_formed(text: str, on_unknown: OnUnknown) -> str:
     return _SURROGATE.sub("" if on_unknown == "skip" else "\ufffd", text)
 
 
-def spelling_table(spellings: Mapping[int, bytes], where: str) -> list[bytes]:
-    """What each id stands for, from 0 on; numbers without a token stand for nothing.
+def check_ids(ids: Collection[int], where: str) -> None:
+    """See that a table of these ids is not far longer than the ids are many.
 
     Raises:
-        InputError: there is no token, or the ids are negative, or so far apart that the table would be far longer than the tokens.
+        InputError: there is none, or they are negative, or far apart.
     """
-    if not spellings or min(spellings) < 0 or max(spellings) > 2 * len(spellings) + (1 << 16):
+    if not ids or min(ids) < 0 or max(ids) > 2 * len(ids) + (1 << 16):
         raise InputError("its ids must be whole numbers from 0 on, without large gaps", where=where, cure=CURE)
+
+
+def spelling_table(spellings: Mapping[int, bytes]) -> list[bytes]:
+    """What each id stands for, from 0 on; numbers without a token stand for nothing. The ids have been checked."""
     return [spellings.get(index, b"") for index in range(max(spellings) + 1)]
 
 

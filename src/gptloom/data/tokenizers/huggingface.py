@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, spelling_table, unused_names
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, check_ids, spelling_table, unused_names
 from gptloom.data.tokenizers.subword import SubwordTokenizer, limited
 from gptloom.errors import InputError
 
@@ -27,6 +27,8 @@ class HuggingFaceTokenizer(SubwordTokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # noqa: BLE001  # the library raises Exception itself, nothing narrower
             raise InputError(f"is not a tokenizer.json: {error}", where=where, cure=CURE) from None
+        # Before anything else: the library needs gigabytes to write down ids that are far apart.
+        check_ids(self._tokenizer.get_vocab(with_added_tokens=True).values(), where)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -93,7 +95,7 @@ class HuggingFaceTokenizer(SubwordTokenizer):
                 table[index] = bytes(_BYTES[char] for char in token)
             else:
                 table[index] = token.encode()
-        return spelling_table(table, FILE)
+        return spelling_table(table)
 
 
 def _types(part: Any) -> set[str]:

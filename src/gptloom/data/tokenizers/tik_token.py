@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, entry, read_side_file, spelling_table, to_json, unused_names
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, check_ids, entry, read_side_file, spelling_table, to_json, unused_names
 from gptloom.data.tokenizers.subword import SubwordTokenizer
 from gptloom.errors import ConfigError, InputError, MachineError, nearest
 
@@ -34,7 +34,8 @@ class TiktokenTokenizer(SubwordTokenizer):
         ids = [*ranks.values(), *special_tokens.values()]
         if len(set(ids)) != len(ids) or any(bytes([value]) not in ranks for value in range(256)):
             raise InputError("its ranks must hold every byte, and each id once", where=name, cure=CURE)
-        table = spelling_table({rank: spelling for spelling, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b""), name)
+        check_ids(ids, name)
+        table = spelling_table({rank: spelling for spelling, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b""))
         try:
             self._encoding = _library().Encoding(name=name, pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens=dict(special_tokens))
         except ValueError as error:
