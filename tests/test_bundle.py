@@ -37,7 +37,7 @@ def test_a_run_a_checkpoint_and_a_saved_bundle_are_the_same_model(run, tmp_path)
     bundle = gptloom.load(run)
     (tmp_path / "saved").mkdir()
     bundle.save(tmp_path / "saved")
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json", "SHA256SUMS"}
     ids = torch.tensor([bundle.prompt_ids("the lazy")])
     for path in (best_checkpoint(run), tmp_path / "saved"):
         other = gptloom.load(path)

@@ -113,11 +113,11 @@ def read_checkpoint(path: Path) -> State:
         if state["version"] != VERSION:
             raise InputError(f"was written by another version of gptloom (state {state['version']}, not {VERSION})", where=str(path), cure="start a new run")
         optimizer = load_file(path / "optimizer.safetensors")
-        progress, horizon = _build(Progress, state["progress"]), _build(Horizon, state["horizon"])
+        plans = [(int(step), int(total)) for step, total in state["horizon"]["plans"]]
+        progress, horizon = _build(Progress, state["progress"]), _build(Horizon, state["horizon"] | {"plans": plans})
         settings = state["settings"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"is not a whole checkpoint: {error}", where=str(path), cure=cure) from None
-    horizon.plans = [(int(step), int(total)) for step, total in horizon.plans]
     return State(parse(RunConfig, settings, where=str(path / "state.json")), progress, horizon, optimizer)
 
 

@@ -29,7 +29,7 @@ class RunKeeper(Keeper):
 
     def save(self, improved: bool) -> None:
         """Copy the state and have it written."""
-        self.saver.save(self._snapshot(), best_so_far=improved)
+        self.saver.save(self._snapshot, best_so_far=improved)
 
     def saved(self, *, wait: bool = False) -> Sequence[tuple[int, Path]]:
         """See `Saver.saved`."""

@@ -87,7 +87,8 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
     if not run.is_dir():
         raise InputError("there is no such run folder", where=str(run), cure="check the path")
     with only_writer(run):
-        recover(run / "checkpoints")
+        for place in (run, run / "diverged"):
+            recover(place / "checkpoints")
         folder, state = _last_state(run, checkpoint)
         config = change(read_settings(run, state.config), changes)
         for line in [*check_changes(state.config, config), *code_notes(run)]:

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from gptloom.config import TrainConfig
@@ -26,10 +25,10 @@ class Saver:
         self._error: BaseException | None = None
         self._unsaved: MachineError | None = None
 
-    def save(self, snapshot: Snapshot, *, best_so_far: bool) -> None:
-        """Begin to write; returns at once unless another checkpoint is still being written."""
+    def save(self, take: Callable[[], Snapshot], *, best_so_far: bool) -> None:
+        """Take a snapshot and begin to write it; waits only where another checkpoint is still being written."""
         self._join()
-        self._thread = threading.Thread(target=self._write, args=(snapshot, best_so_far), name="saving", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(take(), best_so_far), name="saving", daemon=True)
         self._thread.start()
 
     def saved(self, *, wait: bool = False) -> list[tuple[int, Path]]:
@@ -67,7 +66,7 @@ class Saver:
             raise error
 
     def _write(self, snapshot: Snapshot, best_so_far: bool) -> None:
-        progress = replace(snapshot.progress)
+        progress = snapshot.progress
         try:
             path = write_checkpoint(self.run, snapshot)
             if best_so_far:

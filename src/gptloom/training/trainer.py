@@ -78,30 +78,25 @@ class Trainer:
 
     def _loop(self) -> End:
         job, progress, horizon = self.job, self.progress, self.horizon
-        end = self._begin() if job.ranks.rank == 0 else None
+        # At step 0 this measures and saves the untrained model; later it makes up for what an interrupted run still owes.
+        end = self._close(Request.NOTHING) if job.ranks.rank == 0 else None
         while True:
             horizon.total, ended = job.ranks.agree(horizon.total, int(end is not None))
             if ended or progress.step >= horizon.total:
                 return end or "finished"
             try:
-                self._step()
+                forward = self._step()
             except Interrupted:  # between two passes, so the weights are those after the last whole step
                 end = self._stop()
                 continue
             progress.seconds = time.perf_counter() - self._began
-            if job.ranks.rank == 0:
+            if forward and job.ranks.rank == 0:
                 if horizon.due(progress.step):
                     horizon.plan(progress.step, progress.seconds, progress.seconds / progress.step)
                 end = self._after_step()
 
-    def _begin(self) -> End | None:
-        """Save the beginning, to which a run can come back whatever happens, and make up for what an interrupted run still owes."""
-        if self.progress.step == 0:
-            self._save(False)
-        return self._close(Request.NOTHING)
-
-    def _step(self) -> None:
-        """One optimizer step on one global batch; a loss or gradient that is not finite is caught before the update."""
+    def _step(self) -> bool:
+        """One optimizer step on one global batch; a loss or gradient that is not finite is caught before the update. False after going back."""
         progress, optimizer = self.progress, self.job.optimizer
         self.lr = learning_rate(self.config, progress.step, self.horizon.total) * 0.5**progress.rollbacks
         for group in optimizer.param_groups:
@@ -112,24 +107,24 @@ class Trainer:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.train_loss = float(loss)
         if not (math.isfinite(self.train_loss) and math.isfinite(float(norm))):
-            self._diverge(float(norm), batch)
-            return
+            return self._diverge(float(norm), batch)
         if self.config.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         optimizer.step()
         progress.step += 1
         progress.tokens += count
         progress.skipped = 0
+        return True
 
-    def _diverge(self, norm: float, batch: tuple[Tensor, ...]) -> None:
-        """Skip the step, go back, or end, as the configuration says; every rank has seen the same numbers."""
+    def _diverge(self, norm: float, batch: tuple[Tensor, ...]) -> bool:
+        """Pass over the step (True), go back (False), or end, as the configuration says; every rank has seen the same numbers."""
         progress, keeper, first = self.progress, self.job.keeper, self.job.ranks.rank == 0
         action = self.config.on_divergence
         if (action == "skip" and progress.skipped >= MOST_SKIPPED) or (action == "rollback" and progress.rollbacks >= MOST_ROLLBACKS):
             action = "stop"
         found = Divergence(progress.step, self.train_loss, norm, self.lr, action)
         where = keeper.keep_evidence(found, batch) if first else None
-        if first and action == "rollback":
+        if first:
             self._announce(keeper.saved(wait=True))
         self.job.ranks.agree(0)  # nobody reads the checkpoint before it is whole
         back = keeper.rollback() if action == "rollback" else None
@@ -146,6 +141,7 @@ class Trainer:
             replay = f"; what is needed to replay it lies in {where}" if where else ""
             cure = f"try a tenth of --train.learning-rate, or --train.on-divergence rollback{replay}"
             raise DivergedError(str(found), where=f"step {found.step + 1}", cure=cure)
+        return back is None
 
     def _after_step(self) -> End | None:
         """Show the callbacks what happened, and do what is due."""
@@ -158,7 +154,7 @@ class Trainer:
     def _close(self, request: Request) -> End | None:
         """Evaluate and save if that is due or asked for; says whether the run has come to its end."""
         step = self.progress.step
-        if Request.STOP in request and Request.EVALUATE not in request:
+        if self.job.interrupted() or (Request.STOP in request and Request.EVALUATE not in request):
             return self._stop()
         try:
             looks = self._evaluation_is_due() or Request.EVALUATE in request
@@ -187,6 +183,7 @@ class Trainer:
             spent = time.perf_counter() - start
             self._evaluations = min(10, max(1, int(0.1 * self.horizon.seconds / max(spent, 1e-9))))
         progress.last_loss, progress.last_evaluated = score.loss, progress.step
+        self._saved_at = None  # a checkpoint of this step, written before, knows nothing of it
         # The untrained model is measured, but it is no candidate for the best.
         improved = progress.step > 0 and (progress.best_loss is None or score.loss < progress.best_loss)
         if improved:
@@ -207,8 +204,9 @@ class Trainer:
     def _announce(self, saved: Iterable[tuple[int, Path]]) -> None:
         """Tell the callbacks of checkpoints that now exist."""
         for step, path in saved:
+            view = self._views.pop(step)
             for callback in self.callbacks:
-                callback.after_save(self._views.get(step, self.view()), path)
+                callback.after_save(view, path)
 
     def _evaluation_is_due(self) -> bool:
         """At both ends of the run, and every so many steps; or, when that is not set, when its share of the run has gone by since the last."""

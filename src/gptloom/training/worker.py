@@ -45,7 +45,8 @@ def main(words: list[str]) -> int:
 
 def _end_with_parent() -> None:
     """Standard input closes when the first rank ends; whatever this process waits for then will not come."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when this process ends first
+        pass
     os._exit(1)
 
 
