@@ -1,7 +1,8 @@
 """Byte-level BPE trained on the text, and any tokenizer.json in the format of Hugging Face's tokenizers library."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tokenizers
@@ -15,6 +16,8 @@ from gptloom.errors import InputError
 TRAINED_ON = 200_000_000
 """Characters of the text, from its beginning, that a vocabulary is learned from at most."""
 
+_ENDLESS = re.compile(r"\S{1001}")
+_PIECES = re.compile(r"\s*\S{1,1000}|\s+")
 _ENDS = (END_OF_TEXT, "</s>", "<eos>")
 
 
@@ -25,7 +28,9 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         """Read the JSON text of a tokenizer.json; InputError, naming `where`, when it is not one."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # noqa: BLE001  # the library raises Exception itself, nothing narrower
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  # the library raises Exception itself, and its Rust code panics with less than that
             raise InputError(f"is not a tokenizer.json: {error}", where=where, cure=CURE) from None
         # Before anything else: the library needs gigabytes to write down ids that are far apart.
         check_ids(self._tokenizer.get_vocab(with_added_tokens=True).values(), where)
@@ -56,7 +61,7 @@ class HuggingFaceTokenizer(SubwordTokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(limited(corpus.pieces(), TRAINED_ON), trainer)
+        tokenizer.train_from_iterator(_words(limited(corpus.pieces(), TRAINED_ON)), trainer)
         trained = cls(tokenizer.to_str())
         if trained.vocab_size < vocab_size:
             corpus.notes.append(f"the text is too short for bpe:{vocab_size}; the vocabulary has {trained.vocab_size} tokens")
@@ -96,6 +101,15 @@ class HuggingFaceTokenizer(SubwordTokenizer):
             else:
                 table[index] = token.encode()
         return spelling_table(table)
+
+
+def _words(chunks: Iterable[str]) -> Iterator[str]:
+    """The chunks, those with endless words in pieces: the trainer's time grows with the square of a word's length."""
+    for chunk in chunks:
+        if _ENDLESS.search(chunk):
+            yield from _PIECES.findall(chunk)
+        else:
+            yield chunk
 
 
 def _types(part: Any) -> set[str]:
