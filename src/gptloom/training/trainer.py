@@ -204,7 +204,7 @@ class Trainer:
     def _announce(self, saved: Iterable[tuple[int, Path]]) -> None:
         """Tell the callbacks of checkpoints that now exist."""
         for step, path in saved:
-            view = self._views.pop(step)
+            view = self._views.pop(step, self.view())
             for callback in self.callbacks:
                 callback.after_save(view, path)
 
