@@ -63,7 +63,7 @@ class _Run:
 
     def _problem(self) -> str:
         found = checkpoints(self.run)
-        newest = int((self.run / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))  # where it will go on from
+        newest = step_of(found[-1])  # where it will go on from
         last = last_step(self.run)
         self.lost, self.more = max(self.lost, last - newest), self.more + (last - newest > EVERY)
         # Training goes on while a checkpoint is written, up to the next save, which waits for it.
