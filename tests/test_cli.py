@@ -317,6 +317,7 @@ def test_every_command_explains_its_numbers(capsys):
         "compare": "paired t-test",
         "verify": "roundings of float32",
         "inspect": "logit lens",
+        "import": "How ids become text",
         "data": "overlap is",
         "doctor": "will be used",
     }

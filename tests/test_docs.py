@@ -19,7 +19,7 @@ from gptloom.studies.reproducing.published import published
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHER_FLAGS = {"--run", "--config", "--recipe", "--json", "--debug", "--help", "--version", "--checkpoint", "--prompt", "--show-probabilities", "--text"}
-STUDY_FLAGS = {"--reproduce", "--example", "--seeds", "--plan", "--claim", "--together", "--show", "--layer", "--head", "--top", "--out"}
+STUDY_FLAGS = {"--reproduce", "--example", "--seeds", "--plan", "--claim", "--together", "--show", "--layer", "--head", "--top", "--out", "--n-head", "--mlp"}
 SHORT_FLAGS = {"--steps", "--minutes", "--epochs", "--tokenizer", "--encoding", "--on-unknown", "--text-field"}
 
 

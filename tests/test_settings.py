@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptloom.config import Config, DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from gptloom.config import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
 from gptloom.errors import ConfigError, InputError, nearest
+from gptloom.fields import Config
 from gptloom.settings import field_names, merge, nest, parse, read_recipe, read_toml, recipe_names, resolve, to_toml
 
 ALL = [ModelConfig, DataConfig, TrainConfig, SampleConfig, RunConfig]
@@ -60,8 +61,8 @@ def test_every_wrong_key_is_named_at_once_with_what_is_meant():
         r"model.n_layrs: unknown setting; did you mean model.n_layer",
         r"train.lerning_rate: unknown setting; did you mean train.learning_rate",
         r"sede: unknown setting; did you mean seed",
-        r"model.dropout: input should be less than 1, not 2.0",
-        r"model.mixer: input should be 'attention', 'mean' or 'none', not 'maen'",
+        r"model.dropout: expected a number, at least 0 and below 1, not 2.0",
+        r"model.mixer: expected one of attention, mean, none, not 'maen'",
     ):
         assert part in error.what
     assert error.what.count(" | ") == 4
@@ -74,13 +75,13 @@ def test_every_wrong_key_is_named_at_once_with_what_is_meant():
         (TrainConfig, {"steps": 5, "minutes": 1.0}, "steps and minutes exclude one another"),
         (TrainConfig, {"batch_size": 6, "micro_batch_size": 4}, "micro_batch_size=4 does not divide batch_size=6"),
         (RunConfig, {"train": {"steps": 5, "epochs": 1.0}}, "steps and epochs exclude one another"),
-        (TrainConfig, {"steps": 0}, "steps: input should be greater than or equal to 1, not 0"),
+        (TrainConfig, {"steps": 0}, "steps: expected a whole number, at least 1 and at most 2,147,483,647, not 0"),
         (TrainConfig, {"steps": "many"}, "steps: .* not 'many'"),
         (TrainConfig, {"learning_rate": float("nan")}, "learning_rate"),
-        (TrainConfig, {"learning_rate": -1}, "learning_rate: input should be greater than 0, not -1"),
-        (SampleConfig, {"top_p": 0.0}, "top_p: .*greater than 0"),
+        (TrainConfig, {"learning_rate": -1}, "learning_rate: expected a number, above 0, not -1"),
+        (SampleConfig, {"top_p": 0.0}, "top_p: .*above 0"),
         (SampleConfig, {"temperature": -0.1}, "temperature: .* not -0.1"),
-        (SampleConfig, {"temperature": float("inf")}, "temperature: .*finite"),
+        (SampleConfig, {"temperature": float("inf")}, "temperature: expected a number, at least 0, not inf"),
         (SampleConfig, {"repetition_penalty": 0.5}, "repetition_penalty"),
         (DataConfig, {"val_fraction": 1.0}, "val_fraction: .* not 1.0"),
         (RunConfig, {"seed": 2**63}, "seed"),
@@ -212,7 +213,7 @@ def test_read_toml_says_what_is_wrong(tmp_path):
     assert read_toml(good) == {"model": {"n_layer": 2}, "data": {"tokenizer": "é"}}
     with pytest.raises(InputError, match=r"bad.toml: is not valid TOML: .*line 2"):
         read_toml(bad)
-    with pytest.raises(InputError, match=r"binary.toml: is not valid TOML"):
+    with pytest.raises(InputError, match=r"binary.toml: is not UTF-8 text"):
         read_toml(binary)
     with pytest.raises(InputError, match=r"nothing.toml: cannot be read: No such file"):
         read_toml(tmp_path / "nothing.toml")

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from gptloom.config import Config, DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from gptloom.config import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from gptloom.fields import Config
 from gptloom.flags import metavar
 from gptloom.settings import read_recipe, recipe_names
 

@@ -18,12 +18,11 @@ from gptloom.inference.generation import Generation, Token
 from gptloom.inference.translating import condition
 from gptloom.locate import find_bundle, write_sums
 from gptloom.model.base import LanguageModel
-from gptloom.model.build import build_model
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
 from gptloom.runtime import SMALL_MODEL, pick_device, threads
 from gptloom.settings import parse
-from gptloom.storage import load_weights, read_model_config, weights, write_model
+from gptloom.storage import load_model, weights, write_model
 from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
 from gptloom.textstream import TextStream
 
@@ -77,9 +76,7 @@ class Bundle:
     @classmethod
     def read(cls, folder: Path, *, device: str = "auto") -> "Bundle":
         """Load exactly this folder, which `find_bundle` has found whole."""
-        model = build_model(read_model_config(folder / "config.json"))
-        load_weights(model, folder / "model.safetensors")
-        tokenizer = load_tokenizer(folder)
+        tokenizer, model = load_tokenizer(folder), load_model(folder)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}",

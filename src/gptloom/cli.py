@@ -9,6 +9,7 @@ from typing import TextIO
 
 from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
 from gptloom.words.comparing import compare_command
+from gptloom.words.importing import import_command
 from gptloom.words.looking import inspect_command
 from gptloom.words.reporting import data_command, doctor_command
 from gptloom.words.studying import ladder_command
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare_command,
     "ladder": ladder_command,
     "verify": verify_command,
+    "import": import_command,
     "data": data_command,
     "doctor": doctor_command,
 }
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
     except OSError as error:
         return _fail(MachineError(error.strerror or str(error), where=str(error.filename or ""), cure="check the disk and the path"), words)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
         return _fail(MachineError("the memory is used up", cure="make the model, the batch or the text smaller"), words)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -70,6 +74,11 @@ def _dispatch(words: list[str]) -> int:
             f"there is no command {words[0]!r}", where="gptloom", cure=nearest(words[0], COMMANDS, count=1) or f"choose from {', '.join(COMMANDS)}"
         )
     return COMMANDS[words[0]](words[1:])
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """As `runtime.is_out_of_memory`, without PyTorch: its errors say so."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None) -> None:

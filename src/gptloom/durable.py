@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,12 @@ class Log:
         if self.path.exists():
             lines = [line for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if (found := _parse(line)) and wanted(found)]
             replace_text(self.path, "".join(line + "\n" for line in lines))
+
+
+def logged(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in such a file, one at a time; a line that is none, such as one that a crash cut short, is passed over."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from filter(None, map(_parse, file))
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from itertools import islice
 
 
 class ExitCode(IntEnum):
@@ -15,6 +16,10 @@ class ExitCode(IntEnum):
     DIVERGED = 4
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+LONGEST = 2000
+"""Characters of one part of an error that are shown."""
 
 
 class GptloomError(Exception):
@@ -34,9 +39,9 @@ class GptloomError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The whole error on one line."""
-        text = f"{self.where}: {self.what}" if self.where else self.what
-        return " ".join((f"{text}; {self.cure}" if self.cure else text).split())
+        """The whole error on one line that any terminal can show, however long or odd what was received."""
+        where, what, cure = (visible(shortened(part, LONGEST)) for part in (self.where, self.what, self.cure))
+        return (f"{where}: " if where else "") + what + (f"; {cure}" if cure else "")
 
 
 class InputError(GptloomError):
@@ -63,7 +68,18 @@ class GptloomWarning(UserWarning):
     """Something is not as it should be, and the work goes on; one line, as the user is to read it."""
 
 
+def visible(text: str) -> str:
+    """Runs of white space as one space, and what cannot be seen (control characters, halves of surrogate pairs) spelled out."""
+    words = " ".join(text.split())
+    return words if words.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning and end where it has more than so many characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
+
+
 def nearest(word: str, known: Iterable[str], *, count: int = 2) -> str:
     """A clause that names the known words most like `word`, or an empty string when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+    close = difflib.get_close_matches(word[:100], list(islice(known, 10_000)), n=count, cutoff=0.6)
     return "did you mean " + " or ".join(close) + "?" if close else ""

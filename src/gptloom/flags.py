@@ -5,9 +5,8 @@ import types
 from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from gptloom.config import Config
 from gptloom.errors import ConfigError, nearest
-from gptloom.settings import field_names
+from gptloom.fields import Config, field_names
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gptloom.durable import file_hash, write_text
 from gptloom.errors import GptloomWarning, InputError
+from gptloom.files import read_bytes
 
 SUMS = "SHA256SUMS"
 _CURE = "give a run folder, a checkpoint folder or a bundle"
@@ -31,7 +32,7 @@ def write_sums(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder that holds a SHA256SUMS, in a few words; None when every file is as it was written."""
     try:
-        text = (folder / SUMS).read_bytes().decode("ascii")
+        text = read_bytes(folder / SUMS).decode("ascii")
         found = re.fullmatch(r"(?:[0-9a-f]{64}  [\w.-]+\n)+", text)
         if not found:
             return f"{SUMS} is damaged"
@@ -44,10 +45,10 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if file_hash(folder / name) != expected:
                 return f"{name} is damaged: its SHA-256 is not the one in {SUMS}"
-    except FileNotFoundError:
-        return f"{SUMS} is missing"
     except UnicodeDecodeError:
         return f"{SUMS} is damaged"
+    except InputError as error:
+        return f"{SUMS} is damaged: it {error.what}" if (folder / SUMS).exists() else f"{SUMS} is missing"
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
     return None
@@ -106,12 +107,11 @@ def _pointed(run: Path, which: str, names: list[str]) -> Path:
 def _read_pointer(path: Path) -> str | None:
     """The name in a pointer file; None where there is no such file, or no name in it."""
     try:
-        with path.open("rb") as file:
-            name = file.read(100).decode("ascii").strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError):
+        name = read_bytes(path).decode("ascii").strip() if path.exists() else None
+    except (InputError, UnicodeDecodeError):
         name = ""
+    if name is None:
+        return None
     if re.fullmatch(r"step-\d{6,}", name):
         return name
     warnings.warn(f"{path}: does not name a checkpoint; it is passed over", GptloomWarning, stacklevel=4)

@@ -1,11 +1,13 @@
 """The machine: which device, in which precision, with how many threads, and where randomness comes from."""
 
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +95,19 @@ def peak_memory(device: torch.device) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_size(device: torch.device) -> int | None:
+    """Bytes of memory in all: the device's, or the machine's or its container's; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, versions 2 and 1
+        with suppress(OSError, ValueError):  # not Linux; no limit ("max")
+            sizes.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+    return min(sizes)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -9,24 +9,23 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from gptloom.config import Config, RunConfig
+from gptloom.config import RunConfig
 from gptloom.errors import ConfigError, InputError, nearest
+from gptloom.fields import Config
+from gptloom.fields import field_names as field_names
+from gptloom.files import read_text
+from gptloom.mistakes import mistakes
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {f"data.{name}": name for name in ("tokenizer", "encoding", "on_unknown")}
 """Settings that also go by a name without their group, as flags and as keywords."""
 
+DEFAULTS = ("tiny", "baby", "translate")
+"""The recipes that are taken where none is named: on a CPU, on an accelerator, for number words."""
 
-def field_names(cls: type[Config], prefix: str = "") -> dict[str, Any]:
-    """Every setting below a group, as {dotted key: field}; groups inside it are walked, not listed."""
-    names: dict[str, Any] = {}
-    for name, field in cls.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            names |= field_names(field.annotation, f"{prefix}{name}.")
-        else:
-            names[prefix + name] = field
-    return names
+LONGEST_TOML = 1 << 14
+"""Bytes of a file of settings; a complete one has 3,000. Python's parser needs time quadratic in the length of a dotted key."""
 
 
 def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> AnyConfig:
@@ -43,26 +42,7 @@ def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> Any
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        known = field_names(cls)
-        problems = []
-        for one in error.errors():
-            key = ".".join(
-                part for part in map(str, one["loc"]) if part in known or any(part in k.split(".") for k in known) or one["type"] == "extra_forbidden"
-            )
-            message = one["msg"].removeprefix("Value error, ")
-            if one["type"] == "extra_forbidden":
-                message = f"unknown setting; {_nearest_key(key, known) or 'see --help for the settings'}"
-            elif one["type"] != "value_error":
-                message = f"{message[:1].lower()}{message[1:]}, not {one['input']!r}"
-            problems.append(f"{key}: {message}" if key and one["type"] != "value_error" else message)
-        raise ConfigError(" | ".join(dict.fromkeys(problems)), where=where) from None
-
-
-def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
-    """The settings whose own name, whatever their group, is most like the last part of this key."""
-    names = {name.rpartition(".")[2]: name for name in known}
-    hint = nearest(key.rpartition(".")[2], names)
-    return " ".join(names.get(word.rstrip("?"), word.rstrip("?")) + "?" * word.endswith("?") for word in hint.split())
+        raise ConfigError(" | ".join(mistakes(cls, values, error)), where=where) from None
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,12 +66,17 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a nested dict; InputError names the file and line when it is not TOML."""
+    """A TOML file as a nested dict.
+
+    Raises:
+        InputError: it cannot be read, is longer than any file of settings, or is not TOML; names the line.
+    """
+    text = read_text(path, limit=LONGEST_TOML)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise InputError("is nested too deeply", where=str(path), cure="write the settings in tables of their own") from None
+    except ValueError as error:  # bad TOML, and numbers of thousands of digits
         raise InputError(f"is not valid TOML: {error}", where=str(path), cure="correct that line") from None
 
 
@@ -116,6 +101,23 @@ def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") ->
             values["train"] = {k: v for k, v in values.get("train", {}).items() if k not in lengths}
         values = merge(values, layer)
     return parse(RunConfig, values, where=where)
+
+
+def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, where: str) -> None:
+    """Find mistakes before PyTorch is loaded, which takes seconds. What is wrong with only some of `DEFAULTS` is left to `resolve`.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    found, named = [], recipe or file.get("recipe")
+    for name in [str(named)] if named else DEFAULTS:
+        try:
+            resolve(name, {key: value for key, value in file.items() if key != "recipe"}, changes, where=where)
+            return
+        except ConfigError as error:
+            found.append(error)
+    alike = len({error.line() for error in found}) == 1
+    raise found[0] if alike else ConfigError(found[0].what, where=f"{where}, with the recipe {DEFAULTS[0]}", cure=found[0].cure)
 
 
 def to_toml(config: Config) -> str:

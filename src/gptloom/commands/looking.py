@@ -10,6 +10,7 @@ import numpy as np
 from gptloom.bundle import Bundle
 from gptloom.commands.aligning import Alignment
 from gptloom.commands.output import Output
+from gptloom.commands.prompting import read_prompt
 from gptloom.commands.surprise import colored, table, wants_color
 from gptloom.commands.views import Views
 from gptloom.config import DataConfig
@@ -31,7 +32,7 @@ def inspect(args: argparse.Namespace) -> int:
     if reads_pairs(bundle.model.config):
         if args.prompt is None:
             raise InputError("an encoder-decoder is shown translating a prompt", where="--text", cure="give the source with --prompt")
-        alignment = Alignment(bundle, bundle.tokenizer.encode(_prompt(args), args.on_unknown).tolist(), args)
+        alignment = Alignment(bundle, bundle.tokenizer.encode(read_prompt(args.prompt), args.on_unknown).tolist(), args)
         alignment.show()
         return _report(alignment, alignment.tokens_seen, alignment.summary(), args)
     tokens, notes = _read(args, bundle)
@@ -62,10 +63,6 @@ def _report(output: Output, tokens: list[TokenView], summary: str, args: argpars
     return ExitCode.DONE
 
 
-def _prompt(args: argparse.Namespace) -> str:
-    return sys.stdin.read() if args.prompt == "-" else str(args.prompt)
-
-
 def _read(args: argparse.Namespace, bundle: Bundle) -> tuple[Tokens, list[str]]:
     """The text as tokens, read as `gptloom eval` and `gptloom sample` read it, and what the user should know about it."""
     notes = []
@@ -75,7 +72,7 @@ def _read(args: argparse.Namespace, bundle: Bundle) -> tuple[Tokens, list[str]]:
         ids, where = prepare(corpus, bundle.tokenizer, config).ids, "--text"
         notes += corpus.notes
     else:
-        ids, where = bundle.tokenizer.encode(_prompt(args), args.on_unknown), "--prompt"
+        ids, where = bundle.tokenizer.encode(read_prompt(args.prompt), args.on_unknown), "--prompt"
     if len(ids) < 2:
         raise InputError(f"has {len(ids)} token{'s' * (len(ids) != 1)}, and a loss needs 2", where=where, cure="give a longer text")
     if len(ids) > MOST_TOKENS:

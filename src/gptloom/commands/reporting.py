@@ -11,6 +11,7 @@ from pathlib import Path
 from gptloom.config import DataConfig
 from gptloom.data.report import Report, describe
 from gptloom.data.sources import open_corpus
+from gptloom.durable import logged
 from gptloom.errors import ExitCode
 from gptloom.settings import recipe_names
 from gptloom.training.session import Result
@@ -29,8 +30,9 @@ def report_run(result: Result, as_json: bool) -> None:
     if result.exact_match is not None:
         print(f"{result.exact_match:.2%} of the validation targets written to the letter")
     samples = Path(result.run) / "samples.jsonl"
-    if samples.exists():
-        print("\n" + json.loads(samples.read_text(encoding="utf-8").splitlines()[-1])["text"].strip("\n") + "\n")
+    texts = [str(line["text"]) for line in logged(samples) if "text" in line] if samples.exists() else []
+    if texts:
+        print("\n" + texts[-1].strip("\n") + "\n")
     follow = f"gptloom resume {result.run}" if result.end == "stopped" else f"gptloom sample {result.run} --prompt ..."
     print(f"{result.run}\nnext: {follow}")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gptloom.bundle import MASK, Bundle, Written
+from gptloom.commands.prompting import read_prompt
 from gptloom.config import DataConfig, SampleConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokens import Tokens, prepare
@@ -21,11 +22,12 @@ from gptloom.training.run import validation_score
 def sample(args: argparse.Namespace, config: SampleConfig) -> int:
     """Write texts to standard output, as they grow where there is one."""
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = read_prompt(args.prompt)
     if bundle.model.config.architecture == "encoder":
         return _fill(bundle, prompt, args)
     translates, window = reads_pairs(bundle.model.config), bundle.model.window
-    if window and not translates and len(bundle.prompt_ids(prompt, args.on_unknown)) + config.tokens > window:
+    length = 0 if translates else len(bundle.prompt_ids(prompt, args.on_unknown))  # a prompt that cannot be read is not printed either
+    if window and not translates and length + config.tokens > window:
         print(f"note: the model sees {window} tokens at a time; the context slides along as the text grows", file=sys.stderr)
     wants_details = args.json or args.show_probabilities is not None
     live = config.samples == 1 and config.beams == 1 and not wants_details

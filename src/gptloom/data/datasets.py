@@ -63,7 +63,7 @@ def fetch(name: str, cache: Path) -> tuple[Path, list[str]]:
     path = cache / "datasets" / f"{name}.txt"
     notes: list[str] = []
     if path.is_file():
-        if _is(dataset, path.read_bytes()):
+        if path.stat().st_size == dataset.size and _is(dataset, path.read_bytes()):
             return path, notes
         notes.append(f"{path} was damaged and has been replaced")
     data = _from_web(dataset) or _from_package(dataset)

@@ -1,8 +1,10 @@
 """Texts in: files, folders, globs, standard input and named data sets become one corpus of documents."""
 
+import errno
 import io
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import weakref
@@ -64,11 +66,13 @@ class _Finder:
         path = Path(text)
         if text == "-":
             self.sources.append(self._source(self._spool(self.stdin or sys.stdin.buffer), "standard input"))
-        elif path.is_dir():
+        elif (kind := _kind(path)) == stat.S_IFDIR:
             self._add_files(text, _files_below(path))
-        elif path.is_file():
+        elif kind == stat.S_IFREG:
             self.sources.append(self._source(path, text))
-        elif path.exists():  # a pipe, such as the shell's <(command)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            raise InputError("is a device, which may have no end", where=text, cure="give a file, or - for standard input")
+        elif kind is not None:  # a pipe, such as the shell's <(command)
             with open_binary(path) as pipe:
                 self.sources.append(self._source(self._spool(pipe), text))
         elif text in DATASETS:
@@ -80,7 +84,7 @@ class _Finder:
             self.notes += notes
             self.sources.append(PairSource(path, text, "utf-8", "tsv"))
         elif any(mark in text for mark in "*?["):
-            self._add_files(text, sorted(found for found in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if found.is_file()))
+            self._add_files(text, _matching(path))
         else:
             raise _missing(path)
 
@@ -126,8 +130,31 @@ class _Finder:
         return Path(name)
 
 
+def _kind(path: Path) -> int | None:
+    """What lies at a path, as a `stat.S_IF...`; None where nothing does."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, or half a surrogate pair, in the name
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # Windows, of a name with * or ? in it
+            return None
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path") from None
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files that a glob stands for, sorted."""
+    try:
+        return sorted(found for found in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if found.is_file())
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise InputError(f"is no pattern: {error}", where=str(pattern), cure="write it as in texts/*.txt") from None
+
+
 def _files_below(folder: Path) -> list[Path]:
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    try:
+        found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    except RecursionError:
+        raise InputError("its folders are nested too deeply", where=str(folder), cure="give the files by a glob") from None
     return [folder / path for path in sorted(found, key=Path.as_posix) if not any(part.startswith(".") for part in path.parts)]
 
 

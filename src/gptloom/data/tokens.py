@@ -1,51 +1,21 @@
-"""The token store: a text as ids in one safetensors file, written as a stream, read as a memory map, and cut for validation."""
+"""A text as token ids: from the cache or newly made, and cut for validation."""
 
 import hashlib
-import json
-from array import array
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Int64, UInt, UInt64
+from jaxtyping import Int64, UInt
 
 from gptloom.config import DataConfig
 from gptloom.data.cache import cache_folder, replacing
 from gptloom.data.corpus import Corpus
+from gptloom.data.token_files import VERSION, write_store
+from gptloom.data.token_files import TokenStore as TokenStore
+from gptloom.data.token_files import open_store as open_store
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.errors import InputError
-
-VERSION = 1
-
-_HEADER = 4096
-_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
-_STARTS = np.dtype("<u8")
-_CURE = "delete it; it is made again from the text"
-
-
-@dataclass(frozen=True)
-class TokenStore:
-    """A tokenized text on disk.
-
-    Attributes:
-        path: the file.
-        ids: all token ids, memory-mapped.
-        document_starts: the index in `ids` of each document's first token, ascending from 0.
-        text_sha256: hash of the text.
-        tokenizer_fingerprint: of the tokenizer that made the ids.
-        characters: number of characters of the text.
-        bytes: its length as UTF-8.
-    """
-
-    path: Path
-    ids: UInt[np.ndarray, " tokens"]
-    document_starts: UInt64[np.ndarray, " documents"]
-    text_sha256: str
-    tokenizer_fingerprint: str
-    characters: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -104,37 +74,8 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> TokenSt
             reason = error.what
         corpus.notes.append(f"the token file {path} {reason}; it has been made again")
     with replacing(path) as file:
-        _write(file, corpus, tokenizer, config)
+        write_store(file, corpus, tokenizer, config)
     return open_store(path)
-
-
-def open_store(path: Path) -> TokenStore:
-    """Map a token file into memory.
-
-    Raises:
-        InputError: it is missing, not a token file, or its size is not what its header says.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(_HEADER)
-        ids, starts, metadata = _parse(head, size)
-        store = TokenStore(
-            path=path,
-            ids=_map(path, *ids),
-            document_starts=_map(path, *starts),
-            text_sha256=metadata["text_sha256"],
-            tokenizer_fingerprint=metadata["tokenizer_fingerprint"],
-            characters=int(metadata["characters"]),
-            bytes=int(metadata["bytes"]),
-        )
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="run again with the text, so that it is made again") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError("is not a whole token file", where=str(path), cure=_CURE) from None
-    if store.document_starts[0] != 0 or store.document_starts[-1] > len(store.ids):
-        raise InputError("has documents outside its tokens", where=str(path), cure=_CURE)
-    return store
 
 
 def split(store: TokenStore, config: DataConfig, val_store: TokenStore | None = None) -> Split:
@@ -180,65 +121,3 @@ def _part(store: TokenStore, start: int, end: int) -> Tokens:
     if not len(starts) or starts[0] != 0:
         starts = np.concatenate([np.zeros(1, np.int64), starts])
     return Tokens(store.ids[start:end], starts)
-
-
-def _write(file: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Write the ids behind room for the header and the document starts, which are known last."""
-    name = next(name for name, dtype in _DTYPES.items() if dtype.itemsize == tokenizer.dtype.itemsize)
-    ends = [tokenizer.end_of_text] if corpus.several and tokenizer.end_of_text is not None else []
-    end_ids = np.array(ends, dtype=_DTYPES[name])
-    file.seek(_HEADER + _STARTS.itemsize * corpus.documents)
-    starts, written, begins = array("Q"), 0, True
-    for ids, ends_document in tokenizer.encode_pieces(corpus.pieces(), config.on_unknown):
-        if begins:
-            starts.append(written)
-        file.write(ids.astype(_DTYPES[name], copy=False).tobytes())
-        written += len(ids)
-        if ends_document:
-            file.write(end_ids.tobytes())
-            written += len(end_ids)
-        begins = ends_document
-    if len(starts) != corpus.documents:
-        raise InputError("changed while it was read", where=", ".join(corpus.sources[:3]), cure="run again when nothing writes to it")
-    if not written:
-        raise InputError("has no token that the tokenizer knows", where=", ".join(corpus.sources[:3]), cure="choose another tokenizer (--data.tokenizer)")
-    file.seek(0)
-    file.write(_header(name, len(starts), written, _metadata(corpus, tokenizer)))
-    file.write(np.array(starts, dtype=_STARTS).tobytes())
-
-
-def _metadata(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, str]:
-    return {
-        "format": f"gptloom tokens {VERSION}",
-        "text_sha256": corpus.sha256,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "characters": str(corpus.characters),
-        "bytes": str(corpus.bytes),
-    }
-
-
-def _header(name: str, documents: int, tokens: int, metadata: dict[str, str]) -> bytes:
-    middle = _STARTS.itemsize * documents
-    content = {
-        "__metadata__": metadata,
-        "document_starts": {"dtype": "U64", "shape": [documents], "data_offsets": [0, middle]},
-        "ids": {"dtype": name, "shape": [tokens], "data_offsets": [middle, middle + _DTYPES[name].itemsize * tokens]},
-    }
-    return (_HEADER - 8).to_bytes(8, "little") + json.dumps(content).encode().ljust(_HEADER - 8)
-
-
-def _parse(head: bytes, size: int) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
-    """Dtype, offset and length of the two tensors, and the metadata; ValueError, KeyError or TypeError when anything is off."""
-    content = json.loads(head[8:])
-    metadata, tokens, documents = content["__metadata__"], content["ids"]["shape"][0], content["document_starts"]["shape"][0]
-    name = content["ids"]["dtype"]
-    middle = _HEADER + _STARTS.itemsize * documents
-    whole = head == _header(name, documents, tokens, metadata) and min(tokens, documents) > 0
-    if not whole or metadata["format"] != f"gptloom tokens {VERSION}" or size != middle + _DTYPES[name].itemsize * tokens:
-        raise ValueError
-    return (_DTYPES[name], middle, tokens), (_STARTS, _HEADER, documents), metadata
-
-
-def _map(path: Path, dtype: np.dtype[Any], offset: int, length: int) -> np.ndarray:
-    # A plain array over the map: the subclass would cost microseconds at each indexing.
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,)))

@@ -1,13 +1,13 @@
 """What has changed since a run began: settings that may, settings that may not, and the code."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gptloom.config import RunConfig
-from gptloom.errors import ConfigError, GptloomError, GptloomWarning
+from gptloom.errors import ConfigError, GptloomError, GptloomWarning, InputError
+from gptloom.files import read_json
 from gptloom.runtime import describe_machine
 from gptloom.settings import merge, parse, read_toml
 from gptloom.training.folder import code_hash
@@ -65,9 +65,9 @@ def same_length(before: RunConfig, after: RunConfig) -> bool:
 def code_notes(run: Path) -> list[str]:
     """Lines about gptloom's code and PyTorch, where they are not what the run began with: then the bits may differ."""
     try:
-        about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        about = read_json(run / "run.json")
         pairs = [("gptloom's code", about["code_sha256"], code_hash()), ("PyTorch", about["versions"]["torch"], describe_machine()["versions"]["torch"])]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (InputError, KeyError, TypeError):
         return []  # whoever needs run.json says what is wrong with it
     return [f"{name} is not what the run began with, so its numbers may differ in the last digits" for name, old, new in pairs if old != new]
 

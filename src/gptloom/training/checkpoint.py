@@ -15,6 +15,7 @@ from gptloom.config import RunConfig
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.durable import publish, replace_text, sync, write_text
 from gptloom.errors import InputError, MachineError
+from gptloom.files import read_text, regular_size
 from gptloom.locate import checkpoint_name, checkpoint_names, write_sums
 from gptloom.settings import parse
 from gptloom.storage import write_model
@@ -22,6 +23,9 @@ from gptloom.training.job import Progress
 from gptloom.training.schedule import Horizon
 
 VERSION = 2
+
+LONGEST_STATE = 1 << 24
+"""Bytes of state.json; the plans of a run by the clock are the longest part, a hundred lines."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,10 @@ def read_checkpoint(path: Path) -> State:
     """
     cure = "resume from another checkpoint with --checkpoint"
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(read_text(path / "state.json", limit=LONGEST_STATE, cure=cure))
         if state["version"] != VERSION:
             raise InputError(f"was written by another version of gptloom (state {state['version']}, not {VERSION})", where=str(path), cure="start a new run")
+        regular_size(path / "optimizer.safetensors", cure=cure)
         optimizer = load_file(path / "optimizer.safetensors")
         plans = [(int(step), int(total)) for step, total in state["horizon"]["plans"]]
         progress, horizon = _build(Progress, state["progress"]), _build(Horizon, state["horizon"] | {"plans": plans})

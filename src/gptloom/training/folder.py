@@ -16,8 +16,9 @@ from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokens import Split, TokenStore, open_store, prepare
-from gptloom.durable import replace_text
+from gptloom.durable import logged, replace_text
 from gptloom.errors import GptloomWarning, InputError, MachineError
+from gptloom.files import read_json
 from gptloom.plots import draw_losses
 from gptloom.runtime import describe_machine
 from gptloom.settings import to_toml
@@ -107,10 +108,10 @@ def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
     """
     path = run / "run.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        texts, sha256, tokens = about["texts"], about["text_sha256"], Path(about["tokens"])
+        about = read_json(path)
+        texts, sha256, tokens = [str(text) for text in about["texts"]], about["text_sha256"], Path(about["tokens"])
         fingerprint, val_sha256 = about["tokenizer"], about["val_text_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError):
         raise InputError("is missing or damaged, so the run's text is not known", where=str(path), cure="start a new run") from None
     if tokenizer.fingerprint != fingerprint:
         raise InputError("the tokenizer is not the one that the run began with", where=str(run), cure="start a new run")
@@ -138,16 +139,20 @@ def _stored(path: Path, text_sha256: str, fingerprint: str) -> TokenStore | None
 
 
 def draw_history(run: Path, config: RunConfig, progress: Progress) -> list[dict[str, Any]]:
-    """Draw loss.png from metrics.jsonl; returns the lines. A disk that does not take the picture costs a warning."""
+    """Draw loss.png from metrics.jsonl; returns its lines with losses. A disk that does not take the picture costs a warning."""
     lines: list[dict[str, Any]] = []
     try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event and line["loss"] is not None] for event in _CURVES}
+        lines = [line for line in logged(run / "metrics.jsonl") if line.get("event") in _CURVES and _is_point(line.get("step"), line.get("loss"))]
+        curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event] for event in _CURVES}
         best = (progress.best_step, progress.best_loss) if progress.best_step is not None and progress.best_loss is not None else None
         draw_losses(run / "loss.png", curve["train"], curve["evaluation"], title=run.name, uniform=math.log(config.model.vocab_size), best=best)
     except OSError as error:
         warnings.warn(f"{run / 'loss.png'}: cannot be drawn: {error.strerror or error}", GptloomWarning, stacklevel=2)
     return lines
+
+
+def _is_point(step: Any, loss: Any) -> bool:
+    return isinstance(step, int) and isinstance(loss, int | float)
 
 
 _CURVES = ("train", "evaluation")

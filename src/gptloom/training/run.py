@@ -16,7 +16,7 @@ from gptloom.durable import recover, replace_text
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
 from gptloom.locate import checkpoint_name, checkpoint_names, find_bundle
-from gptloom.model.build import build_model
+from gptloom.model.build import build_model, check_memory
 from gptloom.runtime import pick_device, thread_count, threads
 from gptloom.settings import merge, parse, to_toml
 from gptloom.tasks import end_of_text, exact_match, reads_pairs
@@ -143,4 +143,6 @@ def _prepare_machine(config: RunConfig) -> torch.device:
     """Check what can be checked before any text is read."""
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard is not installed", where="--train.tensorboard", cure='pip install "gptloom[track]", or leave the flag out')
-    return pick_device(config.device)
+    device = pick_device(config.device)
+    check_memory(config.model, device, copies=4, more=16 * config.train.batch_size * config.model.block_size)
+    return device

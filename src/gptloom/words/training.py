@@ -6,7 +6,7 @@ from typing import Any
 from gptloom.config import RunConfig
 from gptloom.errors import ExitCode
 from gptloom.flags import add_flags, given
-from gptloom.settings import SHORT, nest, read_toml, recipe_names
+from gptloom.settings import SHORT, check_early, nest, read_toml, recipe_names
 from gptloom.words import NUMBERS, TEXTS, make_parser
 
 
@@ -21,12 +21,14 @@ def train_command(words: list[str]) -> int:
     parser.add_argument("--recipe", metavar="NAME", help="the settings to start from (default: tiny on a CPU, baby on an accelerator, translate for numbers:)")
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
     args = parser.parse(words)
+    file = {} if args.config is None else read_toml(args.config)
+    changes = nest(given(args, RunConfig, skip=("recipe",)))
+    where = "the command line" if args.config is None else f"{args.config} and the command line"
+    check_early(args.recipe, file, changes, where=where)
     from gptloom.api import configure
     from gptloom.training.run import train
 
-    file = {} if args.config is None else read_toml(args.config)
-    where = "the command line" if args.config is None else f"{args.config} and the command line"
-    config = configure(args.recipe, file, nest(given(args, RunConfig, skip=("recipe",))), texts=args.texts, where=where)
+    config = configure(args.recipe, file, changes, texts=args.texts, where=where)
     return _finish(train(args.texts, config, run=args.run), args.json)
 
 

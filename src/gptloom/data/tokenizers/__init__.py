@@ -1,14 +1,14 @@
 """Tokenizers: characters, bytes, byte-level BPE, sentencepiece and tiktoken behind one interface."""
 
-import json
 from pathlib import Path
 
 from gptloom.data.corpus import Corpus
 from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, EncodedPiece, Ids, Tokenizer, id_dtype, read_side_file
 from gptloom.data.tokenizers.characters import ByteTokenizer, CharTokenizer
 from gptloom.errors import ConfigError, InputError, nearest
+from gptloom.files import json_object
 
-__all__ = ["END_OF_TEXT", "EncodedPiece", "Ids", "Tokenizer", "id_dtype", "load_tokenizer", "make_tokenizer"]
+__all__ = ["END_OF_TEXT", "EncodedPiece", "Ids", "Tokenizer", "id_dtype", "load_tokenizer", "make_tokenizer", "ready_tokenizer"]
 
 _KINDS = ("char", "byte", "bpe", "sentencepiece", "tiktoken")
 _SIZE = 4096
@@ -40,6 +40,19 @@ def make_tokenizer(spec: str, corpus: Corpus) -> Tokenizer:
         from gptloom.data.tokenizers.sentence_piece import SentencePieceTokenizer
 
         return SentencePieceTokenizer.train(corpus, _size(spec, detail))
+    return ready_tokenizer(spec)
+
+
+def ready_tokenizer(spec: str) -> Tokenizer:
+    """A tokenizer that needs no text to learn from.
+
+    Args:
+        spec: tiktoken:NAME, or the path of a tokenizer.json or .model file.
+
+    Raises:
+        GptloomError: as `make_tokenizer`.
+    """
+    kind, _, detail = spec.partition(":")
     if kind == "tiktoken" and detail:
         from gptloom.data.tokenizers.tik_token import TiktokenTokenizer
 
@@ -80,11 +93,9 @@ def _from_json(path: Path) -> Tokenizer:
     """A tokenizer of ours, whose JSON names its kind, or one of Hugging Face's, whose JSON does not."""
     try:
         text = read_side_file(path, None).decode()
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON: {error}", where=str(path), cure=CURE) from None
-    if not isinstance(content, dict):
-        raise InputError("is not a tokenizer: a JSON object was expected", where=str(path), cure=CURE)
+        content = json_object(text)
+    except ValueError as error:
+        raise InputError(f"is not a whole JSON object: {error}", where=str(path), cure=CURE) from None
     match content.get("kind"):
         case "char":
             return CharTokenizer.load(path, content)

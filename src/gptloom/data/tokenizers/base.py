@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +15,7 @@ from jaxtyping import Integer, UInt
 from gptloom.config import OnUnknown
 from gptloom.data.documents import Piece
 from gptloom.errors import InputError
+from gptloom.files import read_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"
@@ -23,6 +24,9 @@ CURE = "copy it again from where it was made, or train a new one (--data.tokeniz
 Ids = UInt[np.ndarray, " tokens"]
 AnyIds = Integer[np.ndarray, " tokens"] | Sequence[int]
 Value = TypeVar("Value")
+
+LONGEST_FILE = 1 << 26
+"""Bytes that a tokenizer's file may have; the largest in use have half of that."""
 
 _STRETCH = 1 << 20  # ids that are looked up at once: a memory-mapped text must not be copied whole
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -72,6 +76,14 @@ class Tokenizer(ABC):
             InputError: there is an unknown character and `on_unknown` is "error".
         """
 
+    def padded(self, count: int) -> "Tokenizer":
+        """The same tokenizer with `count` more ids, which stand for nothing, for models whose table is longer than their vocabulary.
+
+        Raises:
+            InputError: tokenizers of this kind cannot have such ids.
+        """
+        raise InputError(f"a tokenizer of the kind {self.kind} cannot be padded with {count} ids", where="tokenizer", cure="give one that has them all")
+
     @abstractmethod
     def files(self) -> dict[str, bytes]:
         """All that is needed to load it again: file name to content. The same tokenizer gives the same bytes."""
@@ -108,6 +120,11 @@ class Tokenizer(ABC):
         return digest.hexdigest()
 
 
+def unused_names(first: int, count: int) -> list[str]:
+    """What ids that stand for nothing are called in a tokenizer's file."""
+    return [f"<|unused_{first + place}|>" for place in range(count)]
+
+
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
     """The smallest of uint8, uint16 and uint32 that holds every id."""
     return np.dtype(np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32)
@@ -120,6 +137,21 @@ def well_formed(text: str, on_unknown: OnUnknown) -> str:
     if on_unknown == "error":
         raise InputError(f"the text has half a surrogate pair, {found[0]!r}, which is not a character", where="text", cure="use --on-unknown skip|replace")
     return _SURROGATE.sub("" if on_unknown == "skip" else "\ufffd", text)
+
+
+def check_ids(ids: Collection[int], where: str) -> None:
+    """See that a table of these ids is not far longer than the ids are many.
+
+    Raises:
+        InputError: there is none, or they are negative, or far apart.
+    """
+    if not ids or min(ids) < 0 or max(ids) > 2 * len(ids) + (1 << 16):
+        raise InputError("its ids must be whole numbers from 0 on, without large gaps", where=where, cure=CURE)
+
+
+def spelling_table(spellings: Mapping[int, bytes]) -> list[bytes]:
+    """What each id stands for, from 0 on; numbers without a token stand for nothing. The ids have been checked."""
+    return [spellings.get(index, b"") for index in range(max(spellings) + 1)]
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
@@ -138,10 +170,7 @@ def entry(content: Mapping[str, Any], key: str, kind: type[Value], where: Path) 
 
 def read_side_file(path: Path, sha256: str | None) -> bytes:
     """A file that belongs to a tokenizer; InputError when it is missing or is not the one with this hash (None: any)."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=CURE) from None
+    content = read_bytes(path, limit=LONGEST_FILE, cure=CURE)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise InputError("is damaged: its hash is not the one that the tokenizer names", where=str(path), cure=CURE)
     return content

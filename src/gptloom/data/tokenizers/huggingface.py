@@ -1,20 +1,23 @@
 """Byte-level BPE trained on the text, and any tokenizer.json in the format of Hugging Face's tokenizers library."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, check_ids, spelling_table, unused_names
 from gptloom.data.tokenizers.subword import SubwordTokenizer, limited
 from gptloom.errors import InputError
 
 TRAINED_ON = 200_000_000
 """Characters of the text, from its beginning, that a vocabulary is learned from at most."""
 
+_ENDLESS = re.compile(r"\S{1001}")
+_PIECES = re.compile(r"\s*\S{1,1000}|\s+")
 _ENDS = (END_OF_TEXT, "</s>", "<eos>")
 
 
@@ -25,8 +28,12 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         """Read the JSON text of a tokenizer.json; InputError, naming `where`, when it is not one."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # noqa: BLE001  # the library raises Exception itself, nothing narrower
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  # the library raises Exception itself, and its Rust code panics with less than that
             raise InputError(f"is not a tokenizer.json: {error}", where=where, cure=CURE) from None
+        # Before anything else: the library needs gigabytes to write down ids that are far apart.
+        check_ids(self._tokenizer.get_vocab(with_added_tokens=True).values(), where)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -54,13 +61,19 @@ class HuggingFaceTokenizer(SubwordTokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(limited(corpus.pieces(), TRAINED_ON), trainer)
+        tokenizer.train_from_iterator(_words(limited(corpus.pieces(), TRAINED_ON)), trainer)
         trained = cls(tokenizer.to_str())
         if trained.vocab_size < vocab_size:
             corpus.notes.append(f"the text is too short for bpe:{vocab_size}; the vocabulary has {trained.vocab_size} tokens")
         if corpus.characters > TRAINED_ON:
             corpus.notes.append(f"the BPE vocabulary was learned on the first {TRAINED_ON:,} characters")
         return trained
+
+    def padded(self, count: int) -> "HuggingFaceTokenizer":
+        """With special tokens that no text has; see `Tokenizer.padded`."""
+        more = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        more.add_special_tokens(unused_names(self.vocab_size, count))
+        return HuggingFaceTokenizer(more.to_str())
 
     def files(self) -> dict[str, bytes]:
         """The plain tokenizer.json, as other programs read it."""
@@ -79,19 +92,24 @@ class HuggingFaceTokenizer(SubwordTokenizer):
 
     def _table(self) -> list[bytes]:
         """What each id stands for; numbers without a token stand for nothing."""
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        if not vocabulary:
-            raise InputError("its vocabulary is empty", where=FILE, cure=CURE)
-        added = self._tokenizer.get_added_tokens_decoder()
-        table = [b""] * (max(vocabulary.values()) + 1)
-        for token, index in vocabulary.items():
+        added, table = self._tokenizer.get_added_tokens_decoder(), dict[int, bytes]()
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if index in added:
                 table[index] = b"" if added[index].special else token.encode()
             elif self._byte_level and all(char in _BYTES for char in token):
                 table[index] = bytes(_BYTES[char] for char in token)
             else:
                 table[index] = token.encode()
-        return table
+        return spelling_table(table)
+
+
+def _words(chunks: Iterable[str]) -> Iterator[str]:
+    """The chunks, those with endless words in pieces: the trainer's time grows with the square of a word's length."""
+    for chunk in chunks:
+        if _ENDLESS.search(chunk):
+            yield from _PIECES.findall(chunk)
+        else:
+            yield chunk
 
 
 def _types(part: Any) -> set[str]:

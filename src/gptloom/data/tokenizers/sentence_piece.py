@@ -29,14 +29,14 @@ class SentencePieceTokenizer(SubwordTokenizer):
         """Read the bytes of a .model file; InputError, naming `where`, when they are not one."""
         try:
             self._processor = _library().SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
+            self._model = model
+            pieces = self._processor
+            table = [self._spelling(index) for index in range(pieces.get_piece_size())]
+            self._bytes = {table[index]: index for index in range(len(table)) if pieces.is_byte(index)}
+            self._prefixed = pieces.encode("a", out_type=str)[0].startswith(_SPACE)
+            end = pieces.eos_id()
+        except (RuntimeError, ValueError, LookupError):  # also pieces that are no bytes, or none at all
             raise InputError("is not a sentencepiece model", where=where, cure=CURE) from None
-        self._model = model
-        pieces = self._processor
-        table = [self._spelling(index) for index in range(pieces.get_piece_size())]
-        self._bytes = {table[index]: index for index in range(len(table)) if pieces.is_byte(index)}
-        self._prefixed = pieces.encode("a", out_type=str)[0].startswith(_SPACE)
-        end = pieces.eos_id()
         super().__init__(table, end if end >= 0 else None)
 
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, entry, read_side_file, to_json
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, check_ids, entry, read_side_file, spelling_table, to_json, unused_names
 from gptloom.data.tokenizers.subword import SubwordTokenizer
 from gptloom.errors import ConfigError, InputError, MachineError, nearest
 
@@ -32,16 +32,15 @@ class TiktokenTokenizer(SubwordTokenizer):
             InputError: an id stands for two tokens, a byte is missing, or the pattern is not one.
         """
         ids = [*ranks.values(), *special_tokens.values()]
-        if len(set(ids)) != len(ids) or min(ids) < 0 or any(bytes([value]) not in ranks for value in range(256)):
+        if len(set(ids)) != len(ids) or any(bytes([value]) not in ranks for value in range(256)):
             raise InputError("its ranks must hold every byte, and each id once", where=name, cure=CURE)
+        check_ids(ids, name)
+        table = spelling_table({rank: spelling for spelling, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b""))
         try:
             self._encoding = _library().Encoding(name=name, pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens=dict(special_tokens))
         except ValueError as error:
             raise InputError(f"its pattern cannot be used: {error}", where=name, cure=CURE) from None
         self._pattern, self._ranks, self._special_tokens = pattern, dict(ranks), dict(special_tokens)
-        table = [b""] * (max(ids) + 1)
-        for spelling, index in ranks.items():
-            table[index] = spelling
         super().__init__(table, special_tokens.get(END_OF_TEXT))
 
     @classmethod
@@ -62,6 +61,12 @@ class TiktokenTokenizer(SubwordTokenizer):
             cure = "connect to the network, train one on the text (--data.tokenizer bpe:4096), or give the path of a tokenizer.json"
             raise MachineError("tiktoken could not download its vocabulary", where=f"tiktoken:{name}", cure=cure) from None
         return cls(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
+
+    def padded(self, count: int) -> "TiktokenTokenizer":
+        """With special tokens that no text has; see `Tokenizer.padded`."""
+        first = self.vocab_size
+        unused = {name: first + place for place, name in enumerate(unused_names(first, count))}
+        return TiktokenTokenizer(self._encoding.name, self._pattern, self._ranks, self._special_tokens | unused)
 
     def files(self) -> dict[str, bytes]:
         """The ranks in tiktoken's own format, and JSON with the rest."""

@@ -6,7 +6,7 @@ folder, and a ladder that was interrupted goes on from there.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gptloom.runtime import derive
 from gptloom.settings import merge, parse
 from gptloom.studies.climbing.lessons import LECTURE_STEPS, WINDOW, Lesson, choose_lessons, configure_lesson
 from gptloom.studies.climbing.ngram import NGram
-from gptloom.studies.climbing.rungs import CURE, Rung, RungStore, fingerprint
+from gptloom.studies.climbing.rungs import CURE, Plan, Rung, RungStore, fingerprint
 from gptloom.studies.climbing.watching import Watch
 from gptloom.studies.pace import Pace, affordable_tokens, rehearse
 from gptloom.studies.trial import Material, open_material, run_trial
@@ -79,10 +79,10 @@ def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watc
     began = time.monotonic()
     store = RungStore(run or next_folder("ladder"))
     plan = store.read_plan()
-    config = parse(LadderConfig, merge(plan["settings"] if plan else {}, given), where="the command line")
+    config = parse(LadderConfig, merge(plan.settings if plan else {}, given), where="the command line")
     if plan is not None:
         _check_same(plan, texts, config, store.folder)
-    texts = list(texts) or (plan["texts"] if plan else ["shakespeare"])
+    texts = list(texts) or (plan.texts if plan else ["shakespeare"])
     lessons = choose_lessons([name for name in (config.only or "").split(",") if name])
     material = open_material(texts, DataConfig(tokenizer=config.tokenizer))
     for note in material.notes:
@@ -100,13 +100,13 @@ def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watc
     return Climbed(store.folder, material.name, lessons, rungs, seeds, tokens, material.tokenizer.vocab_size, texts, settings)
 
 
-def _check_same(plan: Mapping[str, Any], texts: Sequence[str], config: LadderConfig, folder: Path) -> None:
+def _check_same(plan: Plan, texts: Sequence[str], config: LadderConfig, folder: Path) -> None:
     """A ladder goes on with the settings and the text that it began with."""
     for key, new in config.model_dump().items():
-        if plan["settings"].get(key) != new:
-            raise ConfigError(f"{key} was {plan['settings'].get(key)} when the ladder began and cannot become {new}", where=str(folder), cure=CURE)
-    if texts and list(texts) != plan["texts"]:
-        raise ConfigError(f"the ladder began with {' '.join(plan['texts'])}, not with {' '.join(texts)}", where=str(folder), cure=CURE)
+        if plan.settings.get(key) != new:
+            raise ConfigError(f"{key} was {plan.settings.get(key)} when the ladder began and cannot become {new}", where=str(folder), cure=CURE)
+    if texts and list(texts) != plan.texts:
+        raise ConfigError(f"the ladder began with {' '.join(plan.texts)}, not with {' '.join(texts)}", where=str(folder), cure=CURE)
 
 
 class _Ladder:
@@ -119,20 +119,18 @@ class _Ladder:
         self.began, self.spent_before = began, store.spent()
         self.seconds = None if config.minutes is None else 60.0 * config.minutes
 
-    def plan(self, texts: Sequence[str], plan: Mapping[str, Any] | None) -> int:
+    def plan(self, texts: Sequence[str], plan: Plan | None) -> int:
         """Measure, decide how many tokens each step gets, and write the plan; or check the plan that there is."""
-        if plan is not None and self._identity(plan["tokens"]) != plan["identity"]:
+        if plan is not None and self._identity(plan.tokens) != plan.identity:
             raise InputError("the text or the steps are not those that the ladder began with", where=str(self.store.folder), cure=CURE)
         self.watch.say(f"ladder   {self.store.folder}: {len(self.lessons)} steps on {self.material.name}")
         if plan is not None:
-            self.paces = {name: Pace(**pace) for name, pace in plan["paces"].items()}
-            tokens: int = plan["tokens"]
+            self.paces = plan.paces
+            tokens: int = plan.tokens
         else:
             self._rehearse()
             tokens = self._budget()
-            paces = {name: asdict(pace) for name, pace in self.paces.items()}
-            begun = {"texts": list(texts), "settings": self.config.model_dump(), "tokens": tokens, "identity": self._identity(tokens), "paces": paces}
-            self.store.write_plan(begun)
+            self.store.write_plan(Plan(list(texts), self.config.model_dump(), tokens, self._identity(tokens), self.paces))
         self.watch.say(f"budget   {tokens:,} training tokens a step; a round of all steps takes about {duration(self._round(tokens))}")
         return tokens
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gptloom.errors import InputError
-from gptloom.studies.records import read_record, write_record
+from gptloom.studies.pace import Pace
+from gptloom.studies.records import read_as, write_record
 
 PLAN = "ladder.json"
 CURE = "start a new ladder in another folder (--run)"
@@ -43,6 +43,25 @@ class Rung:
     sample: str
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a ladder begins with, and must be the same when it goes on.
+
+    Attributes:
+        texts: as on the command line.
+        settings: of the ladder.
+        tokens: that each step is trained on.
+        identity: hash of the text, the tokenizer and the steps.
+        paces: what each step was measured to cost, by name.
+    """
+
+    texts: list[str]
+    settings: dict[str, Any]
+    tokens: int
+    identity: str
+    paces: dict[str, Pace]
+
+
 class RungStore:
     """A ladder's folder: ladder.json, trials/STEP/seed-N.json, and models/STEP for the first seed."""
 
@@ -50,7 +69,7 @@ class RungStore:
         """Nothing is read or written yet."""
         self.folder = folder
 
-    def read_plan(self) -> dict[str, Any] | None:
+    def read_plan(self) -> Plan | None:
         """What the ladder began with; None for a new folder.
 
         Raises:
@@ -61,24 +80,16 @@ class RungStore:
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise InputError("already exists and holds no ladder", where=str(self.folder), cure="choose another --run")
             return None
-        plan = read_record(path)
-        if not {"texts", "settings", "tokens", "identity", "paces"} <= plan.keys():
-            raise InputError("is not a ladder's plan", where=str(path), cure=CURE)
-        return plan
+        return read_as(path, Plan, cure=CURE)
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
+    def write_plan(self, plan: Plan) -> None:
         """Keep what the ladder begins with."""
-        write_record(self.folder / PLAN, plan)
+        write_record(self.folder / PLAN, asdict(plan))
 
     def load(self, name: str, seed: int | None) -> Rung | None:
         """A finished rung; None where it has not been climbed."""
         path = self._path(name, seed)
-        if not path.exists():
-            return None
-        values = read_record(path)
-        if values.keys() != {one.name for one in fields(Rung)}:
-            raise InputError("is not a whole result", where=str(path), cure="delete it; it is measured again")
-        return Rung(**values)
+        return read_as(path, Rung) if path.exists() else None
 
     def keep(self, rung: Rung) -> None:
         """Write a finished rung, whole or not at all."""
@@ -92,7 +103,7 @@ class RungStore:
 
     def spent(self) -> float:
         """Seconds that all finished rungs took."""
-        return sum((float(read_record(path).get("spent", 0.0)) for path in self.folder.glob("trials/*/*.json")), 0.0)
+        return sum((read_as(path, Rung).spent for path in self.folder.glob("trials/*/*.json")), 0.0)
 
     def _path(self, name: str, seed: int | None) -> Path:
         return self.folder / "trials" / name / ("counts.json" if seed is None else f"seed-{seed}.json")

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from gptloom.config import Config, RunConfig
+from gptloom.config import RunConfig
 from gptloom.errors import ConfigError, nearest
-from gptloom.settings import field_names, nest, resolve
+from gptloom.fields import Config, field_names
+from gptloom.settings import nest, resolve
 
 SHORT_NAMES = {
     "lr": "train.learning_rate",

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptloom.errors import ConfigError, InputError
 from gptloom.studies.comparing.factors import show
-from gptloom.studies.records import read_record, write_record
+from gptloom.studies.records import read_as, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,11 @@ class Folder:
         """
         path = self.path / "comparison.json"
         if path.exists():
-            if difference := _differs(read_record(path), about):
+            before = read_record(path)
+            arms = before.get("arms")
+            if not {"own_seeds", "seed"} <= before.keys() or not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
+                raise InputError("is not a comparison's record", where=str(path), cure="choose another --run")
+            if difference := _differs(before, about):
                 raise ConfigError(f"this comparison was begun otherwise: {difference}", where=str(self.path), cure="give the same settings, or a new --run")
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError("is not empty, and no comparison", where=str(self.path), cure="choose another --run")
@@ -63,8 +67,8 @@ class Folder:
 
     def load(self, arm: int, pair: int) -> Outcome | None:
         """What is known of a training."""
-        path = self._trial(arm, pair)
-        return Outcome(**read_record(self.path / path)) if (self.path / path).exists() else None
+        path = self.path / self._trial(arm, pair)
+        return read_as(path, Outcome) if path.exists() else None
 
     def save(self, arm: int, pair: int, outcome: Outcome) -> None:
         """Keep a training."""
@@ -73,7 +77,10 @@ class Folder:
     def looks(self) -> list[int]:
         """The numbers of seeds at which verdicts were given so far."""
         path = self.path / "looks.json"
-        return list(read_record(path)["seeds"]) if path.exists() else []
+        seeds = read_record(path).get("seeds") if path.exists() else []
+        if not isinstance(seeds, list) or not all(isinstance(one, int) for one in seeds):
+            raise InputError("does not say on how many seeds verdicts were given", where=str(path), cure="choose another --run")
+        return seeds
 
     def look(self, seeds: int) -> int:
         """Note a verdict on so many seeds; returns how many were given on fewer."""

@@ -1,0 +1,155 @@
+"""The token file: a text as ids in one safetensors file, written as a stream, checked against its hash, and read as a memory map."""
+
+import hashlib
+import json
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import UInt, UInt64
+
+from gptloom.config import DataConfig
+from gptloom.data.corpus import Corpus
+from gptloom.data.tokenizers import Tokenizer
+from gptloom.errors import InputError
+from gptloom.files import json_object, regular_size
+
+VERSION = 2
+
+_HEADER = 4096
+_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
+_STARTS = np.dtype("<u8")
+_SUM = "sha256"
+_BLOCK = 1 << 24
+_CURE = "delete it; it is made again from the text"
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A tokenized text on disk.
+
+    Attributes:
+        path: the file.
+        ids: all token ids, memory-mapped.
+        document_starts: the index in `ids` of each document's first token, ascending from 0.
+        text_sha256: hash of the text.
+        tokenizer_fingerprint: of the tokenizer that made the ids.
+        characters: number of characters of the text.
+        bytes: its length as UTF-8.
+    """
+
+    path: Path
+    ids: UInt[np.ndarray, " tokens"]
+    document_starts: UInt64[np.ndarray, " documents"]
+    text_sha256: str
+    tokenizer_fingerprint: str
+    characters: int
+    bytes: int
+
+
+def open_store(path: Path) -> TokenStore:
+    """Map a token file into memory.
+
+    Raises:
+        InputError: it is missing, not a token file, or its size or its hash is not what its header says.
+    """
+    cure = "run again with the text, so that it is made again"
+    size = regular_size(path, cure=cure)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEADER)
+        ids, starts, metadata = _parse(head, size)
+        store = TokenStore(
+            path=path,
+            ids=_map(path, *ids),
+            document_starts=_map(path, *starts),
+            text_sha256=metadata["text_sha256"],
+            tokenizer_fingerprint=metadata["tokenizer_fingerprint"],
+            characters=int(metadata["characters"]),
+            bytes=int(metadata["bytes"]),
+        )
+        digest = hashlib.sha256()
+        for begin in range(0, len(store.ids), _BLOCK):
+            digest.update(store.ids[begin : begin + _BLOCK].data)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=cure) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError("is not a whole token file", where=str(path), cure=_CURE) from None
+    if metadata.pop(_SUM, None) != _seal(digest, store.document_starts, metadata):
+        raise InputError("is damaged: its hash is not the one that it was written with", where=str(path), cure=_CURE)
+    begins = store.document_starts
+    if begins[0] != 0 or begins[-1] > len(store.ids) or (begins[1:] < begins[:-1]).any():
+        raise InputError("has documents outside its tokens", where=str(path), cure=_CURE)
+    return store
+
+
+def write_store(file: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> None:
+    """Write the ids behind room for the header and the document starts, which are known last."""
+    name = next(name for name, dtype in _DTYPES.items() if dtype.itemsize == tokenizer.dtype.itemsize)
+    ends = [tokenizer.end_of_text] if corpus.several and tokenizer.end_of_text is not None else []
+    end_ids = np.array(ends, dtype=_DTYPES[name])
+    file.seek(_HEADER + _STARTS.itemsize * corpus.documents)
+    starts, written, begins, digest = array("Q"), 0, True, hashlib.sha256()
+    for ids, ends_document in tokenizer.encode_pieces(corpus.pieces(), config.on_unknown):
+        if begins:
+            starts.append(written)
+        for part in (ids, end_ids) if ends_document else (ids,):
+            content = part.astype(_DTYPES[name], copy=False).tobytes()
+            digest.update(content)
+            file.write(content)
+            written += len(part)
+        begins = ends_document
+    if len(starts) != corpus.documents:
+        raise InputError("changed while it was read", where=", ".join(corpus.sources[:3]), cure="run again when nothing writes to it")
+    if not written:
+        raise InputError("has no token that the tokenizer knows", where=", ".join(corpus.sources[:3]), cure="choose another tokenizer (--data.tokenizer)")
+    document_starts, metadata = np.array(starts, dtype=_STARTS), _metadata(corpus, tokenizer)
+    file.seek(0)
+    file.write(_header(name, len(starts), written, metadata | {_SUM: _seal(digest, document_starts, metadata)}))
+    file.write(document_starts.tobytes())
+
+
+def _metadata(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, str]:
+    return {
+        "format": f"gptloom tokens {VERSION}",
+        "text_sha256": corpus.sha256,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "characters": str(corpus.characters),
+        "bytes": str(corpus.bytes),
+    }
+
+
+def _seal(digest: Any, document_starts: np.ndarray, metadata: dict[str, str]) -> str:
+    """Hex SHA-256 of the ids, which `digest` has read, and of all else that the file says."""
+    digest.update(np.ascontiguousarray(document_starts))
+    digest.update(json.dumps(metadata, sort_keys=True).encode())
+    return str(digest.hexdigest())
+
+
+def _header(name: str, documents: int, tokens: int, metadata: dict[str, str]) -> bytes:
+    middle = _STARTS.itemsize * documents
+    content = {
+        "__metadata__": metadata,
+        "document_starts": {"dtype": "U64", "shape": [documents], "data_offsets": [0, middle]},
+        "ids": {"dtype": name, "shape": [tokens], "data_offsets": [middle, middle + _DTYPES[name].itemsize * tokens]},
+    }
+    return (_HEADER - 8).to_bytes(8, "little") + json.dumps(content).encode().ljust(_HEADER - 8)
+
+
+def _parse(head: bytes, size: int) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
+    """Dtype, offset and length of the two tensors, and the metadata; ValueError, KeyError or TypeError when anything is off."""
+    content = json_object(head[8:].decode())
+    metadata, tokens, documents = content["__metadata__"], content["ids"]["shape"][0], content["document_starts"]["shape"][0]
+    name = content["ids"]["dtype"]
+    middle = _HEADER + _STARTS.itemsize * documents
+    whole = head == _header(name, documents, tokens, metadata) and min(tokens, documents) > 0
+    if not whole or metadata["format"] != f"gptloom tokens {VERSION}" or size != middle + _DTYPES[name].itemsize * tokens:
+        raise ValueError
+    return (_DTYPES[name], middle, tokens), (_STARTS, _HEADER, documents), metadata
+
+
+def _map(path: Path, dtype: np.dtype[Any], offset: int, length: int) -> np.ndarray:
+    # A plain array over the map: the subclass would cost microseconds at each indexing.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,)))

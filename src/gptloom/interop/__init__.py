@@ -1,0 +1,1 @@
+"""Models of other programs, brought in and taken out."""

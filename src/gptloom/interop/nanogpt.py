@@ -1,0 +1,124 @@
+"""nanoGPT's checkpoints and minGPT's state dictionaries: read in a process of their own, and rebuilt as a `Decoder`."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from gptloom.config import ModelConfig
+from gptloom.errors import InputError, MachineError
+from gptloom.files import read_json, regular_size
+from gptloom.interop.keymap import NANOGPT, NANOGPT_TABLES, rename
+from gptloom.model.base import LanguageModel
+from gptloom.model.build import build_model
+from gptloom.settings import parse
+from gptloom.storage import load_weights, read_header
+
+_CURE = "give a checkpoint of nanoGPT, or a state dictionary of minGPT, written by torch.save"
+_PREFIX = re.compile(r"(_orig_mod\.|module\.)+")
+
+
+def import_nanogpt(path: Path, *, n_head: int | None = None, activation: str | None = None) -> LanguageModel:
+    """A model from a .pt file.
+
+    Args:
+        path: nanoGPT's ckpt.pt, or what torch.save makes of the state dictionary of a nanoGPT or minGPT model.
+        n_head: number of heads, where the file does not tell: minGPT's does not.
+        activation: gelu or gelu-tanh. By default gelu for a file with nanoGPT's model_args, gelu-tanh for any other: nanoGPT has
+            had the exact function since 17 May 2023, and minGPT has GPT-2's approximation; the weights do not tell.
+
+    Raises:
+        InputError: it is no such file, or does more than hold tensors and plain values, or weights are missing, of another shape or
+            not finite.
+        ConfigError: the shape is not one that a model can have.
+        MachineError: the model does not fit into the memory, or the file cannot be read in the time allowed.
+    """
+    with tempfile.TemporaryDirectory(prefix="gptloom-") as name:
+        folder = Path(name)
+        arguments = _read_apart(path, folder)
+        try:
+            header = read_header(folder / "tensors.safetensors")
+            shapes = {there: shape for there, (_, shape) in header.items() if not NANOGPT_TABLES.fullmatch(_PREFIX.sub("", there, count=1))}
+            names = _names(shapes)
+            config = _shape({here: shapes[there] for here, there in names.items()}, arguments, n_head, activation, str(path))
+            if config.head == "linear" and _same(folder / "tensors.safetensors", names["head.weight"], names["token_table.weight"]):
+                config = config.model_copy(update={"head": "tied"})
+                del names["head.weight"]
+            model = build_model(config)
+            load_weights(model, folder / "tensors.safetensors", names=names)
+        except InputError as error:
+            raise InputError(error.what, where=str(path), cure=error.cure if error.where != str(folder / "tensors.safetensors") else _CURE) from None
+    return model
+
+
+def _read_apart(path: Path, folder: Path) -> dict[str, Any] | None:
+    """Have another process put the tensors into `folder`; returns nanoGPT's model_args, or None where there are none."""
+    seconds = 60 + regular_size(path, cure=_CURE) / 2e7
+    command = [sys.executable, "-P", "-m", "gptloom.interop.reader", str(path.absolute()), str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, cwd=folder, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise MachineError(f"could not be read in {seconds:.0f} seconds", where=str(path), cure="try again when the machine is less busy") from None
+    if done.returncode:
+        said = done.stdout[:500].decode(errors="replace").strip() or "cannot be read within bounds of memory and time that fit its size"
+        raise InputError(said, where=str(path), cure=_CURE)
+    arguments = read_json(folder / "about.json")["model_args"]
+    return arguments if isinstance(arguments, dict) else None
+
+
+def _names(shapes: Mapping[str, Any]) -> dict[str, str]:
+    """{name here: name in the file}; InputError when the file has others, or the same one twice."""
+    plain = {there: _PREFIX.sub("", there, count=1) if _PREFIX.match(there) else there for there in shapes}
+    table = rename(plain.values(), NANOGPT)
+    names = {here: there for there, one in plain.items() if (here := table[one]) is not None}
+    strange = [there for there, one in plain.items() if table[one] is None or names[table[one] or ""] != there]
+    if strange:
+        raise InputError(f"has weights that no GPT of this kind has: {', '.join(sorted(strange)[:3])}", cure=_CURE)
+    missing = [there for there, here in NANOGPT.items() if "{n}" not in here and here not in names and not here.endswith(("bias", "head.weight"))]
+    if missing:
+        raise InputError(f"has no {' and no '.join(missing)}", cure=_CURE)
+    return names
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], arguments: dict[str, Any] | None, n_head: int | None, activation: str | None, where: str) -> ModelConfig:
+    """The model's shape, from its tensors; only the heads and the dropout are asked of `arguments`."""
+    told = arguments or {}
+    table, positions = shapes["token_table.weight"], shapes["position_table.weight"]
+    if len(table) != 2 or len(positions) != 2:
+        raise InputError("its embeddings are no tables", cure=_CURE)
+    layers = [int(layer[1]) for name in shapes if (layer := re.match(r"blocks\.(\d+)\.", name))]
+    found = {
+        "vocab_size": table[0],
+        "n_embd": table[1],
+        "block_size": positions[0],
+        "n_layer": max(layers, default=-1) + 1,
+        "bias": "final_norm.bias" in shapes,
+    }
+    for name, value in found.items():
+        if name in told and told[name] != value:
+            raise InputError(f"says {name}={told[name]}, but its tensors say {value}", cure=_CURE)
+    heads = told.get("n_head", n_head)
+    if heads is None:
+        raise InputError("does not tell its number of heads", cure="give it with --n-head (minGPT's gpt-nano has 3, gpt-mini 6, gpt2 12)")
+    if n_head not in (None, heads):
+        raise InputError(f"has {heads} heads by its own model_args, not {n_head}", cure="leave --n-head out")
+    fields = found | {
+        "n_head": heads,
+        "bias": "all" if found["bias"] else "none",
+        "mlp": activation or ("gelu" if arguments is not None else "gelu-tanh"),
+        "head": "linear" if "head.weight" in shapes else "tied",
+        "dropout": told.get("dropout", 0.0),
+    }
+    return parse(ModelConfig, fields, where=where)
+
+
+def _same(path: Path, first: str, second: str) -> bool:
+    """Whether two tensors of a file hold the same numbers: a tied head is written out twice."""
+    with safe_open(path, framework="pt") as file:
+        one, other = file.get_tensor(first), file.get_tensor(second)
+    return one.shape == other.shape and bool((one == other).all())
