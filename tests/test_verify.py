@@ -85,14 +85,15 @@ def after_loading(change):
     """A planter: something happens to a model when it is loaded."""
 
     def wrap(load):
-        def loading(model, *args, **kwargs):
-            load(model, *args, **kwargs)
+        def loading(folder):
+            model = load(folder)
             with torch.no_grad():
                 change(model)
+            return model
 
         return loading
 
-    return replace(gptloom.bundle, "load_weights", wrap)
+    return replace(gptloom.bundle, "load_model", wrap)
 
 
 def at_resume(change):
