@@ -20,7 +20,7 @@ from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputErro
 from gptloom.locate import checkpoint_names, find_bundle
 from gptloom.model.objective import Objective
 from gptloom.settings import nest
-from gptloom.training import checkpoint, saving, session
+from gptloom.training import checkpoint, keeping, launching, saving, session
 from gptloom.training.callbacks import View
 from gptloom.training.lock import only_writer
 from gptloom.training.run import resume, train
@@ -166,9 +166,42 @@ def test_a_damaged_pointer_is_passed_over(text, tmp_path):
     begin(text, tmp_path / "run")
     newest = checkpoint_names(tmp_path / "run")[-1]
     for content in ("", "../../etc", "step-9", "\xff\xfe"):
-        (tmp_path / "run" / "latest").write_bytes(content.encode("latin-1"))
+        for pointer in ("best", "latest"):
+            (tmp_path / "run" / pointer).write_bytes(content.encode("latin-1"))
         with pytest.warns(GptloomWarning, match="does not name a checkpoint"):
-            assert find_bundle(tmp_path / "run", "latest").name == newest
+            assert find_bundle(tmp_path / "run", "best").name == newest
+        assert find_bundle(tmp_path / "run", "latest").name == newest
+
+
+def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(text, tmp_path, monkeypatch):
+    begin(text, tmp_path / "run", train_settings={"keep": 9})
+    names = checkpoint_names(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(session.Session, "go", lambda self, *_: 1 / 0)
+        resume(tmp_path / "run", {}, checkpoint="step-000006", display=Quiet())
+    assert checkpoint_names(tmp_path / "run")[-1] == "step-000006"
+    with pytest.raises(InputError, match="has finished"):
+        resume(tmp_path / "run", {}, display=Quiet())
+    assert checkpoint_names(tmp_path / "run") == names
+
+
+def test_an_evaluation_that_is_made_up_for_is_logged_once(text, tmp_path, monkeypatch):
+    """Killed after the line of an owed evaluation and before the checkpoint that knows of it."""
+    begin(text, tmp_path / "straight")
+    begin(text, tmp_path / "run", At(6, lambda: send(signal.SIGTERM)))
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(keeping.RunKeeper, "save", lambda self, improved: 1 / 0)
+        resume(tmp_path / "run", {}, display=Quiet())
+    resume(tmp_path / "run", {}, display=Quiet())
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        steps = [[json.loads(line)["step"] for line in (tmp_path / run / name).read_text().splitlines() if '"save"' not in line] for run in ("run", "straight")]
+        assert steps[0] == steps[1]
+
+
+def test_a_rank_that_dies_at_its_start_ends_the_run(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "_start", lambda rank, words: subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE))
+    with pytest.raises(MachineError, match="exit code 9"):
+        begin(text, tmp_path / "run", train_settings={"ranks": 2})
 
 
 def test_one_run_has_one_writer_and_a_dead_one_holds_nothing(text, tmp_path):
