@@ -219,7 +219,7 @@ BUGS = {
     "ranks take the mean of their gradients": (
         "ranks",
         "tiny",
-        edit(parallel.Group, "add", ("dist.all_reduce(moved)", "dist.all_reduce(moved.div_(self.world))")),
+        edit(parallel.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
     ),
     "gradients are not zeroed": ("fresh-gradients", "tiny", edit(optim.FlatAdamW, "zero_grad", ("flat.grad.zero_()", "pass"))),
     "each tensor is clipped by itself": ("clipping", "tiny", replace(nn.utils, "clip_grads_with_norm_", clip_each)),
