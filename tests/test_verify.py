@@ -85,14 +85,15 @@ def after_loading(change):
     """A planter: something happens to a model when it is loaded."""
 
     def wrap(load):
-        def loading(model, *args, **kwargs):
-            load(model, *args, **kwargs)
+        def loading(folder):
+            model = load(folder)
             with torch.no_grad():
                 change(model)
+            return model
 
         return loading
 
-    return replace(gptloom.bundle, "load_weights", wrap)
+    return replace(gptloom.bundle, "load_model", wrap)
 
 
 def at_resume(change):
@@ -218,7 +219,7 @@ BUGS = {
     "ranks take the mean of their gradients": (
         "ranks",
         "tiny",
-        edit(parallel.Group, "add", ("dist.all_reduce(moved)", "dist.all_reduce(moved.div_(self.world))")),
+        edit(parallel.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
     ),
     "gradients are not zeroed": ("fresh-gradients", "tiny", edit(optim.FlatAdamW, "zero_grad", ("flat.grad.zero_()", "pass"))),
     "each tensor is clipped by itself": ("clipping", "tiny", replace(nn.utils, "clip_grads_with_norm_", clip_each)),

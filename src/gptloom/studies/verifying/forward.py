@@ -1,5 +1,6 @@
 """Checks of the forward pass: the formulas, the fused path, the cache, the compiler, and who sees whom."""
 
+import logging
 from collections.abc import Sequence
 from typing import cast
 
@@ -95,6 +96,7 @@ def compiled(subject: Subject) -> Outcome | Impossible:
     with torch.no_grad():
         loss = float(mean_loss(model, batch))
     torch._dynamo.reset()
+    logging.disable(logging.WARNING)  # the compiler's remarks on where it had to go back to Python
     try:
         objective = cast(nn.Module, torch.compile(Objective(model)))
         nats, count = objective(*batch)
@@ -102,6 +104,7 @@ def compiled(subject: Subject) -> Outcome | Impossible:
     except (RuntimeError, ImportError, OSError) as error:
         return Impossible(f"torch.compile failed: {' '.join(str(error).split())[:100]}")
     finally:
+        logging.disable(logging.NOTSET)
         torch._dynamo.reset()
     found = [cast(Tensor, p.grad) for p in model.parameters()]
     logit = subject.logit_tolerance * float(logits(model, *batch[:-1]).abs().max())

@@ -146,7 +146,7 @@ def update(subject: Subject) -> Outcome:
     train = subject.config.train.model_copy(update={"grad_clip": clip, "warmup_steps": 1})
     got = walk(subject.exact, batches, train)
     expected = adamw(subject.exact, batches, train)
-    gap = max(float((got.after[name] - p).abs().max()) for name, p in expected.items()) / train.learning_rate
+    gap = float(torch.stack([(got.after[name] - p).abs().max() for name, p in expected.items()]).max()) / train.learning_rate
     # A gradient that is 0 by the formulas is a rounding error in practice, which AdamW divides by 1e-8; a step is then of that ratio's size.
     # Gradients are rounded by SAFETY roundings of the longest; three steps and their two means add up.
     noise = subject.double_tolerance * size / EPSILON

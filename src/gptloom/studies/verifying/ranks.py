@@ -27,9 +27,9 @@ def two_ranks(subject: Subject) -> Outcome | Impossible:
     gap = max(abs(a - b) for (_, a), (_, b) in zip(one.losses, two.losses, strict=False))
     # The losses' own rounding; and that of the updates: an error e of a gradient turns AdamW's step by at most 2 rate / |g| times e, and so the
     # loss by 2 rate times the sum of |e|, which is at most the root of the number of parameters times the length of e. Four times
-    # that, for the gradient is not the first one's for long.
+    # that, for the gradient is not the first one's for long. A kink needs no more: it turns a few hundred numbers, not all.
     batch = subject.uneven(time=min(subject.time, config.model.block_size))
     peak = float(logits(fresh, *batch[:-1]).abs().max())
-    slope = length(gradients(fresh, batch)) * subject.slope_tolerance * math.sqrt(fresh.parameter_count())
+    slope = length(gradients(fresh, batch)) * subject.smooth_tolerance * math.sqrt(fresh.parameter_count())
     tolerance = 4 * subject.logit_tolerance * (1.0 + peak) + 4 * STEPS * 2 * config.train.learning_rate * slope
     return worst([Outcome(gap, tolerance, "losses"), Outcome(float([at for at, _ in one.losses] != [at for at, _ in two.losses]), 0.0, "steps")])

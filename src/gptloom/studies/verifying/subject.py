@@ -151,10 +151,15 @@ class Subject:
         return allowance(self.exact, lambda: list(gradients(self.exact, batch).values()), norms, roundings=self.kinked)
 
     @cached_property
-    def double_tolerance(self) -> float:
-        """Of its float64 gradients. Here no activation changes its sign by rounding, so kinks need no allowance."""
+    def smooth_tolerance(self) -> float:
+        """The same where kinks need no allowance."""
         batch = self.uneven()
-        return in_double(allowance(self.exact, lambda: list(gradients(self.exact, batch).values()), norms))
+        return allowance(self.exact, lambda: list(gradients(self.exact, batch).values()), norms)
+
+    @property
+    def double_tolerance(self) -> float:
+        """Of its float64 gradients, in which no activation changes its sign by rounding."""
+        return in_double(self.smooth_tolerance)
 
 
 def _has_targets(batch: Batch) -> bool:
