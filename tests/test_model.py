@@ -555,10 +555,10 @@ def test_from_recipe_names_the_nearest_field_or_recipe():
         ({"n_embd": 15, "n_head": 3, "positions": "sinusoidal"}, r"even width, not n_embd=15"),
         ({"head": "none"}, r"n_layer=0 and positions='none'"),
         ({"head": "none", "n_layer": 0}, r"n_layer=0 and positions='none'"),
-        ({"dropout": 1.0}, r"dropout: .*less than 1"),
+        ({"dropout": 1.0}, r"dropout: .*below 1"),
         ({"dropout": float("nan")}, r"dropout"),
         ({"rope_theta": float("inf")}, r"rope_theta"),
-        ({"mixer": "lstm"}, r"mixer: .*'attention', 'mean' or 'none', not 'lstm'"),
+        ({"mixer": "lstm"}, r"mixer: .*attention, mean, none, not 'lstm'"),
         ({"n_head": 0}, r"n_head: .*, not 0"),
     ],
 )
