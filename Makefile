@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test format bench clean
+.PHONY: train test format bench faults clean
 
 train: .venv/.users
 	$(BIN)/gptloom train shakespeare
@@ -18,6 +18,10 @@ test: .venv/.developers
 format: .venv/.developers
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Kills, damage, full disks, signals: hours of bad luck in about one. NANOGPT=PATH tries the same on a checkout of nanoGPT.
+faults: .venv/.developers
+	$(BIN)/python tests/faults $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
 bench: .venv/.developers
 	$(BIN)/python benchmarks/against_plain.py

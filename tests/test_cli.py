@@ -315,6 +315,7 @@ def test_every_command_explains_its_numbers(capsys):
         "eval": "bits per byte",
         "ladder": "bought is",
         "compare": "paired t-test",
+        "verify": "roundings of float32",
         "inspect": "logit lens",
         "import": "How ids become text",
         "data": "overlap is",

@@ -20,7 +20,7 @@ from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputErro
 from gptloom.locate import checkpoint_names, find_bundle
 from gptloom.model.objective import Objective
 from gptloom.settings import nest
-from gptloom.training import checkpoint, saving, session
+from gptloom.training import checkpoint, keeping, launching, saving, session
 from gptloom.training.callbacks import View
 from gptloom.training.lock import only_writer
 from gptloom.training.run import resume, train
@@ -34,6 +34,19 @@ TRAIN = {"steps": 12, "batch_size": 4, "log_every": 1, "sample_tokens": 5, "eval
 @pytest.fixture
 def text(tmp_path):
     return write_text(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch):
+    monkeypatch.setattr(session, "draw_history", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("straight")
+    begin(write_text(folder), folder / "run")
+    return folder / "run"
 
 
 def begin(text, run, display=None, *, model=None, train_settings=None, **settings):
@@ -56,24 +69,35 @@ class At(Quiet):
         return super().after_step(view)
 
 
+class AfterSave(Quiet):
+    """Does something once the checkpoint of a step exists."""
+
+    def __init__(self, step, act):
+        super().__init__()
+        self.step, self.act = step, act
+
+    def after_save(self, view, checkpoint):
+        if view.step == self.step:
+            self.act()
+
+
 def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 5, 6, 12])  # 6 owes an evaluation, 12 is the last
-def test_a_signal_stops_after_the_step_and_resume_gives_the_same_bits(text, tmp_path, number, step):
-    begin(text, tmp_path / "straight")
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 1), (signal.SIGTERM, 5), (signal.SIGINT, 6), (signal.SIGTERM, 12)])
+def test_a_signal_stops_after_the_step_and_resume_gives_the_same_bits(text, tmp_path, straight, number, step):
+    """An evaluation is owed at step 6, and 12 is the last."""
     stopped = begin(text, tmp_path / "run", At(step, lambda: send(number)))
     assert (stopped.end, stopped.steps, stopped.signal) == ("stopped", step, number)
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     done = resume(tmp_path / "run", {}, display=Quiet())
     assert (done.end, done.steps, done.signal) == ("finished", 12, None)
     for event in ("train", "evaluation"):
-        lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in metrics(tmp_path / run, event)] for run in ("run", "straight")]
+        lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in metrics(run, event)] for run in (tmp_path / "run", straight)]
         assert lines[0] == lines[1]
-    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(tmp_path / "straight")
-    assert checkpoint_bytes(tmp_path / "run", "best") == checkpoint_bytes(tmp_path / "straight", "best")
+    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
+    assert checkpoint_bytes(tmp_path / "run", "best") == checkpoint_bytes(straight, "best")
 
 
 @pytest.mark.parametrize("place", ["evaluation", "passes", "sample"])
@@ -116,21 +140,19 @@ def test_many_terminations_are_one(text, tmp_path):
     assert (stopped.end, stopped.steps) == ("stopped", 5)
 
 
-def test_a_user_signal_saves_and_training_goes_on(text, tmp_path):
-    begin(text, tmp_path / "straight")
+def test_a_user_signal_saves_and_training_goes_on(text, tmp_path, straight):
     result = begin(text, tmp_path / "run", At(4, lambda: send(signal.SIGUSR1)), train_settings={"keep": 10})
     assert result.end == "finished" and "step-000005" in checkpoint_names(tmp_path / "run")
-    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    assert losses(tmp_path / "run") == losses(straight)
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path, monkeypatch):
-    begin(text, tmp_path / "straight")
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(session.Session, "go", lambda self, *_: 1 / 0)
         begin(text, tmp_path / "run")
     assert not checkpoint_names(tmp_path / "run")
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
-    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(tmp_path / "straight")
+    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
 
 
 def test_time_budgets_resume_exactly_given_their_plans(text, tmp_path, monkeypatch):
@@ -166,9 +188,41 @@ def test_a_damaged_pointer_is_passed_over(text, tmp_path):
     begin(text, tmp_path / "run")
     newest = checkpoint_names(tmp_path / "run")[-1]
     for content in ("", "../../etc", "step-9", "\xff\xfe"):
-        (tmp_path / "run" / "latest").write_bytes(content.encode("latin-1"))
+        for pointer in ("best", "latest"):
+            (tmp_path / "run" / pointer).write_bytes(content.encode("latin-1"))
         with pytest.warns(GptloomWarning, match="does not name a checkpoint"):
-            assert find_bundle(tmp_path / "run", "latest").name == newest
+            assert find_bundle(tmp_path / "run", "best").name == newest
+        assert find_bundle(tmp_path / "run", "latest").name == newest
+
+
+def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(text, tmp_path, monkeypatch):
+    begin(text, tmp_path / "run", train_settings={"keep": 9})
+    names = checkpoint_names(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(session.Session, "go", lambda self, *_: 1 / 0)
+        resume(tmp_path / "run", {}, checkpoint="step-000006", display=Quiet())
+    assert checkpoint_names(tmp_path / "run")[-1] == "step-000006"
+    with pytest.raises(InputError, match="has finished"):
+        resume(tmp_path / "run", {}, display=Quiet())
+    assert checkpoint_names(tmp_path / "run") == names
+
+
+def test_an_evaluation_that_is_made_up_for_is_logged_once(text, tmp_path, straight, monkeypatch):
+    """Killed after the line of an owed evaluation and before the checkpoint that knows of it."""
+    begin(text, tmp_path / "run", At(6, lambda: send(signal.SIGTERM)))
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(keeping.RunKeeper, "save", lambda self, improved: 1 / 0)
+        resume(tmp_path / "run", {}, display=Quiet())
+    resume(tmp_path / "run", {}, display=Quiet())
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        steps = [[json.loads(line)["step"] for line in (run / name).read_text().splitlines() if '"save"' not in line] for run in (tmp_path / "run", straight)]
+        assert steps[0] == steps[1]
+
+
+def test_a_rank_that_dies_at_its_start_ends_the_run(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "_start", lambda rank, words: subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE))
+    with pytest.raises(MachineError, match="exit code 9"):
+        begin(text, tmp_path / "run", train_settings={"ranks": 2})
 
 
 def test_one_run_has_one_writer_and_a_dead_one_holds_nothing(text, tmp_path):
@@ -206,21 +260,20 @@ def full_disk(monkeypatch, failures):
     monkeypatch.setattr(checkpoint, "save_file", failing)
 
 
-def test_a_save_that_fails_ends_the_run_with_the_last_good_checkpoint(text, tmp_path, monkeypatch):
+def test_a_save_that_fails_ends_the_run_with_the_last_good_checkpoint(text, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(MachineError, match="No space left") as caught:
-        begin(text, tmp_path / "run", At(4, lambda: full_disk(patch, 99)))
+        begin(text, tmp_path / "run", AfterSave(3, lambda: full_disk(patch, 99)))
     assert caught.value.code == 3
     assert [line["step"] for line in metrics(tmp_path / "run", "save")] == [0, 3]  # nothing else is claimed
     assert not list((tmp_path / "run" / "checkpoints").glob(".writing-*"))  # the space is given back
-    begin(text, tmp_path / "straight")
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
-    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(tmp_path / "straight")
+    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
 
 
 def test_a_run_may_go_on_without_a_save_but_not_end_without_one(text, tmp_path, monkeypatch):
     patience = {"on_save_failure": "continue"}
     with monkeypatch.context() as patch:
-        said = At(4, lambda: full_disk(patch, 1))
+        said = AfterSave(3, lambda: full_disk(patch, 1))
         assert begin(text, tmp_path / "run", said, train_settings=patience).end == "finished"
     assert [line for line in said.lines if "No space left" in line and "the last good checkpoint is step-000003" in line]
     assert [line["step"] for line in metrics(tmp_path / "run", "save")] == [0, 3, 9, 12]
@@ -228,7 +281,7 @@ def test_a_run_may_go_on_without_a_save_but_not_end_without_one(text, tmp_path, 
         begin(text, tmp_path / "other", At(11, lambda: full_disk(patch, 99)), train_settings=patience)
 
 
-def test_saving_does_not_hold_training_up(text, tmp_path, monkeypatch):
+def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch):
     """A save that takes for ever ends only when the run waits for it; meanwhile steps are taken, and what is saved is the old step's."""
     entered, release, steps_meanwhile = threading.Event(), threading.Event(), []
     write = checkpoint.save_file
@@ -250,8 +303,7 @@ def test_saving_does_not_hold_training_up(text, tmp_path, monkeypatch):
     begin(text, tmp_path / "run", Watch())
     assert steps_meanwhile == [1, 2]
     monkeypatch.undo()
-    begin(text, tmp_path / "straight")
-    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(tmp_path / "straight")
+    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
 
 
 def test_pruning_waits_for_a_whole_checkpoint(text, tmp_path, monkeypatch):
@@ -294,7 +346,7 @@ def poison(monkeypatch, is_bad, value=math.nan):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_caught_before_the_update_and_can_be_replayed(text, tmp_path, monkeypatch, value):
+def test_what_is_not_finite_is_caught_before_the_update_and_can_be_replayed(text, tmp_path, straight, monkeypatch, value):
     with monkeypatch.context() as patch:
         poison(patch, lambda step: step == 7, value)
         with pytest.raises(DivergedError, match=r"step 8: .*learning rate .*diverged/checkpoints/step-000007") as caught:
@@ -304,12 +356,11 @@ def test_what_is_not_finite_is_caught_before_the_update_and_can_be_replayed(text
     assert {path.name for path in kept.iterdir()} >= {"batch.safetensors", "divergence.json", "model.safetensors", "state.json"}
     assert json.loads((kept / "divergence.json").read_text())["action"] == "stop"
     assert all(torch.isfinite(p).all() for p in gptloom.load(kept).model.parameters())
-    begin(text, tmp_path / "straight")
     (line,) = metrics(tmp_path / "run", "divergence")
     assert line["at"] == 8 and line["loss"] == str(value)
     # The replay takes the very step again: here without the poison, so that it is the straight run's.
     assert resume(tmp_path / "run", {}, checkpoint="diverged", display=Quiet()).steps == 12
-    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(tmp_path / "straight")
+    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
 
 
 def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(text, tmp_path, monkeypatch):
@@ -338,17 +389,16 @@ def test_skipping_passes_over_the_batch_and_ends_if_that_does_not_help(text, tmp
         begin(text, tmp_path / "hopeless", train_settings={"on_divergence": "skip", "steps": 50})
 
 
-def test_rolling_back_goes_on_from_the_last_checkpoint_at_half_the_rate(text, tmp_path, monkeypatch):
+def test_rolling_back_goes_on_from_the_last_checkpoint_at_half_the_rate(text, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch:
         poison(patch, lambda call: call == 7)  # the eighth step, once
         result = begin(text, tmp_path / "run", train_settings={"on_divergence": "rollback"})
-    begin(text, tmp_path / "straight")
     assert result.end == "finished" and result.steps == 12
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 13))
-    usual = {line["step"]: line["lr"] for line in metrics(tmp_path / "straight")}
+    usual = {line["step"]: line["lr"] for line in metrics(straight)}
     assert [line["lr"] / usual[line["step"]] for line in lines] == [1.0] * 6 + [0.5] * 6
-    assert losses(tmp_path / "run")[7] == losses(tmp_path / "straight")[7]  # the same batch and weights again
+    assert losses(tmp_path / "run")[7] == losses(straight)[7]  # the same batch and weights again
     poison(monkeypatch, lambda call: call >= 7)
     with pytest.raises(DivergedError):
         begin(text, tmp_path / "hopeless", train_settings={"on_divergence": "rollback"})

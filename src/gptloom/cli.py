@@ -14,6 +14,7 @@ from gptloom.words.looking import inspect_command
 from gptloom.words.reporting import data_command, doctor_command
 from gptloom.words.studying import ladder_command
 from gptloom.words.training import resume_command, train_command
+from gptloom.words.verifying import verify_command
 from gptloom.words.writing import eval_command, sample_command
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "inspect": inspect_command,
     "compare": compare_command,
     "ladder": ladder_command,
+    "verify": verify_command,
     "import": import_command,
     "data": data_command,
     "doctor": doctor_command,

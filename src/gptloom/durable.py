@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,37 @@ def publish(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def recover(folder: Path) -> None:
-    """Clear up what a killed writer left in a folder of published folders."""
-    for path in folder.glob(".replaced-*"):
-        final = folder / path.name.removeprefix(".replaced-")
-        if final.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.rename(final)
-    for path in folder.glob(".writing-*"):
+def remove(folder: Path) -> None:
+    """Remove a published folder; at no moment is a part of it left under its name."""
+    going = folder.with_name(f".removing-{folder.name}")
+    with suppress(OSError):  # what cannot be removed takes up space, and does no other harm
+        folder.rename(going)
+        shutil.rmtree(going)
+
+
+def set_aside(folder: Path) -> None:
+    """Hide a published folder, until `forget` removes it or `recover` brings it back."""
+    folder.rename(folder.with_name(f".aside-{folder.name}"))
+
+
+def forget(folder: Path) -> None:
+    """Remove all that was set aside below a folder."""
+    for path in folder.glob(".aside-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Clear up what a killed writer left in a folder of published folders, and bring back what it hid."""
+    for mark in (".replaced-", ".aside-"):
+        for path in folder.glob(f"{mark}*"):
+            final = folder / path.name.removeprefix(mark)
+            if final.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(final)
+    for mark in (".writing-", ".removing-"):
+        for path in folder.glob(f"{mark}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def file_hash(path: Path) -> str:

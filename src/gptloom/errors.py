@@ -7,9 +7,10 @@ from itertools import islice
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the command line (130 and 143 are the shell's own convention for SIGINT and SIGTERM)."""
+    """Exit codes of the command line (FAILED: `verify` found something wrong; 130 and 143 are the shell's own convention for SIGINT and SIGTERM)."""
 
     DONE = 0
+    FAILED = 1
     INPUT = 2
     MACHINE = 3
     DIVERGED = 4

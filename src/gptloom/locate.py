@@ -18,10 +18,15 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def checkpoint_step(name: str) -> int:
+    """The step that such a name tells."""
+    return int(name.removeprefix("step-"))
+
+
 def checkpoint_names(run: Path) -> list[str]:
     """The names of a run's checkpoints, oldest first."""
     found = [path.name for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
-    return sorted(found, key=lambda name: int(name.removeprefix("step-")))
+    return sorted(found, key=checkpoint_step)
 
 
 def write_sums(folder: Path) -> None:
@@ -90,15 +95,13 @@ def find_bundle(path: Path, which: str = "best") -> Path:
 
 
 def _pointed(run: Path, which: str, names: list[str]) -> Path:
-    """The checkpoint that a pointer file names, or the newest whole one where that is damaged."""
-    name = _read_pointer(run / which) or _read_pointer(run / "latest") or names[-1]
+    """The best checkpoint, or the newest; where it is damaged, the newest whole one."""
+    name = (_read_pointer(run / "best") if which == "best" else None) or names[-1]
     problem = damage(run / "checkpoints" / name) if name in names else "it is missing"
     if problem is None:
         return run / "checkpoints" / name
-    # Newer ones than the pointer names may belong to a part of the run that was given up, so they come last.
-    place = names.index(name) if name in names else len(names)
-    for other in (*reversed(names[:place]), *reversed(names[place + 1 :])):
-        if damage(run / "checkpoints" / other) is None:
+    for other in reversed(names):
+        if other != name and damage(run / "checkpoints" / other) is None:
             warnings.warn(f"{run / 'checkpoints' / name}: {problem}; {other}, the newest whole checkpoint, is used instead", GptloomWarning, stacklevel=3)
             return run / "checkpoints" / other
     raise InputError(f"{problem}, and no other checkpoint is whole", where=str(run / "checkpoints" / name), cure="start a new run, or restore a copy")

@@ -1,5 +1,6 @@
 """What training minimises. This is the module that is wrapped (compiled, distributed); the bare model inside stays clean."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -30,5 +31,6 @@ class Objective(nn.Module):
         *inputs, targets = batch
         logits = self.model.translate(*inputs) if isinstance(self.model, EncoderDecoder) else self.model(*inputs)
         smoothing = self.label_smoothing if self.training else 0.0
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        scores = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # never in half precision
+        nats = F.cross_entropy(scores, targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
         return nats, (targets != IGNORED).sum()

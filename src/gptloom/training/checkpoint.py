@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptloom.config import RunConfig
 from gptloom.data.tokenizers import Tokenizer
-from gptloom.durable import publish, replace_text, sync, write_text
+from gptloom.durable import forget, publish, remove, replace_text, sync, write_text
 from gptloom.errors import InputError, MachineError
 from gptloom.files import read_text, regular_size
 from gptloom.locate import checkpoint_name, checkpoint_names, write_sums
@@ -129,13 +129,12 @@ def read_checkpoint(path: Path) -> State:
 def prune(run: Path, keep: int, written: str, best: str) -> None:
     """Remove all checkpoints but the newest `keep`, the best, and the one just written, which is whole.
 
-    Those of later steps than it belong to a part of the run that was given up when an older one was resumed from; now they go.
+    Those that were set aside belong to a part of the run that was given up when an older one was resumed from; now they go.
     """
-    names = checkpoint_names(run)
-    kept = names[: names.index(written) + 1][-keep:]
-    for name in names:
-        if name not in {*kept, written, best}:
-            shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
+    for name in checkpoint_names(run)[:-keep]:
+        if name not in (written, best):
+            remove(run / "checkpoints" / name)
+    forget(run / "checkpoints")
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:

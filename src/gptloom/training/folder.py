@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -138,17 +138,24 @@ def _stored(path: Path, text_sha256: str, fingerprint: str) -> TokenStore | None
     return store if (store.text_sha256, store.tokenizer_fingerprint) == (text_sha256, fingerprint) else None
 
 
-def draw_history(run: Path, config: RunConfig, progress: Progress) -> list[dict[str, Any]]:
-    """Draw loss.png from metrics.jsonl; returns its lines with losses. A disk that does not take the picture costs a warning."""
-    lines: list[dict[str, Any]] = []
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl with losses; a disk that does not give them costs a warning."""
+    path = run / "metrics.jsonl"
     try:
-        lines = [line for line in logged(run / "metrics.jsonl") if line.get("event") in _CURVES and _is_point(line.get("step"), line.get("loss"))]
-        curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event] for event in _CURVES}
-        best = (progress.best_step, progress.best_loss) if progress.best_step is not None and progress.best_loss is not None else None
+        return [line for line in logged(path) if line.get("event") in _CURVES and _is_point(line.get("step"), line.get("loss"))]
+    except OSError as error:
+        warnings.warn(f"{path}: cannot be read: {error.strerror or error}", GptloomWarning, stacklevel=2)
+        return []
+
+
+def draw_history(run: Path, lines: Sequence[Mapping[str, Any]], config: RunConfig, progress: Progress) -> None:
+    """Draw loss.png; a disk that does not take the picture costs a warning."""
+    curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event] for event in _CURVES}
+    best = (progress.best_step, progress.best_loss) if progress.best_step is not None and progress.best_loss is not None else None
+    try:
         draw_losses(run / "loss.png", curve["train"], curve["evaluation"], title=run.name, uniform=math.log(config.model.vocab_size), best=best)
     except OSError as error:
         warnings.warn(f"{run / 'loss.png'}: cannot be drawn: {error.strerror or error}", GptloomWarning, stacklevel=2)
-    return lines
 
 
 def _is_point(step: Any, loss: Any) -> bool:

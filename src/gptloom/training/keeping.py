@@ -1,7 +1,6 @@
 """The keeper of a run: snapshots of what trains, handed to the saver, and brought back from the disk."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from gptloom.bundle import Bundle
 from gptloom.config import RunConfig
+from gptloom.durable import remove
 from gptloom.errors import InputError, MachineError
 from gptloom.locate import checkpoint_names, find_bundle
 from gptloom.storage import load_weights, weights
@@ -63,7 +63,7 @@ class RunKeeper(Keeper):
             return None
         for name in checkpoint_names(run):
             if name != path.name:  # the latest is enough: they are as large as checkpoints
-                shutil.rmtree(path.parent / name, ignore_errors=True)
+                remove(path.parent / name)
         return path
 
     def _snapshot(self) -> Snapshot:

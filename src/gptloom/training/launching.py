@@ -3,7 +3,8 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None 
         words = [str(run.absolute()), str(world), str(meeting), device.type, str(checkpoint.absolute()) if checkpoint else ""]
         others = [_start(rank, words) for rank in range(1, world)]
         try:
+            _await(others, meeting)
             group = Group(0, world, meeting, _own(device, 0))
             yield group
             group.leave()
@@ -59,6 +61,20 @@ def _start(rank: int, words: list[str]) -> subprocess.Popen[bytes]:
     """Standard input is a pipe that closes when this process ends: then the other one ends, too."""
     command = [sys.executable, "-m", "gptloom.training.worker", str(rank), *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def _await(others: Sequence[subprocess.Popen[bytes]], meeting: Path) -> None:
+    """Wait until all have read what they need; joining a group whose members have died would wait in vain."""
+    while not all(ready(meeting, rank).exists() for rank in range(1, len(others) + 1)):
+        for process in others:
+            if process.poll() is not None:
+                raise MachineError(f"a process of the run ended at once, with exit code {process.returncode}", where="--train.ranks", cure="see what it said")
+        time.sleep(0.02)
+
+
+def ready(meeting: Path, rank: int) -> Path:
+    """The file by which a rank says that it is about to join."""
+    return meeting.with_name(f"ready-{rank}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

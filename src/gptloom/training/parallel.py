@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,14 +28,16 @@ class Group(Ranks):
         if loopback:  # all are on this machine, whatever its network looks like
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         backend = "nccl" if device.type == "cuda" else "gloo"
+        where = meeting.absolute().as_uri()
+        dist.init_process_group(backend, init_method=where, rank=rank, world_size=world, timeout=timedelta(minutes=5))
         # The others wait while the first rank evaluates. One that has died is noticed by its closed connection, not by the clock.
-        dist.init_process_group(backend, init_method=meeting.absolute().as_uri(), rank=rank, world_size=world, timeout=timedelta(days=1))
+        self.group = dist.new_group(backend=backend, timeout=timedelta(days=1))
 
     def agree(self, *values: int) -> tuple[int, ...]:
         """The first rank's values, on every rank."""
         told = torch.tensor(values, dtype=torch.int64, device=self.device)
         with _others():
-            dist.broadcast(told, src=0)
+            dist.broadcast(told, src=0, group=self.group)
         return tuple(told.tolist())
 
     def add(self, *tensors: Tensor) -> None:
@@ -41,7 +45,7 @@ class Group(Ranks):
         with _others():
             for tensor in tensors:
                 moved = tensor.to(self.device)
-                dist.all_reduce(moved)
+                dist.all_reduce(moved, group=self.group)
                 if moved is not tensor:
                     tensor.copy_(moved)
 
@@ -50,16 +54,13 @@ class Group(Ranks):
         dist.destroy_process_group()
 
 
-class _others:
+@contextmanager
+def _others() -> Iterator[None]:
     """Turns the error of a connection that another process has closed into one line."""
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """RuntimeError to MachineError."""
-        if isinstance(error, RuntimeError):
-            reason = " ".join(str(error).split())[:100]
-            raise MachineError(
-                f"another process of the run has ended ({reason})", where="ranks", cure="`gptloom resume` goes on from the last checkpoint"
-            ) from None
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:100]
+        raise MachineError(
+            f"another process of the run has ended ({reason})", where="ranks", cure="`gptloom resume` goes on from the last checkpoint"
+        ) from None

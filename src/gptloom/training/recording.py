@@ -9,16 +9,16 @@ from gptloom.durable import Log
 from gptloom.errors import GptloomWarning, MachineError
 from gptloom.inference.evaluation import Score
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.job import Divergence, Interrupted
+from gptloom.training.job import Divergence, Interrupted, Progress
 
 
 class Recorder(Callback):
     """A file of JSON lines about steps; what an interrupted run logged beyond its checkpoint is dropped, for it will be run again."""
 
-    def __init__(self, path: Path, on_failure: Literal["stop", "continue"], from_step: int) -> None:
-        """Go on from `from_step`; `on_failure` says what to do when the disk does not take a line."""
+    def __init__(self, path: Path, on_failure: Literal["stop", "continue"], progress: Progress) -> None:
+        """Go on from `progress`; `on_failure` says what to do when the disk does not take a line."""
         self.log, self.on_failure = Log(path), on_failure
-        self._drop_beyond(from_step)
+        self._drop_beyond(progress.step, evaluated=progress.last_evaluated == progress.step)
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
         """After a rollback, the steps since then will be run again."""
@@ -37,8 +37,14 @@ class Recorder(Callback):
             if not waiting:
                 warnings.warn(f"{self.log.path}: {what}; its lines are kept in memory and written later", GptloomWarning, stacklevel=2)
 
-    def _drop_beyond(self, step: int) -> None:
-        self.log.keep(lambda line: isinstance(line.get("step"), int) and line["step"] <= step)
+    def _drop_beyond(self, step: int, *, evaluated: bool = True) -> None:
+        """Keep the lines up to `step`; an evaluation there, and its sample, are still to come unless `evaluated`."""
+
+        def wanted(line: dict[str, Any]) -> bool:
+            at = line.get("step")
+            return isinstance(at, int) and (at < step or (at == step and (evaluated or line.get("event") not in ("evaluation", None))))
+
+        self.log.keep(wanted)
 
 
 class Metrics(Recorder):
@@ -71,9 +77,9 @@ class Metrics(Recorder):
 class Samples(Recorder):
     """Writes a little text after each evaluation: to samples.jsonl, and to whoever shows it."""
 
-    def __init__(self, path: Path, on_failure: Literal["stop", "continue"], from_step: int, write: Callable[[], str], show: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, on_failure: Literal["stop", "continue"], progress: Progress, write: Callable[[], str], show: Callable[[str], None]) -> None:
         """`write` makes the text; `show` is told."""
-        super().__init__(path, on_failure, from_step)
+        super().__init__(path, on_failure, progress)
         self._sample, self._show = write, show
 
     def after_evaluation(self, view: View, score: Score) -> None:
@@ -89,11 +95,11 @@ class Samples(Recorder):
 class TensorBoard(Callback):
     """The same numbers as metrics.jsonl, as TensorBoard events."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the writer; the caller has checked that the package is there."""
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        """Open the writer, hiding what was written beyond `progress`; the caller has checked that the package is there."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), purge_step=progress.step + 1 if progress.step else None)
 
     def after_step(self, view: View) -> Request:
         """Training loss and learning rate."""

@@ -12,10 +12,10 @@ from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from gptloom.data.tokens import prepare
-from gptloom.durable import recover, replace_text
+from gptloom.durable import recover, replace_text, set_aside
 from gptloom.errors import ConfigError, InputError
 from gptloom.inference.evaluation import Score
-from gptloom.locate import checkpoint_name, checkpoint_names, find_bundle
+from gptloom.locate import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
 from gptloom.model.build import build_model, check_memory
 from gptloom.runtime import pick_device, thread_count, threads
 from gptloom.settings import merge, parse, to_toml
@@ -90,6 +90,7 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
         for place in (run, run / "diverged"):
             recover(place / "checkpoints")
         folder, state = _last_state(run, checkpoint)
+        _point_to_best(run, state.progress)
         config = change(read_settings(run, state.config), changes)
         for line in [*check_changes(state.config, config), *code_notes(run)]:
             display.say(f"note: {line}")
@@ -102,12 +103,18 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
         bundle = begin(config, load_tokenizer(run), device) if folder is None else Bundle.read(folder, device=str(device))
         parts = find_parts(run, config, bundle.tokenizer)
         replace_text(run / "config.toml", to_toml(config))
-        # An older checkpoint may be resumed from, which knows nothing of a best one that came after it.
-        if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
-            replace_text(run / "best", checkpoint_name(progress.best_step) + "\n")
+        for name in checkpoint_names(run):
+            if checkpoint_step(name) > progress.step:  # what came after an older checkpoint is given up as soon as there is a new one
+                set_aside(run / "checkpoints" / name)
         display.say(f"continuing {run} from step {progress.step:,}")
         with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as ranks:
             return Session(run, config, bundle, parts, device, display, ranks).go(progress, horizon, state.optimizer)
+
+
+def _point_to_best(run: Path, progress: Progress) -> None:
+    """An older checkpoint knows nothing of a best one that came after it; and a killed writer may not have come to name the best."""
+    if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
+        replace_text(run / "best", checkpoint_name(progress.best_step) + "\n")
 
 
 def _last_state(run: Path, checkpoint: str) -> tuple[Path | None, State]:

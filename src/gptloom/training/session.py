@@ -20,7 +20,7 @@ from gptloom.tasks import evaluation_batches, exact_match, predicted_bytes, read
 from gptloom.training.callbacks import Callback
 from gptloom.training.compiling import compile_or_not
 from gptloom.training.display import Display
-from gptloom.training.folder import draw_history
+from gptloom.training.folder import draw_history, read_history
 from gptloom.training.job import End, Interrupted, Job, Progress, Ranks
 from gptloom.training.keeping import RunKeeper
 from gptloom.training.optim import FlatAdamW
@@ -121,14 +121,14 @@ class Session:
         train = self.config.train
         found: list[Callback] = [
             self.signals,
-            Metrics(self.run / "metrics.jsonl", train.on_save_failure, progress.step),
+            Metrics(self.run / "metrics.jsonl", train.on_save_failure, progress),
             self.display,
             Spikes(self.display.say),
         ]
         if train.sample_tokens and self.config.model.architecture != "encoder":
-            found.append(Samples(self.run / "samples.jsonl", train.on_save_failure, progress.step, self._write_sample, self.display.show_sample))
+            found.append(Samples(self.run / "samples.jsonl", train.on_save_failure, progress, self._write_sample, self.display.show_sample))
         if train.tensorboard:
-            found.append(TensorBoard(self.run / "tensorboard"))
+            found.append(TensorBoard(self.run / "tensorboard", progress))
         return found
 
     def _write_sample(self) -> str:
@@ -158,7 +158,9 @@ class Session:
         return exact_match(best.model, self.parts.val, best.tokenizer)
 
     def _result(self, progress: Progress, train_loss: float, end: End) -> Result:
-        history = draw_history(self.run, self.config, progress)
+        history = read_history(self.run)
+        if end != "stopped":  # whoever stops a run is not kept waiting for a picture
+            draw_history(self.run, history, self.config, progress)
         bits = [line.get("bpb") for line in history if line["event"] == "evaluation" and line["step"] == progress.best_step]
         return Result(
             run=str(self.run),

@@ -18,6 +18,7 @@ from gptloom.training.checkpoint import State, read_checkpoint
 from gptloom.training.display import Display
 from gptloom.training.folder import find_parts
 from gptloom.training.job import Progress
+from gptloom.training.launching import ready
 from gptloom.training.parallel import Group
 from gptloom.training.run import begin
 from gptloom.training.session import Session
@@ -36,6 +37,7 @@ def main(words: list[str]) -> int:
     else:
         bundle, state = begin(config, load_tokenizer(run), device), State(config, Progress(), None, {})
     parts = find_parts(run, config, bundle.tokenizer)
+    ready(meeting, rank).touch()
     ranks = Group(rank, world, meeting, device)
     with threads(thread_count(config)):
         Session(run, config, bundle, parts, device, Display(lambda _line: None), ranks).fit(state.progress, state.horizon, state.optimizer)

@@ -1,5 +1,6 @@
 """`gptloom train` and `gptloom resume`."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gptloom.words import NUMBERS, TEXTS, make_parser
 
 def train_command(words: list[str]) -> int:
     """Train a GPT on your text."""
+    _nothing_to_save_yet()
     parser = make_parser(
         "train", "TEXT...", train_command, epilog=f"[in brackets: the value where the recipe sets none]\nrecipes: {', '.join(recipe_names())}\n\n{NUMBERS}"
     )
@@ -34,6 +36,7 @@ def train_command(words: list[str]) -> int:
 
 def resume_command(words: list[str]) -> int:
     """Continue a run that was stopped."""
+    _nothing_to_save_yet()
     parser = make_parser("resume", "RUN", resume_command, epilog=NUMBERS)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--checkpoint", metavar="NAME", default="latest", help="latest, best or step-N [latest]")
@@ -42,6 +45,12 @@ def resume_command(words: list[str]) -> int:
     from gptloom.training.run import resume
 
     return _finish(resume(args.run, nest(given(args, RunConfig)), checkpoint=args.checkpoint), args.json)
+
+
+def _nothing_to_save_yet() -> None:
+    """Before the first step and after the last, a wish for a save (SIGUSR1) is no reason to end, as it would be by default."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _finish(result: Any, as_json: bool) -> int:

@@ -1,0 +1,218 @@
+"""Checks of the training loop, through the real trainer: micro-batches, zeroing, clipping, the rate and the update, in float64."""
+
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptloom.config import TrainConfig
+from gptloom.inference.evaluation import Score
+from gptloom.model.base import LanguageModel
+from gptloom.model.objective import Objective
+from gptloom.studies.verifying.rounding import DOUBLE, Outcome, norms, worst
+from gptloom.studies.verifying.subject import Batch, Subject, gradients
+from gptloom.training.job import Job, Progress
+from gptloom.training.optim import FlatAdamW
+from gptloom.training.schedule import Horizon
+from gptloom.training.trainer import Trainer
+
+EPSILON = 1e-8
+"""AdamW's, and every recipe's."""
+
+
+@dataclass
+class Walk:
+    """What some steps of the trainer did.
+
+    Attributes:
+        gradients: what the optimizer got at each step, clipped, by parameter.
+        rates: the learning rate of each step.
+        before: the weights at the start.
+        after: the weights at the end.
+    """
+
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    before: dict[str, Tensor] = field(default_factory=dict)
+    after: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Watched(FlatAdamW):
+    """The run's optimizer, which writes down what it is given; a frozen one then does nothing."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, walk: Walk, *, frozen: bool) -> None:
+        """As `FlatAdamW`."""
+        super().__init__(model, config)
+        self.named, self.walk, self.frozen = dict(model.named_parameters()), walk, frozen
+
+    def step(self, closure: Any = None) -> Any:
+        """Write down, then step."""
+        self.walk.gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in self.named.items()})
+        self.walk.rates.append(float(self.param_groups[0]["lr"]))
+        return None if self.frozen else super().step(closure)
+
+
+class Listed:
+    """A source of batches: these, one a step."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        """Keep them."""
+        self.batches = batches
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        return self.batches[step]
+
+
+def walk(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig, *, rows: int = 0, frozen: bool = False) -> Walk:
+    """Train a copy of a model with the real trainer, a step for each batch.
+
+    Args:
+        model: stays as it is; in evaluation mode, that is without dropout.
+        batches: what the steps see.
+        train: the settings of the steps.
+        rows: sequences per forward pass (0: all).
+        frozen: the weights do not change.
+    """
+    model, found = copy.deepcopy(model), Walk()
+    optimizer = Watched(model, train, found, frozen=frozen)
+    found.before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    job = Job(
+        objective=Objective(model, train.label_smoothing),
+        optimizer=optimizer,
+        source=Listed(batches),
+        evaluate=lambda: Score(0.0, 1),
+        autocast=nullcontext,
+        device=model.device,
+        seed=0,
+    )
+    train = train.model_copy(update={"batch_size": len(batches[0][0]), "micro_batch_size": None, "patience": None, "ranks": 1})
+    Trainer(job, train, Horizon(None, len(batches)), Progress(rows=rows)).fit()
+    found.after = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return found
+
+
+def micro_batches(subject: Subject) -> Outcome:
+    """Gradients of a batch in passes of 1, of 3, and of all rows, whose numbers of targets differ, against those of its mean loss."""
+    batch, train = subject.uneven(), subject.config.train.model_copy(update={"grad_clip": 0.0})
+    expected = gradients(subject.exact, batch, train.label_smoothing)
+    found = []
+    for rows in sorted({1, max(1, len(batch[0]) - 1), len(batch[0])}):
+        (got,) = walk(subject.exact, [batch], train, rows=rows, frozen=True).gradients
+        found.append(Outcome(norms(_values(got), _values(expected)), subject.double_tolerance, f"{rows} rows a pass"))
+    return worst(found)
+
+
+def fresh_gradients(subject: Subject) -> Outcome:
+    """A second step's gradients against those of its batch alone."""
+    batches, train = [subject.batch(0), subject.batch(1)], subject.config.train.model_copy(update={"grad_clip": 0.0})
+    got = walk(subject.exact, batches, train, frozen=True).gradients[-1]
+    expected = gradients(subject.exact, batches[1], train.label_smoothing)
+    return Outcome(norms(_values(got), _values(expected)), subject.double_tolerance)
+
+
+def clipping(subject: Subject) -> Outcome:
+    """Gradients that are three times too long against the same ones, shortened together."""
+    batch = subject.uneven()
+    raw = gradients(subject.exact, batch, subject.config.train.label_smoothing)
+    size = length(raw)
+    train = subject.config.train.model_copy(update={"grad_clip": size / 3})
+    (got,) = walk(subject.exact, [batch], train, frozen=True).gradients
+    expected = [g * _shrinking(size, size / 3) for g in raw.values()]
+    # The length is a plain sum of as many squares as there are parameters, each addition of which may round (Higham 2002, section 4.2).
+    return Outcome(norms(_values(got), expected), subject.double_tolerance + subject.drawn.parameter_count() * DOUBLE)
+
+
+def learning_rates(subject: Subject) -> Outcome:
+    """The rates that a run of ten steps uses against the schedule's formula."""
+    train = subject.config.train.model_copy(update={"warmup_steps": min(3, subject.config.train.warmup_steps)})
+    batch = subject.batch(rows=1, time=min(8, subject.time))
+    rates = walk(subject.exact, [batch] * 10, train, frozen=True).rates
+    expected = [rate_at(train, step, 10) for step in range(10)]
+    gap = max(abs(one - other) for one, other in zip(rates, expected, strict=True)) / train.learning_rate
+    return Outcome(gap, 16 * DOUBLE)
+
+
+def update(subject: Subject) -> Outcome:
+    """Weights after three steps of the trainer against AdamW written out, in units of the learning rate."""
+    batches = [subject.uneven(step) for step in range(3)]
+    size = length(gradients(subject.exact, batches[0]))
+    clip = size / 2 if subject.config.train.grad_clip else 0.0
+    train = subject.config.train.model_copy(update={"grad_clip": clip, "warmup_steps": 1})
+    got = walk(subject.exact, batches, train)
+    expected = adamw(subject.exact, batches, train)
+    gap = float(torch.stack([(got.after[name] - p).abs().max() for name, p in expected.items()]).max()) / train.learning_rate
+    # A gradient that is 0 by the formulas is a rounding error in practice, which AdamW divides by 1e-8; a step is then of that ratio's size.
+    # Gradients are rounded by SAFETY roundings of the longest; three steps and their two means add up.
+    noise = subject.double_tolerance * size / EPSILON
+    return Outcome(gap, 10 * (noise + DOUBLE / train.learning_rate * max(float(p.abs().max()) for p in expected.values())))
+
+
+def groups(subject: Subject) -> Outcome:
+    """How many parameters are in no group, in several, or decay when they should not or the other way round."""
+    train = subject.config.train.model_copy(update={"weight_decay": subject.config.train.weight_decay or 0.1})
+    model = copy.deepcopy(subject.drawn)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    expected = {name: train.decay == "all" or (p.ndim > 1 and id(p) not in tables) for name, p in model.named_parameters()}
+    optimizer = FlatAdamW(model, train)
+    members = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    wrong = [name for name, decays in expected.items() if name not in optimizer.places or (members.get(id(optimizer.places[name][0]), -1.0) > 0) != decays]
+    held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    wrong += [f"{held:,} numbers instead of {model.parameter_count():,}"] * (held != model.parameter_count())
+    return Outcome(float(len(wrong)), 0.0, ", ".join(wrong[:3]))
+
+
+def adamw(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig) -> dict[str, Tensor]:
+    """The weights after some steps of AdamW as Loshchilov and Hutter 2019 write it (algorithm 2), with clipping and the run's schedule."""
+    model = copy.deepcopy(model)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    means = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
+    for step, batch in enumerate(batches):
+        slopes = gradients(model, batch, train.label_smoothing)
+        shrink = _shrinking(length(slopes), train.grad_clip) if train.grad_clip else 1.0
+        rate = rate_at(train, step, len(batches))
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                g, (m, v) = slopes[name] * shrink, means[name]
+                m.copy_(train.beta1 * m + (1 - train.beta1) * g)
+                v.copy_(train.beta2 * v + (1 - train.beta2) * g * g)
+                ahead = m / (1 - train.beta1 ** (step + 1)) / ((v / (1 - train.beta2 ** (step + 1))).sqrt() + EPSILON)
+                decays = train.decay == "all" or (p.ndim > 1 and id(p) not in tables)
+                p.copy_(p - rate * train.weight_decay * p * decays - rate * ahead)
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def rate_at(train: TrainConfig, step: int, total: int) -> float:
+    """The schedules' formulas once more."""
+    warm = min(train.warmup_steps, total // 2)
+    if step < warm:
+        return train.learning_rate / warm * (step + 1)
+    done = (step - warm) / max(1, total - warm)
+    shape = {
+        "constant": 1.0,
+        "linear": 1 - done,
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "wsd": min(1.0, (1 - done) / train.decay_fraction),
+        "inverse-root": math.sqrt(max(1, warm) / (step + 1)),
+    }[train.schedule]
+    lowest = train.learning_rate * train.final_lr_fraction
+    return lowest + (train.learning_rate - lowest) * shape
+
+
+def length(slopes: dict[str, Tensor]) -> float:
+    """Of a whole gradient."""
+    return float(torch.stack([torch.linalg.vector_norm(g) for g in slopes.values()]).norm())
+
+
+def _shrinking(size: float, most: float) -> float:
+    """What a gradient is multiplied with; the small number is PyTorch's, against division by 0."""
+    return min(1.0, most / (size + 1e-6))
+
+
+def _values(slopes: dict[str, Tensor]) -> list[Tensor]:
+    return list(slopes.values())

@@ -1,0 +1,11 @@
+"""Short versions of the faults in tests/faults; the long ones run with `make faults`. Two writers and two ranks are in test_state.py."""
+
+from importlib import import_module
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["kills", "saving", "damage", "disk", "storms", "resuming"])
+def test_nothing_is_lost(name):
+    for row in import_module(f"faults.{name}").rows(quick=True):
+        assert row.tries and row.survived == row.tries, row

@@ -1,0 +1,343 @@
+"""`gptloom verify`: clean code passes, and each bug that is planted here is caught by the check that it concerns.
+
+A bug is planted by rewriting a line of a function's source, as a careless edit would.
+"""
+
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+import gptloom.bundle
+import gptloom.training.run
+from conftest import CONFIGS, build, random_ids
+from gptloom.cli import main
+from gptloom.data import batches, masking
+from gptloom.data.pair_batches import _Pairs
+from gptloom.data.tokenizers import Tokenizer
+from gptloom.inference import evaluation
+from gptloom.model import attention, initialise, layers, objective, stack, stepping
+from gptloom.model.encoder_decoder import EncoderDecoder
+from gptloom.model.state import Context
+from gptloom.studies.verifying.opening import open_recipe, open_run
+from gptloom.studies.verifying.reference import Reference
+from gptloom.studies.verifying.subject import drawn_model, logits
+from gptloom.studies.verifying.verify import chosen, passed, verify
+from gptloom.training import gradients, optim, parallel, trainer
+from training_helpers import small_run, write_text
+
+SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 16}
+RECIPES = {
+    "tiny": {"model": SMALL},
+    "mingpt": {"model": SMALL | {"head": "tied", "dropout": 0.1}, "train": {"batch_size": 4, "ranks": 2}},
+    "modern-tiny": {"model": SMALL | {"n_kv_head": 2}},
+    "encoder": {"model": SMALL},
+    "translate": {"model": SMALL | {"n_layer": 1}},
+    "lstm": {"model": {"n_layer": 2, "n_embd": 16, "block_size": 16, "dropout": 0.1}},
+}
+SLOW = {"compiled", "ranks", "resume"}
+
+
+def subject(recipe, seed=1):
+    return open_recipe(recipe, {"device": "cpu"} | RECIPES[recipe], seed=seed)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_clean_tree_passes(recipe):
+    names = [check.name for check in chosen(None) if check.name not in SLOW]
+    findings = list(verify(subject(recipe), chosen(names)))
+    assert passed(findings), [one for one in findings if one.passed is False]
+    assert [one.name for one in findings if one.passed is None] == ["accelerator"]
+    assert len(findings) >= 17
+
+
+def edit(owner, name, *changes):
+    """A planter: replaces pieces of a function's source, wherever the function is known."""
+
+    def plant(patch):
+        function = getattr(owner, name)
+        source = textwrap.dedent(inspect.getsource(function))
+        for old, new in changes:
+            assert old in source, f"{name} no longer says {old!r}: plant this bug anew"
+            source = source.replace(old, new)
+        module = sys.modules[function.__module__]
+        made = dict(vars(module))
+        exec(compile(source, f"<planted in {name}>", "exec"), made)  # noqa: S102  # gptloom's own source, edited above
+        importers = [place for key, place in list(sys.modules.items()) if key.startswith("gptloom") and vars(place).get(name) is function]
+        for place in {owner, *importers}:
+            patch.setattr(place, name, made[name])
+
+    return plant
+
+
+def replace(owner, name, wrap):
+    """A planter: replaces a function by what `wrap` makes of it."""
+    return lambda patch: patch.setattr(owner, name, wrap(getattr(owner, name)))
+
+
+def after_loading(change):
+    """A planter: something happens to a model when it is loaded."""
+
+    def wrap(load):
+        def loading(folder):
+            model = load(folder)
+            with torch.no_grad():
+                change(model)
+            return model
+
+        return loading
+
+    return replace(gptloom.bundle, "load_model", wrap)
+
+
+def at_resume(change):
+    """A planter: the state that a run is resumed with is another."""
+
+    def wrap(read):
+        def reading(path):
+            state = read(path)
+            change(state.progress)
+            return state
+
+        return reading
+
+    return replace(gptloom.training.run, "read_checkpoint", wrap)
+
+
+def untie(model):
+    model.head.weight = nn.Parameter(model.head.weight.clone())
+
+
+def transpose(model):
+    for p in model.parameters():
+        if p.ndim == 2 and p.shape[0] == p.shape[1]:
+            p.copy_(p.T.clone())
+
+
+def one_later(progress):
+    progress.step += 1
+
+
+def one_earlier(progress):
+    progress.step -= 1
+
+
+def with_mask(tril):
+    return ("causal = mask is None and causal", f"mask, causal = ({tril} if mask is None and causal else mask), False")
+
+
+def clip_each(_real):
+    def clip(parameters, length, _norm):
+        for p in parameters:
+            p.grad.mul_(min(1.0, length / (float(p.grad.norm()) + 1e-6)))
+
+    return clip
+
+
+def swap_betas(make):
+    def init(self, model, config, **more):
+        make(self, model, config, **more)
+        for group in self.param_groups:
+            group["betas"] = group["betas"][::-1]
+
+    return init
+
+
+ONES = "torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)"
+ATTEND = (attention.Heads, "attend")
+BUGS = {
+    # what is wrong: the check that says so, a recipe, how it is planted
+    "scores are scaled by the width of all heads": ("formula", "tiny", edit(*ATTEND, ("self.scale", "(self.n_head * self.width) ** -0.5"))),
+    "only the fused path forgets the scale": ("fused", "tiny", edit(*ATTEND, ("scale=self.scale", "scale=1.0"))),
+    "a token sees the next one": ("future", "tiny", edit(*ATTEND, with_mask(f"{ONES}.tril(1)[None, None]"))),
+    "a token does not see itself": (
+        "formula",
+        "tiny",
+        edit(*ATTEND, with_mask(f"({ONES}.tril(-1) | ({ONES}.cumsum(0) + {ONES}.cumsum(1) == 2))[None, None]")),
+    ),
+    "dropout goes on in evaluation": ("evaluation", "tiny", edit(*ATTEND, ("self.drop_weights if self.training else 0.0", "self.drop_weights"))),
+    "evaluation forgets its mode": ("evaluation", "tiny", edit(evaluation, "evaluate", ("evaluating(objective)", "torch.no_grad()"))),
+    "a reported loss is smoothed": ("evaluation", "tiny", edit(objective.Objective, "forward", ("if self.training else 0.0", ""))),
+    "query heads take the keys of the wrong group": (
+        "formula",
+        "modern-tiny",
+        edit(*ATTEND, ("query, key, value, attn_mask", "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), attn_mask")),
+    ),
+    "values get no gradient": ("gradients", "tiny", edit(*ATTEND, ("query, key, value, attn_mask", "query, key, value.detach(), attn_mask"))),
+    "rotary pairs are neighbours": (
+        "formula",
+        "tiny",
+        edit(
+            layers,
+            "rotate",
+            ("x.chunk(2, dim=-1)", "x[..., 0::2], x[..., 1::2]"),
+            ("x * cos + torch.cat((-second, first), dim=-1) * sin", "TURNED"),
+            ("TURNED", "torch.stack((first * C - second * S, first * S + second * C), -1).flatten(-2)"),
+            ("* C", "* cos.chunk(2, -1)[0]"),
+            ("* S", "* sin.chunk(2, -1)[0]"),
+        ),
+    ),
+    "the rotary base is another": ("formula", "tiny", edit(layers, "_angles", ("theta **", "(2 * theta) **"))),
+    "queries are normalised after they are turned": (
+        "formula",
+        "tiny",
+        edit(
+            attention.Attention,
+            "forward",
+            ("query, key = self.query_norm(query), self.key_norm(key)\n", "pass\n"),
+            ("rotate(query, context.rotation), rotate(key, context.rotation)", "TURNED"),
+            ("TURNED", "self.query_norm(rotate(query, context.rotation)), self.key_norm(rotate(key, context.rotation))"),
+        ),
+    ),
+    "LayerNorm has another epsilon": ("formula", "mingpt", edit(layers, "make_norm", ("n_embd, bias", "n_embd, eps=1e-3, bias"))),
+    "GELU is the exact one": ("formula", "mingpt", edit(layers, "activate", ('approximate="tanh"', 'approximate="none"'))),
+    "SwiGLU takes the gate for the value": ("formula", "modern-tiny", edit(layers, "activate", ("gate, value =", "value, gate ="))),
+    "one layer loses the stream": (
+        "formula",
+        "mingpt",
+        edit(stack.Stack, "run", ("if context.state else None)", "if context.state else None) - (x if index == 1 else 0.0)")),
+    ),
+    "the padding of sources is looked at": ("formula", "translate", edit(EncoderDecoder, "encode", ("(sources >= 0)", "(sources >= -1)"))),
+    "an encoder looks to the left only": ("both-sides", "encoder", edit(Context, "open", ("self.causal = False", "self.causal = True"))),
+    "the cache is one position late": ("cached", "mingpt", edit(stepping.Stepper, "__call__", ("weight[position]", "weight[position - 1]"))),
+    "ragged rows are one position late": ("cached", "mingpt", edit(Context, "place", ("[:, None] + steps", "[:, None] + steps - 1"))),
+    "the gradient is averaged in each micro-batch": (
+        "micro-batches",
+        "tiny",
+        edit(
+            gradients.Gradients,
+            "_passes",
+            ("(nats / targets)", "(nats / (parts[-1][start : start + rows] != IGNORED).sum() / len(range(0, len(batch[0]), rows)))"),
+        ),
+    ),
+    "ranks take the mean of their gradients": (
+        "ranks",
+        "tiny",
+        edit(parallel.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
+    ),
+    "gradients are not zeroed": ("fresh-gradients", "tiny", edit(optim.FlatAdamW, "zero_grad", ("flat.grad.zero_()", "pass"))),
+    "each tensor is clipped by itself": ("clipping", "tiny", replace(nn.utils, "clip_grads_with_norm_", clip_each)),
+    "the update comes before the clipping": ("clipping", "tiny", replace(nn.utils, "clip_grads_with_norm_", lambda _real: lambda *_: None)),
+    "the learning rate is a step late": (
+        "learning-rate",
+        "tiny",
+        edit(trainer.Trainer, "_step", ("self.config, progress.step,", "self.config, max(0, progress.step - 1),")),
+    ),
+    "AdamW's betas are swapped": ("update", "tiny", replace(optim.FlatAdamW, "__init__", swap_betas)),
+    "norms and biases decay": ("groups", "mingpt", edit(optim, "parameter_groups", ("p.ndim > 1", "p.ndim > 0"))),
+    "a tied head decays": ("groups", "mingpt", edit(optim, "parameter_groups", (" - tables", ""))),
+    "biases are forgotten": ("groups", "mingpt", edit(optim, "parameter_groups", ("if p.requires_grad]", "if p.ndim > 1]"))),
+    "the first logits are wide": ("initial-loss", "mingpt", edit(initialise, "initialise", ("min(1.0, LARGEST_LOGIT_STD", "10 * max(1.0, LARGEST_LOGIT_STD"))),
+    "targets are the inputs": ("targets", "tiny", edit(batches, "_read", ("block[:, 1:].copy()", "block[:, :-1].copy()"))),
+    "hidden tokens are not hidden": ("targets", "encoder", edit(masking, "_hide", ("torch.where(hidden, mask, batch.inputs)", "batch.inputs"))),
+    "a translation is given its own next token": (
+        "targets",
+        "translate",
+        edit(_Pairs, "read", ("np.maximum(targets[:, :-1], 0)", "np.maximum(targets[:, 1:], 0)")),
+    ),
+    "padding counts in the loss": (
+        "loss",
+        "tiny",
+        edit(objective.Objective, "forward", ("targets.flatten()", "targets.flatten().clamp(min=0)"), ("(targets != IGNORED)", "(targets >= IGNORED)")),
+    ),
+    "evaluation windows overlap": ("windows", "tiny", edit(batches, "evaluation_windows", ("batch_size), time)", "batch_size), time // 2)"))),
+    "bytes are counted as characters": ("bits-per-byte", "tiny", replace(Tokenizer, "count_bytes", lambda _real: lambda self, ids: len(self.decode(ids)))),
+    "the tokenizer swallows line ends": (
+        "tokens",
+        "tiny",
+        replace(Tokenizer, "decode", lambda real: lambda self, ids: real(self, ids).replace("\n", " ")),
+    ),
+    "a tied head is untied when it is loaded": ("saved", "mingpt", after_loading(untie)),
+    "square matrices are transposed when they are loaded": ("saved", "tiny", after_loading(transpose)),
+    "a batch is repeated after a resume": ("resume", "tiny", at_resume(one_earlier)),
+    "a batch is skipped after a resume": ("resume", "tiny", at_resume(one_later)),
+    "the optimizer is lost at a resume": ("resume", "tiny", replace(optim.FlatAdamW, "restore", lambda _real: lambda self, tensors: None)),
+    "dropout depends on what was drawn before": ("resume", "lstm", edit(gradients.Gradients, "local", ("torch.manual_seed(derive(", "str(derive("))),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug, monkeypatch):
+    name, recipe, plant = BUGS[bug]
+    plant(monkeypatch)
+    (finding,) = verify(subject(recipe), chosen([name]))
+    assert finding.passed is False
+    assert finding.deviation is not None and finding.deviation > finding.tolerance, finding  # found by its number, not by an error
+
+
+OTHERS = {
+    "rnn": {"architecture": "rnn"},
+    "gru": {"architecture": "gru", "head": "tied"},
+    "lstm": {"architecture": "lstm", "head_bias": True},
+    "encoder": {"architecture": "encoder", "positions": "rotary"},
+}
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *OTHERS])
+def test_the_reference_is_the_model_in_formulas(name):
+    """Two programs that share no line agree in float64 on every shape there is, up to the float32 of the model's tables of angles."""
+    config = CONFIGS.get(name) or CONFIGS["gpt2"].model_copy(update={"dropout": 0.0, "attn_dropout": None, "head": "linear", **OTHERS[name]})
+    model = build(config).double() if name in CONFIGS else drawn_model(config, 0).double()
+    ids = random_ids(2, config.block_size)
+    assert (Reference(config, model).logits(ids) - logits(model, ids)).abs().max() < 1e-5
+
+
+def test_a_run_is_verified_with_its_own_weights_and_text(tmp_path, capsys, monkeypatch):
+    run = small_run(write_text(tmp_path), tmp_path / "run").run
+    names = "formula,cached,saved,tokens,windows,bits-per-byte,groups"
+    assert main(["verify", run, "--checks", names, "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] is True and found["notes"] == [] and found["subject"] == "run"
+    assert ",".join(check["name"] for check in found["checks"]) == "formula,cached,groups,windows,bits-per-byte,tokens,saved"
+    assert all({"name", "passed", "deviation", "tolerance", "meaning"} <= check.keys() for check in found["checks"])
+    assert len(open_run(tmp_path / "run", device="cpu", checkpoint="best", seed=1).models) == 2
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    # Its text is lost: a made-up one stands in, which is said; and a bug makes for exit code 1.
+    (tmp_path / "text.txt").write_text("changed", encoding="utf-8")
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.unlink()
+    after_loading(transpose)(monkeypatch)
+    assert main(["verify", run, "--checks", "saved, groups", "--device", "cpu"]) == 1
+    printed, said = capsys.readouterr()
+    assert "FAIL  saved" in printed and "a checkpoint is not the model" in printed and "ok    groups" in printed and "1 passed, 1 failed" in printed
+    assert "a made-up one stands in" in said
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_words_that_verify_does_not_know(capsys):
+    assert main(["verify", "--checks", "formula,cachd"]) == 2
+    assert "did you mean cached?" in capsys.readouterr().err
+    assert main(["verify", "RUN", "--recipe", "tiny"]) == 2
+    assert main(["verify", "--recipe", "tinny"]) == 2
+    assert main(["verify", "--seed", "-1"]) == 2
+    assert main(["verify", "nowhere"]) == 2
+
+
+def test_an_error_inside_a_check_is_a_failure_of_that_check(monkeypatch):
+    edit(*ATTEND, ("found.transpose(1, 2)", "found.transpose(1, 3)"))(monkeypatch)
+    (finding,) = verify(subject("mingpt"), chosen(["formula"]))
+    assert finding.passed is False and finding.deviation is None and "Error" in finding.note
+
+
+def test_a_compiler_that_is_not_there_is_said(monkeypatch):
+    def broken(_module):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    (finding,) = verify(subject("tiny"), chosen(["compiled"]))
+    assert finding.passed is None and "no compiler here" in finding.note and passed([finding])
+
+
+def test_the_compiler_is_verified(tmp_path):
+    """In a process of its own, for the shape checks of the tests and the compiler do not go together; where there is no compiler, that is said."""
+    run = small_run(write_text(tmp_path), tmp_path / "run").run
+    done = subprocess.run([sys.executable, "-m", "gptloom", "verify", run, "--checks", "compiled", "--json"], capture_output=True, text=True, check=False)
+    (finding,) = json.loads(done.stdout)["checks"]
+    there = shutil.which("g++") or shutil.which("clang++")
+    assert done.returncode == 0 and finding["passed"] is (True if there else None), done
