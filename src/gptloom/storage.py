@@ -68,7 +68,7 @@ def load_weights(model: LanguageModel, path: Path, *, names: Mapping[str, str] |
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for name, parameter in model.named_parameters():
                 tensor = file.get_tensor(name if names is None else names[name])
-                if not tensor.isfinite().all():
+                if not torch.stack(tensor.aminmax()).isfinite().all():  # NaN is passed on; ten times as fast as asking each number
                     broken.append((name, int((~tensor.isfinite()).sum())))
                 parameter.copy_(tensor)
     except (OSError, SafetensorError) as error:

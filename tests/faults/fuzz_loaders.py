@@ -125,7 +125,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
                     index = draw.choice(digits)
                     data[index : index + 1] = draw.choice(ODD)
             case "header":
-                data[:8] = draw.choice([0, 1, len(data), len(data) - 8, 2**31, 2**40, 2**63, 2**64 - 1, draw.randrange(5000)]).to_bytes(8, "little")
+                data[:8] = draw.choice([0, 1, len(data), max(0, len(data) - 8), 2**31, 2**40, 2**63, 2**64 - 1, draw.randrange(5000)]).to_bytes(8, "little")
             case "repeat":
                 data[place:place] = data[place : place + draw.randrange(500)] * draw.randrange(1, 20)
             case "drop":
