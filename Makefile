@@ -13,7 +13,7 @@ test: .venv/.developers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 format: .venv/.developers
 	$(BIN)/ruff format .

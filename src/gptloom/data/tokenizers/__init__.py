@@ -8,7 +8,7 @@ from gptloom.data.tokenizers.characters import ByteTokenizer, CharTokenizer
 from gptloom.errors import ConfigError, InputError, nearest
 from gptloom.files import json_object
 
-__all__ = ["END_OF_TEXT", "EncodedPiece", "Ids", "Tokenizer", "id_dtype", "load_tokenizer", "make_tokenizer", "ready_tokenizer"]
+__all__ = ["END_OF_TEXT", "CharTokenizer", "EncodedPiece", "Ids", "Tokenizer", "id_dtype", "load_tokenizer", "make_tokenizer", "ready_tokenizer"]
 
 _KINDS = ("char", "byte", "bpe", "sentencepiece", "tiktoken")
 _SIZE = 4096

@@ -11,6 +11,7 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.config import IGNORED
+from gptloom.data.tokenizers import CharTokenizer
 from gptloom.data.tokens import Tokens
 from gptloom.inference.evaluation import evaluate
 from gptloom.model.build import build_model
@@ -102,7 +103,10 @@ def bits_per_byte(subject: Subject) -> Outcome:
     per_byte = (len(ids) - 1) / math.log(2) / len(text.encode())
     # The sum of up to thousands of float32 losses is rounded too, relative to itself.
     tolerance = 4 * subject.logit_tolerance * largest * per_byte + SAFETY * SINGLE * expected
-    return Outcome(abs((score.bpb or math.nan) - expected), tolerance, f"{score.bytes} bytes counted, {len(text.encode())} there")
+    # Where every character of the user's text is one byte, a count of characters would pass; here it does not.
+    wide = CharTokenizer("aé世🙂", ends=False)
+    miscounted = abs(wide.count_bytes(wide.encode("aé世🙂")) - len("aé世🙂".encode()))
+    return Outcome(abs((score.bpb or math.nan) - expected) + miscounted, tolerance, f"{score.bytes} bytes counted, {len(text.encode())} there")
 
 
 def evaluation(subject: Subject) -> Outcome:
