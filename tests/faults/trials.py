@@ -131,7 +131,9 @@ def log_lines(run: Path) -> list[dict[str, Any]]:
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+            content = json.loads(line)
+            if isinstance(content, dict) and isinstance(content.get("step"), int):
+                found.append(content)
     return found
 
 
@@ -184,7 +186,7 @@ def problem_of_run(run: Path, *, at_least: int = -1) -> str:
         if (run / pointer).exists() and (run / pointer).read_text(encoding="utf-8").strip() not in names:
             return f"{pointer} names no checkpoint"
     newest = max(map(step_of, found), default=-1)
-    claims = [line["step"] for line in log_lines(run) if line["event"] == "save"]
+    claims = [line["step"] for line in log_lines(run) if line.get("event") == "save"]
     if claims and max(claims) > newest:
         return "a save is claimed that is not there"
     return f"step {newest} is the newest of a run that must hold step {at_least}" if newest < at_least else ""
@@ -197,7 +199,7 @@ def final(run: Path) -> dict[str, Any]:
     progress = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"]
     found["progress"] = {key: value for key, value in progress.items() if key != "seconds"}
     found["best"] = (run / "best").read_text(encoding="utf-8") if (run / "best").exists() else ""
-    found["metrics.jsonl"] = [{key: value for key, value in line.items() if key != "seconds"} for line in log_lines(run) if line["event"] != "save"]
+    found["metrics.jsonl"] = [{key: value for key, value in line.items() if key != "seconds"} for line in log_lines(run) if line.get("event") != "save"]
     return found
 
 
