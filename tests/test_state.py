@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -300,10 +301,29 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
             return super().after_step(view)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(saving.Saver, "_is_slow", lambda self: False)
     begin(text, tmp_path / "run", Watch())
     assert steps_meanwhile == [1, 2]
     monkeypatch.undo()
     assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
+
+
+def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_path, monkeypatch):
+    """Then a kill costs one interval, as if nothing were done at the same time."""
+    write, behind = checkpoint.save_file, []
+
+    def slow(*arguments, **named):
+        time.sleep(0.2)
+        return write(*arguments, **named)
+
+    class Watch(Quiet):
+        def after_step(self, view):
+            behind.append(view.step - int(checkpoint_names(tmp_path / "run")[-1].removeprefix("step-")))
+            return super().after_step(view)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    begin(text, tmp_path / "run", Watch(), train_settings={"save_every": 1, "eval_every": 100})
+    assert max(behind) == 1
 
 
 def test_pruning_waits_for_a_whole_checkpoint(text, tmp_path, monkeypatch):
