@@ -36,7 +36,7 @@ class Stretches(Display):
     def after_step(self, view: View) -> Request:
         """Note the time; ask for what the stretch needs."""
         self.marks.append(time.perf_counter())
-        if len(self.marks) == 10:
+        if not self.length and len(self.marks) == 10:
             self.length = max(4, round(SECONDS * 9 / (self.marks[-1] - self.marks[0])))
             self.marks = [time.perf_counter()]
         done = len(self.marks) - 1
