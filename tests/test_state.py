@@ -208,6 +208,18 @@ def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(te
     assert checkpoint_names(tmp_path / "run") == names
 
 
+def test_what_an_older_checkpoint_gave_up_stays_away_once_something_new_is_saved(text, tmp_path, monkeypatch):
+    """Killed after the new checkpoint and before the old ones were removed."""
+    begin(text, tmp_path / "run", train_settings={"keep": 9})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "forget", lambda _folder: None)
+        resume(tmp_path / "run", {}, checkpoint="step-000003", display=At(4, lambda: send(signal.SIGTERM)))
+    said = Quiet()
+    resume(tmp_path / "run", {}, display=said)
+    assert f"continuing {tmp_path / 'run'} from step 4" in said.lines
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
 def test_an_evaluation_that_is_made_up_for_is_logged_once(text, tmp_path, straight, monkeypatch):
     """Killed after the line of an owed evaluation and before the checkpoint that knows of it."""
     begin(text, tmp_path / "run", At(6, lambda: send(signal.SIGTERM)))

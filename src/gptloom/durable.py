@@ -58,9 +58,11 @@ def remove(folder: Path) -> None:
         shutil.rmtree(going)
 
 
-def set_aside(folder: Path) -> None:
-    """Hide a published folder, until `forget` removes it or `recover` brings it back."""
-    folder.rename(folder.with_name(f".aside-{folder.name}"))
+def set_aside(folder: Path, since: str) -> None:
+    """Hide a published folder until another one that comes after `since` is published; names are numbered."""
+    hidden = folder.with_name(f".aside-{since}")
+    hidden.mkdir(exist_ok=True)
+    folder.rename(hidden / folder.name)
 
 
 def forget(folder: Path) -> None:
@@ -70,17 +72,24 @@ def forget(folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Clear up what a killed writer left in a folder of published folders, and bring back what it hid."""
-    for mark in (".replaced-", ".aside-"):
-        for path in folder.glob(f"{mark}*"):
-            final = folder / path.name.removeprefix(mark)
-            if final.exists():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.rename(final)
-    for mark in (".writing-", ".removing-"):
+    """Clear up what a killed writer left in a folder of published folders, and bring back what it hid to no purpose."""
+    for path in folder.glob(".replaced-*"):
+        final = folder / path.name.removeprefix(".replaced-")
+        if not final.exists():
+            path.rename(final)
+    newest = max((path.name for path in folder.glob("[!.]*")), key=_number, default="")
+    for path in folder.glob(".aside-*"):
+        if _number(newest) <= _number(path.name.removeprefix(".aside-")):
+            for name in sorted((hidden.name for hidden in path.iterdir()), key=_number, reverse=True):  # should this be cut short, the newest is back
+                (path / name).rename(folder / name)
+    for mark in (".replaced-", ".aside-", ".writing-", ".removing-"):
         for path in folder.glob(f"{mark}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _number(name: str) -> tuple[int, str]:
+    """Sorts numbered names, however many digits they have."""
+    return len(name), name
 
 
 def file_hash(path: Path) -> str:

@@ -76,9 +76,9 @@ def find_bundle(path: Path, which: str = "best") -> Path:
         raise InputError("there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=_CURE)
     if which == "diverged" and (path / "diverged").is_dir():
         return find_bundle(path / "diverged", "latest")
-    if (path / "model.safetensors").exists() or (path / SUMS).exists():
-        problem = damage(path) if (path / SUMS).exists() or path.parent.name == "checkpoints" else None
-        if problem:
+    is_checkpoint = path.parent.name == "checkpoints"
+    if is_checkpoint or (path / "model.safetensors").exists() or (path / SUMS).exists():
+        if problem := damage(path) if is_checkpoint or (path / SUMS).exists() else None:
             raise InputError(problem, where=str(path), cure=_whole_ones(path.parent.parent))
         return path
     names = checkpoint_names(path)
@@ -87,10 +87,7 @@ def find_bundle(path: Path, which: str = "best") -> Path:
     if which not in ("best", "latest"):
         if which not in names:
             raise InputError(f"there is no checkpoint {which!r}", where=str(path), cure=f"choose best, latest or one of {', '.join(names)}")
-        problem = damage(path / "checkpoints" / which)
-        if problem:
-            raise InputError(problem, where=str(path / "checkpoints" / which), cure=_whole_ones(path))
-        return path / "checkpoints" / which
+        return find_bundle(path / "checkpoints" / which)
     return _pointed(path, which, names)
 
 

@@ -44,7 +44,7 @@ def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None 
         others = [_start(rank, words) for rank in range(1, world)]
         try:
             _await(others, meeting)
-            group = Group(0, world, meeting, _own(device, 0))
+            group = Group(0, world, meeting, own_device(device.type, 0))
             yield group
             group.leave()
         finally:
@@ -52,9 +52,9 @@ def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None 
                 _end(process)
 
 
-def _own(device: torch.device, rank: int) -> torch.device:
-    """The device of a rank."""
-    return torch.device("cuda", rank) if device.type == "cuda" else device
+def own_device(kind: str, rank: int) -> torch.device:
+    """The device of a rank: with CUDA one each, else the same for all."""
+    return torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
 
 
 def _start(rank: int, words: list[str]) -> subprocess.Popen[bytes]:

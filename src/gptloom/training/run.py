@@ -105,7 +105,7 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
         replace_text(run / "config.toml", to_toml(config))
         for name in checkpoint_names(run):
             if checkpoint_step(name) > progress.step:  # what came after an older checkpoint is given up as soon as there is a new one
-                set_aside(run / "checkpoints" / name)
+                set_aside(run / "checkpoints" / name, checkpoint_name(progress.step))
         display.say(f"continuing {run} from step {progress.step:,}")
         with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as ranks:
             return Session(run, config, bundle, parts, device, display, ranks).go(progress, horizon, state.optimizer)

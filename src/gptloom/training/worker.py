@@ -6,8 +6,6 @@ import sys
 import threading
 from pathlib import Path
 
-import torch
-
 from gptloom.bundle import Bundle
 from gptloom.config import RunConfig
 from gptloom.data.tokenizers import load_tokenizer
@@ -18,7 +16,7 @@ from gptloom.training.checkpoint import State, read_checkpoint
 from gptloom.training.display import Display
 from gptloom.training.folder import find_parts
 from gptloom.training.job import Progress
-from gptloom.training.launching import ready
+from gptloom.training.launching import own_device, ready
 from gptloom.training.parallel import Group
 from gptloom.training.run import begin
 from gptloom.training.session import Session
@@ -30,7 +28,7 @@ def main(words: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # the first rank decides when to stop
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    device = own_device(kind, rank)
     config = parse(RunConfig, read_toml(run / "config.toml"), where=str(run / "config.toml"))
     if checkpoint:
         bundle, state = Bundle.read(Path(checkpoint), device=str(device)), read_checkpoint(Path(checkpoint))
