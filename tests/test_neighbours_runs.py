@@ -10,10 +10,12 @@ from gptloom.cli import main
 from gptloom.config import IGNORED, ModelConfig, RunConfig
 from gptloom.data.batches import Batches
 from gptloom.data.masking import MaskedBatches, masked_windows
+from gptloom.data.tokenizers import CharTokenizer
 from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
 from gptloom.studies.neighbours import compare_neighbours, count_parameters, match_width
 from gptloom.studies.trial import open_material
+from gptloom.tasks import training_batches
 from gptloom.training.run import resume
 from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
 
@@ -114,6 +116,17 @@ def test_only_what_is_hidden_is_a_target_and_it_cannot_be_seen():
     assert 0.25 < sum(share) / 20 < 0.35
     short = next(masked_windows(Tokens(ids[:30], np.zeros(1, np.int64)), 20, 8, mask=200, fraction=0.5))
     assert (short.inputs[1, 9:] == -1).all() and (short.targets[1, 9:] == IGNORED).all()
+
+
+def test_ranks_hide_the_tokens_that_one_would_hide():
+    tokens = Tokens(np.arange(1, 101, dtype=np.uint8), np.zeros(1, np.int64))
+    config = RunConfig(model={"architecture": "encoder", "vocab_size": 200, "block_size": 20}, train={"batch_size": 6})
+    tokenizer = CharTokenizer("ab", ends=False)
+    whole = training_batches(config, tokens, tokenizer)
+    ranks = [training_batches(config, tokens, tokenizer, rank, 3) for rank in range(3)]
+    for step in range(5):
+        for wanted, *parts in zip(whole.batch(step), *(one.batch(step) for one in ranks), strict=True):
+            assert torch.equal(torch.cat(parts), wanted)
 
 
 def test_an_encoder_decoder_learns_to_spell_backwards(translator, pairs, capsys):

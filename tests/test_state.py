@@ -408,6 +408,8 @@ def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(text, tmp_pa
     monkeypatch.setattr(Objective, "forward", exploding)
     with pytest.raises(DivergedError, match="gradient's norm"):
         begin(text, tmp_path / "run", train_settings={"grad_clip": 0.0})
+    (line,) = metrics(tmp_path / "run", "divergence")
+    assert math.isfinite(float(line["loss"])) and not math.isfinite(float(line["gradient_norm"]))
 
 
 def test_skipping_passes_over_the_batch_and_ends_if_that_does_not_help(text, tmp_path, monkeypatch):
