@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,18 +69,6 @@ class At(Quiet):
         if view.step == self.step:
             self.act()
         return super().after_step(view)
-
-
-class AfterSave(Quiet):
-    """Does something once the checkpoint of a step exists."""
-
-    def __init__(self, step, act):
-        super().__init__()
-        self.step, self.act = step, act
-
-    def after_save(self, view, checkpoint):
-        if view.step == self.step:
-            self.act()
 
 
 def send(number):
@@ -260,22 +249,22 @@ with only_writer(Path(sys.argv[1])):
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
 
 
-def full_disk(monkeypatch, failures):
-    """Let the next saves fail as on a full disk."""
-    save, left = checkpoint.save_file, list(range(failures))
+def full_disk(monkeypatch, is_full):
+    """Let the saves of some steps fail as on a full disk; by step, because saves are announced some time after they were written."""
+    save = checkpoint.save_file
 
-    def failing(*arguments, **named):
-        if left:
-            left.pop()
+    def failing(content, path):
+        if is_full(int(path.parent.name.removeprefix(".writing-"))):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return save(*arguments, **named)
+        return save(content, path)
 
     monkeypatch.setattr(checkpoint, "save_file", failing)
 
 
 def test_a_save_that_fails_ends_the_run_with_the_last_good_checkpoint(text, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(MachineError, match="No space left") as caught:
-        begin(text, tmp_path / "run", AfterSave(3, lambda: full_disk(patch, 99)))
+        full_disk(patch, lambda step: step > 3)
+        begin(text, tmp_path / "run")
     assert caught.value.code == 3
     assert [line["step"] for line in metrics(tmp_path / "run", "save")] == [0, 3]  # nothing else is claimed
     assert not list((tmp_path / "run" / "checkpoints").glob(".writing-*"))  # the space is given back
@@ -286,12 +275,14 @@ def test_a_save_that_fails_ends_the_run_with_the_last_good_checkpoint(text, tmp_
 def test_a_run_may_go_on_without_a_save_but_not_end_without_one(text, tmp_path, monkeypatch):
     patience = {"on_save_failure": "continue"}
     with monkeypatch.context() as patch:
-        said = AfterSave(3, lambda: full_disk(patch, 1))
+        full_disk(patch, lambda step: step == 6)
+        said = Quiet()
         assert begin(text, tmp_path / "run", said, train_settings=patience).end == "finished"
     assert [line for line in said.lines if "No space left" in line and "the last good checkpoint is step-000003" in line]
     assert [line["step"] for line in metrics(tmp_path / "run", "save")] == [0, 3, 9, 12]
     with monkeypatch.context() as patch, pytest.raises(MachineError, match="No space left"):
-        begin(text, tmp_path / "other", At(11, lambda: full_disk(patch, 99)), train_settings=patience)
+        full_disk(patch, lambda step: step == 12)
+        begin(text, tmp_path / "other", train_settings=patience)
 
 
 def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch):
@@ -322,10 +313,11 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
 
 def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_path, monkeypatch):
     """Then a kill costs one interval, as if nothing were done at the same time."""
-    write, behind = checkpoint.save_file, []
+    write, behind, clock = checkpoint.save_file, [], [0.0]
 
     def slow(*arguments, **named):
-        time.sleep(0.2)
+        time.sleep(0.1)
+        clock[0] += 1.0  # only writing takes time, however busy the machine is
         return write(*arguments, **named)
 
     class Watch(Quiet):
@@ -334,6 +326,7 @@ def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_
             return super().after_step(view)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     begin(text, tmp_path / "run", Watch(), train_settings={"save_every": 1, "eval_every": 100})
     assert max(behind) == 1
 
