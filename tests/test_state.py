@@ -185,6 +185,17 @@ def test_a_damaged_pointer_is_passed_over(text, tmp_path):
         assert find_bundle(tmp_path / "run", "latest").name == newest
 
 
+def test_pointers_that_a_crash_kept_back_are_made_up_for(text, tmp_path):
+    """Also where there is nothing left to train: other programs read them."""
+    begin(text, tmp_path / "run")
+    newest, best = ((tmp_path / "run" / name).read_text() for name in ("latest", "best"))
+    (tmp_path / "run" / "latest").write_text("step-000009\n")
+    (tmp_path / "run" / "best").unlink()
+    with pytest.raises(InputError, match="has finished"):
+        resume(tmp_path / "run", {}, display=Quiet())
+    assert ((tmp_path / "run" / "latest").read_text(), (tmp_path / "run" / "best").read_text()) == (newest, best)
+
+
 def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(text, tmp_path, monkeypatch):
     begin(text, tmp_path / "run", train_settings={"keep": 9})
     names = checkpoint_names(tmp_path / "run")
