@@ -1,6 +1,7 @@
 """What a trainer works on, and what it leaves to others: where batches come from, how state is kept, who else takes part."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,43 @@ class Source(Protocol):
         """What the objective takes at a step, the targets last; always the same for the same step."""
 
 
+class Optimizer(ABC):
+    """What the trainer asks of an optimizer. Every one of its parameters has a peak rate of its own, and all follow one schedule."""
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The parameters that it trains, by their names in the model."""
+
+    @abstractmethod
+    def set_rate(self, share: float) -> None:
+        """Use this share of each peak rate from now on."""
+
+    @abstractmethod
+    def zero_grad(self) -> None:
+        """Begin a new sum of gradients."""
+
+    @abstractmethod
+    def gradients(self) -> list[Tensor]:
+        """The sums of gradients so far, laid out in few tensors, which may be scaled in place."""
+
+    @abstractmethod
+    def reduce(self) -> None:
+        """Make them those of all ranks together."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Apply them."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of all that it remembers, as KIND/NAME of the parameter, in the CPU's memory."""
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put `tensors()` back, and nothing else; ValueError where one fits no parameter."""
+
+
 class Keeper:
     """Keeps a training's state. This one keeps nothing, as suits a training that can be repeated."""
 
@@ -135,7 +173,7 @@ class Job:
     """
 
     objective: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     source: Source
     evaluate: Callable[[], Score]
     autocast: Callable[[], AbstractContextManager[Any]]

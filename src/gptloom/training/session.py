@@ -23,7 +23,7 @@ from gptloom.training.display import Display
 from gptloom.training.folder import draw_history, read_history
 from gptloom.training.job import End, Interrupted, Job, Progress, Ranks
 from gptloom.training.keeping import RunKeeper
-from gptloom.training.optim import FlatAdamW
+from gptloom.training.optim import make_optimizer
 from gptloom.training.plan import Plan
 from gptloom.training.recording import Metrics, Samples, TensorBoard
 from gptloom.training.saving import Saver
@@ -66,7 +66,7 @@ class Session:
         self.parts, self.ranks = parts, ranks or Ranks()
         self.batches = training_batches(config, parts.train, bundle.tokenizer, self.ranks.rank, self.ranks.world)
         self.val_bytes = predicted_bytes(config.model, parts.val, bundle.tokenizer)
-        self.optimizer = FlatAdamW(bundle.model, config.train)
+        self.optimizer = make_optimizer(bundle.model, config.train, self.ranks)
         self.signals = Signals()
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:

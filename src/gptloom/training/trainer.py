@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gptloom.config import TrainConfig
 from gptloom.errors import DivergedError
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.gradients import Gradients
+from gptloom.training.gradients import Gradients, shorten
 from gptloom.training.job import Divergence, End, Interrupted, Job, Progress
-from gptloom.training.schedule import Horizon, learning_rate
+from gptloom.training.schedule import Horizon, rate_share
 
 MOST_SKIPPED = 10
 """Batches passed over in a row, after which a run is as good as stopped."""
@@ -98,18 +98,17 @@ class Trainer:
     def _step(self) -> bool:
         """One optimizer step on one global batch; a loss or gradient that is not finite is caught before the update. False after going back."""
         progress, optimizer = self.progress, self.job.optimizer
-        self.lr = learning_rate(self.config, progress.step, self.horizon.total) * 0.5**progress.rollbacks
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr
+        share = rate_share(self.config, progress.step, self.horizon.total) * 0.5**progress.rollbacks
+        self.lr = self.config.learning_rate * share
+        optimizer.set_rate(share)
         batch = self.job.source.batch(progress.step)
         loss, count = self.gradients.of(batch)
-        parameters = self.gradients.parameters
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.train_loss = float(loss)
-        if not (math.isfinite(self.train_loss) and math.isfinite(float(norm))):
-            return self._diverge(float(norm), batch)
+        gradients = optimizer.gradients()
+        norm, self.train_loss = float(nn.utils.get_total_norm(gradients)), float(loss)
+        if not (math.isfinite(self.train_loss) and math.isfinite(norm)):
+            return self._diverge(norm, batch)
         if self.config.grad_clip:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+            shorten(gradients, self.config.grad_clip, norm)
         optimizer.step()
         progress.step += 1
         progress.tokens += count
