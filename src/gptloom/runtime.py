@@ -63,15 +63,16 @@ SMALL_MODEL = 4_000_000
 def threads(count: int | None) -> Iterator[None]:
     """Use this many CPU threads for a while (None changes nothing), the quickest matrix products, and memory that is kept once it is there."""
     _keep_memory()
-    before, precision = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision
+    before, products = torch.get_num_threads(), _onednn_products()
+    precision = products.fp32_precision
     torch.set_num_threads(count or before)
     if _multiplies_better_with_onednn():
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        products.fp32_precision = "bf16"
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        torch.backends.mkldnn.matmul.fp32_precision = precision
+        products.fp32_precision = precision
 
 
 @cache
@@ -81,15 +82,21 @@ def _multiplies_better_with_onednn() -> bool:
     benchmarks/products.py: 2.2 times as fast on Zen 5. PyTorch has one switch for that, which would also allow bfloat16 where there are units for
     it; so a product is looked at first, and the switch is left alone unless it comes out as exact as float32 is (bfloat16 is 1,000 times worse).
     """
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
         return False
     x = torch.linspace(-1.0, 1.0, 64 * 64).sin().view(64, 64)
-    exact, before = x.double() @ x.double(), torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    products, exact = _onednn_products(), x.double() @ x.double()
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"
     try:
         return bool((x @ x - exact).abs().max() < 1e-5)
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        products.fp32_precision = before
+
+
+def _onednn_products() -> Any:
+    """PyTorch's switch for oneDNN's matrix products (new in 2.9, and without types)."""
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 def _is_amd() -> bool:

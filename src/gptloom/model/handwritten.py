@@ -4,6 +4,8 @@ PyTorch's own passes are many small operations there, each of which reads and wr
 autograd engine has to call: on a small model that is most of a training step. N stands for batch times time.
 """
 
+from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -12,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
+Three = tuple[Tensor, Tensor, Tensor]
+Saved = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Norm(NamedTuple):
@@ -26,29 +30,30 @@ class Norm(NamedTuple):
     eps: float
 
 
-def norm(x: Float[Tensor, "*n c"], how: Norm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+def norm(x: Float[Tensor, "n c"], how: Norm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Saved]:
     """The normalised x, and what `norm_backward` needs to know."""
     if how.centred:
         out, mean, rate = torch.native_layer_norm(x, x.shape[-1:], weight, bias, how.eps)
         return out, (x, mean, rate)
     rate = rms_rate(x, how.eps)
     unit = x * rate
-    return unit * weight, (unit, rate)
+    return unit * weight, (unit, rate, None)
 
 
-def norm_backward(grad: Tensor, how: Norm, weight: Tensor, bias: Tensor | None, saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+def norm_backward(grad: Tensor, how: Norm, weight: Tensor, bias: Tensor | None, saved: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight and bias."""
     if how.centred:
         x, mean, rate = saved
         mask = [True, True, bias is not None]
         return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rate, weight, bias, mask)  # type: ignore[no-any-return]
-    unit, rate = saved
+    unit, rate, _ = saved
     return rms_backward(grad * weight, unit, rate), (grad * unit).sum(0), None
 
 
 def rms_rate(x: Float[Tensor, "*n c"], eps: float) -> Float[Tensor, "*n 1"]:
     """1 / sqrt(mean(x ** 2) + eps)."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
+    rate: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
+    return rate
 
 
 def rms_backward(grad: Tensor, unit: Tensor, rate: Tensor) -> Tensor:
@@ -94,16 +99,19 @@ def activate_backward(grad: Tensor, kind: str, saved: Tensor) -> Tensor:
             return torch.ops.aten.gelu_backward(grad, saved, approximate=_APPROXIMATION[kind])  # type: ignore[no-any-return]
 
 
-def attention(query: Float[Tensor, "n t d"], key: Float[Tensor, "n t d"], value: Float[Tensor, "n t d"], scale: float, causal: bool) -> Pair:
-    """softmax(scale q k^T) v for n heads (Vaswani et al. 2017, section 3.2.1), and the weights."""
-    scores = torch.baddbmm(_future(query) if causal else query.new_zeros(()), query, key.transpose(1, 2), alpha=scale)
-    weights = torch._softmax(scores, -1, False)
+def attention(three: Three, scale: float, causal: bool) -> Pair:
+    """softmax(scale q k^T) v for n heads (Vaswani et al. 2017, section 3.2.1), and the weights; queries, keys and values are (n, t, d)."""
+    query, key, value = three
+    future = _future(query.shape[1], query.dtype) if causal else query.new_zeros(())
+    weights = torch._softmax(torch.baddbmm(future, query, key.transpose(1, 2), alpha=scale), -1, False)
     return torch.bmm(weights, value), weights
 
 
-def attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, weights: Tensor, scale: float, out: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Gradients of query, key and value, written into `out`."""
-    scores = torch._softmax_backward_data(torch.bmm(grad, value.transpose(1, 2)), weights, -1, weights.dtype).mul_(scale)
+def attention_backward(grad: Float[Tensor, "n t d"], three: Three, weights: Float[Tensor, "n t t"], scale: float, out: Float[Tensor, "3 n t d"]) -> None:
+    """Gradients of queries, keys and values, written into `out`."""
+    query, key, value = three
+    grad_weights = torch.bmm(grad, value.transpose(1, 2))
+    scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scale)
     torch.bmm(scores, key, out=out[0])
     torch.bmm(scores.transpose(1, 2), query, out=out[1])
     torch.bmm(weights.transpose(1, 2), grad, out=out[2])
@@ -119,10 +127,10 @@ def rotate(x: Float[Tensor, "*n t d"], cos: Float[Tensor, "t d"], sin: Float[Ten
     return out
 
 
-def _future(query: Tensor) -> Tensor:
+@cache
+def _future(t: int, dtype: torch.dtype) -> Float[Tensor, "t t"]:
     """Minus infinity where a key comes after the query."""
-    t = query.shape[1]
-    return torch.full((t, t), float("-inf"), dtype=query.dtype).triu_(1)
+    return torch.full((t, t), float("-inf"), dtype=dtype).triu_(1)
 
 
 _APPROXIMATION = {"gelu": "none", "gelu-tanh": "tanh"}

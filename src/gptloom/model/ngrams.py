@@ -46,8 +46,8 @@ class HashedNgrams(nn.Module):
             slot["recent"] = known.gather(1, counts[:, None] + torch.arange(before, device=ids.device))
         rows = ngram_rows(known, self.longest, len(self.weight))
         if self.sparse and not torch.compiler.is_compiling():
-            return _Lookup.apply(self.weight, rows)  # type: ignore[no-any-return]
-        return F.embedding_bag(rows.flatten(0, 1), self.weight, mode="sum").unflatten(0, ids.shape)
+            return _Lookup.apply(self.weight, rows)  # type: ignore[no-any-return, no-untyped-call]
+        return F.embedding_bag(rows.flatten(0, 1), self.weight, mode="sum").view(*ids.shape, -1)
 
 
 def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor, "b t k"]:
@@ -68,7 +68,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
         ctx.rows, ctx.size = rows, weight.shape
-        return F.embedding_bag(rows.flatten(0, 1), weight, mode="sum").unflatten(0, rows.shape[:2])
+        return F.embedding_bag(rows.flatten(0, 1), weight, mode="sum").view(*rows.shape[:2], -1)
 
     @staticmethod
     @once_differentiable

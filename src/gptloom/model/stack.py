@@ -1,6 +1,6 @@
 """A stack of blocks over token and position embeddings: the body of decoders and encoders alike."""
 
-from typing import cast
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """One step along the residual stream."""
         if self.plan is not None and slot is None and pays(x, context):
-            return whole_block(x, self.plan, self._weights(context))
+            return whole_block(x, self.plan, context.causal, self._weights(context))
         if self.mixer is not None and self.norm1 is not None:
             x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, slot), self.norm1)
         if self.cross is not None and self.norm_cross is not None:
@@ -54,14 +54,14 @@ class Block(nn.Module):
 
     def _weights(self, context: Context) -> Weights:
         """All that `whole_block` needs, where there is a plan for it."""
-        assert isinstance(self.mixer, Attention) and self.mlp is not None and self.norm1 is not None and self.norm2 is not None
-        mixer, mlp, (cos, sin) = self.mixer, self.mlp, context.rotation or (None, None)
+        mixer, mlp, norm1, norm2 = cast(Any, (self.mixer, self.mlp, self.norm1, self.norm2))
+        cos, sin = context.rotation or (None, None)
         return Weights(
-            norm1=self.norm1.weight, norm1_bias=getattr(self.norm1, "bias", None),
+            norm1=norm1.weight, norm1_bias=getattr(norm1, "bias", None),
             qkv=mixer.qkv.weight, qkv_bias=mixer.qkv.bias,
             query_norm=getattr(mixer.query_norm, "weight", None), key_norm=getattr(mixer.key_norm, "weight", None),
             out=mixer.out.weight, out_bias=mixer.out.bias,
-            norm2=self.norm2.weight, norm2_bias=getattr(self.norm2, "bias", None),
+            norm2=norm2.weight, norm2_bias=getattr(norm2, "bias", None),
             up=mlp.up.weight, up_bias=mlp.up.bias, down=mlp.down.weight, down_bias=mlp.down.bias,
             cos=cos, sin=sin,
         )  # fmt: skip

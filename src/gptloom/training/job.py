@@ -86,8 +86,8 @@ class Optimizer(ABC):
 
     @property
     @abstractmethod
-    def names(self) -> list[str]:
-        """The parameters that it trains, by their names in the model."""
+    def decays(self) -> dict[str, float]:
+        """The weight decay of every parameter that it trains, by their names in the model."""
 
     @abstractmethod
     def set_rate(self, share: float) -> None:

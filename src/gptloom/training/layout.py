@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gptloom.training.job import Optimizer, Ranks
+
 Named = Sequence[tuple[str, nn.Parameter]]
 
 
 class Flat:
-    """One flat parameter, of which some of the model's parameters become views.
+    """One flat tensor, of which some of the model's parameters become views.
 
     A small model has dozens of small tensors, and on a CPU it is their number that costs: laid out like this, an update, a
     gradient's norm and its zeroing are one operation each.
@@ -20,15 +22,14 @@ class Flat:
 
     def __init__(self, named: Named) -> None:
         """Move the parameters and their gradients into the buffers."""
-        self.whole = nn.Parameter(torch.cat([p.detach().flatten() for _, p in named]))
+        self.whole = torch.cat([p.detach().flatten() for _, p in named])
         self.grad = torch.zeros_like(self.whole)
-        self.whole.grad = self.grad
         self.places: dict[str, tuple[slice, torch.Size]] = {}
         self._views: list[tuple[nn.Parameter, Tensor]] = []
         start = 0
         for name, p in named:
             place = slice(start, start := start + p.numel())
-            p.data = self.whole.data[place].view_as(p)
+            p.data = self.whole[place].view_as(p)
             self.places[name] = place, p.shape
             self._views.append((p, self.grad[place].view_as(p)))
         self.zero()
@@ -61,6 +62,39 @@ class Flat:
         if values.shape != shape:
             raise unfit(key)
         buffer[place] = values.flatten().to(buffer)
+
+
+class FlatOptimizer(Optimizer):
+    """What optimizers share whose parameters lie in buffers.
+
+    Args:
+        flats: the buffers.
+        peak: the peak learning rate.
+        ranks: who else trains.
+    """
+
+    def __init__(self, flats: list[Flat], peak: float, ranks: Ranks) -> None:
+        """Begin at the peak."""
+        self.flats, self.peak, self.rate, self.ranks = flats, peak, peak, ranks
+
+    def set_rate(self, share: float) -> None:
+        """See `Optimizer.set_rate`."""
+        self.rate = self.peak * share
+
+    def zero_grad(self) -> None:
+        """Zero the buffers; gradients stay views of them, so that they are never None."""
+        for flat in self.flats:
+            flat.zero()
+
+    def gradients(self) -> list[Tensor]:
+        """See `Optimizer.gradients`."""
+        for flat in self.flats:
+            flat.gather()
+        return [flat.grad for flat in self.flats]
+
+    def reduce(self) -> None:
+        """See `Optimizer.reduce`."""
+        self.ranks.add(*self.gradients())
 
 
 def unfit(key: str) -> ValueError:

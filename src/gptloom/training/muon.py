@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gptloom.config import TrainConfig
-from gptloom.training.job import Optimizer, Ranks
-from gptloom.training.layout import Flat, Named, unfit
+from gptloom.training.job import Ranks
+from gptloom.training.layout import Flat, FlatOptimizer, Named, unfit
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration brings every singular value near 1, as published with Muon: fast near 0, and not exact at 1."""
@@ -16,7 +16,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-class Muon(Optimizer):
+class Muon(FlatOptimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices.
 
     Matrices of one shape lie in one buffer, so that their Newton-Schulz iterations are a few batched products; they stay in float32, which on a CPU
@@ -31,35 +31,15 @@ class Muon(Optimizer):
     def __init__(self, named: Named, config: TrainConfig, ranks: Ranks) -> None:
         """Move every matrix and its gradient into the buffers."""
         shapes = dict.fromkeys(p.shape for _, p in named)
-        self.flats = [Flat([(name, p) for name, p in named if p.shape == shape]) for shape in shapes]
+        super().__init__([Flat([(name, p) for name, p in named if p.shape == shape]) for shape in shapes], config.matrix_learning_rate, ranks)
         self.shapes = [(-1, *shape) for shape in shapes]
         self.momenta = [torch.zeros_like(flat.grad) for flat in self.flats]
-        self.peak, self.momentum, self.weight_decay = config.matrix_learning_rate, config.momentum, config.weight_decay
-        self.rate, self.ranks = self.peak, ranks
+        self.momentum, self.weight_decay = config.momentum, config.weight_decay
 
     @property
-    def names(self) -> list[str]:
-        """The matrices that it trains."""
-        return [name for flat in self.flats for name in flat.places]
-
-    def set_rate(self, share: float) -> None:
-        """See `Optimizer.set_rate`."""
-        self.rate = self.peak * share
-
-    def zero_grad(self) -> None:
-        """Zero the buffers; gradients stay views of them."""
-        for flat in self.flats:
-            flat.zero()
-
-    def gradients(self) -> list[Tensor]:
-        """See `Optimizer.gradients`."""
-        for flat in self.flats:
-            flat.gather()
-        return [flat.grad for flat in self.flats]
-
-    def reduce(self) -> None:
-        """See `Optimizer.reduce`."""
-        self.ranks.add(*self.gradients())
+    def decays(self) -> dict[str, float]:
+        """See `Optimizer.decays`."""
+        return {name: self.weight_decay for flat in self.flats for name in flat.places}
 
     @torch.no_grad()
     def step(self) -> None:

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from gptloom.config import TrainConfig
 from gptloom.model.ngrams import HashedNgrams
 from gptloom.training.job import Optimizer, Ranks
-from gptloom.training.layout import Flat, unfit
+from gptloom.training.layout import Flat, FlatOptimizer, unfit
 from gptloom.training.muon import Muon
 from gptloom.training.rows import RowAdagrad
+
+EPSILON = 1e-8
+"""Added to the root of AdamW's mean squared gradient: the paper's value, and PyTorch's."""
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, ranks: Ranks | None = None) -> Optimizer:
@@ -29,7 +32,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, ranks: Ranks | None = 
         matrices = [(name, p) for name, p in named.items() if name in hidden_matrices(model)]
         parts += [Muon(matrices, config, ranks or Ranks())] if matrices else []
     parts += [RowAdagrad(name, module, config, ranks or Ranks()) for name, module in tables.items()]
-    held = {name for part in parts for name in part.names}
+    held = {name for part in parts for name in part.decays}
     if rest := [name for name in named if name not in held]:
         parts.append(FlatAdamW(model, config, only=rest, ranks=ranks))
     return parts[0] if len(parts) == 1 else Several(parts)
@@ -65,8 +68,11 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-class FlatAdamW(torch.optim.AdamW, Optimizer):
-    """AdamW (Loshchilov and Hutter 2019) on one flat parameter a group. The arithmetic is AdamW's, element by element.
+class FlatAdamW(FlatOptimizer):
+    """AdamW (Loshchilov and Hutter 2019) on one flat parameter a group.
+
+    The arithmetic is PyTorch's own, in its fused kernel, but this is no `torch.optim.Optimizer`: to make one loads PyTorch's compiler and
+    SymPy, most of a second before the first step.
 
     Args:
         model: already on its device and in its type.
@@ -79,48 +85,35 @@ class FlatAdamW(torch.optim.AdamW, Optimizer):
         """Move every parameter and its gradient into the buffers."""
         names = {id(p): name for name, p in model.named_parameters()}
         groups = parameter_groups(model, config.weight_decay, config.decay, only)
-        self.flats = [Flat([(names[id(p)], p) for p in group["params"]]) for group in groups]
-        for group, flat in zip(groups, self.flats, strict=True):
-            group["params"] = [flat.whole]
-        self.ranks, self.peak = ranks or Ranks(), config.learning_rate
-        super().__init__(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
+        super().__init__([Flat([(names[id(p)], p) for p in group["params"]]) for group in groups], config.learning_rate, ranks or Ranks())
+        self.weight_decays = [group["weight_decay"] for group in groups]
+        self.memory: list[dict[str, Tensor]] = [{} for _ in groups]
+        self.betas = config.beta1, config.beta2
 
     @property
-    def names(self) -> list[str]:
-        """The parameters that it trains."""
-        return [name for flat in self.flats for name in flat.places]
+    def decays(self) -> dict[str, float]:
+        """See `Optimizer.decays`."""
+        return {name: decay for decay, flat in zip(self.weight_decays, self.flats, strict=True) for name in flat.places}
 
-    def set_rate(self, share: float) -> None:
-        """See `Optimizer.set_rate`."""
-        for group in self.param_groups:
-            group["lr"] = self.peak * share
-
-    def zero_grad(self, set_to_none: bool = False) -> None:
-        """Zero the buffers; gradients stay views of them, so that they are never None."""
-        for flat in self.flats:
-            flat.zero()
-
-    def gradients(self) -> list[Tensor]:
-        """See `Optimizer.gradients`."""
-        for flat in self.flats:
-            flat.gather()
-        return [flat.grad for flat in self.flats]
-
-    def reduce(self) -> None:
-        """See `Optimizer.reduce`."""
-        self.ranks.add(*self.gradients())
-
-    def step(self, closure: Any = None) -> Any:
+    @torch.no_grad()
+    def step(self) -> None:
         """AdamW's step."""
-        for flat in self.flats:
+        for flat, memory, decay in zip(self.flats, self.memory, self.weight_decays, strict=True):
             flat.gather()
-        return super().step(closure)
+            if not memory:
+                memory |= {"step": torch.zeros((), device=flat.whole.device), "exp_avg": torch.zeros_like(flat.grad), "exp_avg_sq": torch.zeros_like(flat.grad)}
+            memory["step"] += 1
+            means, squares, steps = [memory["exp_avg"]], [memory["exp_avg_sq"]], [memory["step"]]
+            torch._fused_adamw_(
+                [flat.whole], [flat.grad], means, squares, [], steps, lr=self.rate, beta1=self.betas[0], beta2=self.betas[1],
+                weight_decay=decay, eps=EPSILON, amsgrad=False, maximize=False,
+            )  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of the optimizer's memory by parameter, such as exp_avg/head.weight, in the CPU's memory."""
-        found = {}
-        for flat in self.flats:
-            for kind, value in self.state[flat.whole].items():
+        """Copies of the means and of the count of steps by parameter, such as exp_avg/head.weight, in the CPU's memory."""
+        found: dict[str, Tensor] = {}
+        for flat, memory in zip(self.flats, self.memory, strict=True):
+            for kind, value in memory.items():
                 parts = {name: value.to("cpu", copy=True) for name in flat.places} if kind == "step" else flat.split(value)
                 found |= {f"{kind}/{name}": part for name, part in parts.items()}
         return found
@@ -131,17 +124,17 @@ class FlatAdamW(torch.optim.AdamW, Optimizer):
         Raises:
             ValueError: a tensor belongs to no parameter of this model, or has another shape.
         """
-        self.state.clear()
-        homes = {name: flat for flat in self.flats for name in flat.places}
+        self.memory = [{} for _ in self.flats]
+        homes = {name: place for place, flat in enumerate(self.flats) for name in flat.places}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             if name not in homes:
                 raise unfit(key)
-            memory, flat = self.state[homes[name].whole], homes[name]
+            flat, memory = self.flats[homes[name]], self.memory[homes[name]]
             if kind == "step":
-                memory[kind] = tensor.clone() if flat.whole.device.type == "cpu" else tensor.to(flat.whole.device)
+                memory[kind] = tensor.to(flat.whole.device, copy=True)
             else:
-                flat.fill(memory.setdefault(kind, torch.zeros_like(flat.whole)), key, tensor)
+                flat.fill(memory.setdefault(kind, torch.zeros_like(flat.grad)), key, tensor)
 
 
 class Several(Optimizer):
@@ -152,9 +145,9 @@ class Several(Optimizer):
         self.parts = parts
 
     @property
-    def names(self) -> list[str]:
-        """The parameters that they train."""
-        return [name for part in self.parts for name in part.names]
+    def decays(self) -> dict[str, float]:
+        """See `Optimizer.decays`."""
+        return {name: decay for part in self.parts for name, decay in part.decays.items()}
 
     def set_rate(self, share: float) -> None:
         """See `Optimizer.set_rate`."""
@@ -186,7 +179,7 @@ class Several(Optimizer):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Optimizer.restore`."""
-        homes = {name: part for part in self.parts for name in part.names}
+        homes = {name: part for part in self.parts for name in part.decays}
         shares: dict[int, dict[str, Tensor]] = {id(part): {} for part in self.parts}
         for key, tensor in tensors.items():
             home = homes.get(key.partition("/")[2])

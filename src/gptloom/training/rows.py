@@ -35,9 +35,9 @@ class RowAdagrad(Optimizer):
         self.rate = self.peak = config.table_learning_rate
 
     @property
-    def names(self) -> list[str]:
-        """The table."""
-        return [self.name]
+    def decays(self) -> dict[str, float]:
+        """See `Optimizer.decays`: none."""
+        return {self.name: 0.0}
 
     def set_rate(self, share: float) -> None:
         """See `Optimizer.set_rate`."""
