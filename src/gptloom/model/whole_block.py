@@ -1,4 +1,4 @@
-"""A block's training step as two straight lines: all of its forward pass, and all of its backward pass, as one node of autograd.
+"""A block on a CPU as two straight lines: all of its forward pass, and all of its backward pass, as one node of autograd.
 
 `Block` is the reference; the tests hold the two together, value by value and gradient by gradient.
 """
@@ -77,10 +77,9 @@ def make_plan(config: ModelConfig) -> Plan | None:
 
 
 def pays(x: Float[Tensor, "b t c"], context: Context) -> bool:
-    """Whether this is a training step on a CPU, of the plain kind: nothing masked beyond the plan, nothing traced."""
+    """Whether this is a call of the plain kind on a CPU: whole windows, nothing masked beyond the future, nothing traced."""
     plain = context.mask is None and context.trace is None and context.state is None and x.shape[1] <= LONGEST
-    cpu = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    return plain and cpu and x.requires_grad and torch.is_grad_enabled()
+    return plain and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 def whole_block(x: Float[Tensor, "b t c"], plan: Plan, causal: bool, weights: Weights) -> Float[Tensor, "b t c"]:

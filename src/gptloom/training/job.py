@@ -170,6 +170,7 @@ class Job:
         keeper: keeps the state.
         ranks: who else trains.
         interrupted: whether a signal has come that asks to stop.
+        validation: tokens that `evaluate` reads, to tell how long it will take.
     """
 
     objective: nn.Module
@@ -182,3 +183,4 @@ class Job:
     keeper: Keeper = field(default_factory=Keeper)
     ranks: Ranks = field(default_factory=Ranks)
     interrupted: Callable[[], bool] = lambda: False
+    validation: int = 0

@@ -92,7 +92,19 @@ class Session:
         compiled = compile_or_not(objective, train, horizon, self.device, self.batches.batch(0), context, self.display.say)
         keeper = RunKeeper(Saver(self.run, train, self.display.say), self.config, self.bundle, self.optimizer, progress, horizon)
         stopping = self.signals.stopping
-        job = Job(compiled, self.optimizer, self.batches, self._evaluate, context, self.device, self.config.seed, keeper, self.ranks, stopping)
+        job = Job(
+            compiled,
+            self.optimizer,
+            self.batches,
+            self._evaluate,
+            context,
+            self.device,
+            self.config.seed,
+            keeper,
+            self.ranks,
+            stopping,
+            len(self.parts.val.ids),
+        )
         first = self.ranks.rank == 0
         trainer = Trainer(job, train, horizon, progress, self._callbacks(progress) if first else [])
         per_step = trainer.rehearse()

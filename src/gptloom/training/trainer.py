@@ -23,6 +23,10 @@ MOST_ROLLBACKS = 3
 """Times that a run goes back to a checkpoint, at half the rate each, before it gives up."""
 
 
+EVALUATING = 0.03
+"""Share of a time budget that may go into evaluations, and the samples that are written with them."""
+
+
 class Trainer:
     """Takes steps until the horizon, the patience or a callback ends the run.
 
@@ -56,7 +60,9 @@ class Trainer:
             if tries[-1] > 1.0:
                 break
         self.job.optimizer.zero_grad()
-        return min(tries) * -(-len(batch[0]) // self.progress.rows)
+        per_step = min(tries) * -(-len(batch[0]) // self.progress.rows)
+        self._limit_evaluations(per_step * self.job.validation / (2.0 * targets))  # a forward pass is a third of a step, and a sample follows
+        return per_step
 
     def fit(self) -> End:
         """Train to the end; says which end it was. All that was saved is on the disk when this returns."""
@@ -178,9 +184,6 @@ class Trainer:
         """Read the validation split; says whether it was the best so far."""
         progress, start = self.progress, time.perf_counter()
         score = self.job.evaluate()
-        if self.horizon.seconds is not None:  # evaluating changes no training loss, so here the clock may decide how often
-            spent = time.perf_counter() - start
-            self._evaluations = min(10, max(1, int(0.1 * self.horizon.seconds / max(spent, 1e-9))))
         progress.last_loss, progress.last_evaluated = score.loss, progress.step
         self._saved_at = None  # a checkpoint of this step, written before, knows nothing of it
         # The untrained model is measured, but it is no candidate for the best.
@@ -191,7 +194,13 @@ class Trainer:
             progress.stale += 1
         for callback in self.callbacks:
             callback.after_evaluation(self.view(), score)
+        self._limit_evaluations(time.perf_counter() - start)
         return improved
+
+    def _limit_evaluations(self, seconds: float) -> None:
+        """Evaluating, which takes so long, changes no training loss; so here the clock may decide how often."""
+        if self.horizon.seconds is not None:
+            self._evaluations = min(10, max(1, int(EVALUATING * self.horizon.seconds / max(seconds, 1e-9))))
 
     def _save(self, improved: bool) -> None:
         """Have a checkpoint written, unless this step's has been."""
@@ -208,12 +217,14 @@ class Trainer:
                 callback.after_save(view, path)
 
     def _evaluation_is_due(self) -> bool:
-        """At both ends of the run, and every so many steps; or, when that is not set, when its share of the run has gone by since the last."""
+        """At the end of the run, at its beginning unless the clock is running, and every so many steps; or, when that is not set, when its share of the run has gone by since the last."""
         step, last, every = self.progress.step, self.progress.last_evaluated, self.config.eval_every
         if last == step:
             return False
-        if step == 0 or step >= self.horizon.total:
+        if step >= self.horizon.total:
             return True
+        if step == 0:  # what it would say, the first training loss says, too; where time is short, it is not spent on that
+            return every is not None or self.horizon.seconds is None
         return step % every == 0 if every is not None else (step - (last or 0)) * self._evaluations >= self.horizon.total
 
     def _log_is_due(self) -> bool:
