@@ -86,12 +86,32 @@ class Muon(FlatOptimizer):
 
 
 def orthogonalise(stack: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-    """Each matrix with its singular values brought to about 1 (0.7 to 1.2), by Newton-Schulz iterations."""
+    """Each matrix with its singular values brought to about 1 (0.7 to 1.2), by Newton-Schulz iterations x <- (a + b x x^T + c (x x^T)^2) x."""
     tall = stack.shape[1] > stack.shape[2]
     x = stack.transpose(1, 2) if tall else stack  # the products of rows are then as small as they can be
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = _by_products(x) if x.shape[2] >= 2 * x.shape[1] else _by_matrices(x)
+    return x.transpose(1, 2) if tall else x
+
+
+def _by_matrices(x: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
+    """The iteration as it is written."""
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.transpose(1, 2) if tall else x
+    return x
+
+
+def _by_products(x: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
+    """The same on the small g = x x^T alone: an iteration multiplies x by p = a + b g + c g^2, so g becomes p g p, and the p's are collected."""
+    a, b, c = COEFFICIENTS
+    gram = x @ x.transpose(1, 2)
+    collected = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
+    for iteration in range(ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        collected = factor @ collected if iteration else factor
+        if iteration + 1 < ITERATIONS:
+            gram = factor @ gram @ factor
+    return collected @ x
