@@ -6,7 +6,7 @@ autograd engine has to call: on a small model that is most of a training step. N
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ def norm(x: Float[Tensor, "n c"], how: Norm, weight: Tensor, bias: Tensor | None
     return unit * weight, (unit, rate, None)
 
 
-def norm_backward(grad: Tensor, how: Norm, weight: Tensor, bias: Tensor | None, saved: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+def norm_backward(grad: Tensor, how: Norm, weight: Tensor, bias: Tensor | None, saved: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight and bias."""
     if how.centred:
         x, mean, rate = saved

@@ -217,8 +217,9 @@ class Trainer:
                 callback.after_save(view, path)
 
     def _evaluation_is_due(self) -> bool:
-        """At the end of the run, at its beginning unless the clock is running, and every so many steps; or, when that is not set, when its
-        share of the run has gone by since the last.
+        """At the end of the run, at its beginning unless the clock is running, and every so many steps.
+
+        Where that number is not set: when the run's share for one has gone by since the last.
         """
         step, last, every = self.progress.step, self.progress.last_evaluated, self.config.eval_every
         if last == step:
