@@ -2,19 +2,20 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptloom.config import RunConfig
 from gptloom.errors import ExitCode
 from gptloom.pictures import draw_gradient_by_distance, draw_races
-from gptloom.studies.neighbours import Neighbour, compare_neighbours
+from gptloom.settings import resolve
+from gptloom.studies.neighbours import ALIKE, Neighbour, compare_neighbours
 from gptloom.studies.trial import open_material
 
 
-def neighbours(texts: Sequence[str], config: RunConfig, out: Path, as_json: bool) -> int:
-    """Train each, draw, and print a table."""
+def neighbours(texts: Sequence[str], recipe: str, changes: Mapping[str, Any], out: Path, as_json: bool) -> int:
+    """Train each, draw, and print a table; `changes` are settings over the recipe, and over what all have alike."""
+    config = resolve(recipe, ALIKE, changes, where="the command line")
     material = open_material(texts, config.data)
     for note in material.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 from gptloom.config import LadderConfig, RunConfig
 from gptloom.errors import ConfigError
 from gptloom.flags import add_flags, given
-from gptloom.settings import SHORT, nest, parse, resolve
+from gptloom.settings import SHORT, nest, parse
 from gptloom.words import NUMBERS, TEXTS, make_parser
 
 LADDER = f"""\
@@ -83,11 +83,11 @@ def _neighbours(words: list[str]) -> int:
     parser = make_parser("ladder neighbours", "[TEXT...]", _neighbours, epilog=NEIGHBOURS)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help=f"{TEXTS} [shakespeare]")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("neighbours"), help="where the pictures go [./neighbours]")
-    parser.add_argument("--recipe", metavar="NAME", default="tiny", help="the GPT's settings, and everybody's training [tiny]")
+    parser.add_argument("--recipe", metavar="NAME", default="tiny", help="the GPT's settings but n-grams; all are trained with AdamW [tiny]")
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size", "model.architecture"))
     args = parser.parse(words)
     length = {"train.steps": 1000} if not {"train.steps", "train.minutes", "train.epochs"} & given(args, RunConfig).keys() else {}
-    config = resolve(args.recipe, nest(length | given(args, RunConfig, skip=("recipe",))), where="the command line")
+    changes = nest(length | given(args, RunConfig, skip=("recipe",)))
     from gptloom.commands.neighbouring import neighbours
 
-    return neighbours(args.texts or ["shakespeare"], config, args.out, args.json)
+    return neighbours(args.texts or ["shakespeare"], args.recipe, changes, args.out, args.json)
