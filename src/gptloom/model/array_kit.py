@@ -111,11 +111,178 @@ class ArrayKit(Kit[Array, int]):
     def attention(self, layer: Attention) -> Callable[[Array, Slot, int], Array]:
         """See `Kit.attention`."""
         heads, shared, width = layer.n_head, layer.n_kv_head, layer.width
-        parts = np.empty((heads + 2 * shared) * width, np.float32)
-        project, out = self.linear(layer.qkv, parts), self.linear(layer.out)
-        turned, key, value = np.split(parts.reshape(-1, width), (heads + shared, heads + shared), axis=0)[0], None, None
-        raise NotImplementedError
+        parts = np.empty((heads + 2 * shared, width), np.float32)
+        project, out = self.linear(layer.qkv, parts.reshape(-1)), self.linear(layer.out)
+        turned, key, value = parts[: heads + shared], parts[heads : heads + shared], parts[heads + shared :]
+        query = parts[:heads].reshape(shared, -1, width)
+        joined, scale = np.empty_like(query), np.array(layer.scale, np.float32)
+        prepare = self._prepare(layer, turned)
+        matmul, multiply, softmax = np.matmul, np.multiply, torch.softmax
+        room: Tensor | None = None
+        views: list[tuple[Any, ...] | None] = []
+
+        def mix(x: Array, slot: Slot, position: int) -> Array:
+            nonlocal room, views
+            if slot["keys"] is not room:
+                room, views = slot["keys"], [None] * slot["keys"].shape[2]
+            view = views[position]
+            if view is None:
+                view = views[position] = self._views(slot, position, query.shape)
+            new_key, new_value, keys, values, scores, weights = view
+            project(x)
+            prepare(position)
+            new_key[...] = key
+            new_value[...] = value
+            multiply(query, scale, query)
+            matmul(query, keys, scores)
+            softmax(weights, -1, out=weights)
+            matmul(scores, values, joined)
+            return out(joined.reshape(-1))
+
+        return mix
 
     def mean(self, layer: CausalMean) -> Callable[[Array, Slot, int], Array]:
         """See `Kit.mean`."""
-        raise NotImplementedError
+        out, found = self.linear(layer.out), np.empty_like(self.stream)
+
+        def mix(x: Array, slot: Slot, position: int) -> Array:
+            total = slot["total"][0, 0].numpy()
+            np.add(total if position else 0.0, x, total)
+            return out(np.divide(total, position + 1, found))
+
+        return mix
+
+    def _prepare(self, layer: Attention, turned: Array) -> Callable[[int], object]:
+        """What happens to the queries and keys, (heads, width), before they meet: norms, and turning by the position's angle."""
+        heads, width = len(turned), turned.shape[1]
+        steps: list[Callable[[int], object]] = []
+        if type(layer.query_norm) is nn.RMSNorm and type(layer.key_norm) is nn.RMSNorm:
+            self.take(layer.query_norm)
+            self.take(layer.key_norm)
+            gains = np.repeat((_array(layer.query_norm.weight), _array(layer.key_norm.weight)), (layer.n_head, layer.n_kv_head), axis=0)
+            steps.append(_normalise_rows(turned, gains, _epsilon(layer.query_norm)))
+        elif not type(layer.query_norm) is type(layer.key_norm) is nn.Identity:
+            raise Unknown(type(layer.query_norm).__name__)
+        if self.rotary is not None:
+            cos, sin = self.rotary
+            swapped, direct, across = turned.reshape(heads, 2, -1)[:, ::-1], np.empty_like(turned), np.empty((heads, 2, width // 2), np.float32)
+            sideways, multiply, add = across.reshape(heads, width), np.multiply, np.add
+
+            def rotate(position: int) -> None:
+                multiply(turned, cos[position], direct)
+                multiply(swapped, sin[position], across)
+                add(direct, sideways, turned)
+
+            steps.append(rotate)
+        if not steps:
+            return lambda position: None
+        if len(steps) == 1:
+            return steps[0]
+        first, second = steps
+        return lambda position: (first(position), second(position))
+
+    def _views(self, slot: Slot, position: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """Where a position's key and value go, all keys and values up to it, and room for the scores, as an array and as a tensor."""
+        keys, values, seen = slot["keys"][0].numpy(), slot["values"][0].numpy(), position + 1
+        size = shape[0] * shape[1] * seen
+        scores = self.scores[:size].reshape(shape[0], shape[1], seen)
+        return keys[:, position], values[:, position], keys[:, :seen].swapaxes(1, 2), values[:, :seen], scores, torch.from_numpy(scores)
+
+
+def _layer_norm(layer: nn.LayerNorm) -> Map:
+    width, eps = layer.weight.numel(), layer.eps
+    mean, gain, bias = np.full(width, 1 / width, np.float32), _array(layer.weight), None if layer.bias is None else _array(layer.bias)
+    out, rate, subtract, multiply, add, root = np.empty(width, np.float32), np.empty((), np.float32), np.subtract, np.multiply, np.add, math.sqrt
+
+    def apply(x: Array) -> Array:
+        subtract(x, x.dot(mean), out)
+        rate[()] = 1 / root(out.dot(out) / width + eps)
+        multiply(out, rate, out)
+        multiply(out, gain, out)
+        return out if bias is None else add(out, bias, out)
+
+    return apply
+
+
+def _rms_norm(layer: nn.RMSNorm) -> Map:
+    width, eps, gain = layer.weight.numel(), _epsilon(layer), _array(layer.weight)
+    out, rate, multiply, root = np.empty(width, np.float32), np.empty((), np.float32), np.multiply, math.sqrt
+
+    def apply(x: Array) -> Array:
+        rate[()] = 1 / root(x.dot(x) / width + eps)
+        return multiply(multiply(x, rate, out), gain, out)
+
+    return apply
+
+
+def _normalise_rows(x: Array, gains: Array, eps: float) -> Callable[[int], object]:
+    """RMSNorm of each row of one array, in place."""
+    rows, width = x.shape
+    squares = np.empty((rows, 1, 1), np.float32)
+    lying, standing, roots = x[:, None, :], x[:, :, None], squares.reshape(rows, 1)
+    part, least = np.array(1 / width, np.float32), np.array(eps, np.float32)
+    matmul, multiply, add, root, divide = np.matmul, np.multiply, np.add, np.sqrt, np.divide
+
+    def apply(position: int) -> None:
+        matmul(lying, standing, squares)
+        root(add(multiply(roots, part, roots), least, roots), roots)
+        multiply(divide(x, roots, x), gains, x)
+
+    return apply
+
+
+def _activation(kind: str, width: int) -> Map:
+    """An MLP's non-linearity on `width` numbers, as `layers.activate`; it may overwrite what it is given."""
+    zero, other, multiply, add, maximum = np.zeros((), np.float32), np.empty(width, np.float32), np.multiply, np.add, np.maximum
+    if kind == "relu":
+        return lambda x: maximum(x, zero, out=x)
+    if kind == "relu2":
+        return lambda x: multiply(maximum(x, zero, out=x), x, x)
+    tensor = torch.from_numpy(other)
+    if kind == "gelu":  # by its formula: PyTorch's own needs 5 microseconds to begin
+        half, one, root = np.array(0.5, np.float32), np.array(1.0, np.float32), np.array(math.sqrt(0.5), np.float32)
+
+        def gelu(x: Array) -> Array:
+            multiply(x, root, other)
+            torch.erf(tensor, out=tensor)
+            add(other, one, other)
+            return multiply(multiply(other, half, other), x, x)
+
+        return gelu
+    if kind == "gelu-tanh":
+        cubic, inner, half, one = (np.array(number, np.float32) for number in (0.044715, math.sqrt(2 / math.pi), 0.5, 1.0))
+
+        def gelu_tanh(x: Array) -> Array:
+            multiply(multiply(x, x, other), cubic, other)  # sqrt(2 / pi) (x + 0.044715 x^3) = sqrt(2 / pi) x (1 + 0.044715 x^2)
+            multiply(multiply(add(other, one, other), x, other), inner, other)
+            add(np.tanh(other, other), one, other)
+            return multiply(multiply(other, half, other), x, x)
+
+        return gelu_tanh
+    if kind == "swiglu":
+        half_width = width // 2
+        gate = tensor[:half_width]
+
+        def swiglu(x: Array) -> Array:
+            other[:half_width] = x[:half_width]
+            torch.sigmoid(gate, out=gate)
+            first = x[:half_width]
+            return multiply(multiply(first, other[:half_width], first), x[half_width:], first)
+
+        return swiglu
+    raise Unknown(kind)
+
+
+def _epsilon(layer: nn.RMSNorm) -> float:
+    if layer.eps is None:
+        raise Unknown("RMSNorm without eps")
+    return layer.eps
+
+
+def _array(tensor: Tensor) -> Array:
+    """The numbers where they are."""
+    return tensor.detach().numpy()
+
+
+def _same(x: Array) -> Array:
+    return x
