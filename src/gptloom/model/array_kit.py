@@ -23,6 +23,10 @@ from gptloom.model.state import Slot
 Array = npt.NDArray[np.float32]
 Map = Callable[[Array], Array]
 
+LARGE = 400_000
+"""Numbers in a matrix from which OpenBLAS shares a product with a vector out over threads that, on a busy machine, wait up to a
+hundredth of a second for one another. A row at a time is as fast by itself, for memory is the limit."""
+
 
 class ArrayKit(Kit[Array, int]):
     """See `Kit`. Unknown: the weights are not float32 numbers in the CPU's memory."""
@@ -91,7 +95,8 @@ class ArrayKit(Kit[Array, int]):
         if type(layer) is not nn.Linear:
             raise Unknown(type(layer).__name__)
         self.take(layer)
-        weight, dot, add = _array(layer.weight), np.dot, np.add
+        weight, add = _array(layer.weight), np.add
+        dot = np.dot if weight.size < LARGE else np.vecdot
         result = np.empty(len(weight), np.float32) if out is None else out
         if layer.bias is None:
             return lambda x: dot(weight, x, result)

@@ -21,7 +21,7 @@ from gptloom.model.kit import Kit, Unknown
 from gptloom.model.layers import CausalMean
 from gptloom.model.stack import Block
 from gptloom.model.state import Context, Slot, State
-from gptloom.model.tensor_kit import TensorKit
+from gptloom.model.tensor_kit import MANY, TensorKit
 from gptloom.shape import ModelConfig
 
 Ids = Sequence[Sequence[int]]
@@ -33,6 +33,11 @@ KNOWN = frozenset(
     "mlp mlp_width residual norm norm_position bias head head_bias tables dropout attn_dropout embd_dropout init".split()
 )
 """The fields of `ModelConfig` that the lines below follow. Another one with another value than its default takes the reference path."""
+
+BIG_MODEL = 50_000_000
+"""Parameters from which one row, too, is work enough for several threads."""
+CACHED = 1_000_000
+"""Numbers that are soon needed again, a few megabytes."""
 
 
 def make_stepper(model: LanguageModel) -> Callable[[Ids, State], Tensor]:
@@ -77,21 +82,43 @@ class Stepper:
         if type(model) is not Decoder or not model.causal:
             raise Unknown(type(model).__name__)
         check_fields(model.config)
-        self.tensors, self.model = Line(model, TensorKit(model)), model
+        self.model, self.tensors = model, Line(model, TensorKit(model))
+        self.many: Line | None = None
         try:
-            self.arrays: Line | None = Line(model, ArrayKit(model))
+            self.single = Line(model, ArrayKit(model)) if model.parameter_count() < BIG_MODEL else self.tensors
         except Unknown:
-            self.arrays = None
+            self.single = self.tensors
 
     def __call__(self, rows: Ids, state: State) -> Float[Tensor, "b v"]:
         """See `make_stepper`."""
         tokens, position = len(rows[0]), state.lengths[0]
-        if tokens > 1 and position:
+        if tokens == 1:
+            logits = self._line(len(rows))(rows, position, state.slots)
+        elif position:
             raise ValueError("several tokens at once need an empty state")
-        line = self.arrays if self.arrays is not None and len(rows) == 1 == tokens else self.tensors
-        logits = line(rows, position, state.slots)
+        else:
+            logits = self._read(rows, state.slots)
         state.lengths = [position + tokens] * len(rows)
         return logits
+
+    def _line(self, rows: int) -> "Line":
+        """The quickest line for one token each of so many rows."""
+        if rows == 1:
+            return self.single
+        if rows < MANY:
+            return self.tensors
+        if self.many is None:
+            self.many = Line(self.model, TensorKit(self.model, turned=True))
+        return self.many
+
+    def _read(self, rows: Ids, slots: list[Slot]) -> Tensor:
+        """Read prompts, few enough rows at a time for what lies between two operations to stay in the processor's cache."""
+        few = max(1, CACHED // (len(rows[0]) * self.model.config.hidden_width))
+        parts = [
+            self.tensors(rows[start : start + few], 0, [{name: room[start : start + few] for name, room in slot.items()} for slot in slots])
+            for start in range(0, len(rows), few)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Line:
