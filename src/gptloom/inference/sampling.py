@@ -5,6 +5,7 @@ LitGPT: k, temperature, p; mlx-lm: p, min-p, k, temperature), so this one is a p
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,9 +26,16 @@ def choose(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None, confi
         logits = penalise(logits, seen, config.repetition_penalty)
     if config.temperature == 0.0:
         return logits.argmax(dim=-1)
+    if logits.device.type == "cpu" and not filters(config):
+        return torch.from_numpy(_draw(logits.numpy(), config.temperature, uniforms.numpy()))
     # The likeliest at 0 and float64: no temperature, however small, divides into infinities that cancel.
     scores = (logits.double() - logits.amax(dim=-1, keepdim=True)) / config.temperature
     return draw(keep_likely(scores, config), uniforms)
+
+
+def filters(config: SampleConfig) -> bool:
+    """Whether `keep_likely` may leave something out."""
+    return config.top_k is not None or (config.top_p is not None and config.top_p < 1.0) or config.min_p is not None
 
 
 def keep_likely(logits: Float[Tensor, "b v"], config: SampleConfig) -> Float[Tensor, "b v"]:
@@ -77,6 +85,18 @@ def draw(logits: Float[Tensor, "b v"], uniforms: Float[Tensor, " b"]) -> Int[Ten
     return torch.searchsorted(sums, aims, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
+def _draw(logits: npt.NDArray[np.float32], temperature: float, uniforms: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
+    """What `choose` does without filters, in numpy: for a small vocabulary in a third of the time."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        scores /= temperature
+    sums = np.exp(scores, scores).cumsum(axis=-1)
+    aims = uniforms[:, None] * sums[:, -1:]
+    found: npt.NDArray[np.intp] = (sums <= aims).sum(axis=-1)
+    return np.minimum(found, logits.shape[-1] - 1, out=found)
+
+
 class Uniforms:
     """A stream of uniform numbers for each row, which depends on the seed and the row's number and on nothing else."""
 
@@ -86,4 +106,4 @@ class Uniforms:
 
     def next(self, rows: list[int]) -> Float[Tensor, " b"]:
         """The next number of each of these rows."""
-        return torch.tensor([self.streams[row].random() for row in rows], dtype=torch.float64)
+        return torch.from_numpy(np.array([self.streams[row].random() for row in rows]))
