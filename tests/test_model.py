@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from conftest import CACHING, CONFIGS, SMALL, build, random_ids
 from gptloom.config import ModelConfig
 from gptloom.errors import ConfigError
+from gptloom.model import array_kit, stepping, tensor_kit
 from gptloom.model.build import build_model
 from gptloom.model.decoder import Decoder, cut_rows
 from gptloom.model.encoder_decoder import EncoderDecoder
@@ -19,6 +20,7 @@ from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotat
 from gptloom.model.objective import IGNORED, Objective
 from gptloom.model.state import Context, State, Trace
 from gptloom.model.stepping import Stepper
+from gptloom.model.tensor_kit import MANY
 from gptloom.settings import parse, read_recipe, recipe_names
 
 T = SMALL["block_size"]
@@ -270,24 +272,25 @@ def test_rows_of_a_state_can_be_taken_and_put(name):
 
 
 @every_config
-def test_the_straight_line_step_is_the_decoder_s(name):
-    """Alternating with the decoder itself, on the same state; and training the model further is seen."""
-    model, ids = build(CONFIGS[name]), random_ids(3, T)
-    step, state = Stepper(model), model.init_state(3, T)
-    for part in range(2):
-        whole = call(model, ids)
-        for t in (0, 1, 2, 3, 5, 6) if part == 0 else (8, 9):
-            with torch.no_grad():
-                torch.testing.assert_close(step(ids[:, t : t + 1], state), whole[:, t], atol=1e-5, rtol=1e-5)
-            if t == 3:
-                torch.testing.assert_close(call(model, ids[:, 4:5], state=state), whole[:, 4:5], atol=1e-5, rtol=1e-5)
-        if part == 0:
-            assert state.lengths == [7] * 3
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.mul_(1.1)
-            state = model.init_state(3, T)
-            call(model, ids[:, :8], state=state)
+@pytest.mark.parametrize(("rows", "large"), [(1, False), (1, True), (3, False), (MANY, True)])
+def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
+    """For one row, a few, and many, and as if the model were large; alternating with the decoder itself on the same state; and from a prompt."""
+    if large:
+        for place, limit in ((tensor_kit, "LARGE"), (tensor_kit, "FAR"), (array_kit, "LARGE"), (stepping, "CACHED")):
+            monkeypatch.setattr(place, limit, 1)
+    model, ids = build(CONFIGS[name]), random_ids(rows, T)
+    step, state, whole = Stepper(model), model.init_state(rows, T), call(model, ids)
+    assert step.single is not step.tensors  # one row has a line of its own
+    for begin, length in ((0, 1), (1, 1), (2, 1), (3, None), (4, 1), (5, 1)):
+        if length is None:
+            torch.testing.assert_close(call(model, ids[:, begin : begin + 1], state=state), whole[:, begin : begin + 1], atol=1e-5, rtol=1e-5)
+        else:
+            torch.testing.assert_close(step(ids[:, begin : begin + 1].tolist(), state), whole[:, begin], atol=1e-5, rtol=1e-5)
+    assert state.lengths == [6] * rows
+    state.clear()
+    torch.testing.assert_close(step(ids[:, :8].tolist(), state), whole[:, 7], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step(ids[:, 8:9].tolist(), state), whole[:, 8], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(call(model, ids[:, 9:], state=state), whole[:, 9:], atol=1e-5, rtol=1e-5)
 
 
 def test_a_repeated_row_does_not_share_its_memory():

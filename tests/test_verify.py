@@ -22,9 +22,11 @@ from gptloom.data import batches, masking
 from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.inference import evaluation
-from gptloom.model import attention, initialise, layers, objective, stack, stepping
+from gptloom.model import attention, initialise, layers, objective, stack
+from gptloom.model.array_kit import ArrayKit
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.state import Context
+from gptloom.model.tensor_kit import TensorKit
 from gptloom.studies.verifying.opening import open_recipe, open_run
 from gptloom.studies.verifying.reference import Reference
 from gptloom.studies.verifying.subject import drawn_model, logits
@@ -205,7 +207,9 @@ BUGS = {
     ),
     "the padding of sources is looked at": ("formula", "translate", edit(EncoderDecoder, "encode", ("(sources >= 0)", "(sources >= -1)"))),
     "an encoder looks to the left only": ("both-sides", "encoder", edit(Context, "open", ("self.causal = False", "self.causal = True"))),
-    "the cache is one position late": ("cached", "mingpt", edit(stepping.Stepper, "__call__", ("weight[position]", "weight[position - 1]"))),
+    "the cache is one position late": ("cached", "mingpt", edit(TensorKit, "begin", ("self.positions[here]", "self.positions[here.start and here.start - 1]"))),
+    "the cache of one row is one position late": ("cached", "mingpt", edit(ArrayKit, "begin", ("self.positions[position]", "self.positions[position - 1]"))),
+    "a prompt is read without its last token": ("cached", "tiny", edit(TensorKit, "last", ("[:, -1]", "[:, -2]"))),
     "ragged rows are one position late": ("cached", "mingpt", edit(Context, "place", ("[:, None] + steps", "[:, None] + steps - 1"))),
     "the gradient is averaged in each micro-batch": (
         "micro-batches",

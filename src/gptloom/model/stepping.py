@@ -28,10 +28,13 @@ Ids = Sequence[Sequence[int]]
 """What each row reads next; all rows equally much."""
 Layer = Callable[[Any, Slot, Any], Any]
 
-KNOWN = frozenset(
-    "architecture vocab_size block_size n_layer n_head n_kv_head n_embd head_size mixer output_projection score_scale qk_norm positions rope_theta "
-    "mlp mlp_width residual norm norm_position bias head head_bias tables dropout attn_dropout embd_dropout init".split()
-)
+# fmt: off
+KNOWN = {
+    "architecture", "vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_size", "mixer", "output_projection", "score_scale",
+    "qk_norm", "positions", "rope_theta", "mlp", "mlp_width", "residual", "norm", "norm_position", "bias", "head", "head_bias", "tables", "dropout",
+    "attn_dropout", "embd_dropout", "init",
+}
+# fmt: on
 """The fields of `ModelConfig` that the lines below follow. Another one with another value than its default takes the reference path."""
 
 BIG_MODEL = 50_000_000
