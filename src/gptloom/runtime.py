@@ -4,8 +4,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,18 +53,27 @@ SMALL_WORK = 16_384
 """Numbers in an activation below which PyTorch's own kernels hardly share their work out, and threads only wait for each other."""
 
 SMALL_MODEL = 4_000_000
-"""Parameters below which writing one token is too little work for two threads."""
+"""Parameters below which reading a few tokens is too little work for two threads."""
+
+SMALL_STEP = 60_000_000
+"""Multiplications of a whole step below which the same is true; beside another program threads cost more than they ever gain."""
 
 
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Use this many CPU threads for a while; None changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class threads:
+    """Use this many CPU threads for a while; None changes nothing. It is entered for each written token, so it is no generator."""
+
+    def __init__(self, count: int | None) -> None:
+        """Nothing is changed yet."""
+        self.count = count
+
+    def __enter__(self) -> None:
+        """Change the number."""
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.count or self.before)
+
+    def __exit__(self, *_error: object) -> None:
+        """Change it back."""
+        torch.set_num_threads(self.before)
 
 
 def thread_count(config: RunConfig) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.decoder import cut_rows
 from gptloom.model.state import Context, State
 from gptloom.model.stepping import make_stepper
+from gptloom.runtime import SMALL_STEP, threads
 
 
 @contextmanager
@@ -65,7 +66,7 @@ class Rows:
         self.capacity = min(self.window or longest, longest)
         self.state = model.init_state(len(self.rows), self.capacity) if cached else None
         self.stepper = make_stepper(model)
-        self.device = model.device
+        self.device, self.size = model.device, model.parameter_count()
         self.unread, self.ahead = 0, 0
 
     def logits(self) -> Float[Tensor, "b v"]:
@@ -93,7 +94,8 @@ class Rows:
             return self.stepper([view[-1:] for view in views], state)
         ids = torch.tensor([view[-1:] for view in views], device=self.device)
         counts = [0 if r in stale else 1 for r in rows]
-        logits = self.model.unembed(self.model.hidden(ids, Context(state=state, counts=counts))[:, -1])
+        with threads(1 if len(rows) * self.size < SMALL_STEP else None):
+            logits = self.model.unembed(self.model.hidden(ids, Context(state=state, counts=counts))[:, -1])
         if stale:
             fresh = self.model.init_state(len(stale), self.capacity)
             logits[stale] = self._read_whole([views[r] for r in stale], fresh)
@@ -125,11 +127,11 @@ class Rows:
         context.counts = [len(view) for view in views]
         longest = max(context.counts)
         ids = torch.tensor([view + [0] * (longest - len(view)) for view in views], device=self.device)
-        return self.model.unembed(cut_rows(self.model.hidden(ids, context), context.counts))
+        with threads(1 if ids.numel() * self.size < SMALL_STEP else None):
+            return self.model.unembed(cut_rows(self.model.hidden(ids, context), context.counts))
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A written token. The rest is filled in only when details are asked for.
 
     Attributes:
@@ -183,13 +185,12 @@ class Generation:
         """The next token of every row that goes on; rows that have ended are absent, and {} means that all have."""
         if not self.alive or self.written == self.config.tokens:
             return {}
-        with torch.inference_mode(), evaluating(self.model):
+        with evaluating(self.model):
             logits = self.texts.logits().float()
-            if logits.device.type == "mps":  # Apple's GPU has no float64, which the draw is made in
-                logits = logits.cpu()
-            chosen = choose(logits, self._seen(logits), self.config, self.uniforms.next(self.alive))
-            ids = chosen.tolist()
-            tokens = [Token(i) for i in ids] if self.details is None else describe(logits, ids, self.details)
+        if logits.is_mps:  # Apple's GPU has no float64, which the draw is made in
+            logits = logits.cpu()
+        ids: list[int] = choose(logits, self._seen(logits), self.config, self.uniforms.next(self.alive)).tolist()
+        tokens = [Token(i) for i in ids] if self.details is None else describe(logits, ids, self.details)
         self.texts.append(ids)
         self.written += 1
         result = dict(zip(self.alive, tokens, strict=True))

@@ -26,7 +26,7 @@ def choose(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None, confi
         logits = penalise(logits, seen, config.repetition_penalty)
     if config.temperature == 0.0:
         return logits.argmax(dim=-1)
-    if logits.device.type == "cpu" and not filters(config):
+    if logits.is_cpu and config.temperature > 1e-200 and not filters(config):
         return torch.from_numpy(_draw(logits.numpy(), config.temperature, uniforms.numpy()))
     # The likeliest at 0 and float64: no temperature, however small, divides into infinities that cancel.
     scores = (logits.double() - logits.amax(dim=-1, keepdim=True)) / config.temperature
@@ -86,15 +86,13 @@ def draw(logits: Float[Tensor, "b v"], uniforms: Float[Tensor, " b"]) -> Int[Ten
 
 
 def _draw(logits: npt.NDArray[np.float32], temperature: float, uniforms: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
-    """What `choose` does without filters, in numpy: for a small vocabulary in a third of the time."""
+    """What `choose` does without filters, in numpy: for a small vocabulary in half of the time."""
     scores = logits.astype(np.float64)
-    scores -= scores.max(axis=-1, keepdims=True)
-    with np.errstate(over="ignore"):
-        scores /= temperature
-    sums = np.exp(scores, scores).cumsum(axis=-1)
-    aims = uniforms[:, None] * sums[:, -1:]
-    found: npt.NDArray[np.intp] = (sums <= aims).sum(axis=-1)
-    return np.minimum(found, logits.shape[-1] - 1, out=found)
+    scores -= np.maximum.reduce(scores, axis=1, keepdims=True)
+    scores /= temperature
+    sums = np.exp(scores, scores).cumsum(axis=1)
+    found: npt.NDArray[np.intp] = np.add.reduce(sums <= uniforms[:, None] * sums[:, -1:], axis=1, dtype=np.intp)
+    return np.minimum(found, logits.shape[1] - 1, out=found)
 
 
 class Uniforms:

@@ -6,7 +6,7 @@ array of its own, which holds until its next call. Weights and the state's tenso
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,6 @@ class ArrayKit(Kit[Array, int]):
         self.scores = np.empty(model.config.n_head * model.config.block_size, np.float32)
         self.score_views: dict[tuple[int, int, int], tuple[Array, Tensor]] = {}
 
-    def quiet(self) -> AbstractContextManager[object]:
-        """Numbers may overflow as silently as PyTorch's do."""
-        return np.errstate(all="ignore")
-
     def begin(self, rows: Sequence[Sequence[int]], position: int) -> tuple[Array, int]:
         """See `Kit.begin`."""
         if self.positions is None:
@@ -96,16 +92,12 @@ class ArrayKit(Kit[Array, int]):
             raise Unknown(type(layer).__name__)
         self.take(layer)
         weight, add = _array(layer.weight), np.add
-        dot = np.dot if weight.size < LARGE else np.vecdot
         result = np.empty(len(weight), np.float32) if out is None else out
+        dot = weight.dot if weight.size < LARGE else partial(np.vecdot, weight)
         if layer.bias is None:
-            return lambda x: dot(weight, x, result)
+            return lambda x: dot(x, result)
         bias = _array(layer.bias)
-
-        def apply(x: Array) -> Array:
-            return add(dot(weight, x, result), bias, result)
-
-        return apply
+        return lambda x: add(dot(x, result), bias, result)
 
     def mlp(self, layer: MLP) -> Map:
         """See `Kit.mlp`."""
@@ -121,6 +113,7 @@ class ArrayKit(Kit[Array, int]):
         turned, key, value = parts[: heads + shared], parts[heads : heads + shared], parts[heads + shared :]
         query = parts[:heads].reshape(shared, -1, width)
         joined, scale = np.empty_like(query), np.array(layer.scale, np.float32)
+        flat = joined.reshape(-1)
         prepare = self._prepare(layer, turned)
         matmul, multiply, softmax = np.matmul, np.multiply, torch.softmax
         room: Tensor | None = None
@@ -142,7 +135,7 @@ class ArrayKit(Kit[Array, int]):
             matmul(query, keys, scores)
             softmax(weights, -1, out=weights)
             matmul(scores, values, joined)
-            return out(joined.reshape(-1))
+            return out(flat)
 
         return mix
 

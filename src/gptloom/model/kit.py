@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 from torch import Tensor, nn
@@ -31,10 +30,6 @@ class Kit(ABC, Generic[X, P]):
     def __init__(self) -> None:
         """Nothing taken yet."""
         self.taken: set[int] = set()
-
-    @abstractmethod
-    def quiet(self) -> AbstractContextManager[object]:
-        """What a whole step is done in."""
 
     @abstractmethod
     def begin(self, rows: Sequence[Sequence[int]], position: int) -> tuple[X, P]:

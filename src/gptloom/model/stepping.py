@@ -22,6 +22,7 @@ from gptloom.model.layers import CausalMean
 from gptloom.model.stack import Block
 from gptloom.model.state import Context, Slot, State
 from gptloom.model.tensor_kit import MANY, TensorKit
+from gptloom.runtime import SMALL_STEP, threads
 from gptloom.shape import ModelConfig
 
 Ids = Sequence[Sequence[int]]
@@ -64,13 +65,14 @@ class Reference:
 
     def __init__(self, model: LanguageModel) -> None:
         """Keep the model."""
-        self.model = model
+        self.model, self.size = model, model.parameter_count()
 
     @torch.inference_mode()
     def __call__(self, rows: Ids, state: State) -> Float[Tensor, "b v"]:
         """See `make_stepper`."""
         ids = torch.tensor(rows, device=self.model.device)
-        return self.model.unembed(self.model.hidden(ids, Context(state=state))[:, -1])
+        with threads(1 if ids.numel() * self.size < SMALL_STEP else None):
+            return self.model.unembed(self.model.hidden(ids, Context(state=state))[:, -1])
 
 
 class Stepper:
@@ -85,43 +87,42 @@ class Stepper:
         if type(model) is not Decoder or not model.causal:
             raise Unknown(type(model).__name__)
         check_fields(model.config)
-        self.model, self.tensors = model, Line(model, TensorKit(model))
+        self.model, self.size = model, model.parameter_count()
+        self.tensors = Line(model, TensorKit(model))
         self.many: Line | None = None
+        self.single: Callable[[Ids, int, list[Slot]], Tensor]
         try:
-            self.single = Line(model, ArrayKit(model)) if model.parameter_count() < BIG_MODEL else self.tensors
+            self.single = Line(model, ArrayKit(model)) if self.size < BIG_MODEL else self._several
         except Unknown:
-            self.single = self.tensors
+            self.single = self._several
 
     def __call__(self, rows: Ids, state: State) -> Float[Tensor, "b v"]:
         """See `make_stepper`."""
         tokens, position = len(rows[0]), state.lengths[0]
-        if tokens == 1:
-            logits = self._line(len(rows))(rows, position, state.slots)
-        elif position:
+        if tokens > 1 and position:
             raise ValueError("several tokens at once need an empty state")
-        else:
-            logits = self._read(rows, state.slots)
+        with threads(1 if len(rows) * tokens * self.size < SMALL_STEP else None):
+            if tokens == 1 == len(rows):
+                logits = self.single(rows, position, state.slots)
+            else:
+                logits = self._several(rows, position, state.slots)
         state.lengths = [position + tokens] * len(rows)
         return logits
 
-    def _line(self, rows: int) -> "Line":
-        """The quickest line for one token each of so many rows."""
-        if rows == 1:
-            return self.single
-        if rows < MANY:
-            return self.tensors
-        if self.many is None:
-            self.many = Line(self.model, TensorKit(self.model, turned=True))
-        return self.many
-
-    def _read(self, rows: Ids, slots: list[Slot]) -> Tensor:
-        """Read prompts, few enough rows at a time for what lies between two operations to stay in the processor's cache."""
+    @torch.inference_mode()
+    def _several(self, rows: Ids, position: int, slots: list[Slot]) -> Tensor:
+        """One token of each of many rows; or prompts, few enough at a time for what lies between two operations to stay in the processor's cache."""
+        if len(rows[0]) == 1:
+            if len(rows) < MANY:
+                return self.tensors(rows, position, slots)
+            if self.many is None:
+                self.many = Line(self.model, TensorKit(self.model, turned=True))
+            return self.many(rows, position, slots)
         few = max(1, CACHED // (len(rows[0]) * self.model.config.hidden_width))
-        parts = [
-            self.tensors(rows[start : start + few], 0, [{name: room[start : start + few] for name, room in slot.items()} for slot in slots])
-            for start in range(0, len(rows), few)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if few >= len(rows):
+            return self.tensors(rows, position, slots)
+        cuts = [slice(start, start + few) for start in range(0, len(rows), few)]
+        return torch.cat([self.tensors(rows[cut], position, [{name: room[cut] for name, room in slot.items()} for slot in slots]) for cut in cuts])
 
 
 class Line:
@@ -139,12 +140,10 @@ class Line:
 
     def __call__(self, rows: Ids, position: int, slots: list[Slot]) -> Tensor:
         """Logits (b, v) after the last id of each row, which stands at `position` or behind it."""
-        kit = self.kit
-        with kit.quiet():
-            x, place = kit.begin(rows, position)
-            for layer, slot in zip(self.layers, slots, strict=True):
-                x = layer(x, slot, place)
-            return kit.end(self.head(self.final_norm(kit.last(x, place))))
+        x, place = self.kit.begin(rows, position)
+        for layer, slot in zip(self.layers, slots, strict=True):
+            x = layer(x, slot, place)
+        return self.kit.end(self.head(self.final_norm(self.kit.last(x, place))))
 
 
 def _layer(kit: Kit[Any, Any], block: object, is_last: bool) -> Layer:

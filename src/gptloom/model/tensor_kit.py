@@ -1,7 +1,6 @@
 """Operations on tensors (n, c): many rows side by side, or a whole prompt; on any device."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
 
@@ -58,10 +57,6 @@ class TensorKit(Kit[Tensor, Place]):
         elif model.config.positions == "sinusoidal":
             self.positions = model.get_buffer("sinusoids")
         self.rotary = model.get_buffer("rotary") if model.config.positions == "rotary" else None
-
-    def quiet(self) -> AbstractContextManager[object]:
-        """No gradients."""
-        return torch.inference_mode()
 
     def begin(self, rows: Sequence[Sequence[int]], position: int) -> tuple[Tensor, Place]:
         """See `Kit.begin`."""
@@ -136,9 +131,9 @@ class TensorKit(Kit[Tensor, Place]):
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
             seen = position + tokens
-            keys, values = slot["keys"][:, :, :seen], slot["values"][:, :, :seen]
-            keys[:, :, position:] = key
-            values[:, :, position:] = value
+            keys, values = slot["keys"].narrow(2, 0, seen), slot["values"].narrow(2, 0, seen)
+            keys.narrow(2, position, tokens).copy_(key)
+            values.narrow(2, position, tokens).copy_(value)
             if tokens == 1 and self.on_cpu and keys.numel() >= FAR:
                 return out(_look_back(query, keys, values, scale))
             joined = attend(query, keys, values, is_causal=tokens > 1, scale=scale, enable_gqa=grouped)
