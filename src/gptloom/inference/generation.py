@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gptloom.config import SampleConfig
-from gptloom.inference.sampling import Uniforms, choose
+from gptloom.inference.sampling import Uniforms, choose, draw_plainly, is_plain
 from gptloom.model.base import LanguageModel
 from gptloom.model.decoder import cut_rows
 from gptloom.model.state import Context, State
@@ -66,7 +66,7 @@ class Rows:
         self.capacity = min(self.window or longest, longest)
         self.state = model.init_state(len(self.rows), self.capacity) if cached else None
         self.stepper = make_stepper(model)
-        self.device, self.size = model.device, model.parameter_count()
+        self.device, self.size = model.device, self.stepper.size
         self.unread, self.ahead = 0, 0
 
     def logits(self) -> Float[Tensor, "b v"]:
@@ -173,7 +173,7 @@ class Generation:
         self.model, self.config, self.end, self.details = model, config, end, details
         self.texts = Rows(model, prompts, room=config.tokens, cached=cached)
         self.alive = list(range(len(prompts)))
-        self.uniforms = Uniforms(config.seed, len(prompts))
+        self.uniforms, self.plain = Uniforms(config.seed, len(prompts)), is_plain(config)
         self.written = 0
 
     @property
@@ -186,18 +186,27 @@ class Generation:
         if not self.alive or self.written == self.config.tokens:
             return {}
         with evaluating(self.model):
-            logits = self.texts.logits().float()
-        if logits.is_mps:  # Apple's GPU has no float64, which the draw is made in
-            logits = logits.cpu()
-        ids: list[int] = choose(logits, self._seen(logits), self.config, self.uniforms.next(self.alive)).tolist()
-        tokens = [Token(i) for i in ids] if self.details is None else describe(logits, ids, self.details)
+            logits = self.texts.logits()
+        ids = self._choose(logits)
         self.texts.append(ids)
         self.written += 1
+        tokens = [Token(i) for i in ids] if self.details is None else describe(logits.float().cpu(), ids, self.details)
         result = dict(zip(self.alive, tokens, strict=True))
-        for row, token in result.items():
-            if token.id == self.end:
-                self.finish(row)
+        if self.end in ids:
+            for row, token in result.items():
+                if token.id == self.end:
+                    self.finish(row)
         return result
+
+    def _choose(self, logits: Tensor) -> list[int]:
+        """One token a row."""
+        uniforms = self.uniforms.next(self.alive)
+        if self.plain and logits.is_cpu:
+            return draw_plainly(logits.float().numpy(), self.config.temperature, uniforms)
+        # Apple's GPU has no float64, which the draw is made in.
+        scores = logits.float().cpu() if logits.is_mps else logits.float()
+        chosen = choose(scores, self._seen(scores), self.config, torch.tensor(uniforms, dtype=torch.float64))
+        return chosen.tolist()  # type: ignore[no-any-return]
 
     def finish(self, row: int) -> None:
         """End a row; the others are not disturbed."""

@@ -51,7 +51,7 @@ class ArrayKit(Kit[Array, int]):
             self.rotary = list(cos), list(signed)
         self.stream = np.empty(self.table.shape[1], np.float32)
         self.scores = np.empty(model.config.n_head * model.config.block_size, np.float32)
-        self.score_views: dict[tuple[int, int, int], tuple[Array, Tensor]] = {}
+        self.score_views: dict[int, tuple[Array, Tensor]] = {}
 
     def begin(self, rows: Sequence[Sequence[int]], position: int) -> tuple[Array, int]:
         """See `Kit.begin`."""
@@ -105,7 +105,7 @@ class ArrayKit(Kit[Array, int]):
         activate = _activation(layer.kind, layer.up.out_features)
         return lambda x: down(activate(up(x)))
 
-    def attention(self, layer: Attention) -> Callable[[Array, Slot, int], Array]:
+    def attention(self, layer: Attention, ends: bool) -> Callable[[Array, Slot, int], Array]:
         """See `Kit.attention`."""
         heads, shared, width = layer.n_head, layer.n_kv_head, layer.width
         parts = np.empty((heads + 2 * shared, width), np.float32)
@@ -117,15 +117,17 @@ class ArrayKit(Kit[Array, int]):
         prepare = self._prepare(layer, turned)
         matmul, multiply, softmax = np.matmul, np.multiply, torch.softmax
         room: Tensor | None = None
+        arrays: tuple[Array, Array]
         views: list[tuple[Any, ...] | None] = []
 
         def mix(x: Array, slot: Slot, position: int) -> Array:
-            nonlocal room, views
+            nonlocal room, arrays, views
             if slot["keys"] is not room:
-                room, views = slot["keys"], [None] * slot["keys"].shape[2]
+                room, arrays = slot["keys"], (slot["keys"].numpy()[0], slot["values"].numpy()[0])
+                views = [None] * room.shape[2]
             view = views[position]
             if view is None:
-                view = views[position] = self._views(slot, position, query.shape)
+                view = views[position] = self._views(*arrays, position, query.shape)
             new_key, new_value, keys, values, scores, weights = view
             project(x)
             prepare(position)
@@ -179,22 +181,26 @@ class ArrayKit(Kit[Array, int]):
         first, second = steps
         return lambda position: (first(position), second(position))
 
-    def _views(self, slot: Slot, position: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    def _views(self, keys: Array, values: Array, position: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
         """Where a position's key and value go, all keys and values up to it, and room for the scores, as an array and as a tensor."""
-        keys, values, seen = slot["keys"][0].numpy(), slot["values"][0].numpy(), position + 1
-        size = shape[0] * shape[1] * seen
-        scores = self.scores[:size].reshape(shape[0], shape[1], seen)
-        return keys[:, position], values[:, position], keys[:, :seen].swapaxes(1, 2), values[:, :seen], scores, torch.from_numpy(scores)
+        seen = position + 1
+        if seen not in self.score_views:
+            scores = self.scores[: shape[0] * shape[1] * seen].reshape(shape[0], shape[1], seen)
+            with torch.inference_mode(False):  # a tensor made in that mode could be written to in no other
+                self.score_views[seen] = scores, torch.from_numpy(scores)
+        return keys[:, position], values[:, position], keys[:, :seen].swapaxes(1, 2), values[:, :seen], *self.score_views[seen]
 
 
 def _layer_norm(layer: nn.LayerNorm) -> Map:
-    width, eps = layer.weight.numel(), layer.eps
-    mean, gain, bias = np.full(width, 1 / width, np.float32), _array(layer.weight), None if layer.bias is None else _array(layer.bias)
-    out, rate, subtract, multiply, add, root = np.empty(width, np.float32), np.empty((), np.float32), np.subtract, np.multiply, np.add, math.sqrt
+    width, gain, bias = layer.weight.numel(), _array(layer.weight), None if layer.bias is None else _array(layer.bias)
+    out, shift, rate = np.empty(width, np.float32), np.empty((), np.float32), np.empty((), np.float32)
+    mean, square = np.full(width, 1 / width, np.float32).dot, out.dot
+    subtract, multiply, add, root, of_width, least = np.subtract, np.multiply, np.add, math.sqrt, math.sqrt(width), width * layer.eps
 
     def apply(x: Array) -> Array:
-        subtract(x, x.dot(mean), out)
-        rate[()] = 1 / root(out.dot(out) / width + eps)
+        mean(x, shift)
+        subtract(x, shift, out)
+        rate[()] = of_width / root(square(out) + least)  # 1 / root(variance + eps)
         multiply(out, rate, out)
         multiply(out, gain, out)
         return out if bias is None else add(out, bias, out)
@@ -203,11 +209,12 @@ def _layer_norm(layer: nn.LayerNorm) -> Map:
 
 
 def _rms_norm(layer: nn.RMSNorm) -> Map:
-    width, eps, gain = layer.weight.numel(), _epsilon(layer), _array(layer.weight)
+    width, gain = layer.weight.numel(), _array(layer.weight)
     out, rate, multiply, root = np.empty(width, np.float32), np.empty((), np.float32), np.multiply, math.sqrt
+    of_width, least = math.sqrt(width), width * _epsilon(layer)
 
     def apply(x: Array) -> Array:
-        rate[()] = 1 / root(x.dot(x) / width + eps)
+        rate[()] = of_width / root(x.dot(x) + least)  # 1 / root(mean square + eps)
         return multiply(multiply(x, rate, out), gain, out)
 
     return apply
@@ -236,7 +243,8 @@ def _activation(kind: str, width: int) -> Map:
         return lambda x: maximum(x, zero, out=x)
     if kind == "relu2":
         return lambda x: multiply(maximum(x, zero, out=x), x, x)
-    tensor = torch.from_numpy(other)
+    with torch.inference_mode(False):
+        tensor = torch.from_numpy(other)
     if kind == "gelu":  # by its formula: PyTorch's own needs 5 microseconds to begin
         half, one, root = np.array(0.5, np.float32), np.array(1.0, np.float32), np.array(math.sqrt(0.5), np.float32)
 

@@ -60,13 +60,13 @@ class Kit(ABC, Generic[X, P]):
         """Widen, activate, narrow."""
 
     @abstractmethod
-    def attention(self, layer: Attention) -> Callable[[X, Slot, P], X]:
-        """Attention to all that the slot holds, which then holds the new tokens too."""
+    def attention(self, layer: Attention, ends: bool) -> Callable[[X, Slot, P], X]:
+        """Attention to all that the slot holds, which then holds the new tokens too; `ends`: each row's last token's alone will do."""
 
     @abstractmethod
     def mean(self, layer: CausalMean) -> Callable[[X, Slot, P], X]:
         """The mean of all that the slot has summed up, and of the new tokens."""
 
-    def take(self, layer: nn.Module) -> None:
+    def take(self, layer: nn.Embedding | nn.Linear | nn.LayerNorm | nn.RMSNorm) -> None:
         """Note that a layer's own parameters are used."""
-        self.taken.update(map(id, layer.parameters(recurse=False)))
+        self.taken |= {id(layer.weight), id(getattr(layer, "bias", None))}

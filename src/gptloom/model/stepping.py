@@ -44,7 +44,7 @@ CACHED = 1_000_000
 """Numbers that are soon needed again, a few megabytes."""
 
 
-def make_stepper(model: LanguageModel) -> Callable[[Ids, State], Tensor]:
+def make_stepper(model: LanguageModel) -> "Stepper | Reference":
     """The quickest way to a model's next-token scores.
 
     Args:
@@ -87,12 +87,13 @@ class Stepper:
         if type(model) is not Decoder or not model.causal:
             raise Unknown(type(model).__name__)
         check_fields(model.config)
-        self.model, self.size = model, model.parameter_count()
-        self.tensors = Line(model, TensorKit(model))
+        parameters = list(model.parameters())
+        self.model, self.size, self.parameters = model, sum(map(torch.numel, parameters)), set(map(id, parameters))
+        self.tensors = Line(model, TensorKit(model), self.parameters)
         self.many: Line | None = None
         self.single: Callable[[Ids, int, list[Slot]], Tensor]
         try:
-            self.single = Line(model, ArrayKit(model)) if self.size < BIG_MODEL else self._several
+            self.single = Line(model, ArrayKit(model), self.parameters) if self.size < BIG_MODEL else self._several
         except Unknown:
             self.single = self._several
 
@@ -102,10 +103,7 @@ class Stepper:
         if tokens > 1 and position:
             raise ValueError("several tokens at once need an empty state")
         with threads(1 if len(rows) * tokens * self.size < SMALL_STEP else None):
-            if tokens == 1 == len(rows):
-                logits = self.single(rows, position, state.slots)
-            else:
-                logits = self._several(rows, position, state.slots)
+            logits = (self.single if tokens == 1 == len(rows) else self._several)(rows, position, state.slots)
         state.lengths = [position + tokens] * len(rows)
         return logits
 
@@ -116,7 +114,7 @@ class Stepper:
             if len(rows) < MANY:
                 return self.tensors(rows, position, slots)
             if self.many is None:
-                self.many = Line(self.model, TensorKit(self.model, turned=True))
+                self.many = Line(self.model, TensorKit(self.model, turned=True), self.parameters)
             return self.many(rows, position, slots)
         few = max(1, CACHED // (len(rows[0]) * self.model.config.hidden_width))
         if few >= len(rows):
@@ -128,15 +126,14 @@ class Stepper:
 class Line:
     """A decoder's operations in their order, each done by a kit."""
 
-    def __init__(self, model: Decoder, kit: Kit[Any, Any]) -> None:
-        """Resolve the layers; Unknown: one of them, or a parameter, is not the kit's."""
+    def __init__(self, model: Decoder, kit: Kit[Any, Any], parameters: set[int]) -> None:
+        """Resolve the layers; Unknown: one of them is not the kit's, or one of the model's `parameters` (their `id`) is not used."""
         self.kit = kit
         last = len(model.blocks) - 1
-        self.layers = [_layer(kit, block, index == last) for index, block in enumerate(model.blocks)]
+        self.layers = [_layer(kit, block, ends=index == last) for index, block in enumerate(model.blocks)]
         self.final_norm, self.head = kit.norm(model.final_norm), kit.linear(model.head)
-        left = [name for name, parameter in model.named_parameters() if id(parameter) not in kit.taken]
-        if left:
-            raise Unknown(left[0])
+        if not parameters <= kit.taken:
+            raise Unknown("a parameter that no layer has")
 
     def __call__(self, rows: Ids, position: int, slots: list[Slot]) -> Tensor:
         """Logits (b, v) after the last id of each row, which stands at `position` or behind it."""
@@ -146,12 +143,12 @@ class Line:
         return self.kit.end(self.head(self.final_norm(self.kit.last(x, place))))
 
 
-def _layer(kit: Kit[Any, Any], block: object, is_last: bool) -> Layer:
-    """A block's operations, as in `Block.forward`; behind the last mixer only each row's last token is of interest."""
+def _layer(kit: Kit[Any, Any], block: object, *, ends: bool) -> Layer:
+    """A block's operations, as in `Block.forward`; of the last one each row's last token is all that is wanted."""
     if type(block) is not Block or block.cross is not None:
         raise Unknown(type(block).__name__)
     mixer = block.mixer
-    mix = kit.attention(mixer) if isinstance(mixer, Attention) else kit.mean(mixer) if isinstance(mixer, CausalMean) else None
+    mix = kit.attention(mixer, ends) if isinstance(mixer, Attention) else kit.mean(mixer) if isinstance(mixer, CausalMean) else None
     think = kit.mlp(block.mlp) if block.mlp is not None else None
     norm1, norm2 = kit.norm(block.norm1), kit.norm(block.norm2)
     post, adds, add, last = block.post, block.adds, kit.add, kit.last
@@ -159,10 +156,10 @@ def _layer(kit: Kit[Any, Any], block: object, is_last: bool) -> Layer:
     def step(x: Any, slot: Slot, place: Any) -> Any:
         if mix is not None:
             found = mix(x if post else norm1(x), slot, place)
+            if ends:
+                x, found = last(x, place), last(found, place)
             x = add(x, found) if adds else found
             x = norm1(x) if post else x
-        if is_last:
-            x = last(x, place)
         if think is not None:
             found = think(x if post else norm2(x))
             x = add(x, found) if adds else found

@@ -62,9 +62,9 @@ class TensorKit(Kit[Tensor, Place]):
         """See `Kit.begin`."""
         ids = torch.tensor(rows, device=self.device)
         tokens, here = ids.shape[1], slice(position, position + ids.shape[1])
-        x = F.embedding(ids, self.table)
+        x = torch.embedding(self.table, ids)
         if self.positions is not None:
-            x = x + self.positions[here]
+            x += self.positions[here]
         rotation = None if self.rotary is None else (self.rotary[0, here], self.rotary[1, here])
         return x.flatten(0, 1), Place(position, len(rows), tokens, rotation)
 
@@ -78,7 +78,7 @@ class TensorKit(Kit[Tensor, Place]):
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
         """See `Kit.add`."""
-        return x + branch
+        return x.add_(branch)
 
     def norm(self, layer: nn.Module | None) -> Map:
         """See `Kit.norm`."""
@@ -116,7 +116,7 @@ class TensorKit(Kit[Tensor, Place]):
         up, down, kind = self.linear(layer.up), self.linear(layer.down), layer.kind
         return lambda x: down(activate(up(x), kind))
 
-    def attention(self, layer: Attention) -> Callable[[Tensor, Slot, Place], Tensor]:
+    def attention(self, layer: Attention, ends: bool) -> Callable[[Tensor, Slot, Place], Tensor]:
         """See `Kit.attention`."""
         project, out = self.linear(layer.qkv), self.linear(layer.out)
         query_norm, key_norm = self.norm(layer.query_norm), self.norm(layer.key_norm)
@@ -136,8 +136,10 @@ class TensorKit(Kit[Tensor, Place]):
             values.narrow(2, position, tokens).copy_(value)
             if tokens == 1 and self.on_cpu and keys.numel() >= FAR:
                 return out(_look_back(query, keys, values, scale))
-            joined = attend(query, keys, values, is_causal=tokens > 1, scale=scale, enable_gqa=grouped)
-            return out(joined.transpose(1, 2).reshape(rows * tokens, heads * width))
+            if ends:
+                query = query[:, :, -1:]
+            joined = attend(query, keys, values, is_causal=tokens > 1 and not ends, scale=scale, enable_gqa=grouped)
+            return out(joined.transpose(1, 2).reshape(-1, heads * width))
 
         return mix
 
