@@ -206,7 +206,7 @@ class Generation:
         # Apple's GPU has no float64, which the draw is made in.
         scores = logits.float().cpu() if logits.is_mps else logits.float()
         chosen = choose(scores, self._seen(scores), self.config, torch.tensor(uniforms, dtype=torch.float64))
-        return chosen.tolist()  # type: ignore[no-any-return]
+        return chosen.tolist()
 
     def finish(self, row: int) -> None:
         """End a row; the others are not disturbed."""

@@ -4,24 +4,21 @@ An operation of numpy's on so few numbers takes a third of the time of one of Py
 array of its own, which holds until its next call. Weights and the state's tensors are looked at where they are, not copied.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gptloom.model.array_functions import Array, Map, activation, as_array, epsilon, layer_norm, normalise_rows, rms_norm, same
 from gptloom.model.attention import Attention
 from gptloom.model.decoder import Decoder
 from gptloom.model.kit import Kit, Unknown
 from gptloom.model.layers import MLP, CausalMean
+from gptloom.model.ngrams import ngram_rows_at
 from gptloom.model.state import Slot
-
-Array = npt.NDArray[np.float32]
-Map = Callable[[Array], Array]
 
 LARGE = 400_000
 """Numbers in a matrix from which OpenBLAS shares a product with a vector out over threads that, on a busy machine, wait up to a
@@ -38,28 +35,39 @@ class ArrayKit(Kit[Array, int]):
         if table.device.type != "cpu" or table.dtype != torch.float32:
             raise Unknown(f"{table.dtype} on {table.device}")
         self.take(model.token_table)
-        self.table, self.positions, self.rotary = _array(table), None, None
+        self.table, self.positions, self.rotary = as_array(table), None, None
         if model.position_table is not None:
             self.take(model.position_table)
-            self.positions = _array(model.position_table.weight)
+            self.positions = as_array(model.position_table.weight)
         elif model.config.positions == "sinusoidal":
-            self.positions = _array(model.get_buffer("sinusoids"))
+            self.positions = as_array(model.get_buffer("sinusoids"))
         elif model.config.positions == "rotary":
-            cos, sin = _array(model.get_buffer("rotary"))
+            cos, sin = as_array(model.get_buffer("rotary"))
             half = sin.shape[1] // 2
             signed = np.concatenate((-sin[:, :half], sin[:, half:]), axis=1).reshape(len(sin), 2, half)
             self.rotary = list(cos), list(signed)
+        self.ngrams = None
+        if model.ngrams is not None:
+            self.take(model.ngrams)
+            self.ngrams, self.longest = as_array(model.ngrams.weight), model.ngrams.longest
         self.stream = np.empty(self.table.shape[1], np.float32)
         self.scores = np.empty(model.config.n_head * model.config.block_size, np.float32)
         self.score_views: dict[int, tuple[Array, Tensor]] = {}
 
-    def begin(self, rows: Sequence[Sequence[int]], position: int) -> tuple[Array, int]:
+    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: Slot) -> tuple[Array, int]:
         """See `Kit.begin`."""
+        one, x = rows[0][0], self.stream
         if self.positions is None:
-            np.copyto(self.stream, self.table[rows[0][0]])
+            np.copyto(x, self.table[one])
         else:
-            np.add(self.table[rows[0][0]], self.positions[position], self.stream)
-        return self.stream, position
+            np.add(self.table[one], self.positions[position], x)
+        if self.ngrams is not None:
+            recent = slot["recent"].numpy()[0]
+            before = recent.tolist() if position else [-1] * (self.longest - 1)
+            for row in ngram_rows_at(before, one, len(self.ngrams)):
+                np.add(x, self.ngrams[row], x)
+            recent[:] = [*before[1:], one]
+        return x, position
 
     def end(self, x: Array) -> Tensor:
         """See `Kit.end`."""
@@ -76,33 +84,34 @@ class ArrayKit(Kit[Array, int]):
     def norm(self, layer: nn.Module | None) -> Map:
         """See `Kit.norm`."""
         if layer is None or type(layer) is nn.Identity:
-            return _same
-        self.take(layer)
+            return same
         if type(layer) is nn.LayerNorm:
-            return _layer_norm(layer)
+            self.take(layer)
+            return layer_norm(layer)
         if type(layer) is nn.RMSNorm:
-            return _rms_norm(layer)
+            self.take(layer)
+            return rms_norm(layer)
         raise Unknown(type(layer).__name__)
 
     def linear(self, layer: nn.Module | None, out: Array | None = None) -> Map:
         """See `Kit.linear`; `out` is where the result shall stand."""
         if layer is None or type(layer) is nn.Identity:
-            return _same
+            return same
         if type(layer) is not nn.Linear:
             raise Unknown(type(layer).__name__)
         self.take(layer)
-        weight, add = _array(layer.weight), np.add
+        weight, add = as_array(layer.weight), np.add
         result = np.empty(len(weight), np.float32) if out is None else out
         dot = weight.dot if weight.size < LARGE else partial(np.vecdot, weight)
-        if layer.bias is None:
+        if getattr(layer, "bias", None) is None:
             return lambda x: dot(x, result)
-        bias = _array(layer.bias)
+        bias = as_array(layer.bias)
         return lambda x: add(dot(x, result), bias, result)
 
     def mlp(self, layer: MLP) -> Map:
         """See `Kit.mlp`."""
         up, down = self.linear(layer.up), self.linear(layer.down)
-        activate = _activation(layer.kind, layer.up.out_features)
+        activate = activation(layer.kind, layer.up.out_features)
         return lambda x: down(activate(up(x)))
 
     def attention(self, layer: Attention, ends: bool) -> Callable[[Array, Slot, int], Array]:
@@ -159,8 +168,8 @@ class ArrayKit(Kit[Array, int]):
         if type(layer.query_norm) is nn.RMSNorm and type(layer.key_norm) is nn.RMSNorm:
             self.take(layer.query_norm)
             self.take(layer.key_norm)
-            gains = np.repeat((_array(layer.query_norm.weight), _array(layer.key_norm.weight)), (layer.n_head, layer.n_kv_head), axis=0)
-            steps.append(_normalise_rows(turned, gains, _epsilon(layer.query_norm)))
+            gains = np.repeat((as_array(layer.query_norm.weight), as_array(layer.key_norm.weight)), (layer.n_head, layer.n_kv_head), axis=0)
+            steps.append(normalise_rows(turned, gains, epsilon(layer.query_norm)))
         elif not type(layer.query_norm) is type(layer.key_norm) is nn.Identity:
             raise Unknown(type(layer.query_norm).__name__)
         if self.rotary is not None:
@@ -189,106 +198,3 @@ class ArrayKit(Kit[Array, int]):
             with torch.inference_mode(False):  # a tensor made in that mode could be written to in no other
                 self.score_views[seen] = scores, torch.from_numpy(scores)
         return keys[:, position], values[:, position], keys[:, :seen].swapaxes(1, 2), values[:, :seen], *self.score_views[seen]
-
-
-def _layer_norm(layer: nn.LayerNorm) -> Map:
-    width, gain, bias = layer.weight.numel(), _array(layer.weight), None if layer.bias is None else _array(layer.bias)
-    out, shift, rate = np.empty(width, np.float32), np.empty((), np.float32), np.empty((), np.float32)
-    mean, square = np.full(width, 1 / width, np.float32).dot, out.dot
-    subtract, multiply, add, root, of_width, least = np.subtract, np.multiply, np.add, math.sqrt, math.sqrt(width), width * layer.eps
-
-    def apply(x: Array) -> Array:
-        mean(x, shift)
-        subtract(x, shift, out)
-        rate[()] = of_width / root(square(out) + least)  # 1 / root(variance + eps)
-        multiply(out, rate, out)
-        multiply(out, gain, out)
-        return out if bias is None else add(out, bias, out)
-
-    return apply
-
-
-def _rms_norm(layer: nn.RMSNorm) -> Map:
-    width, gain = layer.weight.numel(), _array(layer.weight)
-    out, rate, multiply, root = np.empty(width, np.float32), np.empty((), np.float32), np.multiply, math.sqrt
-    of_width, least = math.sqrt(width), width * _epsilon(layer)
-
-    def apply(x: Array) -> Array:
-        rate[()] = of_width / root(x.dot(x) + least)  # 1 / root(mean square + eps)
-        return multiply(multiply(x, rate, out), gain, out)
-
-    return apply
-
-
-def _normalise_rows(x: Array, gains: Array, eps: float) -> Callable[[int], object]:
-    """RMSNorm of each row of one array, in place."""
-    rows, width = x.shape
-    squares = np.empty((rows, 1, 1), np.float32)
-    lying, standing, roots = x[:, None, :], x[:, :, None], squares.reshape(rows, 1)
-    part, least = np.array(1 / width, np.float32), np.array(eps, np.float32)
-    matmul, multiply, add, root, divide = np.matmul, np.multiply, np.add, np.sqrt, np.divide
-
-    def apply(position: int) -> None:
-        matmul(lying, standing, squares)
-        root(add(multiply(roots, part, roots), least, roots), roots)
-        multiply(divide(x, roots, x), gains, x)
-
-    return apply
-
-
-def _activation(kind: str, width: int) -> Map:
-    """An MLP's non-linearity on `width` numbers, as `layers.activate`; it may overwrite what it is given."""
-    zero, other, multiply, add, maximum = np.zeros((), np.float32), np.empty(width, np.float32), np.multiply, np.add, np.maximum
-    if kind == "relu":
-        return lambda x: maximum(x, zero, out=x)
-    if kind == "relu2":
-        return lambda x: multiply(maximum(x, zero, out=x), x, x)
-    with torch.inference_mode(False):
-        tensor = torch.from_numpy(other)
-    if kind == "gelu":  # by its formula: PyTorch's own needs 5 microseconds to begin
-        half, one, root = np.array(0.5, np.float32), np.array(1.0, np.float32), np.array(math.sqrt(0.5), np.float32)
-
-        def gelu(x: Array) -> Array:
-            multiply(x, root, other)
-            torch.erf(tensor, out=tensor)
-            add(other, one, other)
-            return multiply(multiply(other, half, other), x, x)
-
-        return gelu
-    if kind == "gelu-tanh":
-        cubic, inner, half, one = (np.array(number, np.float32) for number in (0.044715, math.sqrt(2 / math.pi), 0.5, 1.0))
-
-        def gelu_tanh(x: Array) -> Array:
-            multiply(multiply(x, x, other), cubic, other)  # sqrt(2 / pi) (x + 0.044715 x^3) = sqrt(2 / pi) x (1 + 0.044715 x^2)
-            multiply(multiply(add(other, one, other), x, other), inner, other)
-            add(np.tanh(other, other), one, other)
-            return multiply(multiply(other, half, other), x, x)
-
-        return gelu_tanh
-    if kind == "swiglu":
-        half_width = width // 2
-        gate = tensor[:half_width]
-
-        def swiglu(x: Array) -> Array:
-            other[:half_width] = x[:half_width]
-            torch.sigmoid(gate, out=gate)
-            first = x[:half_width]
-            return multiply(multiply(first, other[:half_width], first), x[half_width:], first)
-
-        return swiglu
-    raise Unknown(kind)
-
-
-def _epsilon(layer: nn.RMSNorm) -> float:
-    if layer.eps is None:
-        raise Unknown("RMSNorm without eps")
-    return layer.eps
-
-
-def _array(tensor: Tensor) -> Array:
-    """The numbers where they are."""
-    return tensor.detach().numpy()
-
-
-def _same(x: Array) -> Array:
-    return x

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gptloom.model.attention import Attention
 from gptloom.model.layers import MLP, CausalMean
+from gptloom.model.ngrams import HashedNgrams
 from gptloom.model.state import Slot
 
 X = TypeVar("X")
@@ -32,8 +33,8 @@ class Kit(ABC, Generic[X, P]):
         self.taken: set[int] = set()
 
     @abstractmethod
-    def begin(self, rows: Sequence[Sequence[int]], position: int) -> tuple[X, P]:
-        """The embeddings of some ids of each row, the first of which stands at `position`."""
+    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: Slot) -> tuple[X, P]:
+        """The embeddings of some ids of each row, the first of which stands at `position`; `slot` is that of the n-grams, if there are any."""
 
     @abstractmethod
     def end(self, x: X) -> Tensor:
@@ -67,6 +68,6 @@ class Kit(ABC, Generic[X, P]):
     def mean(self, layer: CausalMean) -> Callable[[X, Slot, P], X]:
         """The mean of all that the slot has summed up, and of the new tokens."""
 
-    def take(self, layer: nn.Embedding | nn.Linear | nn.LayerNorm | nn.RMSNorm) -> None:
+    def take(self, layer: nn.Embedding | nn.Linear | nn.LayerNorm | nn.RMSNorm | HashedNgrams) -> None:
         """Note that a layer's own parameters are used."""
         self.taken |= {id(layer.weight), id(getattr(layer, "bias", None))}

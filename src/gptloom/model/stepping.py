@@ -22,7 +22,7 @@ from gptloom.model.layers import CausalMean
 from gptloom.model.stack import Block
 from gptloom.model.state import Context, Slot, State
 from gptloom.model.tensor_kit import MANY, TensorKit
-from gptloom.runtime import SMALL_STEP, threads
+from gptloom.runtime import SMALL_STEP, cores, threads
 from gptloom.shape import ModelConfig
 
 Ids = Sequence[Sequence[int]]
@@ -33,7 +33,7 @@ Layer = Callable[[Any, Slot, Any], Any]
 KNOWN = {
     "architecture", "vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_size", "mixer", "output_projection", "score_scale",
     "qk_norm", "positions", "rope_theta", "mlp", "mlp_width", "residual", "norm", "norm_position", "bias", "head", "head_bias", "tables", "dropout",
-    "attn_dropout", "embd_dropout", "init",
+    "attn_dropout", "embd_dropout", "init", "ngrams", "ngram_rows",
 }
 # fmt: on
 """The fields of `ModelConfig` that the lines below follow. Another one with another value than its default takes the reference path."""
@@ -102,7 +102,7 @@ class Stepper:
         tokens, position = len(rows[0]), state.lengths[0]
         if tokens > 1 and position:
             raise ValueError("several tokens at once need an empty state")
-        with threads(1 if len(rows) * tokens * self.size < SMALL_STEP else None):
+        with cores(1 if len(rows) * tokens * self.size < SMALL_STEP else None):
             logits = (self.single if tokens == 1 == len(rows) else self._several)(rows, position, state.slots)
         state.lengths = [position + tokens] * len(rows)
         return logits
@@ -137,8 +137,8 @@ class Line:
 
     def __call__(self, rows: Ids, position: int, slots: list[Slot]) -> Tensor:
         """Logits (b, v) after the last id of each row, which stands at `position` or behind it."""
-        x, place = self.kit.begin(rows, position)
-        for layer, slot in zip(self.layers, slots, strict=True):
+        x, place = self.kit.begin(rows, position, slots[-1] if slots else {})
+        for layer, slot in zip(self.layers, slots, strict=False):
             x = layer(x, slot, place)
         return self.kit.end(self.head(self.final_norm(self.kit.last(x, place))))
 

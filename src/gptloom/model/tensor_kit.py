@@ -12,6 +12,7 @@ from gptloom.model.attention import Attention
 from gptloom.model.decoder import Decoder
 from gptloom.model.kit import Kit, Unknown
 from gptloom.model.layers import MLP, CausalMean, activate, rotate
+from gptloom.model.ngrams import HashedNgrams, ngram_rows
 from gptloom.model.state import Slot
 
 Map = Callable[[Tensor], Tensor]
@@ -57,14 +58,19 @@ class TensorKit(Kit[Tensor, Place]):
         elif model.config.positions == "sinusoidal":
             self.positions = model.get_buffer("sinusoids")
         self.rotary = model.get_buffer("rotary") if model.config.positions == "rotary" else None
+        self.ngrams = model.ngrams
+        if self.ngrams is not None:
+            self.take(self.ngrams)
 
-    def begin(self, rows: Sequence[Sequence[int]], position: int) -> tuple[Tensor, Place]:
+    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: Slot) -> tuple[Tensor, Place]:
         """See `Kit.begin`."""
         ids = torch.tensor(rows, device=self.device)
         tokens, here = ids.shape[1], slice(position, position + ids.shape[1])
         x = torch.embedding(self.table, ids)
         if self.positions is not None:
             x += self.positions[here]
+        if self.ngrams is not None:
+            x += _ngrams(self.ngrams, ids, slot["recent"], begins=not position)
         rotation = None if self.rotary is None else (self.rotary[0, here], self.rotary[1, here])
         return x.flatten(0, 1), Place(position, len(rows), tokens, rotation)
 
@@ -84,11 +90,12 @@ class TensorKit(Kit[Tensor, Place]):
         """See `Kit.norm`."""
         if layer is None or type(layer) is nn.Identity:
             return _same
-        self.take(layer)
         if type(layer) is nn.LayerNorm:
+            self.take(layer)
             shape, weight, bias, eps = layer.normalized_shape, layer.weight, layer.bias, layer.eps
             return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
         if type(layer) is nn.RMSNorm:
+            self.take(layer)
             return partial(torch.rms_norm, normalized_shape=layer.normalized_shape, weight=layer.weight, eps=layer.eps)
         raise Unknown(type(layer).__name__)
 
@@ -100,7 +107,7 @@ class TensorKit(Kit[Tensor, Place]):
             raise Unknown(type(layer).__name__)
         self.take(layer)
         weight, bias = layer.weight, layer.bias
-        if not (self.on_cpu and torch.backends.mkldnn.is_available()):
+        if not (self.on_cpu and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
             return partial(F.linear, weight=weight, bias=bias)
         size, product = weight.numel(), torch.ops.mkldnn._linear_pointwise.default
         if self.turned and MANY * size >= LARGE:
@@ -126,7 +133,7 @@ class TensorKit(Kit[Tensor, Place]):
         def mix(x: Tensor, slot: Slot, place: Place) -> Tensor:
             position, rows, tokens, rotation = place
             parts = project(x).view(rows, tokens, heads + 2 * shared, width).transpose(1, 2)
-            query, key, value = parts.split((heads, shared, shared), dim=1)
+            query, key, value = parts.split((heads, shared, shared), dim=1)  # type: ignore[no-untyped-call]
             query, key = query_norm(query), key_norm(key)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
@@ -157,6 +164,14 @@ class TensorKit(Kit[Tensor, Place]):
             return out((sums / counts[:, None]).flatten(0, 1))
 
         return mix
+
+
+def _ngrams(layer: HashedNgrams, ids: Tensor, recent: Tensor, *, begins: bool) -> Tensor:
+    """The sum of each token's n-grams, (b, t, c); `recent`, the tokens before them, then holds the last of these."""
+    known = torch.cat((torch.full_like(recent, -1) if begins else recent, ids), dim=1)
+    recent.copy_(known[:, 1 - layer.longest :])
+    rows = ngram_rows(known, layer.longest, len(layer.weight)).flatten(0, 1)
+    return F.embedding_bag(rows, layer.weight, mode="sum").view(*ids.shape, -1)
 
 
 def _look_back(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
