@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import CACHING, CONFIGS, SMALL, build, random_ids
+from conftest import CACHING, CONFIGS, SMALL, build, random_ids, rows_of
 from gptloom.config import ModelConfig
 from gptloom.errors import ConfigError
 from gptloom.model import array_kit, stepping, tensor_kit
@@ -19,7 +19,7 @@ from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotate, rotation_at, sinusoids
 from gptloom.model.objective import IGNORED, Objective
 from gptloom.model.state import Context, State, Trace
-from gptloom.model.stepping import Stepper
+from gptloom.model.stepping import Stepper, make_stepper
 from gptloom.model.tensor_kit import MANY
 from gptloom.settings import parse, read_recipe, recipe_names
 
@@ -104,6 +104,8 @@ def textbook(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
     if c.positions == "sinusoidal":
         waves = [[(math.cos if i % 2 else math.sin)(p / 10_000 ** ((i - i % 2) / c.n_embd)) for i in range(c.n_embd)] for p in range(t)]
         x = x + torch.tensor(waves, dtype=torch.float64)
+    if c.ngrams > 1:
+        x = x + torch.stack([w["ngrams.weight"][found].sum(0) for found in rows_of(ids.tolist(), c.ngrams, c.ngram_rows)])
     for n in range(c.n_layer):
         mixer = f"blocks.{n}.mixer"
         mix = (lambda name, y: past / past.sum(-1, keepdim=True) @ y) if c.mixer == "mean" else attention
@@ -291,6 +293,31 @@ def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
     torch.testing.assert_close(step(ids[:, :8].tolist(), state), whole[:, 7], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step(ids[:, 8:9].tolist(), state), whole[:, 8], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(call(model, ids[:, 9:], state=state), whole[:, 9:], atol=1e-5, rtol=1e-5)
+    state.clear()  # what was read before is forgotten by one token, by the decoder itself too
+    torch.testing.assert_close(step(ids[:, :1].tolist(), state), whole[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(call(model, ids[:, 1:], state=state), whole[:, 1:], atol=1e-5, rtol=1e-5)
+    state.clear()
+    torch.testing.assert_close(call(model, ids[:, :9], state=state), whole[:, :9], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step(ids[:, 9:].tolist(), state), whole[:, 9], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strange", ["field", "parameter", "layer", "class"])
+def test_a_model_that_the_straight_lines_do_not_follow_takes_the_slow_way(strange, monkeypatch):
+    model, ids = build(CONFIGS["tiny"]), random_ids(2, T)
+    match strange:
+        case "field":
+            monkeypatch.setattr(stepping, "KNOWN", stepping.KNOWN - {"positions"})
+        case "parameter":
+            model.blocks[0].gain = torch.nn.Parameter(torch.ones(1))
+        case "layer":
+            model.blocks[0].mlp.up = torch.nn.Sequential(model.blocks[0].mlp.up, torch.nn.Tanh())
+        case "class":
+            model.__class__ = type("Other", (Decoder,), {})
+    step, state = make_stepper(model), model.init_state(2, T)
+    assert isinstance(step, stepping.Reference)
+    torch.testing.assert_close(step(ids[:, :4].tolist(), state), call(model, ids)[:, 3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step(ids[:, 4:5].tolist(), state), call(model, ids)[:, 4], atol=1e-5, rtol=1e-5)
+    assert isinstance(make_stepper(build(CONFIGS["gpt2"] if strange == "field" else CONFIGS["tiny"])), stepping.Stepper)
 
 
 def test_a_repeated_row_does_not_share_its_memory():
@@ -418,7 +445,7 @@ def test_each_dropout_acts_in_training_and_only_there(only):
     for a, b in ((first, clean), (first, second), (traced, clean)):
         assert (a - b).abs().max() > 0.01
     model.eval()
-    assert torch.equal(call(model, ids), clean)
+    torch.testing.assert_close(call(model, ids), clean, atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_stands_in_for_the_two_that_are_not_given():
