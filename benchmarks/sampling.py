@@ -11,6 +11,7 @@ greedy text was the same with the cache and without.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import statistics
@@ -20,6 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gptloom  # before PyTorch: it says how its threads wait
+
+# isort: split
 import torch
 
 from gptloom.config import ModelConfig, SampleConfig
@@ -45,6 +49,7 @@ def compare(one: tuple[int, Callable[[int], object]], other: tuple[int, Callable
         action(8)
     found = [(rate(*one), rate(*other)) for _ in range(pairs)]
     ratios = sorted(a / b for a, b in found)
+    print(f"{ratios[len(ratios) // 2]:.2f} times, {found[0][0]:.0f} against {found[0][1]:.0f} tokens a second", file=sys.stderr)
     return {
         "tokens_per_second": round(statistics.median(a for a, _ in found)),
         "against_tokens_per_second": round(statistics.median(b for _, b in found)),
@@ -85,7 +90,8 @@ def nanogpt(checkout: Path) -> torch.nn.Module:
     sys.modules["nanogpt_model"] = module
     spec.loader.exec_module(module)
     shape = {"block_size": BABY, "vocab_size": VOCABULARY, "n_layer": 6, "n_head": 6, "n_embd": 384}
-    return module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval()  # type: ignore[no-any-return]
+    with contextlib.redirect_stdout(sys.stderr):  # it tells its number of parameters
+        return module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval()  # type: ignore[no-any-return]
 
 
 def bandwidth(count: int) -> float:
@@ -125,7 +131,7 @@ def main() -> None:
         with threads(1):  # its faster choice
             plain.generate(torch.zeros(1, 1, dtype=torch.int64), tokens)
 
-    result: dict[str, Any] = {"processor": processor(), **describe_machine()}
+    result: dict[str, Any] = {"processor": processor(), **describe_machine(), "gptloom": gptloom.__version__}
     result["0.21M, batch 1, against model.plain"] = compare((256, writer(small, [0])), (256, plainly), args.pairs)
     result["10.65M, batch 1, full context, against nanoGPT"] = compare((256, writer(baby, full)), (16, lambda n: theirs.generate(ids, n)), args.pairs)
     for name, model in (("0.21M", small), ("10.65M", baby)):

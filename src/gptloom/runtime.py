@@ -65,7 +65,7 @@ SMALL_STEP = 60_000_000
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Use this many CPU threads for a while (None changes nothing), the quickest matrix products, and memory that is kept once it is there."""
-    _keep_memory()
+    keep_memory()
     before, products = torch.get_num_threads(), _onednn_products()
     precision = products.fp32_precision
     torch.set_num_threads(count or before)
@@ -111,7 +111,7 @@ def _is_amd() -> bool:
 
 
 @cache
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have the C library keep what is freed, up to 2 GB, instead of handing it back and asking for it again.
 
     Activations come and go at every operation, and fresh memory must be mapped page by page at its first use: on a virtual machine that took

@@ -22,7 +22,7 @@ from gptloom.model.layers import CausalMean
 from gptloom.model.stack import Block
 from gptloom.model.state import Context, Slot, State
 from gptloom.model.tensor_kit import MANY, TensorKit
-from gptloom.runtime import SMALL_STEP, cores, threads
+from gptloom.runtime import SMALL_STEP, cores, keep_memory, threads
 from gptloom.shape import ModelConfig
 
 Ids = Sequence[Sequence[int]]
@@ -54,6 +54,7 @@ def make_stepper(model: LanguageModel) -> "Stepper | Reference":
         A function of what each row reads, (b lists of t ids), and a state whose rows are equally long, and empty where t is not 1.
         It gives the logits (b, v) after the last ids; the state then holds the ids too.
     """
+    keep_memory()
     try:
         return Stepper(model)
     except Unknown:
