@@ -310,7 +310,7 @@ def test_a_model_that_the_straight_lines_do_not_follow_takes_the_slow_way(strang
         case "parameter":
             model.blocks[0].gain = torch.nn.Parameter(torch.ones(1))
         case "layer":
-            model.blocks[0].mlp.up = torch.nn.Sequential(model.blocks[0].mlp.up, torch.nn.Tanh())
+            model.final_norm = torch.nn.Sequential(model.final_norm, torch.nn.Tanh())
         case "class":
             model.__class__ = type("Other", (Decoder,), {})
     step, state = make_stepper(model), model.init_state(2, T)
