@@ -1,6 +1,6 @@
 """How fast text is written: against the lecture's way, against nanoGPT's, and 32 texts at once against one.
 
-    python benchmarks/sampling.py --nanogpt PATH [--pairs 9] [--out FILE]
+    python benchmarks/sampling.py [--nanogpt PATH] [--pairs 9] [--out FILE]
 
 Everything runs in this process, on freshly drawn weights (a token costs the same whatever they are), the two sides of a pair in turn;
 tokens are drawn at temperature 1, each side by its own means. Shapes: the lecture's (209,729 parameters, context 32), 256 tokens from one;
@@ -113,7 +113,7 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it, that comparison is left out")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--out", type=Path, help="where to keep the JSON, besides printing it")
     args = parser.parse_args()
@@ -121,9 +121,8 @@ def main() -> None:
     shape = {"vocab_size": VOCABULARY, "block_size": LECTURE, "n_embd": 64, "n_head": 4, "n_layer": 4}
     small = Decoder(ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch")).eval()
     plain = PlainGPT(VOCABULARY, LECTURE, 64, 4, 4, scale=64**-0.5).eval()
-    baby, theirs = Decoder.from_recipe("baby", vocab_size=VOCABULARY).eval(), nanogpt(args.nanogpt.resolve())
+    baby = Decoder.from_recipe("baby", vocab_size=VOCABULARY).eval()
     assert small.parameter_count() == sum(p.numel() for p in plain.parameters()) == 209_729
-    assert baby.parameter_count() == sum(p.numel() for p in theirs.parameters())
     full = torch.randint(VOCABULARY, (BABY,)).tolist()
     ids = torch.tensor([full])
 
@@ -133,7 +132,10 @@ def main() -> None:
 
     result: dict[str, Any] = {"processor": processor(), **describe_machine(), "gptloom": gptloom.__version__}
     result["0.21M, batch 1, against model.plain"] = compare((256, writer(small, [0])), (256, plainly), args.pairs)
-    result["10.65M, batch 1, full context, against nanoGPT"] = compare((256, writer(baby, full)), (16, lambda n: theirs.generate(ids, n)), args.pairs)
+    if args.nanogpt:
+        theirs = nanogpt(args.nanogpt.resolve())
+        assert baby.parameter_count() == sum(p.numel() for p in theirs.parameters())
+        result["10.65M, batch 1, full context, against nanoGPT"] = compare((256, writer(baby, full)), (16, lambda n: theirs.generate(ids, n)), args.pairs)
     for name, model in (("0.21M", small), ("10.65M", baby)):
         result[f"{name}, 32 rows against one"] = compare((32 * 256, writer(model, [0], 32)), (256, writer(model, [0])), args.pairs)
     result["10.65M, full context, 32 rows against one"] = compare((32 * 128, writer(baby, full, 32)), (128, writer(baby, full)), args.pairs)

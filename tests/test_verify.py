@@ -22,7 +22,7 @@ from gptloom.data import batches, masking
 from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.inference import evaluation
-from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, whole_block
+from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, tensor_kit, whole_block
 from gptloom.model.array_kit import ArrayKit
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.state import Context
@@ -231,6 +231,8 @@ BUGS = {
     "an encoder looks to the left only": ("both-sides", "encoder", edit(Context, "open", ("self.causal = False", "self.causal = True"))),
     "the cache is one position late": ("cached", "mingpt", edit(TensorKit, "begin", ("self.positions[here]", "self.positions[here.start and here.start - 1]"))),
     "the cache of one row is one position late": ("cached", "mingpt", edit(ArrayKit, "begin", ("self.positions[position]", "self.positions[position - 1]"))),
+    "the cache forgets the n-grams before": ("cached", "tiny", edit(tensor_kit, "_ngrams", ("recent.copy_(known[:, 1 - layer.longest :])", "pass"))),
+    "the cache of one row forgets the n-grams before": ("cached", "tiny", edit(ArrayKit, "begin", ("recent[:] = [*before[1:], one]", "pass"))),
     "a prompt is read without its last token": ("cached", "tiny", edit(TensorKit, "last", ("[:, -1]", "[:, -2]"))),
     "ragged rows are one position late": ("cached", "mingpt", edit(Context, "place", ("[:, None] + steps", "[:, None] + steps - 1"))),
     "the gradient is averaged in each micro-batch": (
