@@ -278,7 +278,7 @@ def test_rows_of_a_state_can_be_taken_and_put(name):
 def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
     """For one row, a few, and many, and as if the model were large; alternating with the decoder itself on the same state; and from a prompt."""
     if large:
-        for place, limit in ((tensor_kit, "LARGE"), (tensor_kit, "FAR"), (array_kit, "LARGE"), (stepping, "CACHED")):
+        for place, limit in ((tensor_kit, "LARGE"), (array_kit, "LARGE"), (stepping, "CACHED")):
             monkeypatch.setattr(place, limit, 1)
     model, ids = build(CONFIGS[name]), random_ids(rows, T)
     step, state, whole = Stepper(model), model.init_state(rows, T), call(model, ids)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +23,6 @@ LARGE = 1_500_000
 
 MANY = 8
 """Rows from which it pays to copy matrices for them."""
-
-FAR = 1_000_000
-"""Numbers in a layer's keys from which they lie too far away, in memory and not in a cache, for the fused attention to be the quicker one."""
 
 
 class Place(NamedTuple):
@@ -141,7 +139,7 @@ class TensorKit(Kit[Tensor, Place]):
             keys, values = slot["keys"].narrow(2, 0, seen), slot["values"].narrow(2, 0, seen)
             keys.narrow(2, position, tokens).copy_(key)
             values.narrow(2, position, tokens).copy_(value)
-            if tokens == 1 and self.on_cpu and keys.numel() >= FAR:
+            if tokens == 1 and self.on_cpu:
                 return out(_look_back(query, keys, values, scale))
             if ends:
                 query = query[:, :, -1:]
@@ -175,11 +173,10 @@ def _ngrams(layer: HashedNgrams, ids: Tensor, recent: Tensor, *, begins: bool) -
 
 
 def _look_back(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Attention of one query a row, (b, h, 1, d), as plain products, which read what is far away 1.5 times as fast; (b, h d)."""
-    rows, shared, seen, width = keys.shape
-    keys, values = keys.view(rows * shared, seen, width), values.view(rows * shared, seen, width)
-    scores = torch.bmm(keys, query.mul(scale).view(rows * shared, -1, width).transpose(1, 2))
-    return torch.bmm(scores.transpose(1, 2).softmax(dim=-1), values).view(rows, -1)
+    """Attention of one query a row, (b, h, 1, d), (b, h d): numpy's products of a matrix and a vector begin sooner than PyTorch's and read memory faster."""
+    rows, shared, _, width = keys.shape
+    scores = torch.from_numpy(np.matmul(query.mul(scale).view(rows, shared, -1, width).numpy(), keys.mT.numpy()))
+    return torch.from_numpy(np.matmul(scores.softmax(dim=-1).numpy(), values.numpy())).view(rows, -1)
 
 
 def _same(x: Tensor) -> Tensor:
