@@ -25,6 +25,7 @@ faults: .venv/.developers
 
 bench: .venv/.developers
 	$(BIN)/python benchmarks/against_plain.py
+	$(BIN)/python benchmarks/sampling.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(BIN)/python benchmarks/tiny_recipe.py
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/busy_machine.py

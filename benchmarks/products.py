@@ -21,7 +21,7 @@ STEP = """
 import sys, time, torch
 from gptloom import runtime
 if "mkl" in sys.argv: runtime._multiplies_better_with_onednn = lambda: False
-if "fresh" in sys.argv: runtime._keep_memory = lambda: None
+if "fresh" in sys.argv: runtime.keep_memory = lambda: None
 from gptloom.model.build import build_model
 from gptloom.model.objective import Objective
 from gptloom.settings import resolve

@@ -119,8 +119,9 @@ def test_asking_twice_for_the_logits_gives_the_same_answer(name):
 def test_a_cache_is_rebuilt_only_when_its_row_slides(monkeypatch):
     model, read = build(CONFIGS["gpt2"]), []
     rows = Rows(model, [[1] * (T - 1), [1] * (T - 3)], room=4 * T)
-    hidden = model.hidden
+    hidden, step = model.hidden, rows.stepper
     monkeypatch.setattr(model, "hidden", lambda ids, context: (read.append(ids.shape), hidden(ids, context))[1])
+    monkeypatch.setattr(rows, "stepper", lambda views, state: (read.append((len(views), len(views[0]))), step(views, state))[1])
     for _ in range(12):
         rows.logits()
         rows.append([2, 3])

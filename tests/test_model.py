@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from conftest import CACHING, CONFIGS, SMALL, build, random_ids, rows_of
 from gptloom.config import ModelConfig
 from gptloom.errors import ConfigError
+from gptloom.model import array_kit, stepping, tensor_kit
 from gptloom.model.build import build_model
 from gptloom.model.decoder import Decoder, cut_rows
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotate, rotation_at, sinusoids
 from gptloom.model.objective import IGNORED, Objective
 from gptloom.model.state import Context, State, Trace
-from gptloom.model.stepping import make_stepper
+from gptloom.model.stepping import Stepper, make_stepper
+from gptloom.model.tensor_kit import MANY
 from gptloom.settings import parse, read_recipe, recipe_names
 
 T = SMALL["block_size"]
@@ -272,24 +274,50 @@ def test_rows_of_a_state_can_be_taken_and_put(name):
 
 
 @every_config
-def test_the_straight_line_step_is_the_decoder_s(name):
-    """Alternating with the decoder itself, on the same state; and training the model further is seen."""
-    model, ids = build(CONFIGS[name]), random_ids(3, T)
-    step, state = make_stepper(model), model.init_state(3, T)
-    for part in range(2):
-        whole = call(model, ids)
-        for t in (0, 1, 2, 3, 5, 6) if part == 0 else (8, 9):
-            with torch.no_grad():
-                torch.testing.assert_close(step(ids[:, t : t + 1], state), whole[:, t], atol=1e-5, rtol=1e-5)
-            if t == 3:
-                torch.testing.assert_close(call(model, ids[:, 4:5], state=state), whole[:, 4:5], atol=1e-5, rtol=1e-5)
-        if part == 0:
-            assert state.lengths == [7] * 3
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.mul_(1.1)
-            state = model.init_state(3, T)
-            call(model, ids[:, :8], state=state)
+@pytest.mark.parametrize(("rows", "large"), [(1, False), (1, True), (3, False), (MANY, True)])
+def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
+    """For one row, a few, and many, and as if the model were large; alternating with the decoder itself on the same state; and from a prompt."""
+    if large:
+        for place, limit in ((tensor_kit, "LARGE"), (array_kit, "LARGE"), (stepping, "CACHED")):
+            monkeypatch.setattr(place, limit, 1)
+    model, ids = build(CONFIGS[name]), random_ids(rows, T)
+    step, state, whole = Stepper(model), model.init_state(rows, T), call(model, ids)
+    assert isinstance(step.single, stepping.Line)  # one row has a line of its own
+    for begin, length in ((0, 1), (1, 1), (2, 1), (3, None), (4, 1), (5, 1)):
+        if length is None:
+            torch.testing.assert_close(call(model, ids[:, begin : begin + 1], state=state), whole[:, begin : begin + 1], atol=1e-5, rtol=1e-5)
+        else:
+            torch.testing.assert_close(step(ids[:, begin : begin + 1].tolist(), state), whole[:, begin], atol=1e-5, rtol=1e-5)
+    assert state.lengths == [6] * rows
+    state.clear()
+    torch.testing.assert_close(step(ids[:, :8].tolist(), state), whole[:, 7], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step(ids[:, 8:9].tolist(), state), whole[:, 8], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(call(model, ids[:, 9:], state=state), whole[:, 9:], atol=1e-5, rtol=1e-5)
+    state.clear()  # what was read before is forgotten by one token, by the decoder itself too
+    torch.testing.assert_close(step(ids[:, :1].tolist(), state), whole[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(call(model, ids[:, 1:], state=state), whole[:, 1:], atol=1e-5, rtol=1e-5)
+    state.clear()
+    torch.testing.assert_close(call(model, ids[:, :9], state=state), whole[:, :9], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step(ids[:, 9:].tolist(), state), whole[:, 9], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strange", ["field", "parameter", "layer", "class"])
+def test_a_model_that_the_straight_lines_do_not_follow_takes_the_slow_way(strange, monkeypatch):
+    model, ids = build(CONFIGS["tiny"]), random_ids(2, T)
+    match strange:
+        case "field":
+            monkeypatch.setattr(stepping, "KNOWN", stepping.KNOWN - {"positions"})
+        case "parameter":
+            model.blocks[0].gain = torch.nn.Parameter(torch.ones(1))
+        case "layer":
+            model.final_norm = torch.nn.Sequential(model.final_norm, torch.nn.Tanh())
+        case "class":
+            model.__class__ = type("Other", (Decoder,), {})
+    step, state = make_stepper(model), model.init_state(2, T)
+    assert isinstance(step, stepping.Reference)
+    torch.testing.assert_close(step(ids[:, :4].tolist(), state), call(model, ids)[:, 3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step(ids[:, 4:5].tolist(), state), call(model, ids)[:, 4], atol=1e-5, rtol=1e-5)
+    assert isinstance(make_stepper(build(CONFIGS["gpt2"] if strange == "field" else CONFIGS["tiny"])), stepping.Stepper)
 
 
 def test_a_repeated_row_does_not_share_its_memory():

@@ -8,14 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, build, random_ids, rows_of
-from gptloom.model.ngrams import HashedNgrams, ngram_rows
+from gptloom.model.ngrams import HashedNgrams, ngram_rows, ngram_rows_at
 from gptloom.model.state import Context
 
 
 @given(st.lists(st.integers(0, 70_000), min_size=1, max_size=12), st.integers(2, 8), st.integers(1, 100_000))
 def test_rows_are_what_python_s_integers_say(ids, longest, rows):
     known = torch.tensor([[-1] * (longest - 1) + ids])
-    assert ngram_rows(known, longest, rows)[0].tolist() == rows_of(ids, longest, rows)
+    found = rows_of(ids, longest, rows)
+    assert ngram_rows(known, longest, rows)[0].tolist() == found
+    assert ngram_rows_at(known[0, -longest:-1].tolist(), ids[-1], rows) == found[-1]
 
 
 @pytest.mark.parametrize(("longest", "tokens"), [(2, 65), (2, 256), (3, 29)])

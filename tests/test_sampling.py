@@ -224,7 +224,7 @@ def test_a_row_s_numbers_depend_on_the_seed_and_the_row_alone():
     def numbers(seed, count, calls):
         stream, out = Uniforms(seed, count), {row: [] for row in range(count)}
         for call in calls:
-            for row, u in zip(call, stream.next(call).tolist(), strict=True):
+            for row, u in zip(call, stream.next(call), strict=True):
                 out[row].append(u)
         return out
 
@@ -238,6 +238,6 @@ def test_a_row_s_numbers_depend_on_the_seed_and_the_row_alone():
 
 def test_the_numbers_are_uniform():
     stream = Uniforms(1, 4)
-    drawn = np.array([stream.next([0, 1, 2, 3]).tolist() for _ in range(500)]).ravel()
+    drawn = np.array([stream.next([0, 1, 2, 3]) for _ in range(500)]).ravel()
     deviation = np.abs(np.sort(drawn) - (np.arange(2000) + 0.5) / 2000).max()
     assert deviation < 1.63 / 2000**0.5  # Kolmogorov-Smirnov at 1 percent; the seed is fixed

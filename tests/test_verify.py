@@ -22,9 +22,11 @@ from gptloom.data import batches, masking
 from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.inference import evaluation
-from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, stepping, whole_block
+from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, tensor_kit, whole_block
+from gptloom.model.array_kit import ArrayKit
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.state import Context
+from gptloom.model.tensor_kit import TensorKit
 from gptloom.studies.verifying.opening import open_recipe, open_run
 from gptloom.studies.verifying.reference import Reference
 from gptloom.studies.verifying.subject import drawn_model, logits
@@ -227,7 +229,11 @@ BUGS = {
     ),
     "the padding of sources is looked at": ("formula", "translate", edit(EncoderDecoder, "encode", ("(sources >= 0)", "(sources >= -1)"))),
     "an encoder looks to the left only": ("both-sides", "encoder", edit(Context, "open", ("self.causal = False", "self.causal = True"))),
-    "the cache is one position late": ("cached", "mingpt", edit(stepping.Stepper, "__call__", ("weight[position]", "weight[position - 1]"))),
+    "the cache is one position late": ("cached", "mingpt", edit(TensorKit, "begin", ("self.positions[here]", "self.positions[here.start and here.start - 1]"))),
+    "the cache of one row is one position late": ("cached", "mingpt", edit(ArrayKit, "begin", ("self.positions[position]", "self.positions[position - 1]"))),
+    "the cache forgets the n-grams before": ("cached", "tiny", edit(tensor_kit, "_ngrams", ("recent.copy_(known[:, 1 - layer.longest :])", "pass"))),
+    "the cache of one row forgets the n-grams before": ("cached", "tiny", edit(ArrayKit, "begin", ("recent[:] = [*before[1:], one]", "pass"))),
+    "a prompt is read without its last token": ("cached", "tiny", edit(TensorKit, "last", ("[:, -1]", "[:, -2]"))),
     "ragged rows are one position late": ("cached", "mingpt", edit(Context, "place", ("[:, None] + steps", "[:, None] + steps - 1"))),
     "the gradient is averaged in each micro-batch": (
         "micro-batches",

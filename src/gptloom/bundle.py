@@ -20,7 +20,7 @@ from gptloom.locate import find_bundle, write_sums
 from gptloom.model.base import LanguageModel
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
-from gptloom.runtime import SMALL_MODEL, pick_device, threads
+from gptloom.runtime import pick_device
 from gptloom.settings import parse
 from gptloom.storage import load_model, weights, write_model
 from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
@@ -129,8 +129,7 @@ class Bundle:
             return [Written(prompt, self._text(ids, new), [Token(one) for one in new], score) for new, score in found]
         generation = Generation(model, [ids] * config.samples, config, end=end, details=details)
         written = [Written(prompt) for _ in range(config.samples)]
-        with threads(1 if self.model.parameter_count() < SMALL_MODEL else None):
-            self._continue(generation, written, ids, config, show)
+        self._continue(generation, written, ids, config, show)
         return written
 
     def _continue(self, generation: Generation, written: list[Written], ids: list[int], config: SampleConfig, show: Show | None) -> None:

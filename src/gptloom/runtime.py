@@ -56,13 +56,16 @@ SMALL_WORK = 16_384
 """Numbers in an activation below which PyTorch's own kernels hardly share their work out, and threads only wait for each other."""
 
 SMALL_MODEL = 4_000_000
-"""Parameters below which writing one token is too little work for two threads."""
+"""Parameters below which reading a few tokens is too little work for two threads."""
+
+SMALL_STEP = 60_000_000
+"""Multiplications of a whole step below which the same is true; beside another program threads cost more than they ever gain."""
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Use this many CPU threads for a while (None changes nothing), the quickest matrix products, and memory that is kept once it is there."""
-    _keep_memory()
+    keep_memory()
     before, products = torch.get_num_threads(), _onednn_products()
     precision = products.fp32_precision
     torch.set_num_threads(count or before)
@@ -108,7 +111,7 @@ def _is_amd() -> bool:
 
 
 @cache
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have the C library keep what is freed, up to 2 GB, instead of handing it back and asking for it again.
 
     Activations come and go at every operation, and fresh memory must be mapped page by page at its first use: on a virtual machine that took
@@ -120,6 +123,23 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((-3, 32 << 20), (-1, (2 << 30) - 1), (-2, 64 << 20)):  # M_MMAP_THRESHOLD (at most this), M_TRIM_THRESHOLD, M_TOP_PAD
             mallopt(option, value)
+
+
+class cores:
+    """Use this many CPU threads for a while; None changes nothing. It is entered for each written token, so it is no generator."""
+
+    def __init__(self, count: int | None) -> None:
+        """Nothing is changed yet."""
+        self.count = count
+
+    def __enter__(self) -> None:
+        """Change the number."""
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.count or self.before)
+
+    def __exit__(self, *_error: object) -> None:
+        """Change it back."""
+        torch.set_num_threads(self.before)
 
 
 def thread_count(config: RunConfig) -> int | None:

@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gptloom.config import SampleConfig
-from gptloom.inference.sampling import Uniforms, choose
+from gptloom.inference.sampling import Uniforms, choose, draw_plainly, is_plain
 from gptloom.model.base import LanguageModel
 from gptloom.model.decoder import cut_rows
-from gptloom.model.state import Context
+from gptloom.model.state import Context, State
 from gptloom.model.stepping import make_stepper
+from gptloom.runtime import SMALL_STEP, threads
 
 
 @contextmanager
@@ -65,34 +66,54 @@ class Rows:
         self.capacity = min(self.window or longest, longest)
         self.state = model.init_state(len(self.rows), self.capacity) if cached else None
         self.stepper = make_stepper(model)
-        self.device = model.device
+        self.device, self.size = model.device, self.stepper.size
+        self.unread, self.ahead = 0, 0
 
-    @torch.inference_mode()
     def logits(self) -> Float[Tensor, "b v"]:
         """Scores of the token that follows each row."""
         if self.state is None:
-            return self._read(list(range(len(self.rows))), Context())
+            return self._read([row[window_start(len(row), self.window) :] for row in self.rows], Context())
+        if self.unread == 1 and self.ahead:  # the usual case
+            self.unread, self.ahead = 0, self.ahead - 1
+            return self.stepper([row[-1:] for row in self.rows], self.state)
+        logits = self._catch_up(self.state)
         have = self.state.lengths
-        views = [len(row) - window_start(len(row), self.window) for row in self.rows]
-        stale = [r for r, view in enumerate(views) if have[r] == 0 or have[r] + 1 != view]
-        if len(stale) == len(self.rows):
-            self.state = self.model.init_state(len(self.rows), self.capacity)
-            return self._read(stale, Context(state=self.state))
-        ids = torch.tensor([[row[-1]] for row in self.rows], device=self.device)
+        # So many steps follow in which no row slides, if all are equally long.
+        self.unread, self.ahead = 0, self.capacity - have[0] if min(have) == max(have) else 0
+        return logits
+
+    @torch.inference_mode()
+    def _catch_up(self, state: State) -> Tensor:
+        """Read what is new: a token of each row that goes on, and the whole view of one that begins or slides."""
+        have, rows = state.lengths, range(len(self.rows))
+        views = [row[window_start(len(row), self.window) :] for row in self.rows]
+        stale = [r for r in rows if have[r] == 0 or have[r] + 1 != len(views[r])]
+        if len(stale) == len(rows):
+            return self._read_whole(views, state)
         if not stale and min(have) == max(have):
-            return self.stepper(ids, self.state)
-        counts = [0 if r in stale else 1 for r in range(len(self.rows))]
-        logits = self.model.unembed(self.model.hidden(ids, Context(state=self.state, counts=counts))[:, -1])
+            return self.stepper([view[-1:] for view in views], state)
+        ids = torch.tensor([view[-1:] for view in views], device=self.device)
+        counts = [0 if r in stale else 1 for r in rows]
+        with threads(1 if len(rows) * self.size < SMALL_STEP else None):
+            logits = self.model.unembed(self.model.hidden(ids, Context(state=state, counts=counts))[:, -1])
         if stale:
             fresh = self.model.init_state(len(stale), self.capacity)
-            logits[stale] = self._read(stale, Context(state=fresh))
-            self.state.put(stale, fresh)
+            logits[stale] = self._read_whole([views[r] for r in stale], fresh)
+            state.put(stale, fresh)
         return logits
+
+    def _read_whole(self, views: list[list[int]], state: State) -> Tensor:
+        """Begin the state again with these views."""
+        state.clear()
+        if len({len(view) for view in views}) == 1:
+            return self.stepper(views, state)
+        return self._read(views, Context(state=state))
 
     def append(self, ids: Sequence[int]) -> None:
         """Give each row its next token."""
         for row, one in zip(self.rows, ids, strict=True):
             row.append(one)
+        self.unread += 1
 
     def take(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be dropped or repeated."""
@@ -100,18 +121,17 @@ class Rows:
         if self.state is not None:
             self.state.take(rows)
 
-    def _read(self, rows: list[int], context: Context) -> Tensor:
-        """Read the whole view of each of these rows."""
-        views = [self.rows[r][window_start(len(self.rows[r]), self.window) :] for r in rows]
-        counts = [len(view) for view in views]
-        longest = max(counts)
+    @torch.inference_mode()
+    def _read(self, views: list[list[int]], context: Context) -> Tensor:
+        """Read views of different lengths."""
+        context.counts = [len(view) for view in views]
+        longest = max(context.counts)
         ids = torch.tensor([view + [0] * (longest - len(view)) for view in views], device=self.device)
-        context.counts = counts
-        return self.model.unembed(cut_rows(self.model.hidden(ids, context), counts))
+        with threads(1 if ids.numel() * self.size < SMALL_STEP else None):
+            return self.model.unembed(cut_rows(self.model.hidden(ids, context), context.counts))
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A written token. The rest is filled in only when details are asked for.
 
     Attributes:
@@ -153,7 +173,7 @@ class Generation:
         self.model, self.config, self.end, self.details = model, config, end, details
         self.texts = Rows(model, prompts, room=config.tokens, cached=cached)
         self.alive = list(range(len(prompts)))
-        self.uniforms = Uniforms(config.seed, len(prompts))
+        self.uniforms, self.plain = Uniforms(config.seed, len(prompts)), is_plain(config)
         self.written = 0
 
     @property
@@ -165,20 +185,28 @@ class Generation:
         """The next token of every row that goes on; rows that have ended are absent, and {} means that all have."""
         if not self.alive or self.written == self.config.tokens:
             return {}
-        with torch.inference_mode(), evaluating(self.model):
-            logits = self.texts.logits().float()
-            if logits.device.type == "mps":  # Apple's GPU has no float64, which the draw is made in
-                logits = logits.cpu()
-            chosen = choose(logits, self._seen(logits), self.config, self.uniforms.next(self.alive))
-            ids = chosen.tolist()
-            tokens = [Token(i) for i in ids] if self.details is None else describe(logits, ids, self.details)
+        with evaluating(self.model):
+            logits = self.texts.logits()
+        ids = self._choose(logits)
         self.texts.append(ids)
         self.written += 1
+        tokens = [Token(i) for i in ids] if self.details is None else describe(logits.float().cpu(), ids, self.details)
         result = dict(zip(self.alive, tokens, strict=True))
-        for row, token in result.items():
-            if token.id == self.end:
-                self.finish(row)
+        if self.end in ids:
+            for row, token in result.items():
+                if token.id == self.end:
+                    self.finish(row)
         return result
+
+    def _choose(self, logits: Tensor) -> list[int]:
+        """One token a row."""
+        uniforms = self.uniforms.next(self.alive)
+        if self.plain and logits.is_cpu:
+            return draw_plainly(logits.float().numpy(), self.config.temperature, uniforms)
+        # Apple's GPU has no float64, which the draw is made in.
+        scores = logits.float().cpu() if logits.is_mps else logits.float()
+        chosen = choose(scores, self._seen(scores), self.config, torch.tensor(uniforms, dtype=torch.float64))
+        return chosen.tolist()
 
     def finish(self, row: int) -> None:
         """End a row; the others are not disturbed."""

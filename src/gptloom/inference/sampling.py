@@ -5,6 +5,7 @@ LitGPT: k, temperature, p; mlx-lm: p, min-p, k, temperature), so this one is a p
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -77,6 +78,39 @@ def draw(logits: Float[Tensor, "b v"], uniforms: Float[Tensor, " b"]) -> Int[Ten
     return torch.searchsorted(sums, aims, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
+def is_plain(config: SampleConfig) -> bool:
+    """Whether `draw_plainly` draws as these settings say: nothing is filtered, and no division overflows."""
+    return (
+        config.temperature > 1e-200
+        and config.repetition_penalty == 1.0
+        and config.top_k is None
+        and (config.top_p is None or config.top_p == 1.0)
+        and config.min_p is None
+    )
+
+
+def draw_plainly(logits: npt.NDArray[np.float32], temperature: float, uniforms: list[float]) -> list[int]:
+    """What `choose` does without penalty and filters, in numpy, which has less to do before it begins.
+
+    Args:
+        logits: (b, v).
+        temperature: above 0.
+        uniforms: a number in [0, 1) for each row.
+    """
+    if len(uniforms) == 1:
+        scores = logits[0].astype(np.float64)
+        scores -= np.maximum.reduce(scores)
+        scores /= temperature
+        total = np.add.accumulate(np.exp(scores, scores))
+        return [min(int(total.searchsorted(uniforms[0] * total[-1], side="right")), len(total) - 1)]
+    scores = logits.astype(np.float64)
+    scores -= np.maximum.reduce(scores, axis=1, keepdims=True)
+    scores /= temperature
+    sums = np.add.accumulate(np.exp(scores, scores), axis=1)
+    below = np.add.reduce(sums <= np.array(uniforms)[:, None] * sums[:, -1:], axis=1, dtype=np.intp)
+    return np.minimum(below, logits.shape[1] - 1).tolist()  # type: ignore[no-any-return]
+
+
 class Uniforms:
     """A stream of uniform numbers for each row, which depends on the seed and the row's number and on nothing else."""
 
@@ -84,6 +118,6 @@ class Uniforms:
         """Open the streams."""
         self.streams = [np.random.default_rng([seed, row]) for row in range(rows)]
 
-    def next(self, rows: list[int]) -> Float[Tensor, " b"]:
+    def next(self, rows: list[int]) -> list[float]:
         """The next number of each of these rows."""
-        return torch.tensor([self.streams[row].random() for row in rows], dtype=torch.float64)
+        return [self.streams[row].random() for row in rows]

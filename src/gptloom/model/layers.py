@@ -70,7 +70,8 @@ class CausalMean(nn.Module):
         """Average; when there is a slot, go on from its sum and leave the new one there."""
         sums = x.cumsum(dim=1)
         if slot is not None:
-            sums = sums + slot["total"]
+            begun = (context.positions[..., :1] > 0)[..., None]
+            sums = sums + torch.where(begun, slot["total"], 0.0)
             rows = torch.arange(len(x), device=x.device)
             last = torch.tensor(context.counts or [x.shape[1]] * len(x), device=x.device)
             kept = sums[rows, (last - 1).clamp(min=0)][:, None]

@@ -39,7 +39,9 @@ class HashedNgrams(nn.Module):
     def forward(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """The sum at each position; when there is a slot, its tokens come before these, and then it holds these."""
         before = self.longest - 1
-        recent = ids.new_full((len(ids), before), -1) if slot is None else slot["recent"]
+        recent = ids.new_full((len(ids), before), -1)
+        if slot is not None:
+            recent = torch.where(context.positions[..., :1] > 0, slot["recent"], recent)
         known = torch.cat((recent, ids), dim=1)
         if slot is not None:
             counts = torch.tensor(context.counts or [ids.shape[1]] * len(ids), device=ids.device)
@@ -60,6 +62,20 @@ def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor
         key = key * _SPREAD + codes[:, longest - 1 - back : end - back]
         found.append(((key ^ key >> 32) * _SPREAD >> 33) % rows)  # high bits: a product's low ones depend on few bits of its factors
     return torch.stack(found, dim=-1)
+
+
+def ngram_rows_at(before: list[int], last: int, rows: int) -> list[int]:
+    """What `ngram_rows` finds at one place, `last`, in plain numbers, which begin sooner than tensors; `before` are the tokens before it."""
+    key, found = last + 1, []
+    for one in reversed(before):
+        key = _signed(key * _SPREAD + one + 1)
+        found.append((_signed((key ^ key >> 32) * _SPREAD) >> 33) % rows)
+    return found
+
+
+def _signed(number: int) -> int:
+    """What is left of a number in 64 bits."""
+    return (number + (1 << 63) & (1 << 64) - 1) - (1 << 63)
 
 
 class _Lookup(torch.autograd.Function):

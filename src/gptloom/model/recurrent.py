@@ -75,7 +75,8 @@ class Recurrent(LanguageModel):
             index = torch.tensor(rows, device=x.device)
             lengths = torch.tensor([counts[row] for row in rows])
             packed = nn.utils.rnn.pack_padded_sequence(x[index], lengths, batch_first=True, enforce_sorted=False)
-            before = [tensor[index].transpose(0, 1).contiguous() for tensor in slot.values()]
+            begun = torch.tensor([state.lengths[row] > 0 for row in rows], device=x.device)[:, None, None]
+            before = [torch.where(begun, tensor[index], 0.0).transpose(0, 1).contiguous() for tensor in slot.values()]
             outputs, after = self.layers(packed, tuple(before) if len(before) == 2 else before[0])
             out[index] = nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0]
             for name, tensor in zip(slot, after if isinstance(after, tuple) else (after,), strict=True):

@@ -30,6 +30,10 @@ class State:
         """Count the tokens that a call has added to each row."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
+    def clear(self) -> None:
+        """Forget all. What the tensors still hold means nothing to the layers: they look at what lies within a row's length."""
+        self.lengths = [0] * len(self.lengths)
+
     def take(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be dropped or repeated (beam search, finished requests)."""
         index = torch.as_tensor(rows)

@@ -1,139 +1,177 @@
-"""One more token for rows of equal length: the decoder's arithmetic as one straight line of operations.
+"""The next token's scores as one straight line of operations, with everything resolved beforehand that stays the same from token to token.
 
-A step of a small model costs what its Python costs, so this is the same as `Decoder.hidden` and `unembed` with everything
-resolved beforehand that does not change from token to token. `Decoder` is the reference; the tests hold the two together.
+A step of a small model costs what its Python costs, and one of a larger model what reading its weights costs. So the order of a
+decoder's operations stands here once, and a kit says how each is done: `tensor_kit` for many rows, for a prompt and for
+accelerators, `array_kit` for one row on a CPU. `Decoder` is the reference, and the tests hold the three together. What a kit does
+not know, the next one does; what none knows, the reference does.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
+from gptloom.model.array_kit import ArrayKit
 from gptloom.model.attention import Attention
 from gptloom.model.base import LanguageModel
 from gptloom.model.decoder import Decoder
-from gptloom.model.layers import MLP, CausalMean, activate, rotate
+from gptloom.model.kit import Kit, Unknown
+from gptloom.model.layers import CausalMean
 from gptloom.model.stack import Block
 from gptloom.model.state import Context, Slot, State
+from gptloom.model.tensor_kit import MANY, TensorKit
+from gptloom.runtime import SMALL_STEP, cores, keep_memory, threads
+from gptloom.shape import ModelConfig
 
-Rotation = tuple[Tensor, Tensor] | None
-Map = Callable[[Tensor], Tensor]
-Mix = Callable[[Tensor, Slot, int, Rotation], Tensor]
+Ids = Sequence[Sequence[int]]
+"""What each row reads next; all rows equally much."""
+Layer = Callable[[Any, Slot, Any], Any]
+
+# fmt: off
+KNOWN = {
+    "architecture", "vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_size", "mixer", "output_projection", "score_scale",
+    "qk_norm", "positions", "rope_theta", "mlp", "mlp_width", "residual", "norm", "norm_position", "bias", "head", "head_bias", "tables", "dropout",
+    "attn_dropout", "embd_dropout", "init", "ngrams", "ngram_rows",
+}
+# fmt: on
+"""The fields of `ModelConfig` that the lines below follow. Another one with another value than its default takes the reference path."""
+
+BIG_MODEL = 50_000_000
+"""Parameters from which one row, too, is work enough for several threads."""
+CACHED = 1_000_000
+"""Numbers that are soon needed again, a few megabytes."""
 
 
-def make_stepper(model: LanguageModel) -> Callable[[Tensor, State], Tensor]:
-    """The quickest way to a model's next-token scores: (ids, state) to logits (b, v), the state then holding ids too."""
-    if type(model) is Decoder and model.ngrams is None:
+def make_stepper(model: LanguageModel) -> "Stepper | Reference":
+    """The quickest way to a model's next-token scores.
+
+    Args:
+        model: its weights are taken as they are now; after training it further, make another stepper.
+
+    Returns:
+        A function of what each row reads, (b lists of t ids), and a state whose rows are equally long, and empty where t is not 1.
+        It gives the logits (b, v) after the last ids; the state then holds the ids too.
+    """
+    keep_memory()
+    try:
         return Stepper(model)
+    except Unknown:
+        return Reference(model)
 
-    def step(ids: Tensor, state: State) -> Tensor:
-        return model.unembed(model.hidden(ids, Context(state=state))[:, -1])
 
-    return step
+class Reference:
+    """The model's own way."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        """Keep the model."""
+        self.model, self.size = model, model.parameter_count()
+
+    @torch.inference_mode()
+    def __call__(self, rows: Ids, state: State) -> Float[Tensor, "b v"]:
+        """See `make_stepper`."""
+        ids = torch.tensor(rows, device=self.model.device)
+        with threads(1 if ids.numel() * self.size < SMALL_STEP else None):
+            return self.model.unembed(self.model.hidden(ids, Context(state=state))[:, -1])
 
 
 class Stepper:
-    """Reads one token a row and scores the next, in evaluation mode (no dropout).
+    """The straight line, in evaluation mode (no dropout).
 
-    Args:
-        model: its parameters are taken by reference, so training it further is seen here too.
+    Raises:
+        Unknown: the model has something that the lines do not follow.
     """
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         """Resolve the layers."""
-        self.model, self.config = model, model.config
-        self.layers = [_layer(block) for block in model.blocks if isinstance(block, Block)]
-        self.final_norm, self.head = _norm(model.final_norm), _linear(model.head)
+        if type(model) is not Decoder or not model.causal:
+            raise Unknown(type(model).__name__)
+        check_fields(model.config)
+        parameters = list(model.parameters())
+        self.model, self.size, self.parameters = model, sum(map(torch.numel, parameters)), set(map(id, parameters))
+        self.tensors = Line(model, TensorKit(model), self.parameters)
+        self.many: Line | None = None
+        self.single: Callable[[Ids, int, list[Slot]], Tensor]
+        try:
+            self.single = Line(model, ArrayKit(model), self.parameters) if self.size < BIG_MODEL else self._several
+        except Unknown:
+            self.single = self._several
 
-    def __call__(self, ids: Int[Tensor, "b 1"], state: State) -> Float[Tensor, "b v"]:
-        """Logits of the tokens after `ids`; the state, whose rows must be equally long, then holds `ids` too."""
-        position, config = state.lengths[0], self.config
-        x = F.embedding(ids[:, 0], self.model.token_table.weight)
-        rotation: Rotation = None
-        if self.model.position_table is not None:
-            x = x + self.model.position_table.weight[position]
-        elif config.positions == "sinusoidal":
-            x = x + self.model.get_buffer("sinusoids")[position]
-        elif config.positions == "rotary":
-            cos, sin = self.model.get_buffer("rotary")[:, position : position + 1].unbind()
-            rotation = cos, sin
-        for layer, slot in zip(self.layers, state.slots, strict=True):
-            x = layer(x, slot, position, rotation)
-        state.advance([1] * len(ids))
-        return self.head(self.final_norm(x))
+    def __call__(self, rows: Ids, state: State) -> Float[Tensor, "b v"]:
+        """See `make_stepper`."""
+        tokens, position = len(rows[0]), state.lengths[0]
+        if tokens > 1 and position:
+            raise ValueError("several tokens at once need an empty state")
+        with cores(1 if len(rows) * tokens * self.size < SMALL_STEP else None):
+            logits = (self.single if tokens == 1 == len(rows) else self._several)(rows, position, state.slots)
+        state.lengths = [position + tokens] * len(rows)
+        return logits
+
+    @torch.inference_mode()
+    def _several(self, rows: Ids, position: int, slots: list[Slot]) -> Tensor:
+        """One token of each of many rows; or prompts, few enough at a time for what lies between two operations to stay in the processor's cache."""
+        if len(rows[0]) == 1:
+            if len(rows) < MANY:
+                return self.tensors(rows, position, slots)
+            if self.many is None:
+                self.many = Line(self.model, TensorKit(self.model, turned=True), self.parameters)
+            return self.many(rows, position, slots)
+        few = max(1, CACHED // (len(rows[0]) * self.model.config.hidden_width))
+        if few >= len(rows):
+            return self.tensors(rows, position, slots)
+        cuts = [slice(start, start + few) for start in range(0, len(rows), few)]
+        return torch.cat([self.tensors(rows[cut], position, [{name: room[cut] for name, room in slot.items()} for slot in slots]) for cut in cuts])
 
 
-def _layer(block: Block) -> Mix:
-    """A block's step; x is (b, c)."""
-    mix = _attention(block.mixer) if isinstance(block.mixer, Attention) else _mean(block.mixer) if isinstance(block.mixer, CausalMean) else None
-    think = _mlp(block.mlp) if block.mlp is not None else None
-    norm1, norm2 = _norm(block.norm1), _norm(block.norm2)
-    post, adds = block.post, block.adds
+class Line:
+    """A decoder's operations in their order, each done by a kit."""
 
-    def join(x: Tensor, branch: Tensor, norm: Map) -> Tensor:
-        x = x + branch if adds else branch
-        return norm(x) if post else x
+    def __init__(self, model: Decoder, kit: Kit[Any, Any], parameters: set[int]) -> None:
+        """Resolve the layers; Unknown: one of them is not the kit's, or one of the model's `parameters` (their `id`) is not used."""
+        self.kit = kit
+        last = len(model.blocks) - 1
+        self.layers = [_layer(kit, block, ends=index == last) for index, block in enumerate(model.blocks)]
+        self.final_norm, self.head = kit.norm(model.final_norm), kit.linear(model.head)
+        if not parameters <= kit.taken:
+            raise Unknown("a parameter that no layer has")
 
-    def step(x: Tensor, slot: Slot, position: int, rotation: Rotation) -> Tensor:
+    def __call__(self, rows: Ids, position: int, slots: list[Slot]) -> Tensor:
+        """Logits (b, v) after the last id of each row, which stands at `position` or behind it."""
+        x, place = self.kit.begin(rows, position, slots[-1] if slots else {})
+        for layer, slot in zip(self.layers, slots, strict=False):
+            x = layer(x, slot, place)
+        return self.kit.end(self.head(self.final_norm(self.kit.last(x, place))))
+
+
+def _layer(kit: Kit[Any, Any], block: object, *, ends: bool) -> Layer:
+    """A block's operations, as in `Block.forward`; of the last one each row's last token is all that is wanted."""
+    if type(block) is not Block or block.cross is not None:
+        raise Unknown(type(block).__name__)
+    mixer = block.mixer
+    mix = kit.attention(mixer, ends) if isinstance(mixer, Attention) else kit.mean(mixer) if isinstance(mixer, CausalMean) else None
+    think = kit.mlp(block.mlp) if block.mlp is not None else None
+    norm1, norm2 = kit.norm(block.norm1), kit.norm(block.norm2)
+    post, adds, add, last = block.post, block.adds, kit.add, kit.last
+
+    def step(x: Any, slot: Slot, place: Any) -> Any:
         if mix is not None:
-            x = join(x, mix(x if post else norm1(x), slot, position, rotation), norm1)
+            found = mix(x if post else norm1(x), slot, place)
+            if ends:
+                x, found = last(x, place), last(found, place)
+            x = add(x, found) if adds else found
+            x = norm1(x) if post else x
         if think is not None:
-            x = join(x, think(x if post else norm2(x)), norm2)
+            found = think(x if post else norm2(x))
+            x = add(x, found) if adds else found
+            x = norm2(x) if post else x
         return x
 
     return step
 
 
-def _attention(layer: Attention) -> Mix:
-    project, out, query_norm, key_norm = _linear(layer.qkv), _linear(layer.out), _norm(layer.query_norm), _norm(layer.key_norm)
-    heads, shared, width, scale = layer.n_head, layer.n_kv_head, layer.width, layer.scale
-    grouped, attend = heads != shared, F.scaled_dot_product_attention
-
-    def step(x: Tensor, slot: Slot, position: int, rotation: Rotation) -> Tensor:
-        parts = project(x).view(-1, heads + 2 * shared, 1, width)
-        query, key = query_norm(parts.narrow(1, 0, heads)), key_norm(parts.narrow(1, heads, shared))
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        keys, values = slot["keys"], slot["values"]
-        keys.narrow(2, position, 1).copy_(key)
-        values.narrow(2, position, 1).copy_(parts.narrow(1, heads + shared, shared))
-        seen = position + 1
-        joined = attend(query, keys.narrow(2, 0, seen), values.narrow(2, 0, seen), scale=scale, enable_gqa=grouped)
-        return out(joined.view(-1, heads * width))
-
-    return step
-
-
-def _mean(layer: CausalMean) -> Mix:
-    out = _linear(layer.out)
-
-    def step(x: Tensor, slot: Slot, position: int, rotation: Rotation) -> Tensor:
-        total = slot["total"][:, 0].add_(x)
-        return out(total / (position + 1))
-
-    return step
-
-
-def _mlp(layer: MLP) -> Map:
-    up, down, kind = _linear(layer.up), _linear(layer.down), layer.kind
-    return lambda x: down(activate(up(x), kind))
-
-
-def _linear(layer: nn.Module | None) -> Map:
-    return partial(F.linear, weight=layer.weight, bias=layer.bias) if isinstance(layer, nn.Linear) else _same
-
-
-def _norm(layer: nn.Module | None) -> Map:
-    if isinstance(layer, nn.LayerNorm):
-        shape, weight, bias, eps = layer.normalized_shape, layer.weight, layer.bias, layer.eps
-        return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
-    if isinstance(layer, nn.RMSNorm):
-        return partial(torch.rms_norm, normalized_shape=layer.normalized_shape, weight=layer.weight, eps=layer.eps)
-    return _same
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
+def check_fields(config: ModelConfig) -> None:
+    """Unknown: a field that the lines do not follow has another value than its default."""
+    for name, about in ModelConfig.model_fields.items():
+        if name not in KNOWN and getattr(config, name) != about.get_default():
+            raise Unknown(name)

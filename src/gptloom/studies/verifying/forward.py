@@ -59,7 +59,7 @@ def cached(subject: Subject) -> Outcome:
     # A translation never slides: its window is as long as its longest target.
     trips = [([1, 1], min(10, block - 1)), ([1, 3, 2], min(6, block - 3)), ([near, near], min(3, block - near) if translates else 6)]
     if not translates:
-        trips.append(([near, max(1, near - 2)], 8))
+        trips += [([near, max(1, near - 2)], 8), ([1], min(10, block - 1)), ([2] * 8, min(3, block - 2))]
     found = []
     for model in map(subject.placed, subject.models):
         for lengths, steps in trips:

@@ -1,0 +1,156 @@
+"""How fast text is written: against the lecture's way, against nanoGPT's, and 32 texts at once against one.
+
+    python benchmarks/sampling.py [--nanogpt PATH] [--pairs 9] [--out FILE]
+
+Everything runs in this process, on freshly drawn weights (a token costs the same whatever they are), the two sides of a pair in turn;
+tokens are drawn at temperature 1, each side by its own means. Shapes: the lecture's (209,729 parameters, context 32), 256 tokens from one;
+and the baby's (10.65M, context 256), from one token, and where the context is full: nanoGPT then reads 256 tokens for each that it writes, and
+gptloom a cached one, and half a context anew at every 128th, which is counted. Prints one JSON object: tokens a second (median), the
+ratios' medians, least and most over the pairs, what share of the memory's bandwidth the weights' reading takes, and whether
+greedy text was the same with the cache and without.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gptloom  # before PyTorch: it says how its threads wait
+
+# isort: split
+import torch
+
+from gptloom.config import ModelConfig, SampleConfig
+from gptloom.inference.generation import Generation
+from gptloom.model.base import LanguageModel
+from gptloom.model.decoder import Decoder
+from gptloom.model.plain import PlainGPT
+from gptloom.runtime import describe_machine, threads
+
+VOCABULARY, LECTURE, BABY = 65, 32, 256
+
+
+def rate(tokens: int, action: Callable[[int], object]) -> float:
+    """Tokens a second of an action that writes so many."""
+    start = time.perf_counter()
+    action(tokens)
+    return tokens / (time.perf_counter() - start)
+
+
+def compare(one: tuple[int, Callable[[int], object]], other: tuple[int, Callable[[int], object]], pairs: int) -> dict[str, float]:
+    """Both in turn; the first's rate as a multiple of the second's."""
+    for _, action in (one, other):
+        action(8)
+    found = [(rate(*one), rate(*other)) for _ in range(pairs)]
+    ratios = sorted(a / b for a, b in found)
+    print(f"{ratios[len(ratios) // 2]:.2f} times, {found[0][0]:.0f} against {found[0][1]:.0f} tokens a second", file=sys.stderr)
+    return {
+        "tokens_per_second": round(statistics.median(a for a, _ in found)),
+        "against_tokens_per_second": round(statistics.median(b for _, b in found)),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_min": round(ratios[0], 2),
+        "ratio_max": round(ratios[-1], 2),
+        "pairs": pairs,
+    }
+
+
+def writer(model: LanguageModel, prompt: list[int], rows: int = 1) -> Callable[[int], None]:
+    """Writes on from a prompt, as `Bundle` does; counts the tokens of all rows together."""
+
+    def write(tokens: int) -> None:
+        generation = Generation(model, [prompt] * rows, SampleConfig(tokens=max(1, tokens // rows), temperature=1.0))
+        while generation.step():
+            pass
+
+    return write
+
+
+def same_text(model: LanguageModel, prompt: list[int], tokens: int) -> bool:
+    """Whether greedy text with the cache is the text without."""
+
+    def written(cached: bool) -> list[int]:
+        generation = Generation(model, [prompt], SampleConfig(tokens=tokens, temperature=0.0), cached=cached)
+        return [token.id for step in iter(generation.step, {}) for token in step.values()]
+
+    return written(True) == written(False)
+
+
+def nanogpt(checkout: Path) -> torch.nn.Module:
+    """Its model in the baby's shape."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt_model"] = module
+    spec.loader.exec_module(module)
+    shape = {"block_size": BABY, "vocab_size": VOCABULARY, "n_layer": 6, "n_head": 6, "n_embd": 384}
+    with contextlib.redirect_stdout(sys.stderr):  # it tells its number of parameters
+        return module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval()  # type: ignore[no-any-return]
+
+
+def bandwidth(count: int) -> float:
+    """Bytes a second that this many threads read from memory: the best of several sums over 256 MB."""
+    numbers, best = torch.ones(1 << 26), 0.0
+    with threads(count):
+        for _ in range(8):
+            start = time.perf_counter()
+            numbers.sum()
+            best = max(best, numbers.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def processor() -> str:
+    """The name that Linux gives it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it, that comparison is left out")
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="where to keep the JSON, besides printing it")
+    args = parser.parse_args()
+    torch.manual_seed(1337)
+    shape = {"vocab_size": VOCABULARY, "block_size": LECTURE, "n_embd": 64, "n_head": 4, "n_layer": 4}
+    small = Decoder(ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch")).eval()
+    plain = PlainGPT(VOCABULARY, LECTURE, 64, 4, 4, scale=64**-0.5).eval()
+    baby = Decoder.from_recipe("baby", vocab_size=VOCABULARY).eval()
+    assert small.parameter_count() == sum(p.numel() for p in plain.parameters()) == 209_729
+    full = torch.randint(VOCABULARY, (BABY,)).tolist()
+    ids = torch.tensor([full])
+
+    def plainly(tokens: int) -> None:
+        with threads(1):  # its faster choice
+            plain.generate(torch.zeros(1, 1, dtype=torch.int64), tokens)
+
+    result: dict[str, Any] = {"processor": processor(), **describe_machine(), "gptloom": gptloom.__version__}
+    result["0.21M, batch 1, against model.plain"] = compare((256, writer(small, [0])), (256, plainly), args.pairs)
+    if args.nanogpt:
+        theirs = nanogpt(args.nanogpt.resolve())
+        assert baby.parameter_count() == sum(p.numel() for p in theirs.parameters())
+        result["10.65M, batch 1, full context, against nanoGPT"] = compare((256, writer(baby, full)), (16, lambda n: theirs.generate(ids, n)), args.pairs)
+    for name, model in (("0.21M", small), ("10.65M", baby)):
+        result[f"{name}, 32 rows against one"] = compare((32 * 256, writer(model, [0], 32)), (256, writer(model, [0])), args.pairs)
+    result["10.65M, full context, 32 rows against one"] = compare((32 * 128, writer(baby, full, 32)), (128, writer(baby, full)), args.pairs)
+    read = 4 * sum(p.numel() for name, p in baby.named_parameters() if "position" not in name)
+    speed = {f"{count} threads": bandwidth(count) for count in (1, 2)}
+    alone = result["10.65M, 32 rows against one"]["against_tokens_per_second"]
+    result["memory"] = {f"GB a second, {name}": round(value / 1e9, 1) for name, value in speed.items()} | {
+        "share read for the weights, 10.65M, batch 1": {name: round(alone * read / value, 2) for name, value in speed.items()}
+    }
+    result["greedy text is the same without the cache"] = {"0.21M": same_text(small, [0], 300), "10.65M": same_text(baby, full[:250], 40)}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
