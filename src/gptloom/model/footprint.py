@@ -1,0 +1,139 @@
+"""How much memory a pass keeps, told without any: the model's outline is run, and the bytes of what lives are counted."""
+
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gptloom.config import ModelConfig
+from gptloom.model.build import outline
+from gptloom.model.objective import Objective
+from gptloom.model.stack import Stack
+
+def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True) -> int:
+    """Bytes at the peak of a forward and backward pass, besides weights, their gradients and the optimizer's memory.
+
+    Nothing is computed: tensors on PyTorch's meta device have shapes only, and every one that the pass makes is counted from its
+    birth to its end. What a kernel needs for itself meanwhile is not seen.
+
+    Args:
+        config: the shape.
+        rows: sequences of block_size tokens (pairs of them, for an encoder-decoder) in the pass.
+        dtype: of matrix products: float32, or the type that autocast multiplies in.
+        on_cpu: where attention with dropout is spelled out, for its fused kernel has none; a GPU's has.
+    """
+    model = outline(config)
+    for part in model.modules():
+        if isinstance(part, Stack):
+            _add_tables(part, config)
+    for parameter in model.parameters():  # a gradient has its place already; what is added to it there passes away
+        parameter.register_post_accumulate_grad_hook(_forget)
+    ids = torch.empty((rows, config.block_size), dtype=torch.int64, device="meta")
+    objective = Objective(model)
+    alive = _Alive([*model.parameters(), *model.buffers()])
+    with ExitStack() as stack:
+        stack.enter_context(_Outlined(dtype, on_cpu))
+        stack.enter_context(alive)
+        nats, _ = objective(*[ids] * (3 if config.architecture == "encoder-decoder" else 2))
+        (nats / ids.numel()).backward()
+    return alive.peak
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _add_tables(stack: Stack, config: ModelConfig) -> None:
+    """Tables of fixed positions, which an outline is built without, for their formulas would load PyTorch's compiler."""
+    stack.config = config
+    if config.positions == "rotary":
+        stack.register_buffer("rotary", torch.empty((2, config.block_size, config.width_per_head), device="meta"), persistent=False)
+    if config.positions == "sinusoidal":
+        stack.register_buffer("sinusoids", torch.empty((config.block_size, config.n_embd), device="meta"), persistent=False)
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that live, of those made while it holds; views of what was there before are not."""
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.before = {tensor.untyped_storage()._cdata for tensor in before}
+        self.peak = self.live = 0
+        self.known: dict[int, tuple[int, weakref.ref[Any]]] = {}
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, Tensor):
+                self._add(one.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.known and key not in self.before:
+            self.known[key] = (storage.nbytes(), weakref.ref(storage, lambda _: self._drop(key)))
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self.known.pop(key)[0]
+
+
+class _Outlined(TorchFunctionMode):
+    """What the meta device cannot tell: which kernels a real one has, what autocast changes, and whether something is padding."""
+
+    def __init__(self, dtype: torch.dtype, on_cpu: bool) -> None:
+        super().__init__()
+        self.dtype, self.on_cpu = dtype, on_cpu
+        self.copies: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query, key, value = (self._cast(part) for part in args)
+            spelled = self.on_cpu and given["dropout_p"] > 0
+            return _spelled(query, key, value, given["dropout_p"]) if spelled else _Fused.apply(query, key, value)
+        if func is F.linear and self.dtype != torch.float32:
+            return func(*(part if part is None else self._cast(part) for part in args))
+        if func is F.rms_norm and not self.on_cpu:  # one kernel there, several operations on a CPU
+            return F.layer_norm(args[0], given["normalized_shape"], given["weight"])
+        if func is Tensor.all:  # no row is padded here
+            return torch.ones((), dtype=torch.bool, device="cpu")
+        return func(*args, **given)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """As autocast does it: a weight once, anything else each time."""
+        if x.dtype == self.dtype or not x.is_floating_point():
+            return x
+        if not isinstance(x, nn.Parameter):
+            return x.to(self.dtype)
+        return self.copies.setdefault(id(x), x.to(self.dtype))
+
+
+class _Fused(Function):
+    """Attention as one kernel: it keeps what goes in, what comes out, and a number a row; no matrix of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(part) for part in ctx.saved_tensors[:3])
+
+
+def _spelled(query: Tensor, key: Tensor, value: Tensor, drop: float) -> Tensor:
+    """Attention with its matrix of scores."""
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    scores = (query * 1.0) @ (key * 1.0).transpose(-2, -1)
+    return F.dropout((scores + scores.new_empty(scores.shape[-2:])).softmax(-1), drop) @ value
+
