@@ -2,8 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,50 +12,27 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptloom.config import ModelConfig
-from gptloom.model.build import outline
-from gptloom.model.objective import Objective
-from gptloom.model.stack import Stack
+from gptloom.model.outlined import prepare_outline, run_outline
+
+_LONGEST = 64  # steps that a recurrent network is followed for; after that each is like the last
+
 
 def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True) -> int:
     """Bytes at the peak of a forward and backward pass, besides weights, their gradients and the optimizer's memory.
 
-    Nothing is computed: tensors on PyTorch's meta device have shapes only, and every one that the pass makes is counted from its
-    birth to its end. What a kernel needs for itself meanwhile is not seen.
+    Every tensor that the pass makes is counted from its birth to its end; what a kernel needs for itself meanwhile is not seen.
 
     Args:
         config: the shape.
         rows: sequences of block_size tokens (pairs of them, for an encoder-decoder) in the pass.
         dtype: of matrix products: float32, or the type that autocast multiplies in.
-        on_cpu: where attention with dropout is spelled out, for its fused kernel has none; a GPU's has.
+        on_cpu: what fused kernels there are. A CPU's attention has none with dropout, and its RMSNorm has none at all.
     """
-    model = outline(config)
-    for part in model.modules():
-        if isinstance(part, Stack):
-            _add_tables(part, config)
-    for parameter in model.parameters():  # a gradient has its place already; what is added to it there passes away
-        parameter.register_post_accumulate_grad_hook(_forget)
-    ids = torch.empty((rows, config.block_size), dtype=torch.int64, device="meta")
-    objective = Objective(model)
+    model = prepare_outline(config)
     alive = _Alive([*model.parameters(), *model.buffers()])
-    with ExitStack() as stack:
-        stack.enter_context(_Outlined(dtype, on_cpu))
-        stack.enter_context(alive)
-        nats, _ = objective(*[ids] * (3 if config.architecture == "encoder-decoder" else 2))
-        (nats / ids.numel()).backward()
-    return alive.peak
-
-
-def _forget(parameter: Tensor) -> None:
-    parameter.grad = None
-
-
-def _add_tables(stack: Stack, config: ModelConfig) -> None:
-    """Tables of fixed positions, which an outline is built without, for their formulas would load PyTorch's compiler."""
-    stack.config = config
-    if config.positions == "rotary":
-        stack.register_buffer("rotary", torch.empty((2, config.block_size, config.width_per_head), device="meta"), persistent=False)
-    if config.positions == "sinusoidal":
-        stack.register_buffer("sinusoids", torch.empty((config.block_size, config.n_embd), device="meta"), persistent=False)
+    time = min(config.block_size, _LONGEST) if config.is_recurrent else config.block_size
+    run_outline(model, rows, time, _Kernels(dtype, on_cpu), alive)
+    return alive.peak * config.block_size // time
 
 
 class _Alive(TorchDispatchMode):
@@ -86,8 +62,8 @@ class _Alive(TorchDispatchMode):
         self.live -= self.known.pop(key)[0]
 
 
-class _Outlined(TorchFunctionMode):
-    """What the meta device cannot tell: which kernels a real one has, what autocast changes, and whether something is padding."""
+class _Kernels(TorchFunctionMode):
+    """What the meta device cannot tell: which kernels a real one has, and what autocast changes."""
 
     def __init__(self, dtype: torch.dtype, on_cpu: bool) -> None:
         super().__init__()
@@ -102,15 +78,13 @@ class _Outlined(TorchFunctionMode):
             return _spelled(query, key, value, given["dropout_p"]) if spelled else _Fused.apply(query, key, value)
         if func is F.linear and self.dtype != torch.float32:
             return func(*(part if part is None else self._cast(part) for part in args))
-        if func is F.rms_norm and not self.on_cpu:  # one kernel there, several operations on a CPU
-            return F.layer_norm(args[0], given["normalized_shape"], given["weight"])
-        if func is Tensor.all:  # no row is padded here
-            return torch.ones((), dtype=torch.bool, device="cpu")
+        if func is F.rms_norm and not self.on_cpu:
+            return F.layer_norm(args[0], args[1], args[2])
         return func(*args, **given)
 
     def _cast(self, x: Tensor) -> Tensor:
         """As autocast does it: a weight once, anything else each time."""
-        if x.dtype == self.dtype or not x.is_floating_point():
+        if self.dtype == torch.float32 or x.dtype == self.dtype:
             return x
         if not isinstance(x, nn.Parameter):
             return x.to(self.dtype)
@@ -136,4 +110,3 @@ def _spelled(query: Tensor, key: Tensor, value: Tensor, drop: float) -> Tensor:
     key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     scores = (query * 1.0) @ (key * 1.0).transpose(-2, -1)
     return F.dropout((scores + scores.new_empty(scores.shape[-2:])).softmax(-1), drop) @ value
-
