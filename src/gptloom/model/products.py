@@ -11,24 +11,29 @@ from gptloom.config import ModelConfig
 from gptloom.model.outlined import prepare_outline, run_outline
 
 
+TILE = 256, 512
+"""Queries and keys that a fused attention kernel has in its hands at once, about; their scores never reach the memory."""
+
+
 class Product(NamedTuple):
-    """`batch` products of an (m, k) matrix with a (k, n) one."""
+    """`batch` products of an (m, k) matrix with a (k, n) one; of `causal` ones, half of the result is not needed."""
 
     batch: int
     m: int
     k: int
     n: int
+    causal: bool = False
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions."""
+        """Multiplications and additions, of all of the result."""
         return 2 * self.batch * self.m * self.k * self.n
 
 
 class Products(TorchDispatchMode):
-    """Counts the products while it holds: those of linear layers, attention (all of its places), recurrent layers, and the optimizer.
+    """Counts the products while it holds: those of linear layers, attention, recurrent layers, and the optimizer.
 
-    What attention computes again in its backward pass is not counted, for it is a choice of the kernel.
+    Fused attention is counted as products of tiles. What it computes again in its backward pass is its own choice, and not counted.
 
     Attributes:
         found: how often each product occurred.
@@ -46,32 +51,38 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at an operation, and let it happen."""
-        self._look(str(func).split(".")[1], [arg for arg in args if isinstance(arg, Tensor)])
+        given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        self._look(str(func).split(".")[1], [arg for arg in args if isinstance(arg, Tensor)], bool(given.get("is_causal")))
         return func(*args, **(kwargs or {}))
 
-    def _look(self, name: str, tensors: list[Tensor]) -> None:
+    def _look(self, name: str, tensors: list[Tensor], causal: bool) -> None:
         if name in ("mm", "bmm", "addmm", "baddbmm"):
             left, right = tensors[-2:]
             self.found[Product(left.shape[0] if left.ndim == 3 else 1, left.shape[-2], left.shape[-1], right.shape[-1])] += 1
         elif name.startswith("_scaled_dot_product") and "attention" in name:
-            self._attention(tensors[1:4] if "backward" in name else tensors[:3], backward="backward" in name)
+            self._attention(tensors[1:4] if "backward" in name else tensors[:3], causal, backward="backward" in name)
         elif name == "mkldnn_rnn_layer":
             self._recurrent(*tensors[:3])
 
-    def _attention(self, parts: list[Tensor], *, backward: bool) -> None:
+    def _attention(self, parts: list[Tensor], causal: bool, *, backward: bool) -> None:
         """Scores and sums; backward, the gradients of the weights, values, queries and keys."""
         query, key, value = parts
-        b, h, t, d = query.shape
-        s, e = key.shape[-2], value.shape[-1]
-        forth = [Product(b * h, t, d, s), Product(b * h, t, s, e)]
-        back = [Product(b * h, t, e, s), Product(b * h, s, t, e), Product(b * h, t, s, d), Product(b * h, s, t, d)]
-        self.found.update(back if backward else forth)
+        d, e = query.shape[-1], value.shape[-1]
+        t, s = (_divisor(x.shape[-2], most) for x, most in zip((query, key), TILE, strict=True))
+        b = query.shape[0] * query.shape[1] * (query.shape[-2] // t) * (key.shape[-2] // s)
+        forth, back = [(t, d, s), (t, s, e)], [(t, e, s), (s, t, e), (t, s, d), (s, t, d)]
+        self.found.update(Product(b, *shape, causal) for shape in (back if backward else forth))
 
     def _recurrent(self, x: Tensor, into: Tensor, over: Tensor) -> None:
         """All inputs at once and then step by step; backward twice each, which PyTorch's kernel does unseen."""
         time, b, c = x.shape
         gates, width = over.shape
         self.found.update({Product(1, time * b, c, gates): 3, Product(1, b, width, gates): 3 * time})
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is at most this."""
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
 
 
 def outline_products(config: ModelConfig, rows: int, time: int | None = None) -> Counter[Product]:
