@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
+from gptloom.words.benching import bench_command
 from gptloom.words.comparing import compare_command
 from gptloom.words.importing import import_command
 from gptloom.words.looking import inspect_command
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare_command,
     "ladder": ladder_command,
     "verify": verify_command,
+    "bench": bench_command,
     "import": import_command,
     "data": data_command,
     "doctor": doctor_command,

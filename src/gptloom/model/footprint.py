@@ -35,11 +35,11 @@ def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = tor
     return alive.peak * config.block_size // time
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that live, of those made while it holds; views of what was there before are not."""
 
     def __init__(self, before: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.before = {tensor.untyped_storage()._cdata for tensor in before}
         self.peak = self.live = 0
         self.known: dict[int, tuple[int, weakref.ref[Any]]] = {}
@@ -75,7 +75,7 @@ class _Kernels(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query, key, value = (self._cast(part) for part in args)
             spelled = self.on_cpu and given["dropout_p"] > 0
-            return _spelled(query, key, value, given["dropout_p"]) if spelled else _Fused.apply(query, key, value)
+            return _spelled(query, key, value, given["dropout_p"]) if spelled else _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
         if func is F.linear and self.dtype != torch.float32:
             return func(*(part if part is None else self._cast(part) for part in args))
         if func is F.rms_norm and not self.on_cpu:

@@ -22,7 +22,7 @@ def prepare_outline(config: ModelConfig) -> LanguageModel:
         if isinstance(part, Stack):
             _add_tables(part, config)
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(_forget)
+        parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
     return model
 
 

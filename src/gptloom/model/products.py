@@ -1,15 +1,14 @@
 """Which matrix products a step is made of, seen as they happen: on a real step, or on an outline's."""
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptloom.config import ModelConfig
 from gptloom.model.outlined import prepare_outline, run_outline
-
 
 TILE = 256, 512
 """Queries and keys that a fused attention kernel has in its hands at once, about; their scores never reach the memory."""
@@ -30,7 +29,7 @@ class Product(NamedTuple):
         return 2 * self.batch * self.m * self.k * self.n
 
 
-class Products(TorchDispatchMode):
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the products while it holds: those of linear layers, attention, recurrent layers, and the optimizer.
 
     Fused attention is counted as products of tiles. What it computes again in its backward pass is its own choice, and not counted.
@@ -41,7 +40,7 @@ class Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Nothing has been seen yet."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[Product] = Counter()
 
     @property
@@ -49,7 +48,7 @@ class Products(TorchDispatchMode):
         """Of all of them together."""
         return sum(product.operations * times for product, times in self.found.items())
 
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at an operation, and let it happen."""
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
         self._look(str(func).split(".")[1], [arg for arg in args if isinstance(arg, Tensor)], bool(given.get("is_causal")))

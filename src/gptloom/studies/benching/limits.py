@@ -1,6 +1,5 @@
 """What this machine can do at best, measured: multiply matrices of given shapes, and read memory."""
 
-import itertools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -42,7 +41,7 @@ class Multiplier:
         return self._tried(product._replace(batch=batch), dtype, budget) * product.batch / batch
 
     def _tried(self, product: Product, dtype: torch.dtype, budget: Budget) -> float:
-        ways: list[Way] = list(itertools.product((False, True), repeat=2))
+        ways: list[Way] = [(left, right) for left in (False, True) for right in (False, True)]
         return min(min(repeat(self._action(product, dtype, way), self.device, budget.part(1 / (len(ways) - n)), most=20)) for n, way in enumerate(ways))
 
     def _action(self, product: Product, dtype: torch.dtype, way: Way) -> Callable[[], object]:
@@ -66,19 +65,29 @@ def square(device: torch.device) -> Product:
     return Product(1, side, side, side)
 
 
-def bandwidth(size: int, device: torch.device, budget: Budget, *, count: int | None = None) -> float:
-    """Bytes a second at which a stretch of `size` bytes is read: the best of summing it, multiplying it as a matrix, and copying it.
+class Memory:
+    """Times how fast a device reads its memory."""
 
-    Args:
-        size: bytes; a stretch that fits into a cache is read from there.
-        device: whose memory.
-        budget: of time.
-        count: threads (default: as many as are set).
-    """
-    width = 1024
-    numbers = torch.ones(max(1, size // (4 * width)), width, device=device)
-    vector, other = torch.ones(width, device=device), torch.empty_like(numbers)
-    moved = numbers.numel() * 4
-    ways: list[tuple[int, Callable[[], object]]] = [(1, numbers.sum), (1, lambda: torch.mv(numbers, vector)), (2, lambda: other.copy_(numbers))]
-    with threads(count):
-        return max(times * moved / min(repeat(way, device, budget.part(1 / (len(ways) - n)))) for n, (times, way) in enumerate(ways))
+    def __init__(self, device: torch.device) -> None:
+        """Nothing is timed yet."""
+        self.device = device
+        self.known: list[tuple[int, int, float]] = []
+
+    def rate(self, size: int, count: int, budget: Budget) -> float:
+        """Bytes a second at which a stretch of `size` bytes is read by `count` threads, at best.
+
+        It is summed, multiplied with a vector, and copied, again and again: what fits into a cache is read from there. No stretch
+        counts as slower than a longer one did before.
+        """
+        self.known.append((size, count, self._best(size, count, budget)))
+        return max(rate for longer, threads, rate in self.known if longer >= size and threads == count)
+
+    def _best(self, size: int, count: int, budget: Budget) -> float:
+        width = 1024
+        numbers = torch.ones(max(1, size // (4 * width)), width, device=self.device)
+        vector, other = torch.ones(width, device=self.device), torch.empty_like(numbers)
+        moved = numbers.numel() * 4
+        ways: list[tuple[int, Callable[[], object]]] = [(1, numbers.sum), (1, lambda: torch.mv(numbers, vector)), (2, lambda: other.copy_(numbers))]
+        with threads(count):
+            found = [times * moved / min(repeat(way, self.device, budget.part(1 / (len(ways) - n)))) for n, (times, way) in enumerate(ways)]
+        return max(found)

@@ -9,11 +9,10 @@ import torch
 
 from gptloom.config import RunConfig
 from gptloom.errors import ConfigError, DivergedError, MachineError
-from gptloom.fields import MOST
 from gptloom.model.counting import operations_per_token
 from gptloom.model.footprint import activation_bytes
 from gptloom.runtime import is_out_of_memory, memory_size, pick_precision
-from gptloom.settings import merge, nest, parse
+from gptloom.studies.benching.factors import FACTORS, Factor
 from gptloom.studies.benching.limits import Multiplier
 from gptloom.studies.benching.stepping import Steps, time_steps
 from gptloom.studies.benching.timing import Budget, Say, ending_exponent, exponent
@@ -21,53 +20,8 @@ from gptloom.studies.benching.timing import Budget, Say, ending_exponent, expone
 MOST_SHARE = 0.15
 """Share of the time for steps that one point may be expected to take."""
 
-_STEPS = 4  # of a point, that there must be time for: one that does not count, and three that do
-
-
-@dataclass(frozen=True)
-class Factor:
-    """A setting that is varied.
-
-    Attributes:
-        name: in a word.
-        key: of the setting.
-        powers: of which number, and from which to which, its value is multiplied with.
-        follows: settings of the model that grow with it where they are set.
-    """
-
-    name: str
-    key: str
-    powers: tuple[int, int, int]
-    follows: tuple[str, ...] = ()
-
-    def value(self, config: RunConfig) -> int:
-        """What a configuration says."""
-        group, name = self.key.split(".")
-        return int(getattr(getattr(config, group), name))
-
-    def at(self, config: RunConfig, factor: float) -> RunConfig:
-        """The same with this setting multiplied.
-
-        Raises:
-            ConfigError: it does not go with the others.
-        """
-        changes: dict[str, Any] = {self.key: min(MOST, max(1, round(self.value(config) * factor)))}
-        for name in self.follows:
-            if (now := getattr(config.model, name)) is not None:
-                changes[f"model.{name}"] = max(1, round(now * factor))
-        micro = config.train.micro_batch_size
-        if self.key == "train.batch_size" and micro is not None and changes[self.key] % micro:
-            changes["train.micro_batch_size"] = None
-        return parse(RunConfig, merge(config.model_dump(), nest(changes)), where=f"{self.name} {changes[self.key]:,}")
-
-
-FACTORS = (
-    Factor("batch", "train.batch_size", (2, -3, 3)),
-    Factor("context", "model.block_size", (2, -2, 4)),
-    Factor("width", "model.n_embd", (2, -2, 2), follows=("head_size", "mlp_width")),
-    Factor("depth", "model.n_layer", (2, -2, 2)),
-    Factor("vocabulary", "model.vocab_size", (4, -1, 5)),
-)
+STEPS = 4
+"""Of a point, that there must be time for: one that does not count, and three that do."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +29,11 @@ class Point:
     """One measured step.
 
     Attributes:
-        value: of the factor.
         steps: what was measured.
         operations: of a token, by `operations_per_token`.
         limit: seconds that the step's matrix products take by themselves, as quick as they can be made here.
     """
 
-    value: int
     steps: Steps
     operations: int
     limit: float
@@ -91,11 +43,11 @@ class Point:
         """Operations a second."""
         return self.operations * self.steps.tokens / self.steps.seconds.median
 
-    def as_dict(self, peak: float | None) -> dict[str, Any]:
-        """For JSON; `peak` is the published rate of the device, where there is one."""
+    def as_dict(self, value: int, peak: float | None) -> dict[str, Any]:
+        """For JSON, with the factor's value; `peak` is the published rate of the device, where there is one."""
         s, seconds = self.steps, self.steps.seconds
         return {
-            "value": self.value,
+            "value": value,
             "parameters": s.parameters,
             "ms": 1000 * seconds.median,
             "ms_quartiles": [1000 * seconds.low, 1000 * seconds.high],
@@ -128,88 +80,100 @@ class Sweep:
 
     def as_dict(self, peak: float | None) -> dict[str, Any]:
         """For JSON: points by value, and the powers with which the time of a step grows."""
-        points = [self.points[value] for value in sorted(self.points)]
-        values, seconds = [point.value for point in points], [point.steps.seconds.median for point in points]
+        values = sorted(self.points)
+        seconds = [self.points[value].steps.seconds.median for value in values]
         return {
             "name": self.factor.name,
             "setting": self.factor.key,
-            "points": [point.as_dict(peak) for point in points],
+            "points": [self.points[value].as_dict(value, peak) for value in values],
             "exponent": exponent(values, seconds),
             "exponent_at_the_end": ending_exponent(values, seconds),
             "left_out": [{"value": value, "why": why} for value, why in sorted(self.missing.items())],
         }
 
 
-def sweep(config: RunConfig, device: torch.device, budget: Budget, multiplier: Multiplier, say: Say) -> Iterator[list[Sweep]]:
-    """Measure around a configuration, its own step first and then those that are ever further from it.
+class Sweeper:
+    """Measures steps one after another.
 
     Args:
-        config: the middle of all sweeps.
         device: where to train.
         budget: of time; what does not fit is left out, and named.
         multiplier: times the products.
         say: told of each point.
-
-    Yields:
-        All sweeps as they stand, after each point; the same objects each time.
     """
-    sweeps = [Sweep(factor) for factor in FACTORS if factor.value(config) and not (factor.key == "model.block_size" and config.model.is_recurrent)]
-    middle = _measure("the recipe's own step", config, device, budget, (budget.left * MOST_SHARE / 3,) * 2, multiplier, say)
-    if isinstance(middle, str):
-        raise MachineError(f"the recipe's own step cannot be measured: {middle}", where=str(device), cure="make the model or --train.batch-size smaller")
-    whole = budget.left
-    for one in sweeps:
-        one.points[one.factor.value(config)] = Point(one.factor.value(config), *middle)
-    yield sweeps
-    order = _order(sweeps)
-    for number, (one, power) in enumerate(order):
-        factor = one.factor.powers[0] ** power
-        value = max(1, round(one.factor.value(config) * factor))
-        if value in one.points or value in one.missing:
-            continue
-        try:
-            there = one.factor.at(config, factor)
-        except ConfigError as error:
-            one.missing[value] = error.line()
-            continue
-        expected = operations_per_token(there.model) * there.train.batch_size * there.model.block_size / one.nearest(value).rate
-        if _STEPS * expected > min(MOST_SHARE * whole, budget.left):
-            one.missing[value] = f"not enough time: a step would take about {expected:.1f} s"
-            continue
-        share = budget.left / 2 / (len(order) - number)
-        found = _measure(f"{one.factor.name} {value:,}", there, device, budget, (max(share, _STEPS * expected), share), multiplier, say)
-        if isinstance(found, str):
-            one.missing[value] = found
-        else:
-            one.points[value] = Point(value, *found)
+
+    def __init__(self, device: torch.device, budget: Budget, multiplier: Multiplier, say: Say) -> None:
+        """Nothing is measured yet."""
+        self.device, self.budget, self.multiplier, self.say = device, budget, multiplier, say
+
+    def around(self, config: RunConfig) -> Iterator[list[Sweep]]:
+        """Measure a configuration's own step first, and then those that are ever further from it.
+
+        Yields:
+            All sweeps as they stand, after each point; the same objects each time.
+
+        Raises:
+            MachineError: not even the configuration's own step can be measured.
+        """
+        sweeps = [Sweep(factor) for factor in FACTORS if factor.value(config) and not (factor.name == "context" and config.model.is_recurrent)]
+        longest = MOST_SHARE * self.budget.left
+        middle = self._measure("the recipe's own step", config, longest / 3, longest / 3)
+        if isinstance(middle, str):
+            raise MachineError(
+                f"the recipe's own step cannot be measured: {middle}", where=str(self.device), cure="make the model or --train.batch-size smaller"
+            )
+        for one in sweeps:
+            one.points[one.factor.value(config)] = middle
         yield sweeps
+        order = _order(sweeps)
+        for number, (one, power) in enumerate(order):
+            factor = one.factor.powers[0] ** power
+            value = max(1, round(one.factor.value(config) * factor))
+            if value in one.points or value in one.missing:
+                continue
+            try:
+                there = one.factor.at(config, factor)
+                found = self._next(f"{one.factor.name} {value:,}", there, one.nearest(value).rate, longest, len(order) - number)
+            except ConfigError as error:
+                found = error.line()
+            if isinstance(found, str):
+                one.missing[value] = found
+            else:
+                one.points[value] = found
+            yield sweeps
+
+    def _next(self, name: str, config: RunConfig, rate: float, longest: float, left: int) -> Point | str:
+        """A point, unless at this rate (operations a second) it would take too long; `left` points share the time that is left."""
+        expected = operations_per_token(config.model) * config.train.batch_size * config.model.block_size / rate
+        if STEPS * expected > min(longest, self.budget.left):
+            return f"not enough time: a step would take about {expected:.1f} s"
+        share = self.budget.left / left / 2
+        return self._measure(name, config, max(share, STEPS * expected), share)
+
+    def _measure(self, name: str, config: RunConfig, stepping: float, multiplying: float) -> Point | str:
+        """A step and its limit, with so many seconds for either; or in a sentence why there is none."""
+        try:
+            _check_room(config, self.device)
+            steps = time_steps(config, self.device, self.budget.of(stepping), self.say)
+            limit = self.multiplier.seconds(steps.products, steps.dtype, self.budget.of(multiplying))
+        except (MachineError, DivergedError) as error:
+            self.say(f"{name}: {error.line()}")
+            return error.line()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.say(f"{name}: out of memory")
+            return "out of memory"
+        found = Point(steps, operations_per_token(config.model), limit)
+        share = f"{limit / steps.seconds.median:.0%} products"
+        self.say(f"{name}: {1000 * steps.seconds.median:.2f} ms a step, {steps.tokens / steps.seconds.median:,.0f} tokens/s, {share}")
+        return found
 
 
 def _order(sweeps: Sequence[Sweep]) -> list[tuple[Sweep, int]]:
     """Every point of every sweep, the nearest to the middle first."""
     found = [(one, power) for one in sweeps for power in range(one.factor.powers[1], one.factor.powers[2] + 1) if power]
     return sorted(found, key=lambda pair: abs(pair[1]))
-
-
-def _measure(
-    name: str, config: RunConfig, device: torch.device, budget: Budget, times: tuple[float, float], multiplier: Multiplier, say: Say
-) -> tuple[Steps, int, float] | str:
-    """A step, its operations and its limit, with so many seconds for steps and for products; or in a sentence why there is none."""
-    try:
-        _check_room(config, device)
-        steps = time_steps(config, device, budget.of(times[0]), say)
-        operations = operations_per_token(config.model)
-        limit = multiplier.seconds(steps.products, steps.dtype, budget.of(times[1]))
-    except (MachineError, DivergedError) as error:
-        say(f"{name}: {error.line()}")
-        return error.line()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        say(f"{name}: out of memory")
-        return "out of memory"
-    say(f"{name}: {1000 * steps.seconds.median:.2f} ms a step, {steps.tokens / steps.seconds.median:,.0f} tokens/s, {limit / steps.seconds.median:.0%} products")
-    return steps, operations, limit
 
 
 def _check_room(config: RunConfig, device: torch.device) -> None:

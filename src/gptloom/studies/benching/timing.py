@@ -79,7 +79,7 @@ def repeat(action: Callable[[], object], device: torch.device, budget: Budget, *
 
 
 def exponent(values: Sequence[float], seconds: Sequence[float]) -> float | None:
-    """p of the power law seconds = a value^p that fits best (least squares of the logarithms); None for fewer than two values."""
+    """The power p of the law seconds = a value^p that fits best (least squares of the logarithms); None for fewer than two values."""
     if len(set(values)) < 2:
         return None
     slope, _ = np.polyfit(np.log(values), np.log(seconds), 1)
