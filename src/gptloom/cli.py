@@ -12,6 +12,7 @@ from gptloom.words.benching import bench_command
 from gptloom.words.comparing import compare_command
 from gptloom.words.importing import import_command
 from gptloom.words.looking import inspect_command
+from gptloom.words.planning import plan_command
 from gptloom.words.reporting import data_command, doctor_command
 from gptloom.words.studying import ladder_command
 from gptloom.words.training import resume_command, train_command
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "ladder": ladder_command,
     "verify": verify_command,
     "bench": bench_command,
+    "plan": plan_command,
     "import": import_command,
     "data": data_command,
     "doctor": doctor_command,

@@ -73,10 +73,12 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found.update(Product(b, *shape, causal) for shape in (back if backward else forth))
 
     def _recurrent(self, x: Tensor, into: Tensor, over: Tensor) -> None:
-        """All inputs at once and then step by step; backward twice each, which PyTorch's kernel does unseen."""
+        """All inputs at once, then step by step; and the backward pass, which PyTorch's kernel does unseen, the weights' gradients at once."""
         time, b, c = x.shape
         gates, width = over.shape
-        self.found.update({Product(1, time * b, c, gates): 3, Product(1, b, width, gates): 3 * time})
+        at_once = [(time * b, c, gates), (time * b, gates, c), (gates, time * b, c), (gates, time * b, width)]
+        self.found.update(Product(1, *shape) for shape in at_once)
+        self.found.update({Product(1, b, width, gates): time, Product(1, b, gates, width): time})
 
 
 def _divisor(number: int, most: int) -> int:

@@ -16,12 +16,14 @@ class Factor:
         name: in a word.
         key: of the setting.
         powers: of which number, and from which to which, its value is multiplied with.
+        most: a larger value is not tried.
         follows: settings of the model that grow with it where they are set.
     """
 
     name: str
     key: str
     powers: tuple[int, int, int]
+    most: int = MOST
     follows: tuple[str, ...] = ()
 
     def value(self, config: RunConfig) -> int:
@@ -35,7 +37,7 @@ class Factor:
         Raises:
             ConfigError: it does not go with the others.
         """
-        changes: dict[str, Any] = {self.key: min(MOST, max(1, round(self.value(config) * factor)))}
+        changes: dict[str, Any] = {self.key: max(1, round(self.value(config) * factor))}
         for name in self.follows:
             if (now := getattr(config.model, name)) is not None:
                 changes[f"model.{name}"] = max(1, round(now * factor))
@@ -50,5 +52,5 @@ FACTORS = (
     Factor("context", "model.block_size", (2, -2, 4)),
     Factor("width", "model.n_embd", (2, -2, 2), follows=("head_size", "mlp_width")),
     Factor("depth", "model.n_layer", (2, -2, 2)),
-    Factor("vocabulary", "model.vocab_size", (4, -1, 5)),
+    Factor("vocabulary", "model.vocab_size", (4, -1, 5), most=1 << 18),
 )

@@ -129,7 +129,7 @@ class Sweeper:
         for number, (one, power) in enumerate(order):
             factor = one.factor.powers[0] ** power
             value = max(1, round(one.factor.value(config) * factor))
-            if value in one.points or value in one.missing:
+            if value in one.points or value in one.missing or value > one.factor.most:
                 continue
             try:
                 there = one.factor.at(config, factor)
@@ -145,8 +145,10 @@ class Sweeper:
     def _next(self, name: str, config: RunConfig, rate: float, longest: float, left: int) -> Point | str:
         """A point, unless at this rate (operations a second) it would take too long; `left` points share the time that is left."""
         expected = operations_per_token(config.model) * config.train.batch_size * config.model.block_size / rate
-        if STEPS * expected > min(longest, self.budget.left):
-            return f"not enough time: a step would take about {expected:.1f} s"
+        if STEPS * expected > longest:
+            return f"a step would take about {expected:.1f} s; --minutes gives more time"
+        if STEPS * expected > self.budget.left:
+            return "the time was used up; --minutes gives more"
         share = self.budget.left / left / 2
         return self._measure(name, config, max(share, STEPS * expected), share)
 
@@ -171,9 +173,9 @@ class Sweeper:
 
 
 def _order(sweeps: Sequence[Sweep]) -> list[tuple[Sweep, int]]:
-    """Every point of every sweep, the nearest to the middle first."""
+    """Every point of every sweep, the nearest to the middle first, and of these the smaller."""
     found = [(one, power) for one in sweeps for power in range(one.factor.powers[1], one.factor.powers[2] + 1) if power]
-    return sorted(found, key=lambda pair: abs(pair[1]))
+    return sorted(found, key=lambda pair: (abs(pair[1]), pair[1]))
 
 
 def _check_room(config: RunConfig, device: torch.device) -> None:

@@ -1,0 +1,104 @@
+"""How many operations a second a device will do for a model: by its maker's word and a usual share of it, or measured here."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gptloom.config import RunConfig
+from gptloom.model.counting import operations_per_token
+from gptloom.model.products import Product, outline_products
+from gptloom.peaks import find_peak
+from gptloom.runtime import memory_size, pick_device, pick_precision, thread_count, threads
+from gptloom.studies.benching.limits import Multiplier
+from gptloom.studies.benching.stepping import time_steps
+from gptloom.studies.benching.timing import Budget
+
+MFU = 0.40
+"""Assumed of an accelerator: Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)."""
+
+MFU_SOURCE = "assumed; Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)"
+
+SHARE = 0.5
+"""Assumed of this machine where a step would take too long to be tried: about what `gptloom bench` measures (docs/bench.md)."""
+
+SHARE_SOURCE = "assumed; gptloom bench measures it"
+
+HERE = ("auto", "cpu", "cuda", "mps")
+
+_PRODUCTS, _STEPS = 0.4, 0.5  # seconds
+_LONGEST = 0.25  # seconds of a step that is tried
+_OPERATIONS = 4e10  # that are multiplied to find the rate
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One device.
+
+    Attributes:
+        name: of the device.
+        peak: operations a second of matrix products.
+        source: of that.
+        mfu: share of it that training reaches.
+        mfu_source: of that.
+        dtype: of the products.
+        memory: bytes, or None where it is not known.
+        on_cpu: whether it is a CPU.
+    """
+
+    name: str
+    peak: float
+    source: str
+    mfu: float
+    mfu_source: str
+    dtype: torch.dtype
+    memory: float | None
+    on_cpu: bool
+
+    @property
+    def reached(self) -> float:
+        """Operations a second in training."""
+        return self.peak * self.mfu
+
+
+def find_rate(name: str, config: RunConfig, mfu: float | None) -> Rate:
+    """The rate of a published device, or of this machine's.
+
+    Args:
+        name: of `peaks.PEAKS`, or auto, cpu, cuda, cuda:N or mps for what is here, which is then measured.
+        config: the model and its batch.
+        mfu: the share to reckon with; by default a usual one, or one that is measured.
+
+    Raises:
+        ConfigError: the device is not known.
+        MachineError: it is not here.
+    """
+    if name.partition(":")[0] in HERE:
+        return _measured(pick_device(name), config, mfu)
+    peak = find_peak(name)
+    dtype = torch.bfloat16 if peak.dtype == "bfloat16" else torch.float32
+    return Rate(peak.name, peak.rate, peak.source, mfu or MFU, "given" if mfu else MFU_SOURCE, dtype, peak.memory, on_cpu=False)
+
+
+def _measured(device: torch.device, config: RunConfig, mfu: float | None) -> Rate:
+    """Multiply matrices of the model's shapes, and take a few steps if they are short."""
+    dtype = pick_precision(config.train.precision, device)
+    operations = operations_per_token(config.model)
+    tokens = config.train.batch_size * config.model.block_size
+    with threads(thread_count(config)):
+        products = _shapes(config)
+        seconds = Multiplier(device, every_way=False).seconds(products, dtype, Budget(_PRODUCTS))
+        peak = sum(product.operations * times for product, times in products.items()) / seconds
+    share, source = mfu or SHARE, "given" if mfu else SHARE_SOURCE
+    if mfu is None and operations * tokens / (SHARE * peak) < _LONGEST:
+        steps = time_steps(config, device, Budget(_STEPS), lambda line: None)
+        share, source = operations * steps.tokens / steps.seconds.median / peak, "measured on steps of this model"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return Rate(name, peak, "matrix products of this model's shapes, measured here", share, source, dtype, memory_size(device), device.type == "cpu")
+
+
+def _shapes(config: RunConfig) -> dict[Product, int]:
+    """The products of a pass over so many tokens that multiplying each once is quickly done."""
+    one = sum(product.operations for product in outline_products(config.model, 1, 1))
+    tokens = max(1, min(config.train.rows * config.model.block_size, int(_OPERATIONS / one)))
+    time = min(tokens, config.model.block_size)
+    return dict(outline_products(config.model, max(1, tokens // time), time))
