@@ -29,7 +29,7 @@ class Peak:
     called: tuple[tuple[str, ...], ...]
 
 
-def _nvidia(name: str, tera: float, gigabytes: float, per_second: float, source: str, *called: str, dtype: str = "bfloat16") -> Peak:
+def _nvidia(name: str, tera: float | int, gigabytes: float | int, per_second: float | int, source: str, *called: str, dtype: str = "bfloat16") -> Peak:
     return Peak(name, tera * 1e12, dtype, gigabytes * 1e9, per_second * 1e9, f"NVIDIA {source}", tuple(tuple(words.split()) for words in called))
 
 

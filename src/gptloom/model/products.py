@@ -1,4 +1,4 @@
-"""Which matrix products a step is made of, seen as they happen: on a real step, or on an outline's."""
+"""Which matrix products a step is made of, seen as they happen."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -6,9 +6,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from gptloom.config import ModelConfig
-from gptloom.model.outlined import prepare_outline, run_outline
 
 TILE = 256, 512
 """Queries and keys that a fused attention kernel has in its hands at once, about; their scores never reach the memory."""
@@ -84,10 +81,3 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _divisor(number: int, most: int) -> int:
     """The largest divisor that is at most this."""
     return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
-
-
-def outline_products(config: ModelConfig, rows: int, time: int | None = None) -> Counter[Product]:
-    """The products of a forward and backward pass over `rows` sequences of `time` tokens (default: block_size)."""
-    products = Products()
-    run_outline(prepare_outline(config), rows, time or config.block_size, products)
-    return products.found

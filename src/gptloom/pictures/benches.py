@@ -108,7 +108,7 @@ def _start(points: Sequence[Mapping[str, Any]], blue: str, ink: str) -> Callable
     return draw
 
 
-def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
+def _logarithmic(axes: Axes, values: Sequence[float | int]) -> None:
     """Both axes; ticks at the values that were measured."""
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -120,7 +120,7 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
     axes.margins(y=0.15)
 
 
-def _short(value: float) -> str:
+def _short(value: float | int) -> str:
     """A number on an axis: 512, 16k, 2M."""
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:

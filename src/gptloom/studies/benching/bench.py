@@ -120,7 +120,7 @@ class _Bench:
             return
         memory, most = Memory(self.device), torch.get_num_threads()
         found["memory"] = [
-            {"threads": count, "bytes": _LARGE, "bytes_per_second": memory.rate(_LARGE, count, self.budget.of(0.5))} for count in sorted({1, most})
+            {"threads": count, "bytes": _LARGE, "bytes_per_second": memory.rate(_LARGE, count, budget.part(0.05))} for count in sorted({1, most})
         ]
         for one in time_writing(self.config, self.device, budget, self.rate, self.say):
             if isinstance(one, Writing):

@@ -19,9 +19,9 @@ _NEAR, _FILLING = 1 << 18, 1 << 26
 class Multiplier:
     """Times matrix products, each once, in each way that they can lie in memory; the quickest counts."""
 
-    def __init__(self, device: torch.device, *, every_way: bool = True) -> None:
-        """Nothing is timed yet; without `every_way`, matrices lie as a linear layer's do."""
-        self.device, self.every_way = device, every_way
+    def __init__(self, device: torch.device) -> None:
+        """Nothing is timed yet."""
+        self.device = device
         self.known: dict[tuple[Product, torch.dtype, int], float] = {}
 
     def seconds(self, products: Mapping[Product, int], dtype: torch.dtype, budget: Budget) -> float:
@@ -41,7 +41,7 @@ class Multiplier:
         return self._tried(product._replace(batch=batch), dtype, budget) * product.batch / batch
 
     def _tried(self, product: Product, dtype: torch.dtype, budget: Budget) -> float:
-        ways: list[Way] = [(left, right) for left in (False, True) for right in (False, True)] if self.every_way else [(False, True)]
+        ways: list[Way] = [(left, right) for left in (False, True) for right in (False, True)]
         return min(min(repeat(self._action(product, dtype, way), self.device, budget.part(1 / (len(ways) - n)), most=20)) for n, way in enumerate(ways))
 
     def _action(self, product: Product, dtype: torch.dtype, way: Way) -> Callable[[], object]:

@@ -46,18 +46,19 @@ def time_preparing(config: DataConfig, seed: int, budget: Budget, largest: bool,
     Yields:
         For JSON: what was measured of a text; or its size and why it was left out.
     """
-    rate = 0.0
+    fixed = per_byte = 0.0
     for size in (*SIZES, *(LARGEST if largest else ())):
-        if rate and size / rate > budget.left and not largest:
-            yield {"value": size, "why": f"not enough time: it would take about {size / rate:.0f} s"}
+        if (expected := fixed + size * per_byte) > budget.left and not largest:
+            yield {"value": size, "why": f"it would take about {expected:.0f} s; --minutes gives more time"}
             continue
         start = budget.clock()
         found = _measure(config, size, seed)
-        rate = size / max(1e-9, budget.clock() - start)
+        elapsed = budget.clock() - start
         if "error" in found:
             yield {"value": size, "why": found["error"]}
             return
         seconds = found["scan"] + found["learn"] + found["encode"]
+        fixed, per_byte = max(0.0, elapsed - seconds), seconds / size
         found |= {"value": size, "seconds": seconds, "bytes_per_second": size / seconds, "limit_bytes_per_second": size / found["limit"]}
         found |= {"encode_bytes_per_second": size / found["encode"], "share_of_limit": found["limit"] / seconds}
         memory = f", {found['peak_memory'] / MEGABYTE:,.0f} MB of memory" if found["peak_memory"] else ""

@@ -23,7 +23,7 @@ from gptloom.training.job import Job, Progress, Source
 from gptloom.training.schedule import Horizon, make_horizon
 from gptloom.training.trainer import Trainer
 
-_MOST = 200  # steps of one measurement
+_LEAST, _MOST = 3, 200  # steps of one measurement; where they are long, one is enough
 _FOR_EVER = 1_000_000
 _TOKENS = 1 << 20
 
@@ -52,7 +52,7 @@ class Steps:
 
 
 def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say) -> Steps:
-    """Train for as long as the budget lasts, at least for two steps, the first of which does not count.
+    """Train for as long as the budget lasts once all is prepared, at least for two steps, the first of which does not count.
 
     Args:
         config: all settings, the vocabulary's size with them.
@@ -74,7 +74,7 @@ def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say
         products = _observe(job, batch, train.rows)
         horizon = make_horizon(train, _TOKENS, batch[-1].numel())
         job = replace(job, objective=compile_or_not(job.objective, train, horizon, device, batch, job.autocast, say))
-        stamps = _Stamps(budget)
+        stamps = _Stamps(budget.again())
         trainer = Trainer(job, train, Horizon(None, _FOR_EVER), Progress(), [stamps])
         trainer.fit()
         return Steps(
@@ -91,10 +91,10 @@ def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say
 def made_batches(config: RunConfig) -> Source:
     """Batches of tokens drawn from a generator of their own: windows of text, or pairs as long as the model takes."""
     model, several = config.model, reads_pairs(config.model)
-    length = model.block_size if several else max(_TOKENS, 2 * model.block_size)
-    documents = 2 * config.train.batch_size if several else 1
-    ids = np.random.default_rng(derive(config.seed, "bench")).integers(0, model.vocab_size, length * documents)
-    tokens = Tokens(ids.astype(np.uint32), np.arange(documents, dtype=np.int64) * length)
+    # An end of text follows each side of a pair, and counts as a token of the target.
+    sides = [model.block_size + 1, model.block_size] * config.train.batch_size if several else [max(_TOKENS, 2 * model.block_size)]
+    ids = np.random.default_rng(derive(config.seed, "bench")).integers(0, model.vocab_size, sum(sides))
+    tokens = Tokens(ids.astype(np.uint32), np.cumsum([0, *sides[:-1]]))
     return training_batches(config, tokens, made_tokenizer(model, ends=True) if several else CharTokenizer("a", ends=False))
 
 
@@ -127,5 +127,6 @@ class _Stamps(Callback):
 
     def after_step(self, view: View) -> Request:
         self.times.append(self.budget.clock())
-        done = len(self.times) > 1 and (self.budget.left == 0.0 or len(self.times) > _MOST)
-        return Request.STOP if done else Request.NOTHING
+        measured, budget = len(self.times) - 1, self.budget
+        spent = budget.left == 0.0 and (measured >= _LEAST or budget.over > budget.seconds)
+        return Request.STOP if measured and (spent or measured >= _MOST) else Request.NOTHING

@@ -105,6 +105,7 @@ class Sweeper:
     def __init__(self, device: torch.device, budget: Budget, multiplier: Multiplier, say: Say) -> None:
         """Nothing is measured yet."""
         self.device, self.budget, self.multiplier, self.say = device, budget, multiplier, say
+        self.preparing = 0.0  # seconds that a point took besides what is measured, the last time
 
     def around(self, config: RunConfig) -> Iterator[list[Sweep]]:
         """Measure a configuration's own step first, and then those that are ever further from it.
@@ -127,7 +128,7 @@ class Sweeper:
         yield sweeps
         order = _order(sweeps)
         for number, (one, power) in enumerate(order):
-            factor = one.factor.powers[0] ** power
+            factor = float(one.factor.powers[0]) ** power
             value = max(1, round(one.factor.value(config) * factor))
             if value in one.points or value in one.missing or value > one.factor.most:
                 continue
@@ -147,13 +148,15 @@ class Sweeper:
         expected = operations_per_token(config.model) * config.train.batch_size * config.model.block_size / rate
         if STEPS * expected > longest:
             return f"a step would take about {expected:.1f} s; --minutes gives more time"
-        if STEPS * expected > self.budget.left:
+        if STEPS * expected + self.preparing > self.budget.left:
             return "the time was used up; --minutes gives more"
         share = self.budget.left / left / 2
         return self._measure(name, config, max(share, STEPS * expected), share)
 
     def _measure(self, name: str, config: RunConfig, stepping: float, multiplying: float) -> Point | str:
         """A step and its limit, with so many seconds for either; or in a sentence why there is none."""
+        clock = self.budget.clock
+        start = clock()
         try:
             _check_room(config, self.device)
             steps = time_steps(config, self.device, self.budget.of(stepping), self.say)
@@ -166,6 +169,7 @@ class Sweeper:
                 raise
             self.say(f"{name}: out of memory")
             return "out of memory"
+        self.preparing = max(0.0, clock() - start - stepping - multiplying)
         found = Point(steps, operations_per_token(config.model), limit)
         share = f"{limit / steps.seconds.median:.0%} products"
         self.say(f"{name}: {1000 * steps.seconds.median:.2f} ms a step, {steps.tokens / steps.seconds.median:,.0f} tokens/s, {share}")

@@ -39,9 +39,9 @@ class Spread:
 class Budget:
     """Time that is shared out among things to come; what one of them leaves goes to the others."""
 
-    def __init__(self, seconds: float, clock: Clock = time.perf_counter) -> None:
+    def __init__(self, seconds: float | int, clock: Clock = time.perf_counter) -> None:
         """Begin now."""
-        self.clock = clock
+        self.clock, self.seconds = clock, seconds
         self.end = clock() + seconds
 
     @property
@@ -49,11 +49,20 @@ class Budget:
         """Seconds, at least 0."""
         return max(0.0, self.end - self.clock())
 
-    def part(self, share: float) -> "Budget":
+    @property
+    def over(self) -> float:
+        """Seconds that have been spent beyond it."""
+        return max(0.0, self.clock() - self.end)
+
+    def again(self) -> "Budget":
+        """As much, from now on."""
+        return self.of(self.seconds)
+
+    def part(self, share: float | int) -> "Budget":
         """Of what is left, this share, from now on."""
         return self.of(self.left * share)
 
-    def of(self, seconds: float) -> "Budget":
+    def of(self, seconds: float | int) -> "Budget":
         """Another one, by the same clock, from now on."""
         return Budget(seconds, self.clock)
 
@@ -78,7 +87,7 @@ def repeat(action: Callable[[], object], device: torch.device, budget: Budget, *
     return found
 
 
-def exponent(values: Sequence[float], seconds: Sequence[float]) -> float | None:
+def exponent(values: Sequence[float | int], seconds: Sequence[float | int]) -> float | None:
     """The power p of the law seconds = a value^p that fits best (least squares of the logarithms); None for fewer than two values."""
     if len(set(values)) < 2:
         return None
@@ -86,7 +95,7 @@ def exponent(values: Sequence[float], seconds: Sequence[float]) -> float | None:
     return float(slope)
 
 
-def ending_exponent(values: Sequence[float], seconds: Sequence[float]) -> float | None:
+def ending_exponent(values: Sequence[float | int], seconds: Sequence[float | int]) -> float | None:
     """The power between the two largest values: how the time grows where the growth is about to matter."""
     last = sorted(zip(values, seconds, strict=True))[-2:]
     return exponent(*zip(*last, strict=True)) if len(last) == 2 else None

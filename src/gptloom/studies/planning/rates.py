@@ -6,10 +6,9 @@ import torch
 
 from gptloom.config import RunConfig
 from gptloom.model.counting import operations_per_token
-from gptloom.model.products import Product, outline_products
 from gptloom.peaks import find_peak
 from gptloom.runtime import memory_size, pick_device, pick_precision, thread_count, threads
-from gptloom.studies.benching.limits import Multiplier
+from gptloom.studies.benching.limits import Multiplier, square
 from gptloom.studies.benching.stepping import time_steps
 from gptloom.studies.benching.timing import Budget
 
@@ -18,16 +17,15 @@ MFU = 0.40
 
 MFU_SOURCE = "assumed; Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)"
 
-SHARE = 0.5
-"""Assumed of this machine where a step would take too long to be tried: about what `gptloom bench` measures (docs/bench.md)."""
+SHARE = 0.7
+"""Assumed of this machine where a step would take too long to be tried: GPT-2's share on two CPU cores (docs/bench.md)."""
 
-SHARE_SOURCE = "assumed; gptloom bench measures it"
+SHARE_SOURCE = "assumed, for a step takes too long to be tried; GPT-2 reached it on two cores (docs/bench.md)"
 
 HERE = ("auto", "cpu", "cuda", "mps")
 
-_PRODUCTS, _STEPS = 0.4, 0.5  # seconds
+_PRODUCT, _STEPS = 0.2, 0.5  # seconds
 _LONGEST = 0.25  # seconds of a step that is tried
-_OPERATIONS = 4e10  # that are multiplied to find the rate
 
 
 @dataclass(frozen=True)
@@ -80,25 +78,18 @@ def find_rate(name: str, config: RunConfig, mfu: float | None) -> Rate:
 
 
 def _measured(device: torch.device, config: RunConfig, mfu: float | None) -> Rate:
-    """Multiply matrices of the model's shapes, and take a few steps if they are short."""
+    """Multiply large matrices, and take a few steps if they are short."""
     dtype = pick_precision(config.train.precision, device)
     operations = operations_per_token(config.model)
     tokens = config.train.batch_size * config.model.block_size
+    product = square(device)
     with threads(thread_count(config)):
-        products = _shapes(config)
-        seconds = Multiplier(device, every_way=False).seconds(products, dtype, Budget(_PRODUCTS))
-        peak = sum(product.operations * times for product, times in products.items()) / seconds
+        peak = product.operations / Multiplier(device).seconds({product: 1}, dtype, Budget(_PRODUCT))
     share, source = mfu or SHARE, "given" if mfu else SHARE_SOURCE
     if mfu is None and operations * tokens / (SHARE * peak) < _LONGEST:
         steps = time_steps(config, device, Budget(_STEPS), lambda line: None)
         share, source = operations * steps.tokens / steps.seconds.median / peak, "measured on steps of this model"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return Rate(name, peak, "matrix products of this model's shapes, measured here", share, source, dtype, memory_size(device), device.type == "cpu")
-
-
-def _shapes(config: RunConfig) -> dict[Product, int]:
-    """The products of a pass over so many tokens that multiplying each once is quickly done."""
-    one = sum(product.operations for product in outline_products(config.model, 1, 1))
-    tokens = max(1, min(config.train.rows * config.model.block_size, int(_OPERATIONS / one)))
-    time = min(tokens, config.model.block_size)
-    return dict(outline_products(config.model, max(1, tokens // time), time))
+    return Rate(
+        name, peak, f"products of {product.m:,} x {product.m:,} matrices, measured here", share, source, dtype, memory_size(device), device.type == "cpu"
+    )
