@@ -244,6 +244,13 @@ def test_every_kind_of_model_takes_a_real_step(name):
     assert sum(product.operations * times for product, times in steps.products.items()) == inside
 
 
+def test_a_model_without_products_has_no_limit_but_a_time(monkeypatch):
+    config = small(model={"n_layer": 0, "head": "none", "positions": "none"})
+    (point, *_) = run_sweeps(config, Budget(10.0, Clock(monkeypatch)), "batch")["batch"]["points"]
+    assert point["operations_per_token"] == point["limit_ms"] == point["share_of_limit"] == 0 and point["ms"] > 0
+    assert point["limit_operations_per_second"] is None
+
+
 def test_passes_are_counted():
     steps = stepping.time_steps(small(train={"micro_batch_size": 1}), CPU, Budget(0.001), lambda line: None)
     assert steps.passes == 4

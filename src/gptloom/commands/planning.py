@@ -97,6 +97,6 @@ def _optimal(found: Mapping[str, Any]) -> list[str]:
     return [*rows, f"           (all of this is {optimal['caveat']})"]
 
 
-def _few(value: float) -> str:
+def _few(value: float | int) -> str:
     """Three digits at least, and no powers of ten."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gptloom.config import ModelConfig
 from gptloom.model.outlined import prepare_outline, run_outline
 
-_LONGEST = 64  # steps that a recurrent network is followed for; after that each is like the last
+_LONGEST = 16  # steps that a recurrent network is followed for; after that each is like the last
 
 
+@lru_cache(maxsize=64)
 def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True) -> int:
     """Bytes at the peak of a forward and backward pass, besides weights, their gradients and the optimizer's memory.
 
@@ -79,7 +81,7 @@ class _Kernels(TorchFunctionMode):
         if func is F.linear and self.dtype != torch.float32:
             return func(*(part if part is None else self._cast(part) for part in args))
         if func is F.rms_norm and not self.on_cpu:
-            return F.layer_norm(args[0], args[1], args[2])
+            return F.layer_norm(args[0], args[1], given.get("weight"))
         return func(*args, **given)
 
     def _cast(self, x: Tensor) -> Tensor:

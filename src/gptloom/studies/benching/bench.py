@@ -97,7 +97,7 @@ class _Bench:
         config = self._affordable(budget)
         for sweeps in Sweeper(self.device, budget, self.multiplier, self.say).around(config):
             self.result["sweeps"] = [one.as_dict(None if self.peak is None else self.peak.rate) for one in sweeps]
-            self.rate = sweeps[0].nearest(sweeps[0].factor.value(config)).rate
+            self.rate = max(1.0, sweeps[0].nearest(sweeps[0].factor.value(config)).rate)
 
     def _affordable(self, budget: Budget) -> RunConfig:
         """The configuration with a batch of which several steps can be taken in the time."""

@@ -43,6 +43,11 @@ class Point:
         """Operations a second."""
         return self.operations * self.steps.tokens / self.steps.seconds.median
 
+    def expected(self, config: RunConfig) -> float:
+        """Seconds that a step of another configuration will take, as its operations are to this one's (its tokens, where there are none)."""
+        operations = max(1, operations_per_token(config.model)) / max(1, self.operations)
+        return self.steps.seconds.median * operations * config.train.batch_size * config.model.block_size / self.steps.tokens
+
     def as_dict(self, value: int, peak: float | None) -> dict[str, Any]:
         """For JSON, with the factor's value; `peak` is the published rate of the device, where there is one."""
         s, seconds = self.steps, self.steps.seconds
@@ -134,7 +139,7 @@ class Sweeper:
                 continue
             try:
                 there = one.factor.at(config, factor)
-                found = self._next(f"{one.factor.name} {value:,}", there, one.nearest(value).rate, longest, len(order) - number)
+                found = self._next(f"{one.factor.name} {value:,}", there, one.nearest(value).expected(there), longest, len(order) - number)
             except ConfigError as error:
                 found = error.line()
             if isinstance(found, str):
@@ -143,9 +148,8 @@ class Sweeper:
                 one.points[value] = found
             yield sweeps
 
-    def _next(self, name: str, config: RunConfig, rate: float, longest: float, left: int) -> Point | str:
-        """A point, unless at this rate (operations a second) it would take too long; `left` points share the time that is left."""
-        expected = operations_per_token(config.model) * config.train.batch_size * config.model.block_size / rate
+    def _next(self, name: str, config: RunConfig, expected: float, longest: float, left: int) -> Point | str:
+        """A point, unless steps of so many expected seconds would take too long; `left` points share the time that is left."""
         if STEPS * expected > longest:
             return f"a step would take about {expected:.1f} s; --minutes gives more time"
         if STEPS * expected + self.preparing > self.budget.left:

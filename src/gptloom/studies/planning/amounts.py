@@ -23,7 +23,7 @@ def read_amount(text: str, where: str, *, least: float = 0.0) -> float:
     return value
 
 
-def show_amount(value: float) -> str:
+def show_amount(value: float | int) -> str:
     """Three digits and a letter, or a power of ten beyond them."""
     if value >= 1e15:
         return f"{value:.3g}"
@@ -34,7 +34,7 @@ def show_amount(value: float) -> str:
     return f"{value:.3g}"
 
 
-def show_bytes(count: float) -> str:
+def show_bytes(count: float | int) -> str:
     """Bytes as MB, GB or TB, of powers of ten."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:

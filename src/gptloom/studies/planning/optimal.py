@@ -33,11 +33,11 @@ class Fit:
     alpha: float
     beta: float
 
-    def loss(self, parameters: float, tokens: float) -> float:
+    def loss(self, parameters: float | int, tokens: float | int) -> float:
         """Nats a token."""
         return float(self.e + self.a / parameters**self.alpha + self.b / tokens**self.beta)
 
-    def best(self, operations: float) -> tuple[float, float]:
+    def best(self, operations: float | int) -> tuple[float, float]:
         """Parameters and tokens of the lowest loss where 6 times their product is `operations` (equation 4 of the paper)."""
         whole = self.alpha + self.beta
         balance = (self.alpha * self.a / (self.beta * self.b)) ** (1 / whole)
@@ -61,7 +61,7 @@ class Best:
     tokens: float
 
 
-def compute_optimal(operations: float) -> list[Best]:
+def compute_optimal(operations: float | int) -> list[Best]:
     """By the rule of 20 tokens a parameter, and by both fits; operations are 6 times parameters times tokens."""
     rule = (operations / (6 * RULE)) ** 0.5
     return [
@@ -70,6 +70,6 @@ def compute_optimal(operations: float) -> list[Best]:
     ]
 
 
-def within_the_fit(parameters: float) -> bool:
+def within_the_fit(parameters: float | int) -> bool:
     """Whether models of this size were among those that the fits describe."""
     return FITTED[0] <= parameters <= FITTED[1]

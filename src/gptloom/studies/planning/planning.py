@@ -75,7 +75,7 @@ def make_plan(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
     return plan | {"warnings": _warnings(plan, goal)}
 
 
-def _operations(config: RunConfig) -> dict[str, float]:
+def _operations(config: RunConfig) -> dict[str, float | int]:
     """Of a token's training and of a step; the part of it that grows with the context; and of writing a token."""
     whole, weights = operations_per_token(config.model), operations_per_token(config.model, 0)
     step = whole * config.train.batch_size * config.model.block_size
@@ -101,8 +101,10 @@ def _memory(config: RunConfig, rate: Rate, goal: Goal, parameters: int) -> dict[
 
 
 def _training(config: RunConfig, rate: Rate, goal: Goal, parameters: int) -> dict[str, Any] | None:
-    """How many tokens, for how long, and for how much; None where nothing says how many."""
+    """How many tokens, for how long, and for how much; None where nothing says how many, or where there is nothing to multiply."""
     per_token, per_step = operations_per_token(config.model), config.train.batch_size * config.model.block_size
+    if not per_token:
+        return None
     together = rate.reached * goal.devices
     hours = goal.hours if goal.money is None or goal.price is None else goal.money / goal.price / goal.devices
     train, tokens = config.train, goal.tokens
@@ -145,7 +147,7 @@ def _optimal(training: Mapping[str, Any], parameters: int) -> dict[str, Any]:
     }
 
 
-def nearest_recipe(parameters: float) -> dict[str, Any]:
+def nearest_recipe(parameters: float | int) -> dict[str, Any]:
     """The recipe of a decoder whose number of parameters is nearest by its ratio."""
     sizes = _recipe_sizes()
     name = min(sizes, key=lambda one: max(sizes[one] / parameters, parameters / sizes[one]))
@@ -167,6 +169,8 @@ def _warnings(plan: Mapping[str, Any], goal: Goal) -> list[str]:
     elif memory["largest_rows"] is not None and memory["largest_rows"] < memory["rows"]:
         cure = f"--train.micro-batch-size {memory['largest_rows']} or less fits"
         found.append(f"{memory['rows']} sequences at once do not fit into the memory of {device['name']}: {cure}")
+    if not plan["operations"]["per_token"]:
+        return [*found, "this model multiplies no matrices, and nothing else is reckoned with here: gptloom bench measures it"]
     if training is None:
         return [*found, "nothing says how much is to be trained: give --tokens, --flops, --hours or --budget"]
     readings = training["readings_of_the_text"]

@@ -49,7 +49,7 @@ class Rate:
     mfu: float
     mfu_source: str
     dtype: torch.dtype
-    memory: float | None
+    memory: float | int | None
     on_cpu: bool
 
     @property
