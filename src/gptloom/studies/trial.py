@@ -21,7 +21,7 @@ from gptloom.settings import merge, parse
 from gptloom.tasks import evaluation_batches, predicted_bytes, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.job import Job, Progress, Source
-from gptloom.training.optim import FlatAdamW
+from gptloom.training.optim import make_optimizer
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Trainer
 
@@ -135,7 +135,7 @@ def make_job(config: RunConfig, objective: Objective, source: Source, score: Cal
     """What a trainer works on in a study: as in a run, with nothing kept and nobody else taking part."""
     return Job(
         objective=objective,
-        optimizer=FlatAdamW(objective.model, config.train),
+        optimizer=make_optimizer(objective.model, config.train),
         source=source,
         evaluate=score,
         autocast=partial(autocast, device, pick_precision(config.train.precision, device)),
