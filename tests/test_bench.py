@@ -25,7 +25,7 @@ from gptloom.studies.benching.limits import Memory, Multiplier
 from gptloom.studies.benching.timing import Budget, Spread, ending_exponent, exponent, repeat
 
 CPU = torch.device("cpu")
-SHAPE = {"vocab_size": 13, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
+SHAPE = {"vocab_size": 13, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "ngram_rows": 50}
 WORDS = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "32", "--train.batch-size", "2", "--device", "cpu"]
 NEIGHBOURS = {
     "encoder": {"architecture": "encoder"},
@@ -182,7 +182,7 @@ def test_a_spread_is_in_order_and_repeats_stop_where_the_time_does():
 
 def test_a_step_whose_time_is_that_of_its_rows_grows_with_the_batch_and_nothing_else(monkeypatch):
     clock = Clock(monkeypatch)
-    found = run_sweeps(small(), Budget(10.0, clock), "batch", "width")
+    found = run_sweeps(small(), Budget(6.0, clock), "batch", "width")
     assert found["batch"]["exponent"] == pytest.approx(1.0, abs=0.01) and found["batch"]["exponent_at_the_end"] == pytest.approx(1.0, abs=0.01)
     assert found["width"]["exponent"] == pytest.approx(0.0, abs=0.01) and len(found["width"]["points"]) == 6
     by_rows = {point["value"]: point for point in found["batch"]["points"]}
@@ -213,7 +213,7 @@ def test_memory_that_runs_out_at_a_point_is_reported_and_the_sweep_goes_on(monke
     monkeypatch.setattr(sweeps, "time_steps", fragile)
     if error is None:
         monkeypatch.setattr(sweeps, "memory_size", lambda device: 2 * activation_bytes(small().model, 4))
-    found = run_sweeps(small(), Budget(10.0, Clock(monkeypatch)), "context", "depth")
+    found = run_sweeps(small(), Budget(8.0, Clock(monkeypatch)), "context", "depth")
     assert {one["value"]: one["why"] for one in found["context"]["left_out"]}[64].startswith("out of memory" if error else "a pass takes about")
     assert [point["value"] for point in found["context"]["points"]][:3] == [4, 8, 16]
     assert len(found["depth"]["points"]) > 2
@@ -238,11 +238,24 @@ def test_settings_that_hang_together_grow_together():
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_every_kind_of_model_takes_a_real_step(name):
-    config = small(model=NEIGHBOURS[name])
+    config = small(model=NEIGHBOURS[name], train={"optimizer": "adamw"})
     steps = stepping.time_steps(config, CPU, Budget(0.001), lambda line: None)
     assert steps.tokens == 4 * 16 and steps.passes == 1 and steps.seconds.median > 0
-    inside = operations_per_token(config.model) * steps.tokens
-    assert sum(product.operations * times for product, times in steps.products.items()) == inside
+    assert operations(steps) == operations_per_token(config.model) * steps.tokens
+
+
+def test_muons_products_are_seen_and_those_of_a_table_of_ngrams_are_not():
+    """By hand, for 2 layers that are 16 wide: 5 iterations on wide matrices by their small products, and on square ones as they are written."""
+    square, wide = 5 * 3 * 16**3, {c: 2 * 16 * 16 * c + (5 + 4 + 2 * 4) * 16**3 for c in (48, 64)}
+    update = 2 * 2 * (square + wide[48] + 2 * wide[64])
+    for ngrams in (1, 4):
+        config = small(model={"ngrams": ngrams})
+        steps = stepping.time_steps(config, CPU, Budget(0.001), lambda line: None)
+        assert operations(steps) == operations_per_token(config.model) * steps.tokens + update
+
+
+def operations(steps):
+    return sum(product.operations * times for product, times in steps.products.items())
 
 
 def test_a_model_without_products_has_no_limit_but_a_time(monkeypatch):
@@ -253,9 +266,9 @@ def test_a_model_without_products_has_no_limit_but_a_time(monkeypatch):
 
 
 def test_passes_are_counted():
-    steps = stepping.time_steps(small(train={"micro_batch_size": 1}), CPU, Budget(0.001), lambda line: None)
+    steps = stepping.time_steps(small(train={"micro_batch_size": 1, "optimizer": "adamw"}), CPU, Budget(0.001), lambda line: None)
     assert steps.passes == 4
-    assert sum(product.operations * times for product, times in steps.products.items()) == operations_per_token(small().model) * steps.tokens
+    assert operations(steps) == operations_per_token(small().model) * steps.tokens
 
 
 def test_the_trainer_trains_while_it_is_timed():
@@ -265,9 +278,10 @@ def test_the_trainer_trains_while_it_is_timed():
 
     class Watched(real):
         def fit(self):
-            before = [parameter.clone() for parameter in self.gradients.parameters]
+            parameters = list(self.job.objective.parameters())
+            before = [parameter.clone() for parameter in parameters]
             end = super().fit()
-            seen.append(any(not torch.equal(a, b) for a, b in zip(before, self.gradients.parameters, strict=True)))
+            seen.append(any(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True)))
             return end
 
     with pytest.MonkeyPatch.context() as patch:
@@ -390,7 +404,7 @@ def test_a_model_beyond_all_memory_is_refused_in_one_line(capsys):
 
 
 def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
-    """Bytes by hand for the smallest GPT: matrices, norms and head, and keys and values of 16 places."""
+    """Bytes by hand for the smallest GPT: matrices, norms and head, keys and values of 16 places, and three tokens for its n-grams."""
     from gptloom.studies.benching.sampling import Writing, time_writing
 
     config = small(model={"block_size": 16, "vocab_size": 65})
@@ -398,6 +412,6 @@ def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
     assert model is not None
     found = [one for one in time_writing(config, CPU, Budget(0.5), 1e12, lambda line: None) if isinstance(one, Writing)]
     by_streams = {one.streams: one.read for one in found if one.context == 16}
-    weights = sum(parameter.numel() for name, parameter in build_model(config.model).named_parameters() if "token_table" not in name)
-    cache = 2 * 2 * 17 * 16  # layers, keys and values, places with the spare one, width
+    weights = sum(parameter.numel() for name, parameter in build_model(config.model).named_parameters() if "token_table" not in name and "ngrams" not in name)
+    cache = 2 * 2 * 17 * 16 + 3 * 2  # layers, keys and values, places with the spare one, width; ids of 8 bytes
     assert by_streams == {1: 4 * (weights + cache), 32: 4 * (weights + 32 * cache)}

@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 
 from conftest import CONFIGS, SMALL
 from gptloom.cli import main
-from gptloom.config import ModelConfig, TrainConfig
+from gptloom.config import ModelConfig
 from gptloom.errors import ConfigError
 from gptloom.model.build import build_model
-from gptloom.model.counting import PARTS, STATE_BYTES, cache_bytes, count_parts, operations_per_token, read_weights
+from gptloom.model.counting import PARTS, cache_bytes, count_parts, operations_per_token, read_weights
 from gptloom.model.footprint import activation_bytes
 from gptloom.model.objective import Objective
 from gptloom.peaks import PEAKS, find_peak, peak_of
 from gptloom.settings import recipe_names, resolve
 from gptloom.studies.planning.amounts import read_amount, show_amount
 from gptloom.studies.planning.optimal import FITS, compute_optimal
-from gptloom.training.optim import FlatAdamW
+from gptloom.training.memory import held_bytes
+from gptloom.training.optim import make_optimizer
 
 GPT2 = ["plan", "--recipe", "gpt2", "--device", "a100", "--json"]
 
@@ -49,6 +50,7 @@ def test_the_parts_are_the_whole(name):
         assert sum(parts.values()) == model.parameter_count()
         tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding))
         assert parts["tables"] == tables
+    assert parts.get("ngrams", 0) == (config.ngram_rows * config.n_embd if config.ngrams > 1 else 0)
 
 
 def test_gpt2_is_the_published_one(plan):
@@ -63,16 +65,26 @@ def test_gpt2_is_the_published_one(plan):
     assert found["training"]["operations"] == pytest.approx(2.25e20, rel=0.15)  # attention at 1,024 places with them
 
 
-def test_training_keeps_as_many_bytes_a_parameter_as_is_said():
-    """Weights, gradients and what the optimizer remembers, after a step; its count of steps is beside the point."""
-    model = build_model(ModelConfig(**SMALL))
-    optimizer = FlatAdamW(model, TrainConfig())
-    ids = torch.zeros((2, 4), dtype=torch.int64)
-    Objective(model)(ids, ids)[0].backward()
-    optimizer.step()
-    kept = [p for group in optimizer.param_groups for p in group["params"]]
-    tensors = [*kept, *(p.grad for p in kept), *(t for state in optimizer.state.values() for name, t in state.items() if name != "step")]
-    assert sum(t.numel() * t.element_size() for t in tensors) == STATE_BYTES * model.parameter_count()
+@pytest.mark.parametrize(("optimizer", "ngrams", "rows"), [("adamw", 1, 1), ("muon", 1, 1), ("adamw", 3, 5), ("muon", 3, 5), ("muon", 3, 50_000)])
+def test_training_holds_as_many_bytes_as_is_said(optimizer, ngrams, rows):
+    """Weights, gradients and what the optimizers remember, after a step; AdamW's count of steps is beside the point."""
+    model = {**SMALL, "vocab_size": 1000, "block_size": 100, "ngrams": ngrams, "ngram_rows": rows}
+    config = resolve("tiny", {"model": model, "train": {"batch_size": 4, "optimizer": optimizer}})
+    objective = Objective(build_model(config.model))
+    training = make_optimizer(objective.model, config.train)
+    ids = torch.randint(1000, (4, 100))
+    objective(ids, ids)[0].backward()
+    training.step()
+    held = held_bytes(config, on_cpu=True)
+    assert held.weights == 4 * objective.model.parameter_count()
+    assert held.optimizer == sum(size(t) for name, t in training.tensors().items() if not name.startswith("step/"))
+    gradients = sum(map(size, (p.grad for p in objective.parameters())))
+    assert gradients <= held.gradients == pytest.approx(gradients, rel=0.05 if rows > 5 else 0)
+
+
+def size(tensor):
+    parts = (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
 def test_what_is_remembered_of_a_text_is_what_the_model_allocates():
@@ -273,5 +285,5 @@ def test_a_bigram_is_counted_too(capsys):
     words = ["--model.n-layer", "0", "--model.head", "none", "--model.positions", "none"]
     assert main(["plan", "--recipe", "tiny", *words, "--device", "h100", "--tokens", "1M", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["parts"] == {"tables": 65 * 65} and found["operations"]["per_token"] == 0
+    assert found["parts"] == {"tables": 65 * 65, "ngrams": 32_768 * 65} and found["operations"]["per_token"] == 0
     assert found["training"] is None and "gptloom bench measures it" in found["warnings"][0]

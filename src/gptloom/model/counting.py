@@ -9,12 +9,10 @@ from gptloom.config import ModelConfig
 from gptloom.model.attention import Heads
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import outline
+from gptloom.model.ngrams import HashedNgrams
 
-PARTS = ("tables", "attention", "mlp", "recurrent", "norms", "head", "other")
-"""Where a parameter can be. A tied head is a table."""
-
-STATE_BYTES = 16
-"""Bytes that training keeps for each parameter, in float32: the weight, its gradient and AdamW's two averages."""
+PARTS = ("tables", "ngrams", "attention", "mlp", "recurrent", "norms", "head", "other")
+"""Where a parameter can be. A tied head is a table; tables and n-grams are looked up, and multiply nothing."""
 
 
 def count_parts(config: ModelConfig) -> dict[str, int]:
@@ -57,7 +55,7 @@ def cache_bytes(config: ModelConfig, length: int) -> int:
 def read_weights(config: ModelConfig) -> int:
     """Parameters that writing one token reads: all but the tables that are only looked up, of which a row is read."""
     parts = count_parts(config)
-    looked_up = parts.get("tables", 0)
+    looked_up = parts.get("tables", 0) + parts.get("ngrams", 0)
     return sum(parts.values()) - looked_up + (config.vocab_size * config.n_embd if config.head == "tied" else 0)
 
 
@@ -72,6 +70,8 @@ def _weights(model: LanguageModel) -> Iterator[int]:
 
 def _part(name: str, module: nn.Module) -> str:
     path = name.split(".")
+    if isinstance(module, HashedNgrams):
+        return "ngrams"
     if isinstance(module, nn.Embedding):
         return "tables"
     if isinstance(module, nn.RNNBase):

@@ -30,7 +30,7 @@ def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = tor
         dtype: of matrix products: float32, or the type that autocast multiplies in.
         on_cpu: what fused kernels there are. A CPU's attention has none with dropout, and its RMSNorm has none at all.
     """
-    model = prepare_outline(config)
+    model = prepare_outline(config, by_hand=on_cpu and dtype == torch.float32)
     alive = _Alive([*model.parameters(), *model.buffers()])
     time = min(config.block_size, _LONGEST) if config.is_recurrent else config.block_size
     run_outline(model, rows, time, _Kernels(dtype, on_cpu), alive)
@@ -80,6 +80,8 @@ class _Kernels(TorchFunctionMode):
             return _spelled(query, key, value, given["dropout_p"]) if spelled else _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
         if func is F.linear and self.dtype != torch.float32:
             return func(*(part if part is None else self._cast(part) for part in args))
+        if func is F.embedding_bag:
+            return _Rows.apply(*args[:2], self.on_cpu)  # type: ignore[no-untyped-call]
         if func is F.rms_norm and not self.on_cpu:
             return F.layer_norm(args[0], args[1], given.get("weight"))
         return func(*args, **given)
@@ -105,6 +107,23 @@ class _Fused(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(part) for part in ctx.saved_tensors[:3])
+
+
+class _Rows(Function):
+    """Sums of rows of a table: a CPU makes the gradients of the rows that were looked up, and the table's whole gradient is no part of a pass."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, sparse: bool) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.sparse = sparse
+        return weight.new_empty(len(rows), weight.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, None]:
+        (rows,) = ctx.saved_tensors
+        if ctx.sparse:
+            gradients[0].new_empty(rows.numel(), gradients[0].shape[1])
+        return None, None, None
 
 
 def _spelled(query: Tensor, key: Tensor, value: Tensor, drop: float) -> Tensor:

@@ -12,15 +12,22 @@ from gptloom.config import ModelConfig
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import outline
 from gptloom.model.objective import Objective
-from gptloom.model.stack import Stack
+from gptloom.model.stack import Block, Stack
 
 
-def prepare_outline(config: ModelConfig) -> LanguageModel:
-    """An outline that can be run: with its tables of fixed positions, and gradients that pass away as they are added up."""
+def prepare_outline(config: ModelConfig, *, by_hand: bool) -> LanguageModel:
+    """An outline that can be run: with its tables of fixed positions, and gradients that pass away as they are added up.
+
+    Args:
+        config: the shape.
+        by_hand: whether its blocks may be `whole_block`, as they are on a CPU in float32.
+    """
     model = outline(config)
     for part in model.modules():
         if isinstance(part, Stack):
             _add_tables(part, config)
+        elif isinstance(part, Block) and not by_hand:
+            part.plan = None
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
     return model

@@ -7,11 +7,12 @@ from typing import Any
 
 from gptloom.config import RunConfig
 from gptloom.errors import ConfigError
-from gptloom.model.counting import STATE_BYTES, cache_bytes, count_parts, operations_per_token
+from gptloom.model.counting import cache_bytes, count_parts, operations_per_token
 from gptloom.model.footprint import activation_bytes
 from gptloom.settings import recipe_names, resolve
 from gptloom.studies.planning.optimal import CAVEAT, FITS, compute_optimal, within_the_fit
 from gptloom.studies.planning.rates import Rate
+from gptloom.training.memory import held_bytes
 
 FREE = 0.1
 """Share of a device's memory that is left to its driver and to what the allocator cannot use."""
@@ -64,9 +65,9 @@ def make_plan(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
         "recipe": config.recipe,
         "parameters": parameters,
         "parts": parts,
-        "non_embedding": parameters - parts.get("tables", 0) - parts.get("head", 0),
+        "non_embedding": parameters - sum(parts.get(part, 0) for part in ("tables", "ngrams", "head")),
         "operations": _operations(config),
-        "memory": _memory(config, rate, goal, parameters),
+        "memory": _memory(config, rate, goal),
         "device": {"name": rate.name, "devices": goal.devices, "operations_per_second": rate.peak, "source": rate.source, "mfu": rate.mfu}
         | {"mfu_source": rate.mfu_source, "dtype": str(rate.dtype).removeprefix("torch."), "memory": rate.memory},
         "training": training,
@@ -82,19 +83,17 @@ def _operations(config: RunConfig) -> dict[str, float | int]:
     return {"per_token": whole, "weights": weights, "attention": whole - weights, "per_step": step, "forward_per_token": whole / 3}
 
 
-def _memory(config: RunConfig, rate: Rate, goal: Goal, parameters: int) -> dict[str, Any]:
+def _memory(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
     """Bytes on each device, and the largest pass that fits."""
     rows = min(config.train.rows, config.train.batch_size // goal.devices)
     one, two, here = (activation_bytes(config.model, count, dtype=rate.dtype, on_cpu=rate.on_cpu) for count in (1, 2, rows))
-    state = STATE_BYTES * parameters
-    room = None if rate.memory is None else (1 - FREE) * rate.memory - state
+    held = held_bytes(config, on_cpu=rate.on_cpu)
+    room = None if rate.memory is None else (1 - FREE) * rate.memory - held.total
     return {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": (STATE_BYTES - 8) * parameters,
+        **asdict(held),
         "rows": rows,
         "activations": here,
-        "in_all": state + here,
+        "in_all": held.total + here,
         "largest_rows": None if room is None else max(0, 1 + int((room - one) // (two - one))) if room >= one else 0,
         "cache_per_sequence": None if config.model.architecture == "encoder" else cache_bytes(config.model, config.model.block_size),
     }
