@@ -35,11 +35,10 @@ class Block(nn.Module):
         self.cross = CrossAttention(config) if cross else None
         self.norm_cross = make_norm(config) if cross else None
         self.plan = None if cross else make_plan(config)
-        self.drops = bool(config.dropout or config.attn_dropout)
 
     def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """One step along the residual stream."""
-        if self.plan is not None and slot is None and pays(x, context) and not (self.drops and self.training):
+        if self.plan is not None and slot is None and pays(x, context):
             return whole_block(x, self.plan, context.causal, self._weights(context))
         if self.mixer is not None and self.norm1 is not None:
             x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, slot), self.norm1)

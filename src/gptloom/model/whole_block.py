@@ -63,7 +63,8 @@ class Weights(NamedTuple):
 def make_plan(config: ModelConfig) -> Plan | None:
     """The plan of a configuration's blocks; None where only `Block` itself can compute them."""
     known = (config.norm_position, config.residual, config.mixer, config.output_projection) == ("pre", "add", "attention", True)
-    if not known or config.kv_heads != config.n_head or "none" in (config.norm, config.mlp):
+    drops = config.dropout or config.attn_dropout
+    if not known or drops or config.kv_heads != config.n_head or "none" in (config.norm, config.mlp):
         return None
     centred = config.norm == "layernorm"
     return Plan(
