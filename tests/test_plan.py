@@ -16,11 +16,15 @@ from gptloom.model.counting import PARTS, cache_bytes, count_parts, operations_p
 from gptloom.model.footprint import activation_bytes
 from gptloom.model.objective import Objective
 from gptloom.peaks import PEAKS, find_peak, peak_of
+from gptloom.runtime import published_peak
 from gptloom.settings import recipe_names, resolve
 from gptloom.studies.planning.amounts import read_amount, show_amount
 from gptloom.studies.planning.optimal import FITS, compute_optimal
+from gptloom.training import session
+from gptloom.training.display import Display
 from gptloom.training.memory import held_bytes
 from gptloom.training.optim import make_optimizer
+from gptloom.training.run import train
 
 GPT2 = ["plan", "--recipe", "gpt2", "--device", "a100", "--json"]
 
@@ -215,6 +219,23 @@ def test_a_device_is_known_by_its_drivers_name(driver, name):
     assert (found and found.name) == name
 
 
+def test_training_shows_its_share_of_a_published_rate(monkeypatch, tmp_path):
+    """On a GPU that is in the table; here one that is pretended."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    cuda = torch.device("cuda")
+    assert published_peak(cuda, torch.bfloat16) is find_peak("h200")
+    assert published_peak(cuda, torch.float32) is None is published_peak(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(session, "published_peak", lambda device, dtype: find_peak("h200"))
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be\n" * 100)
+    config = resolve("tiny", {"device": "cpu", "model": {**SMALL, "ngram_rows": 50}, "train": {"steps": 1, "minutes": None, "batch_size": 2}})
+    display = Display(lambda line: None)
+    vocabulary = len(set("to be or not to be\n"))
+    train([str(text)], config, run=tmp_path / "run", display=display)
+    model = config.model.model_copy(update={"vocab_size": vocabulary})
+    assert display.peak == pytest.approx(989e12 / operations_per_token(model))
+
+
 def test_every_peak_has_a_source_and_one_name():
     assert len({peak.name for peak in PEAKS}) == len(PEAKS)
     for peak in PEAKS:
@@ -279,6 +300,14 @@ def test_every_kind_of_model_has_a_plan(recipe, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["memory"]["activations"] > 0 and found["training"]["seconds"] > 0
     assert (found["memory"]["cache_per_sequence"] is None) == (recipe == "encoder")
+
+
+def test_a_table_of_ngrams_multiplies_nothing_and_does_not_count_against_the_tokens(capsys):
+    assert main(["plan", "--recipe", "tiny", "--device", "h100", "--tokens", "1M", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    computing = found["parameters"] - found["parts"]["ngrams"]
+    assert found["parts"]["ngrams"] == 32_768 * 128 and found["training"]["tokens_per_parameter"] == pytest.approx(1e6 / computing)
+    assert found["operations"]["weights"] == 6 * (found["parts"]["attention"] - 2 * 4 * 32 + found["parts"]["mlp"] + found["parts"]["head"])
 
 
 def test_a_bigram_is_counted_too(capsys):

@@ -16,6 +16,7 @@ import torch
 
 from gptloom.config import RunConfig
 from gptloom.errors import ConfigError, MachineError
+from gptloom.peaks import Peak, peak_of
 
 
 def pick_device(name: str) -> torch.device:
@@ -137,6 +138,12 @@ def derive(seed: int, *names: str | int) -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the CPU's allocator, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def published_peak(device: torch.device, dtype: torch.dtype) -> Peak | None:
+    """What a device's maker says of it; None where it is in no table, or where that is about another type than it multiplies in."""
+    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return peak if peak is not None and peak.dtype == str(dtype).removeprefix("torch.") else None
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptloom.config import ModelConfig
-from gptloom.model.outlined import prepare_outline, run_outline
+from gptloom.model.base import LanguageModel
+from gptloom.model.build import outline
+from gptloom.model.objective import Objective
+from gptloom.model.stack import Block, Stack
 
 _LONGEST = 16  # steps that a recurrent network is followed for; after that each is like the last
 
@@ -30,11 +34,59 @@ def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = tor
         dtype: of matrix products: float32, or the type that autocast multiplies in.
         on_cpu: what fused kernels there are. A CPU's attention has none with dropout, and its RMSNorm has none at all.
     """
-    model = prepare_outline(config, by_hand=on_cpu and dtype == torch.float32)
+    model = _prepare(config, by_hand=on_cpu and dtype == torch.float32)
     alive = _Alive([*model.parameters(), *model.buffers()])
     time = min(config.block_size, _LONGEST) if config.is_recurrent else config.block_size
-    run_outline(model, rows, time, _Kernels(dtype, on_cpu), alive)
+    _run(model, rows, time, _Kernels(dtype, on_cpu), alive)
     return alive.peak * config.block_size // time
+
+
+def _prepare(config: ModelConfig, *, by_hand: bool) -> LanguageModel:
+    """An outline that can be run: with its tables of fixed positions, and gradients that pass away as they are added up.
+
+    Its blocks may be `whole_block` with `by_hand`, as they are on a CPU in float32.
+    """
+    model = outline(config)
+    for part in model.modules():
+        if isinstance(part, Stack):
+            _add_tables(part, config)
+        elif isinstance(part, Block) and not by_hand:
+            part.plan = None
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _run(model: LanguageModel, rows: int, time: int, *watching: AbstractContextManager[object]) -> None:
+    """A forward and backward pass in training mode over `rows` sequences of `time` tokens (on each side, for an encoder-decoder)."""
+    ids = torch.empty((rows, time), dtype=torch.int64, device="meta")
+    objective = Objective(model)
+    with ExitStack() as stack:
+        stack.enter_context(_NothingIsPadded())
+        for one in watching:
+            stack.enter_context(one)
+        nats, _ = objective(*[ids] * (3 if model.config.architecture == "encoder-decoder" else 2))
+        (nats / ids.numel()).backward()
+
+
+def _add_tables(stack: Stack, config: ModelConfig) -> None:
+    """An outline is built without them, for their formulas would load PyTorch's compiler."""
+    stack.config = config
+    if config.positions == "rotary":
+        stack.register_buffer("rotary", torch.empty((2, config.block_size, config.width_per_head), device="meta"), persistent=False)
+    if config.positions == "sinusoidal":
+        stack.register_buffer("sinusoids", torch.empty((config.block_size, config.n_embd), device="meta"), persistent=False)
+
+
+def _forget(parameter: nn.Parameter | Tensor) -> None:
+    parameter.grad = None
+
+
+class _NothingIsPadded(TorchFunctionMode):
+    """An encoder asks whether all of a row is text, and the meta device cannot answer."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return torch.ones((), dtype=torch.bool, device="cpu") if func is Tensor.all else func(*args, **(kwargs or {}))
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]

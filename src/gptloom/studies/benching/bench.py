@@ -9,8 +9,7 @@ import torch
 from gptloom.config import RunConfig
 from gptloom.errors import MachineError
 from gptloom.model.counting import count_parts, operations_per_token
-from gptloom.peaks import Peak, peak_of
-from gptloom.runtime import describe_machine, pick_precision, thread_count, threads
+from gptloom.runtime import describe_machine, pick_precision, published_peak, thread_count, threads
 from gptloom.settings import merge, parse
 from gptloom.studies.benching.limits import Memory, Multiplier, square
 from gptloom.studies.benching.preparing import time_preparing
@@ -65,7 +64,7 @@ class _Bench:
         self.config, self.device, self.budget, self.largest, self.say = config, device, budget, largest, say
         self.dtype = pick_precision(config.train.precision, device)
         self.multiplier = Multiplier(device)
-        self.peak = _published(device, self.dtype)
+        self.peak = published_peak(device, self.dtype)
         self.rate = 0.0
         self.result: dict[str, Any] = {
             "recipe": config.recipe,
@@ -143,9 +142,3 @@ class _Bench:
     def _note(self, line: str) -> None:
         self.result["notes"].append(line)
         self.say(f"note: {line}")
-
-
-def _published(device: torch.device, dtype: torch.dtype) -> Peak | None:
-    """The published rate of a device that is in the table, if it is one of the type that it will multiply in."""
-    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return peak if peak is not None and peak.dtype == str(dtype).removeprefix("torch.") else None

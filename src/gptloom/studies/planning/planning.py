@@ -60,7 +60,8 @@ def make_plan(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
         raise ConfigError(why, where="--devices", cure="choose another --train.batch-size")
     parts = count_parts(config.model)
     parameters = sum(parts.values())
-    training = _training(config, rate, goal, parameters)
+    computing = parameters - parts.get("ngrams", 0)
+    training = _training(config, rate, goal, computing)
     plan: dict[str, Any] = {
         "recipe": config.recipe,
         "parameters": parameters,
@@ -71,7 +72,7 @@ def make_plan(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
         "device": {"name": rate.name, "devices": goal.devices, "operations_per_second": rate.peak, "source": rate.source, "mfu": rate.mfu}
         | {"mfu_source": rate.mfu_source, "dtype": str(rate.dtype).removeprefix("torch."), "memory": rate.memory},
         "training": training,
-        "optimal": None if training is None else _optimal(training, parameters),
+        "optimal": None if training is None else _optimal(training, computing),
     }
     return plan | {"warnings": _warnings(plan, goal)}
 
@@ -100,7 +101,10 @@ def _memory(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
 
 
 def _training(config: RunConfig, rate: Rate, goal: Goal, parameters: int) -> dict[str, Any] | None:
-    """How many tokens, for how long, and for how much; None where nothing says how many, or where there is nothing to multiply."""
+    """How many tokens, for how long, and for how much; None where nothing says how many, or where there is nothing to multiply.
+
+    `parameters` are those to judge the tokens by: a table of n-grams is looked up for next to nothing, and the published laws know none.
+    """
     per_token, per_step = operations_per_token(config.model), config.train.batch_size * config.model.block_size
     if not per_token:
         return None
@@ -155,8 +159,9 @@ def nearest_recipe(parameters: float | int) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _recipe_sizes() -> dict[str, int]:
-    """Parameters of each decoder among the recipes."""
-    return {name: sum(count_parts(model).values()) for name in recipe_names() if (model := resolve(name).model).architecture == "decoder"}
+    """Parameters of each decoder among the recipes, without tables of n-grams."""
+    models = {name: resolve(name).model for name in recipe_names()}
+    return {name: sum(count_parts(model).values()) - count_parts(model).get("ngrams", 0) for name, model in models.items() if model.architecture == "decoder"}
 
 
 def _warnings(plan: Mapping[str, Any], goal: Goal) -> list[str]:
