@@ -43,7 +43,7 @@ class Clock:
             forward = Objective.forward
 
             def slower(objective, *batch):
-                self.now += per_row * len(batch[0])
+                self.now += (per_row(self.now) if callable(per_row) else per_row) * len(batch[0])
                 return forward(objective, *batch)
 
             monkeypatch.setattr(Objective, "forward", slower)
@@ -189,6 +189,15 @@ def test_a_step_whose_time_is_that_of_its_rows_grows_with_the_batch_and_nothing_
     assert by_rows[8]["ms"] == pytest.approx(80.0, rel=0.01) and by_rows[8]["tokens"] == 8 * 16
     assert by_rows[8]["tokens_per_second"] == pytest.approx(1600, rel=0.01)
     assert by_rows[8]["mfu"] == pytest.approx(by_rows[8]["operations_per_token"] * 1600 / 1e12, rel=0.01)
+
+
+@pytest.mark.parametrize("later", [1.0, 3.0])
+def test_a_machine_that_others_use_meanwhile_is_noticed(monkeypatch, later):
+    clock = Clock(monkeypatch, per_row=lambda now: 0.01 * (later if now > 1.0 else 1.0))
+    monkeypatch.setattr(sweeps, "FACTORS", [one for one in sweeps.FACTORS if one.name == "depth"])
+    found = benching.bench(small(), CPU, groups=("step",), seconds=4.0, largest=False, say=lambda line: None, clock=clock)
+    assert found["drift"] == pytest.approx(later, rel=0.01)
+    assert [f"took {later:.2f} times as long" in note for note in found["notes"]] == ([True] if later > 1 else [])
 
 
 def test_what_does_not_fit_into_the_time_is_left_out_and_named(monkeypatch):

@@ -24,6 +24,9 @@ GROUPS = {"step": 0.6, "sampling": 0.17, "data": 0.13, "start": 0.1}
 GUESSED = 0.3
 """Share of its rate at a large product that a device is expected to reach, before anything else has been measured."""
 
+STEADY = 1.25
+"""Ratio of two measurements of the same step, beyond which the machine was not left alone."""
+
 _LARGE = 256_000_000  # bytes; no cache holds them
 
 
@@ -94,9 +97,13 @@ class _Bench:
 
     def _step(self, budget: Budget) -> None:
         config = self._affordable(budget)
-        for sweeps in Sweeper(self.device, budget, self.multiplier, self.say).around(config):
+        sweeper = Sweeper(self.device, budget, self.multiplier, self.say)
+        for sweeps in sweeper.around(config):
             self.result["sweeps"] = [one.as_dict(None if self.peak is None else self.peak.rate) for one in sweeps]
             self.rate = max(1.0, sweeps[0].nearest(sweeps[0].factor.value(config)).rate)
+        drift = self.result["drift"] = sweeper.again()
+        if drift is not None and not 1 / STEADY < drift < STEADY:
+            self._note(f"the recipe's own step took {drift:.2f} times as long at the end as at first: others were at work here, so measure again")
 
     def _affordable(self, budget: Budget) -> RunConfig:
         """The configuration with a batch of which several steps can be taken in the time."""

@@ -111,6 +111,7 @@ class Sweeper:
         """Nothing is measured yet."""
         self.device, self.budget, self.multiplier, self.say = device, budget, multiplier, say
         self.preparing = 0.0  # seconds that a point took besides what is measured, the last time
+        self.middle: tuple[RunConfig, Point] | None = None
 
     def around(self, config: RunConfig) -> Iterator[list[Sweep]]:
         """Measure a configuration's own step first, and then those that are ever further from it.
@@ -128,6 +129,7 @@ class Sweeper:
             raise MachineError(
                 f"the recipe's own step cannot be measured: {middle}", where=str(self.device), cure="make the model or --train.batch-size smaller"
             )
+        self.middle = config, middle
         for one in sweeps:
             one.points[one.factor.value(config)] = middle
         yield sweeps
@@ -147,6 +149,15 @@ class Sweeper:
             else:
                 one.points[value] = found
             yield sweeps
+
+    def again(self) -> float | None:
+        """The recipe's own step once more, as a multiple of the time that it took at first: far from 1, others were at work
+        on the machine. None where it cannot be measured any more.
+        """
+        assert self.middle is not None, "it has been measured"
+        config, first = self.middle
+        found = self._measure("the recipe's own step again", config, STEPS * first.steps.seconds.median, 0.0)
+        return None if isinstance(found, str) else found.steps.seconds.median / first.steps.seconds.median
 
     def _next(self, name: str, config: RunConfig, expected: float, longest: float, left: int) -> Point | str:
         """A point, unless steps of so many expected seconds would take too long; `left` points share the time that is left."""
