@@ -151,8 +151,9 @@ class Sweeper:
             yield sweeps
 
     def again(self) -> float | None:
-        """The recipe's own step once more, as a multiple of the time that it took at first: far from 1, others were at work
-        on the machine. None where it cannot be measured any more.
+        """The recipe's own step once more, as a multiple of the time that it took at first; None where it cannot be measured.
+
+        Far from 1, others were at work on the machine meanwhile.
         """
         assert self.middle is not None, "it has been measured"
         config, first = self.middle
