@@ -398,6 +398,7 @@ def test_a_batch_that_would_take_too_long_is_made_smaller_and_said_to_be(tmp_pat
         (["--model.n-embdd", "3"], "--model.n-embd"),
         (["--model.n-head", "5"], "does not divide"),
         (["--train.steps", "3"], "unknown"),
+        (["--train.ranks", "2"], "unknown"),
         (["--out", __file__], "a folder is needed"),
     ],
 )

@@ -28,8 +28,8 @@ def bench_command(words: list[str]) -> int:
     parser.add_argument("--minutes", metavar="N", type=float, default=2.0, help="about how long all of it may take [2]")
     parser.add_argument("--largest", action="store_true", help="also prepare texts of up to 1 GB, however long that takes (3 GB of disk)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("bench"), help="where picture and JSON go [./bench]")
-    lengths = ("train.steps", "train.minutes", "train.epochs")
-    add_flags(parser, RunConfig, short={"data.tokenizer": "tokenizer"}, skip=("recipe", *lengths))
+    unused = ("train.steps", "train.minutes", "train.epochs", "train.ranks")  # one process takes the steps that the time allows
+    add_flags(parser, RunConfig, short={"data.tokenizer": "tokenizer"}, skip=("recipe", *unused))
     args = parser.parse(words)
     groups = tuple(GROUPS if args.only is None else dict.fromkeys(name.strip() for name in args.only.split(",")))
     if unknown := [name for name in groups if name not in GROUPS]:
