@@ -23,6 +23,7 @@ from gptloom.studies.benching import bench as benching
 from gptloom.studies.benching import preparing, starting, stepping, sweeps
 from gptloom.studies.benching.limits import Memory, Multiplier
 from gptloom.studies.benching.timing import Budget, Spread, ending_exponent, exponent, repeat
+from gptloom.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
 SHAPE = {"vocab_size": 13, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "ngram_rows": 50}
@@ -132,11 +133,11 @@ MEMORY = {
 @pytest.mark.parametrize("name", MEMORY)
 def test_the_memory_of_a_pass_is_what_the_allocator_saw(name):
     recipe, changes = MEMORY[name]
-    config = resolve(recipe, {"model": changes}).model
+    run = resolve(recipe, {"model": changes})
+    config = run.model
     objective = Objective(build_model(config).train())
-    ids = torch.zeros((8, config.block_size), dtype=torch.int64)
-    for parameter in objective.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    ids = torch.randint(config.vocab_size, (8, config.block_size))
+    make_optimizer(objective.model, run.train)  # has a place for every gradient
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         nats, _ = objective(*[ids] * (3 if name == "encoder-decoder" else 2))
         (nats / ids.numel()).backward()
