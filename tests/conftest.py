@@ -71,3 +71,22 @@ def build(config: ModelConfig, seed: int = 0) -> Decoder:
 def random_ids(batch: int, length: int, vocab_size: int = SMALL["vocab_size"], seed: int = 0) -> torch.Tensor:
     """Ids drawn from a generator of their own."""
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def signed(number: int) -> int:
+    """As 64 bits in two's complement."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def rows_of(ids: list[int], longest: int, rows: int) -> list[list[int]]:
+    """Rows of the n-grams that end at each place, in whole numbers modulo 2**64: Horner's rule in 2**64 over the golden ratio, newest token first."""
+    found = []
+    for end in range(len(ids)):
+        codes = [ids[end - back] + 1 if end >= back else 0 for back in range(longest)]
+        key, here = codes[0], []
+        for code in codes[1:]:
+            key = (key * 11400714819323198485 + code) % 2**64
+            mixed = (key ^ signed(key) >> 32) * 11400714819323198485 % 2**64
+            here.append((signed(mixed) >> 33) % rows)
+        found.append(here)
+    return found

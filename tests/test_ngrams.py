@@ -7,30 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import CONFIGS, build, random_ids
+from conftest import CONFIGS, build, random_ids, rows_of
 from gptloom.model.ngrams import HashedNgrams, ngram_rows
 from gptloom.model.state import Context
-
-SPREAD = 11400714819323198485  # 2**64 over the golden ratio
-
-
-def signed(number: int) -> int:
-    """As 64 bits in two's complement."""
-    return number - 2**64 if number >= 2**63 else number
-
-
-def rows_of(ids: list[int], longest: int, rows: int) -> list[list[int]]:
-    """Horner's rule from the newest token back, modulo 2**64; tokens count from 1, and 0 is no token."""
-    found = []
-    for end in range(len(ids)):
-        codes = [ids[end - back] + 1 if end >= back else 0 for back in range(longest)]
-        key, here = codes[0], []
-        for code in codes[1:]:
-            key = (key * SPREAD + code) % 2**64
-            mixed = (key ^ signed(key) >> 32) * SPREAD % 2**64
-            here.append((signed(mixed) >> 33) % rows)
-        found.append(here)
-    return found
 
 
 @given(st.lists(st.integers(0, 70_000), min_size=1, max_size=12), st.integers(2, 8), st.integers(1, 100_000))
