@@ -415,7 +415,7 @@ def test_a_model_beyond_all_memory_is_refused_in_one_line(capsys):
 
 
 def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
-    """Bytes by hand for the smallest GPT: matrices, norms and head, keys and values of 16 places, and three tokens for its n-grams."""
+    """Bytes by hand for the smallest GPT: matrices, norms and head, keys and values of 16 places, and the tokens that n-grams begin with."""
     from gptloom.studies.benching.sampling import Writing, time_writing
 
     config = small(model={"block_size": 16, "vocab_size": 65})
@@ -424,5 +424,5 @@ def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
     found = [one for one in time_writing(config, CPU, Budget(0.5), 1e12, lambda line: None) if isinstance(one, Writing)]
     by_streams = {one.streams: one.read for one in found if one.context == 16}
     weights = sum(parameter.numel() for name, parameter in build_model(config.model).named_parameters() if "token_table" not in name and "ngrams" not in name)
-    cache = 2 * 2 * 17 * 16 + 3 * 2  # layers, keys and values, places with the spare one, width; ids of 8 bytes
+    cache = 2 * 2 * 17 * 16 + 2 * (config.model.ngrams - 1)  # layers, keys and values, places with the spare one, width; ids of 8 bytes
     assert by_streams == {1: 4 * (weights + cache), 32: 4 * (weights + 32 * cache)}
