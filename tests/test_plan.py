@@ -201,6 +201,8 @@ def test_the_plan_tells_what_this_model_makes_of_the_operations(plan, capsys):
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H100 NVL", "h100-nvl"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", "h200-nvl"),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),

@@ -35,6 +35,7 @@ def _nvidia(name: str, tera: float | int, gigabytes: float | int, per_second: fl
 
 PEAKS: tuple[Peak, ...] = (
     _nvidia("b200", 2250, 180, 8000, "HGX B200 data sheet (per GPU, dense)", "B200"),
+    _nvidia("h200-nvl", 835.5, 141, 4800, "H200 data sheet (1,671 with sparsity)", "H200 NVL"),
     _nvidia("h200", 989, 141, 4800, "H200 data sheet (1,979 with sparsity)", "H200"),
     _nvidia("h100-nvl", 835.5, 94, 3900, "H100 data sheet (1,671 with sparsity)", "H100 NVL"),
     _nvidia("h100-pcie", 756.5, 80, 2000, "H100 data sheet (1,513 with sparsity)", "H100 PCIe"),
@@ -70,7 +71,7 @@ def find_peak(name: str) -> Peak:
 def peak_of(driver_name: str) -> Peak | None:
     """The device that a driver calls by this name, such as "NVIDIA A100-SXM4-80GB"; None where it is in no table."""
     words = driver_name.replace("-", " ").split()
-    if {"Laptop", "MIG", "D"} & set(words) or (words[:1] == ["Apple"] and len(words) > 2):  # parts and cousins: an M1 Pro is no M1
+    if {"Laptop", "MIG", "D", "Ti"} & set(words) or (words[:1] == ["Apple"] and len(words) > 2):  # parts and cousins: an M1 Pro is no M1
         return None
     for peak in PEAKS:
         if any(all(word in words for word in group) for group in peak.called):
