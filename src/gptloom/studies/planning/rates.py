@@ -17,7 +17,7 @@ MFU = 0.40
 
 MFU_SOURCE = "assumed; Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)"
 
-SHARE = 0.7
+SHARE = 0.6
 """Assumed of this machine where a step would take too long to be tried: GPT-2's share on two CPU cores (docs/bench.md)."""
 
 SHARE_SOURCE = "assumed, for a step takes too long to be tried; GPT-2 reached it on two cores (docs/bench.md)"
