@@ -52,7 +52,7 @@ def lines(config: RunConfig, found: Mapping[str, Any]) -> list[str]:
         f"operations {show_amount(operations['per_token'])} a token of training ({grown}), {show_amount(operations['per_step'])} a step",
         *_memory(found["memory"], device),
         f"device     {device['devices']} x {device['name']}: {rate}, of which {device['mfu']:.0%} ({device['mfu_source']})",
-        *(_training(found["training"], device) if found["training"] else []),
+        *(_training(found) if found["training"] else []),
         *(_optimal(found) if found["training"] else []),
     ]
 
@@ -66,8 +66,10 @@ def _memory(memory: Mapping[str, Any], device: Mapping[str, Any]) -> list[str]:
     return [f"memory     {show_bytes(state)} for weights, gradients and optimizer, {passed}{have}", *written]
 
 
-def _training(training: Mapping[str, Any], device: Mapping[str, Any]) -> list[str]:
-    per_parameter = f"{_few(training['tokens_per_parameter'])} a parameter"
+def _training(found: Mapping[str, Any]) -> list[str]:
+    training, device = found["training"], found["device"]
+    aside = " (n-grams aside)" if "ngrams" in found["parts"] else ""
+    per_parameter = f"{_few(training['tokens_per_parameter'])} a parameter{aside}"
     readings = training["readings_of_the_text"]
     read = "" if readings is None else f", {readings:,.2f} readings of the text"
     hours = f"{training['device_hours']:,.2f} device-hours" if device["devices"] > 1 else f"{training['device_hours']:,.2f} hours"
