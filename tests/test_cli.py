@@ -316,6 +316,8 @@ def test_every_command_explains_its_numbers(capsys):
         "ladder": "bought is",
         "compare": "paired t-test",
         "verify": "roundings of float32",
+        "bench": "share is the limit's time",
+        "plan": "6 N + 12 L T C a token",
         "inspect": "logit lens",
         "import": "How ids become text",
         "data": "overlap is",

@@ -29,6 +29,8 @@ def test_plain_lines_tell_loss_rate_speed_and_time_left():
     assert "5,120 tokens/s" in display.line(view(61, seconds=100.0))
     display.after_step(view(70, seconds=101.0))
     assert "9,216 tokens/s" in display.line(view(70, seconds=101.0))  # 9 steps of 1,024 tokens in the second since
+    display.peak = 36_864.0
+    assert "9,216 tokens/s (25% MFU)" in display.line(view(70, seconds=101.0))
     assert lines[1] == "step 50: validation loss 1.5000 (2.164 bits per byte), the best so far"
     assert lines[2] == "step 60: validation loss 1.6000 (2.308 bits per byte); the best is 1.5000 at step 50"
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TextIO
 
 from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
+from gptloom.words.benching import bench_command
 from gptloom.words.comparing import compare_command
 from gptloom.words.importing import import_command
 from gptloom.words.looking import inspect_command
+from gptloom.words.planning import plan_command
 from gptloom.words.reporting import data_command, doctor_command
 from gptloom.words.studying import ladder_command
 from gptloom.words.training import resume_command, train_command
@@ -29,6 +31,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare_command,
     "ladder": ladder_command,
     "verify": verify_command,
+    "bench": bench_command,
+    "plan": plan_command,
     "import": import_command,
     "data": data_command,
     "doctor": doctor_command,

@@ -16,6 +16,7 @@ import torch
 
 from gptloom.config import RunConfig
 from gptloom.errors import ConfigError, MachineError
+from gptloom.peaks import Peak, peak_of
 
 
 def pick_device(name: str) -> torch.device:
@@ -159,12 +160,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
+def published_peak(device: torch.device, dtype: torch.dtype) -> Peak | None:
+    """What a device's maker says of it; None where it is in no table, or where that is about another type than it multiplies in."""
+    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return peak if peak is not None and peak.dtype == str(dtype).removeprefix("torch.") else None
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Bytes at the peak so far: allocated on the device, or resident in this process; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return None
+    with suppress(OSError, StopIteration, ValueError):  # where there is no /proc
+        # What Linux counts for getrusage a process inherits from the one that launched it.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

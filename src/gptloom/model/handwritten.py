@@ -102,7 +102,7 @@ def activate_backward(grad: Tensor, kind: str, saved: Tensor) -> Tensor:
 def attention(three: Three, scale: float, causal: bool) -> Pair:
     """softmax(scale q k^T) v for n heads (Vaswani et al. 2017, section 3.2.1), and the weights; queries, keys and values are (n, t, d)."""
     query, key, value = three
-    future = _future(query.shape[1], query.dtype) if causal else query.new_zeros(())
+    future = _future(query.shape[1], query.dtype, query.device) if causal else query.new_zeros(())
     weights = torch._softmax(torch.baddbmm(future, query, key.transpose(1, 2), alpha=scale), -1, False)
     return torch.bmm(weights, value), weights
 
@@ -128,9 +128,9 @@ def rotate(x: Float[Tensor, "*n t d"], cos: Float[Tensor, "t d"], sin: Float[Ten
 
 
 @cache
-def _future(t: int, dtype: torch.dtype) -> Float[Tensor, "t t"]:
+def _future(t: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "t t"]:
     """Minus infinity where a key comes after the query."""
-    return torch.full((t, t), float("-inf"), dtype=dtype).triu_(1)
+    return torch.full((t, t), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
 _APPROXIMATION = {"gelu": "none", "gelu-tanh": "tanh"}

@@ -77,9 +77,9 @@ def make_plan(config: ModelConfig) -> Plan | None:
 
 
 def pays(x: Float[Tensor, "b t c"], context: Context) -> bool:
-    """Whether this is a call of the plain kind on a CPU: whole windows, nothing masked beyond the future, nothing traced."""
+    """Whether this is a call of the plain kind on a CPU (or in an outline): whole windows, nothing masked beyond the future, nothing traced."""
     plain = context.mask is None and context.trace is None and context.state is None and x.shape[1] <= LONGEST
-    return plain and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return plain and x.device.type in ("cpu", "meta") and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 def whole_block(x: Float[Tensor, "b t c"], plan: Plan, causal: bool, weights: Weights) -> Float[Tensor, "b t c"]:
@@ -117,7 +117,7 @@ class _WholeBlock(torch.autograd.Function):
         grad = g_middle.add_(grad)
         g_joined, g_out, g_out_bias = by_hand.linear_backward(grad, joined, w.out, w.out_bias is not None)
         g_heads = g_joined.view(b, t, plan.heads, -1).permute(2, 0, 1, 3).reshape_as(value)
-        g_three = torch.empty(3, *g_heads.shape, dtype=grad.dtype)
+        g_three = grad.new_empty(3, *g_heads.shape)
         by_hand.attention_backward(g_heads, (query, key, value), looks, plan.scale, g_three)
         g_qkv, g_query_norm, g_key_norm = _split_backward(g_three, (b, t), plan, w, (unit, rate))
         g_seen, g_qkv_weight, g_qkv_bias = by_hand.linear_backward(g_qkv, seen, w.qkv, w.qkv_bias is not None)

@@ -1,7 +1,7 @@
 """One training without a run folder: what every study repeats by the dozen."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,7 @@ from gptloom.runtime import autocast, pick_device, pick_precision, thread_count,
 from gptloom.settings import merge, parse
 from gptloom.tasks import evaluation_batches, predicted_bytes, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.job import Job, Progress
+from gptloom.training.job import Job, Progress, Source
 from gptloom.training.optim import make_optimizer
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Trainer
@@ -118,15 +118,7 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         windows = evaluation_batches(model, material.parts.val, material.tokenizer, train.eval_batch_size)
         return evaluate(objective, windows, device=device, byte_count=val_bytes)
 
-    job = Job(
-        objective=objective,
-        optimizer=make_optimizer(bundle.model, train),
-        source=batches,
-        evaluate=score,
-        autocast=partial(autocast, device, pick_precision(train.precision, device)),
-        device=device,
-        seed=config.seed,
-    )
+    job = make_job(config, objective, batches, score, device)
     record = _Record()
     trainer = Trainer(job, train, horizon, Progress(), [record, *callbacks])
     bundle.model.train()
@@ -137,6 +129,19 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         trainer.fit()
     bundle.model.eval()
     return record.trial(bundle, trainer.progress), bundle
+
+
+def make_job(config: RunConfig, objective: Objective, source: Source, score: Callable[[], Score], device: torch.device) -> Job:
+    """What a trainer works on in a study: as in a run, with nothing kept and nobody else taking part."""
+    return Job(
+        objective=objective,
+        optimizer=make_optimizer(objective.model, config.train),
+        source=source,
+        evaluate=score,
+        autocast=partial(autocast, device, pick_precision(config.train.precision, device)),
+        device=device,
+        seed=config.seed,
+    )
 
 
 class _Record(Callback):

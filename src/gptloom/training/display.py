@@ -20,6 +20,7 @@ class Display(Callback):
         """`say` prints a line."""
         self.say = say
         self._mark: tuple[float, int] | None = None
+        self.peak: float | None = None  # tokens/s at the device's published rate
         self._rate = 0.0
         self._shown = 0.0
 
@@ -49,7 +50,8 @@ class Display(Callback):
     def line(self, view: View) -> str:
         """Where the run is."""
         loss = "" if view.loss is None else f"  training loss {view.loss:.4f}"
-        rate = f"  {self._rate:,.0f} tokens/s" if self._rate else ""
+        share = f" ({self._rate / self.peak:.0%} MFU)" if self.peak else ""
+        rate = f"  {self._rate:,.0f} tokens/s{share}" if self._rate else ""
         left = max(0.0, (view.total - view.step) * view.seconds / max(1, view.step))
         return f"step {view.step:,} of {view.total:,}{loss}  lr {view.lr:.2e}{rate}  {duration(left)} left"
 

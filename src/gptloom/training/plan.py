@@ -6,6 +6,7 @@ import torch
 
 from gptloom.config import RunConfig
 from gptloom.training.display import duration
+from gptloom.training.memory import held_bytes
 
 LONG_RUN = 12 * 3600.0
 """Seconds from which a run is called long."""
@@ -53,7 +54,7 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan, a line a fact."""
         m, t = self.config.model, self.config.train
-        state = 16 * self.parameters  # float32: weight, gradient and AdamW's two averages
+        state = held_bytes(self.config, on_cpu=self.device.type == "cpu").total
         memory = f"memory   {_size(state)} for weights, gradients and optimizer" + (f"; {_size(self.memory)} in use at the peak so far" if self.memory else "")
         steps = f"{'about ' if t.minutes else ''}{self.steps:,} steps"
         passes = self.tokens / max(1, self.train_tokens)

@@ -14,8 +14,9 @@ from gptloom.data.tokens import Split
 from gptloom.errors import InputError
 from gptloom.inference.evaluation import Score, evaluate
 from gptloom.locate import find_bundle
+from gptloom.model.counting import operations_per_token
 from gptloom.model.objective import Objective
-from gptloom.runtime import autocast, derive, peak_memory, pick_precision
+from gptloom.runtime import autocast, derive, peak_memory, pick_precision, published_peak
 from gptloom.tasks import evaluation_batches, exact_match, predicted_bytes, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback
 from gptloom.training.compiling import compile_or_not
@@ -112,6 +113,7 @@ class Session:
             horizon.plan(progress.step, progress.seconds, per_step)
         if first:
             self._announce(progress, horizon, per_step, dtype)
+            self.display.peak = self._tokens_at_most(dtype)
         return trainer.fit(), trainer.train_loss
 
     def _announce(self, progress: Progress, horizon: Horizon, per_step: float, dtype: torch.dtype) -> None:
@@ -128,6 +130,11 @@ class Session:
         )
         for line in [f"run      {self.run}", *plan.lines(), *(f"warning: {warning}" for warning in plan.warnings())]:
             self.display.say(line)
+
+    def _tokens_at_most(self, dtype: torch.dtype) -> float | None:
+        """Tokens a second if all devices did nothing but products, at their published rate; None where that is not known."""
+        peak, operations = published_peak(self.device, dtype), operations_per_token(self.config.model)
+        return self.ranks.world * peak.rate / operations if peak is not None and operations else None
 
     def _callbacks(self, progress: Progress) -> list[Callback]:
         train = self.config.train

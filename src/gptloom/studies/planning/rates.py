@@ -1,0 +1,95 @@
+"""How many operations a second a device will do for a model: by its maker's word and a usual share of it, or measured here."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gptloom.config import RunConfig
+from gptloom.model.counting import operations_per_token
+from gptloom.peaks import find_peak
+from gptloom.runtime import memory_size, pick_device, pick_precision, thread_count, threads
+from gptloom.studies.benching.limits import Multiplier, square
+from gptloom.studies.benching.stepping import time_steps
+from gptloom.studies.benching.timing import Budget
+
+MFU = 0.40
+"""Assumed of an accelerator: Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)."""
+
+MFU_SOURCE = "assumed; Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)"
+
+SHARE = 0.6
+"""Assumed of this machine where a step would take too long to be tried: GPT-2's share on two CPU cores (docs/bench.md)."""
+
+SHARE_SOURCE = "assumed, for a step takes too long to be tried; GPT-2 reached it on two cores (docs/bench.md)"
+
+HERE = ("auto", "cpu", "cuda", "mps")
+
+_PRODUCT, _STEPS = 0.2, 0.5  # seconds
+_LONGEST = 0.25  # seconds of a step that is tried
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One device.
+
+    Attributes:
+        name: of the device.
+        peak: operations a second of matrix products.
+        source: of that.
+        mfu: share of it that training reaches.
+        mfu_source: of that.
+        dtype: of the products.
+        memory: bytes, or None where it is not known.
+        on_cpu: whether it is a CPU.
+    """
+
+    name: str
+    peak: float
+    source: str
+    mfu: float
+    mfu_source: str
+    dtype: torch.dtype
+    memory: float | int | None
+    on_cpu: bool
+
+    @property
+    def reached(self) -> float:
+        """Operations a second in training."""
+        return self.peak * self.mfu
+
+
+def find_rate(name: str, config: RunConfig, mfu: float | None) -> Rate:
+    """The rate of a published device, or of this machine's.
+
+    Args:
+        name: of `peaks.PEAKS`, or auto, cpu, cuda, cuda:N or mps for what is here, which is then measured.
+        config: the model and its batch.
+        mfu: the share to reckon with; by default a usual one, or one that is measured.
+
+    Raises:
+        ConfigError: the device is not known.
+        MachineError: it is not here.
+    """
+    if name.partition(":")[0] in HERE:
+        return _measured(pick_device(name), config, mfu)
+    peak = find_peak(name)
+    dtype = torch.bfloat16 if peak.dtype == "bfloat16" else torch.float32
+    return Rate(peak.name, peak.rate, peak.source, mfu or MFU, "given" if mfu else MFU_SOURCE, dtype, peak.memory, on_cpu=False)
+
+
+def _measured(device: torch.device, config: RunConfig, mfu: float | None) -> Rate:
+    """Multiply large matrices, and take a few steps if they are short."""
+    dtype = pick_precision(config.train.precision, device)
+    operations = operations_per_token(config.model)
+    tokens = config.train.batch_size * config.model.block_size
+    product = square(device)
+    with threads(thread_count(config)):
+        peak = product.operations / Multiplier(device).seconds({product: 1}, dtype, Budget(_PRODUCT))
+    share, source = mfu or SHARE, "given" if mfu else SHARE_SOURCE
+    if mfu is None and operations * tokens / (SHARE * peak) < _LONGEST:
+        steps = time_steps(config, device, Budget(_STEPS), lambda line: None)
+        share, source = operations * steps.tokens / steps.seconds.median / peak, "measured on steps of this model"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return Rate(
+        name, peak, f"products of {product.m:,} x {product.m:,} matrices, measured here", share, source, dtype, memory_size(device), device.type == "cpu"
+    )
