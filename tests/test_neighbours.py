@@ -13,6 +13,7 @@ from gptloom.inference.translating import condition, translate
 from gptloom.model.build import build_model
 from gptloom.model.decoder import Decoder
 from gptloom.model.encoder_decoder import EncoderDecoder
+from gptloom.model.ngrams import HashedNgrams
 from gptloom.model.objective import Objective
 from gptloom.model.plain import copy_weights, plain_model, to_decoder
 from gptloom.model.recurrent import Recurrent
@@ -27,13 +28,18 @@ PAIRS = {
     "original": ORIGINAL,
     "shared": ORIGINAL | {"tables": "shared", "head": "tied"},
     "modern": {"architecture": "encoder-decoder", "positions": "rotary", "norm": "rmsnorm", "qk_norm": True, "n_kv_head": 2, "bias": "none", "mlp": "swiglu"},
+    "n-grams": {"architecture": "encoder-decoder", "ngrams": 3, "ngram_rows": 50},
 }
 RECURRENT = ("rnn", "lstm", "gru")
 
 
 def make(**fields):
     torch.manual_seed(0)
-    return build_model(ModelConfig(**(SMALL | fields))).eval()
+    model = build_model(ModelConfig(**(SMALL | fields))).eval()
+    for module in model.modules():
+        if isinstance(module, HashedNgrams):
+            torch.nn.init.normal_(module.weight)  # it begins at zero, where nothing could be seen of it
+    return model
 
 
 def ids(batch, length, seed=0):

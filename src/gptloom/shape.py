@@ -94,8 +94,6 @@ class ModelConfig(Config):
             return
         if self.architecture != "decoder" and self.mixer != "attention":
             yield Conflict(("architecture", "mixer"), f"architecture={self.architecture!r} needs attention, not mixer={self.mixer!r} (--model.mixer)")
-        if self.architecture == "encoder-decoder" and self.ngrams > 1:
-            yield Conflict(("architecture", "ngrams"), f"ngrams={self.ngrams} is for decoders and encoders; a pair's two texts have none (--model.ngrams 1)")
         if self.mixer != "none" and self.n_layer > 0:
             yield from self._conflicts_of_heads()
         if self.positions == "sinusoidal" and self.n_embd % 2:
