@@ -80,6 +80,19 @@ class Source(Protocol):
         """What the objective takes at a step, the targets last; always the same for the same step."""
 
 
+@runtime_checkable
+class Optimizer(Protocol):
+    """What the trainer asks of an optimizer: groups of parameters with their learning rates, in PyTorch's form."""
+
+    param_groups: list[dict[str, Any]]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> Any:
+        """Update the parameters."""
+
+
 class Keeper:
     """Keeps a training's state. This one keeps nothing, as suits a training that can be repeated."""
 
@@ -135,7 +148,7 @@ class Job:
     """
 
     objective: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     source: Source
     evaluate: Callable[[], Score]
     autocast: Callable[[], AbstractContextManager[Any]]

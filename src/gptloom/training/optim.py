@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from gptloom.config import TrainConfig
 
+EPSILON = 1e-8
+"""Added to the root of the mean squared gradient: the paper's value, and PyTorch's."""
+
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay: Literal["matrices", "all"] = "matrices") -> list[dict[str, Any]]:
     """Groups that partition the trainable parameters into those that decay and those that do not.
@@ -29,11 +32,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay: Literal["matr
     return [group for group in groups if group["params"]]
 
 
-class FlatAdamW(torch.optim.AdamW):
+class FlatAdamW:
     """AdamW (Loshchilov and Hutter 2019) on one flat parameter a group, of which the model's parameters become views.
 
     A small model has dozens of small tensors, and on a CPU it is their number that costs: laid out like this, the update, the
-    gradient's norm and its zeroing are one operation each. The arithmetic is AdamW's, element by element.
+    gradient's norm and its zeroing are one operation each. The arithmetic is PyTorch's own, in its fused kernel, but this is no
+    `torch.optim.Optimizer`: to make one loads PyTorch's compiler and SymPy, 0.8 seconds before the first step.
 
     Args:
         model: already on its device and in its type; moving it later would cut the views off.
@@ -56,12 +60,13 @@ class FlatAdamW(torch.optim.AdamW):
                 p.data = flat.data[place].view_as(p)
                 self.views.append((names[id(p)], p, flat.grad[place].view_as(p)))
                 self.places[names[id(p)]] = (flat, place)
-            group["params"] = [flat]
-        super().__init__(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
-        self.flats = [group["params"][0] for group in self.param_groups]
+            group |= {"params": [flat], "lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
+        self.param_groups = groups
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.flats: list[Tensor] = [group["params"][0] for group in groups]
         self.zero_grad()
 
-    def zero_grad(self, set_to_none: bool = False) -> None:
+    def zero_grad(self) -> None:
         """Zero the buffers, and see to it that every gradient is a view of them."""
         for flat in self.flats:
             if flat.grad is not None:
@@ -70,20 +75,44 @@ class FlatAdamW(torch.optim.AdamW):
             if parameter.grad is not view:
                 parameter.grad = view
 
-    def step(self, closure: Any = None) -> Any:
+    @torch.no_grad()
+    def step(self) -> None:
         """AdamW's step; gradients that others have replaced (`nn.Module.zero_grad` sets them to None) are brought back first."""
         for _, parameter, view in self.views:
             if parameter.grad is not view:
                 view.copy_(parameter.grad) if parameter.grad is not None else view.zero_()
                 parameter.grad = view
-        return super().step(closure)
+        for group, flat in zip(self.param_groups, self.flats, strict=True):
+            if flat.grad is not None:
+                self._update(flat, flat.grad, group)
+
+    def _update(self, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if flat not in self.state:
+            self.state[flat] = {"step": torch.zeros((), device=flat.device), "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
+        state, (beta1, beta2) = self.state[flat], group["betas"]
+        state["step"] += 1
+        torch._fused_adamw_(
+            [flat],
+            [gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],  # AMSGrad's
+            [state["step"]],
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of the optimizer's memory by parameter, such as exp_avg/head.weight, in the CPU's memory."""
         found = {}
         for name, parameter, _ in self.views:
             flat, place = self.places[name]
-            for kind, value in self.state[flat].items():
+            for kind, value in self.state.get(flat, {}).items():
                 found[f"{kind}/{name}"] = (value if kind == "step" else value[place].view_as(parameter)).to("cpu", copy=True)
         return found
 
@@ -100,7 +129,8 @@ class FlatAdamW(torch.optim.AdamW):
             if name not in shapes or (kind != "step" and tensor.shape != shapes[name]):
                 raise ValueError(f"the optimizer's {key} fits no parameter of this model")
             flat, place = self.places[name]
+            state = self.state.setdefault(flat, {})
             if kind == "step":
-                self.state[flat][kind] = tensor.clone() if flat.device.type == "cpu" else tensor.to(flat.device)
+                state[kind] = tensor.clone() if flat.device.type == "cpu" else tensor.to(flat.device)
             else:
-                self.state[flat].setdefault(kind, torch.zeros_like(flat))[place] = tensor.flatten().to(flat.device)
+                state.setdefault(kind, torch.zeros_like(flat))[place] = tensor.flatten().to(flat.device)

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +49,12 @@ class Watched(FlatAdamW):
         super().__init__(model, config)
         self.named, self.walk, self.frozen = dict(model.named_parameters()), walk, frozen
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self) -> None:
         """Write down, then step."""
         self.walk.gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in self.named.items()})
         self.walk.rates.append(float(self.param_groups[0]["lr"]))
-        return None if self.frozen else super().step(closure)
+        if not self.frozen:
+            super().step()
 
 
 class Listed:
