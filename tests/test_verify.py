@@ -234,7 +234,7 @@ BUGS = {
     "a tied head decays": ("groups", "mingpt", edit(optim, "parameter_groups", (" - tables", ""))),
     "biases are forgotten": ("groups", "mingpt", edit(optim, "parameter_groups", ("if p.requires_grad]", "if p.ndim > 1]"))),
     "the first logits are wide": ("initial-loss", "mingpt", edit(initialise, "initialise", ("min(1.0, LARGEST_LOGIT_STD", "10 * max(1.0, LARGEST_LOGIT_STD"))),
-    "targets are the inputs": ("targets", "tiny", edit(batches, "_read", ("block[:, 1:].copy()", "block[:, :-1].copy()"))),
+    "targets are the inputs": ("targets", "tiny", edit(batches, "_read", ("block[:, 1:].astype", "block[:, :-1].astype"))),
     "hidden tokens are not hidden": ("targets", "encoder", edit(masking, "_hide", ("torch.where(hidden, mask, batch.inputs)", "batch.inputs"))),
     "a translation is given its own next token": (
         "targets",
