@@ -49,6 +49,7 @@ CONFIGS = {
         "narrow-heads": {"head_size": 6, "n_head": 2, "positions": "rotary", "bias": "not-qkv", "mlp": "swiglu", "mlp_width": 24},
         "tiny": QWEN | {"mlp": "relu2", "init": "zero-projection"},
         "modern": QWEN | {"n_kv_head": 2, "head": "tied", "rope_theta": 500.0},
+        "ngrams": QWEN | {"mlp": "relu", "ngrams": 4, "ngram_rows": 64},
     }.items()
 }
 CACHING = {name: config for name, config in CONFIGS.items() if config.n_layer}

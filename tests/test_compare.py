@@ -371,8 +371,8 @@ def test_a_comparison_grows_by_seeds_at_half_the_level_and_refuses_other_setting
     assert (first["rule"]["level"], grown["rule"]["level"], grown["rule"]["earlier_looks"]) == (0.02, 0.01, 1)
     again = json.loads(typed("lr=1e-3,1e-2", "--seeds", 4, "--run", "kept", "--json")[1])
     assert again["rule"]["level"] == 0.01
-    code, _, err = typed("lr=1e-3,1e-2", "--seeds", 4, "--run", "kept", "--train.weight-decay", "0")
-    assert code == 2 and "train.weight_decay was 0.1, not 0" in err and err.count("\n") == 1
+    code, _, err = typed("lr=1e-3,1e-2", "--seeds", 4, "--run", "kept", "--train.weight-decay", "0.5")
+    assert code == 2 and "train.weight_decay was 0, not 0.5" in err and err.count("\n") == 1
 
 
 def test_a_folder_that_is_something_else_is_left_alone(tmp_path):

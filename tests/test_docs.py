@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHER_FLAGS = {"--run", "--config", "--recipe", "--json", "--debug", "--help", "--version", "--checkpoint", "--prompt", "--show-probabilities", "--text"}
 STUDY_FLAGS = {"--reproduce", "--example", "--seeds", "--plan", "--claim", "--together", "--show", "--layer", "--head", "--top", "--out", "--n-head", "--mlp"}
+SCRIPT_FLAGS = {"--nanogpt", "--quick"}
 SHORT_FLAGS = {"--steps", "--minutes", "--epochs", "--tokenizer", "--encoding", "--on-unknown", "--text-field"}
 
 
@@ -66,7 +67,7 @@ def test_the_known_errors_are_those_of_the_published_list(lessons):
 def test_every_command_and_flag_that_a_page_names_exists(page):
     text = re.sub(r"```text\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)  # what models wrote may hold anything
     keys = [key for config in (RunConfig, SampleConfig, LadderConfig) for key in field_names(config)]
-    flags = {"--" + key.replace("_", "-") for key in keys} | OTHER_FLAGS | STUDY_FLAGS | SHORT_FLAGS
+    flags = {"--" + key.replace("_", "-") for key in keys} | OTHER_FLAGS | STUDY_FLAGS | SHORT_FLAGS | SCRIPT_FLAGS
     code = re.findall(r"`gptloom ([a-z]+)", text) + [
         word for block in re.findall(r"```sh\n(.*?)```", text, re.S) for word in re.findall(r"gptloom ([a-z]+)", block)
     ]

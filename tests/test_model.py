@@ -407,7 +407,7 @@ def test_each_dropout_acts_in_training_and_only_there(only):
     off = {"dropout": 0.0, "attn_dropout": 0.0, "embd_dropout": 0.0}
     model, ids = build(ModelConfig(**SMALL, **off | {only: 0.5})), random_ids(2, T)
     clean = call(build(ModelConfig(**SMALL, **off)), ids)
-    assert torch.equal(call(model, ids), clean)
+    torch.testing.assert_close(call(model, ids), clean, atol=1e-5, rtol=1e-5)  # other orders of addition, where no dropout is set
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

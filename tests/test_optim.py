@@ -69,8 +69,7 @@ def test_a_step_is_adamw_s_formula():
     m, v = ({name: torch.zeros_like(p) for name, p in theta.items()} for _ in range(2))
     for t in range(1, 5):
         rate = 0.01 if t < 3 else 0.002
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.set_rate(rate / 0.01)
         optimizer.zero_grad()
         nats, count = Objective(model)(random_ids(2, 10, seed=t), random_ids(2, 10, seed=t + 50))
         (nats / count).backward()
@@ -114,7 +113,7 @@ def test_gradients_are_summed_over_calls_and_zeroed_between_steps():
         optimizer.zero_grad()
         for seed in seeds:
             Objective(model)(random_ids(2, 10, seed=seed), random_ids(2, 10, seed=seed + 5))[0].backward()
-        return torch.cat([flat.grad.clone() for flat in optimizer.flats])
+        return torch.cat([gradient.clone() for gradient in optimizer.gradients()])
 
     torch.testing.assert_close(gradient(1, 2), gradient(1) + gradient(2))
     assert torch.equal(gradient(1), gradient(1))

@@ -219,10 +219,12 @@ def test_the_newest_checkpoints_and_the_best_are_kept(text, tmp_path, monkeypatc
     assert (tmp_path / "run" / "best").read_text().strip() == "step-000004"
 
 
-def test_epochs_are_counted_in_training_tokens(text, tmp_path):
-    result = small_run(text, tmp_path / "run", train={"steps": None, "epochs": 2})
+@pytest.mark.parametrize("sampling", ["random", "shuffled"])
+def test_epochs_are_counted_in_training_tokens(text, tmp_path, sampling):
+    result = small_run(text, tmp_path / "run", train={"steps": None, "epochs": 2}, data={"sampling": sampling})
     n = len(text.read_text()) * 9 // 10 - 1
-    assert result.steps == math.ceil(2 * n / (4 * 16))
+    in_an_epoch = n if sampling == "random" else (n + 1) // 16 * 16 - 16  # a grid of windows, wherever it starts
+    assert result.steps == math.ceil(2 * in_an_epoch / (4 * 16))
 
 
 def test_tokens_are_counted_once_each(text, tmp_path):

@@ -22,14 +22,14 @@ from gptloom.data import batches, masking
 from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.inference import evaluation
-from gptloom.model import attention, initialise, layers, objective, stack, stepping
+from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, stepping, whole_block
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.state import Context
 from gptloom.studies.verifying.opening import open_recipe, open_run
 from gptloom.studies.verifying.reference import Reference
 from gptloom.studies.verifying.subject import drawn_model, logits
 from gptloom.studies.verifying.verify import chosen, passed, verify
-from gptloom.training import gradients, optim, parallel, trainer
+from gptloom.training import gradients, layout, muon, optim, parallel, rows, trainer
 from training_helpers import small_run, write_text
 
 SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 16}
@@ -133,9 +133,9 @@ def with_mask(tril):
 
 
 def clip_each(_real):
-    def clip(parameters, length, _norm):
-        for p in parameters:
-            p.grad.mul_(min(1.0, length / (float(p.grad.norm()) + 1e-6)))
+    def clip(gradients, length, _norm):
+        for gradient in gradients:
+            gradient.mul_(min(1.0, length / (float(gradient.norm()) + 1e-6)))
 
     return clip
 
@@ -143,8 +143,7 @@ def clip_each(_real):
 def swap_betas(make):
     def init(self, model, config, **more):
         make(self, model, config, **more)
-        for group in self.param_groups:
-            group["betas"] = group["betas"][::-1]
+        self.betas = self.betas[::-1]
 
     return init
 
@@ -153,12 +152,12 @@ ONES = "torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)"
 ATTEND = (attention.Heads, "attend")
 BUGS = {
     # what is wrong: the check that says so, a recipe, how it is planted
-    "scores are scaled by the width of all heads": ("formula", "tiny", edit(*ATTEND, ("self.scale", "(self.n_head * self.width) ** -0.5"))),
-    "only the fused path forgets the scale": ("fused", "tiny", edit(*ATTEND, ("scale=self.scale", "scale=1.0"))),
-    "a token sees the next one": ("future", "tiny", edit(*ATTEND, with_mask(f"{ONES}.tril(1)[None, None]"))),
+    "scores are scaled by the width of all heads": ("formula", "modern-tiny", edit(*ATTEND, ("self.scale", "(self.n_head * self.width) ** -0.5"))),
+    "only the fused path forgets the scale": ("fused", "modern-tiny", edit(*ATTEND, ("scale=self.scale", "scale=1.0"))),
+    "a token sees the next one": ("future", "modern-tiny", edit(*ATTEND, with_mask(f"{ONES}.tril(1)[None, None]"))),
     "a token does not see itself": (
         "formula",
-        "tiny",
+        "modern-tiny",
         edit(*ATTEND, with_mask(f"({ONES}.tril(-1) | ({ONES}.cumsum(0) + {ONES}.cumsum(1) == 2))[None, None]")),
     ),
     "dropout goes on in evaluation": ("evaluation", "tiny", edit(*ATTEND, ("self.drop_weights if self.training else 0.0", "self.drop_weights"))),
@@ -169,10 +168,33 @@ BUGS = {
         "modern-tiny",
         edit(*ATTEND, ("query, key, value, attn_mask", "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), attn_mask")),
     ),
-    "values get no gradient": ("gradients", "tiny", edit(*ATTEND, ("query, key, value, attn_mask", "query, key, value.detach(), attn_mask"))),
-    "rotary pairs are neighbours": (
+    "by hand, a norm's gradient forgets its length": ("by-hand", "tiny", edit(handwritten, "rms_backward", (".addcmul_(unit, along)", ""))),
+    "by hand, scores are scaled by the width of all heads": (
         "formula",
         "tiny",
+        edit(whole_block, "make_plan", ("config.width_per_head if", "config.n_embd if")),
+    ),
+    "by hand, keys learn as if they were queries": (
+        "by-hand",
+        "tiny",
+        edit(handwritten, "attention_backward", ("scores.transpose(1, 2), query", "scores, query")),
+    ),
+    "by hand, positions turn the other way": (
+        "formula",
+        "tiny",
+        edit(handwritten, "rotate", ("value=-sign", "value=sign"), ("first, sin, value=sign", "first, sin, value=-sign")),
+    ),
+    "by hand, the second norm is the first": ("by-hand", "tiny", edit(stack.Block, "_weights", ("norm2=norm2.weight", "norm2=norm1.weight"))),
+    "n-grams know the next token": ("future", "tiny", edit(ngrams.HashedNgrams, "forward", ("ngram_rows(known,", "ngram_rows(known.roll(-1, 1),"))),
+    "n-grams are hashed backwards": (
+        "formula",
+        "tiny",
+        edit(ngrams, "ngram_rows", ("codes[:, longest - 1 - back : end - back]", "codes[:, back - 1 : end - longest + back]")),
+    ),
+    "values get no gradient": ("gradients", "modern-tiny", edit(*ATTEND, ("query, key, value, attn_mask", "query, key, value.detach(), attn_mask"))),
+    "rotary pairs are neighbours": (
+        "formula",
+        "modern-tiny",
         edit(
             layers,
             "rotate",
@@ -186,7 +208,7 @@ BUGS = {
     "the rotary base is another": ("formula", "tiny", edit(layers, "_angles", ("theta **", "(2 * theta) **"))),
     "queries are normalised after they are turned": (
         "formula",
-        "tiny",
+        "modern-tiny",
         edit(
             attention.Attention,
             "forward",
@@ -221,18 +243,25 @@ BUGS = {
         "tiny",
         edit(parallel.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
     ),
-    "gradients are not zeroed": ("fresh-gradients", "tiny", edit(optim.FlatAdamW, "zero_grad", ("flat.grad.zero_()", "pass"))),
-    "each tensor is clipped by itself": ("clipping", "tiny", replace(nn.utils, "clip_grads_with_norm_", clip_each)),
-    "the update comes before the clipping": ("clipping", "tiny", replace(nn.utils, "clip_grads_with_norm_", lambda _real: lambda *_: None)),
+    "gradients are not zeroed": ("fresh-gradients", "tiny", edit(layout.Flat, "zero", ("self.grad.zero_()", "pass"))),
+    "each tensor is clipped by itself": ("clipping", "mingpt", replace(trainer, "shorten", clip_each)),
+    "the update comes before the clipping": ("clipping", "mingpt", replace(trainer, "shorten", lambda _real: lambda *_: None)),
     "the learning rate is a step late": (
         "learning-rate",
         "tiny",
         edit(trainer.Trainer, "_step", ("self.config, progress.step,", "self.config, max(0, progress.step - 1),")),
     ),
     "AdamW's betas are swapped": ("update", "tiny", replace(optim.FlatAdamW, "__init__", swap_betas)),
+    "Muon forgets to look ahead": ("update", "tiny", edit(muon.Muon, "step", ("flat.grad.lerp(momentum, self.momentum)", "momentum.clone()"))),
+    "Muon's last iteration is left out of wide matrices": (
+        "update",
+        "tiny",
+        edit(muon, "_by_products", ("if iteration else factor", "if 0 < iteration < 4 else collected")),
+    ),
+    "rows forget how often they were met": ("update", "tiny", edit(rows.RowAdagrad, "step", ("squares + values", "values"))),
     "norms and biases decay": ("groups", "mingpt", edit(optim, "parameter_groups", ("p.ndim > 1", "p.ndim > 0"))),
     "a tied head decays": ("groups", "mingpt", edit(optim, "parameter_groups", (" - tables", ""))),
-    "biases are forgotten": ("groups", "mingpt", edit(optim, "parameter_groups", ("if p.requires_grad]", "if p.ndim > 1]"))),
+    "biases are forgotten": ("groups", "mingpt", edit(optim, "parameter_groups", ("if p.requires_grad and", "if p.ndim > 1 and"))),
     "the first logits are wide": ("initial-loss", "mingpt", edit(initialise, "initialise", ("min(1.0, LARGEST_LOGIT_STD", "10 * max(1.0, LARGEST_LOGIT_STD"))),
     "targets are the inputs": ("targets", "tiny", edit(batches, "_read", ("block[:, 1:].astype", "block[:, :-1].astype"))),
     "hidden tokens are not hidden": ("targets", "encoder", edit(masking, "_hide", ("torch.where(hidden, mask, batch.inputs)", "batch.inputs"))),

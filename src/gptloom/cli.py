@@ -1,11 +1,14 @@
 """The command line: which words are commands, and how each of them ends."""
 
+import contextlib
 import io
 import json
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
 from gptloom.words.comparing import compare_command
@@ -30,6 +33,25 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "data": data_command,
     "doctor": doctor_command,
 }
+
+
+def run() -> NoReturn:
+    """The whole process: one command, and then the end at once.
+
+    What must survive is on the disk by then. Python's own way out would let a late signal interrupt the libraries' clearing up, and
+    would end a thread that is still writing in the midst of native code, which aborts the process.
+    """
+    try:
+        code = main()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except SystemExit as ended:  # --help
+        code = int(ended.code or 0)
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # whoever read it is gone
+            stream.flush()
+    os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

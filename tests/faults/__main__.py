@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
     args = parser.parse_args()
     if unknown := set(args.names) - {*MODULES, "nanogpt"}:
         parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(MODULES)}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would every run that starts here
     rows: list[Row] = []
     for name in [name for name in args.names or MODULES if name != "nanogpt"]:
         print(f"{time.strftime('%H:%M:%S')}  {name}: {MODULES[name]}", file=sys.stderr, flush=True)

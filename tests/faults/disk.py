@@ -106,7 +106,8 @@ class _Trials:
             if setting == "continue" and outcome.code:
                 tally.add(f"the run did not go on: {outcome.ending}")
                 continue
-            tally.add(problem_of_run(run, at_least=at - 2) or self._goes_on(run, setting, at))
+            # The save before `at` may still be being written when the space runs out, and the one before that is whole.
+            tally.add(problem_of_run(run, at_least=at - 2 * SETTINGS["train.save-every"]) or self._goes_on(run, setting, at))
         return tally.row(f"{self.how}; {failed} noticed it")
 
     def _goes_on(self, run: Path, setting: str, at: int) -> str:

@@ -65,13 +65,13 @@ STORMS = [
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """The short version tries the worst, once."""
+    """The short version tries the worst two, once."""
     with tempfile.TemporaryDirectory() as folder:
         trials = _Trials(Path(folder))
         if not quick:
             yield trials.saves(5)
         for storm in STORMS:
-            if not quick or storm.title == "20 signals of three kinds":
+            if not quick or storm.title in ("20 signals of three kinds", "SIGINT twice in a save"):
                 yield trials.storm(storm, 1 if quick else 3 if storm.run == "slow" else 8)
 
 
@@ -121,7 +121,7 @@ class _Trials:
         for _ in range(tries):
             run, process, log = self._start(storm.run)
             self._wait(storm, run, process, log)
-            began = time.monotonic()
+            began, over = time.monotonic(), process.poll() is not None
             for number in storm.signals:
                 if process.poll() is None:
                     process.send_signal(number)
@@ -132,13 +132,13 @@ class _Trials:
                 kill(process)
             longest = max(longest, time.monotonic() - began)
             nothing += not (run / "run.json").exists()
-            tally.add(self._problem(storm, run, process.returncode, time.monotonic() - began, log))
+            tally.add(self._problem(storm, run, process.returncode, time.monotonic() - began, log, over))
         return tally.row(f"ended within {longest:.1f} s" + (f"; {nothing} before there was a run" if nothing else ""))
 
     def _wait(self, storm: Storm, run: Path, process: subprocess.Popen[bytes], log: Path) -> None:
         match storm.moment:
             case "starting":
-                time.sleep(self.chance.uniform(0.0, 4.0))
+                time.sleep(self.chance.uniform(0.2, 3.0))  # Python itself must be up: until then it is not gptloom that answers
             case "saving":
                 wait_for(lambda: last_step(run) > 4 and being_written(run), process)
             case "evaluating":
@@ -150,12 +150,14 @@ class _Trials:
                 step = self.chance.randint(1, 90)
                 wait_for(lambda: last_step(run) >= step, process)
 
-    def _problem(self, storm: Storm, run: Path, code: int, seconds: float, log: Path) -> str:
+    def _problem(self, storm: Storm, run: Path, code: int, seconds: float, log: Path, over: bool) -> str:
         first = next((number for number in storm.signals if number in CODES), 0)
         accepted = {CODES[number] for number in storm.signals if number in CODES} if len(storm.signals) > 2 else {CODES[first]} if first else {0}
         # Where nobody listens yet, or any more, the signal itself ends the process, which a shell reports as the same number.
         if storm.moment == "starting" or len(storm.signals) > 1:
             accepted |= {128 - code for code in accepted if code}
+        if over:  # before anything was sent
+            accepted = {0}
         if code not in accepted:
             return f"exit {code} after {seconds:.0f} s"
         if first and seconds > SECONDS:

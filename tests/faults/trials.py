@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -98,6 +99,9 @@ def call(words: Iterable[str], hooks: Mapping[int, Callable[[], None]] | None = 
         except BaseException:  # noqa: BLE001  # whatever a user would have seen as a traceback; injected crashes too
             traceback.print_exc()
             code = -1
+    for thread in threading.enumerate():
+        if thread.name == "saving":  # it would have ended with its process; here it would go on under the eyes of whoever looks at the folder
+            thread.join()
     return Outcome(code, said.getvalue())
 
 

@@ -1,6 +1,6 @@
 """A stack of blocks over token and position embeddings: the body of decoders and encoders alike."""
 
-from typing import cast
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from gptloom.config import ModelConfig
 from gptloom.model.attention import Attention, CrossAttention
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotation_at, sinusoids
+from gptloom.model.ngrams import HashedNgrams
 from gptloom.model.state import Context, Slot, State
+from gptloom.model.whole_block import Weights, make_plan, pays, whole_block
 
 
 class Block(nn.Module):
@@ -32,9 +34,12 @@ class Block(nn.Module):
         self.norm2 = make_norm(config) if self.mlp else None
         self.cross = CrossAttention(config) if cross else None
         self.norm_cross = make_norm(config) if cross else None
+        self.plan = None if cross else make_plan(config)
 
     def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """One step along the residual stream."""
+        if self.plan is not None and slot is None and pays(x, context):
+            return whole_block(x, self.plan, context.causal, self._weights(context))
         if self.mixer is not None and self.norm1 is not None:
             x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, slot), self.norm1)
         if self.cross is not None and self.norm_cross is not None:
@@ -46,6 +51,20 @@ class Block(nn.Module):
     def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
         """Empty memory of this block's mixer, in the type and on the device of `like`."""
         return self.mixer.init_slot(batch, length, like) if self.mixer else {}
+
+    def _weights(self, context: Context) -> Weights:
+        """All that `whole_block` needs, where there is a plan for it."""
+        mixer, mlp, norm1, norm2 = cast(Any, (self.mixer, self.mlp, self.norm1, self.norm2))
+        cos, sin = context.rotation or (None, None)
+        return Weights(
+            norm1=norm1.weight, norm1_bias=getattr(norm1, "bias", None),
+            qkv=mixer.qkv.weight, qkv_bias=mixer.qkv.bias,
+            query_norm=getattr(mixer.query_norm, "weight", None), key_norm=getattr(mixer.key_norm, "weight", None),
+            out=mixer.out.weight, out_bias=mixer.out.bias,
+            norm2=norm2.weight, norm2_bias=getattr(norm2, "bias", None),
+            up=mlp.up.weight, up_bias=mlp.up.bias, down=mlp.down.weight, down_bias=mlp.down.bias,
+            cos=cos, sin=sin,
+        )  # fmt: skip
 
     def _join(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
         x = x + branch if self.adds else branch
@@ -67,6 +86,7 @@ class Stack(nn.Module):
         self.config, self.causal = config, causal
         self.token_table = nn.Embedding(config.table_rows, config.stream_width)
         self.position_table = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
+        self.ngrams = HashedNgrams(config.ngrams, config.ngram_rows, config.n_embd) if config.ngrams > 1 else None
         self.dropout = nn.Dropout(config.dropout if config.embd_dropout is None else config.embd_dropout)
         self.blocks = nn.ModuleList(Block(config, cross=cross) for _ in range(config.n_layer))
         has_final_norm = config.head != "none" and config.norm_position == "pre"
@@ -102,7 +122,8 @@ class Stack(nn.Module):
         if length > self.config.block_size:
             raise ValueError(f"a state for {length} tokens is longer than block_size={self.config.block_size}")
         like = self.token_table.weight.new_empty(0, self.config.n_embd)
-        return State([block.init_slot(batch, length, like) for block in cast(list[Block], self.blocks)], batch, length)
+        slots = [block.init_slot(batch, length, like) for block in cast(list[Block], self.blocks)]
+        return State(slots + ([self.ngrams.init_slot(batch)] if self.ngrams is not None else []), batch, length)
 
     def _embed(self, ids: Tensor, context: Context) -> Tensor:
         x: Tensor = self.token_table(ids)
@@ -114,6 +135,8 @@ class Stack(nn.Module):
             x = x + self.get_buffer("sinusoids")[positions]
         elif self.config.positions == "rotary":
             context.rotation = rotation_at(self.get_buffer("rotary"), positions)
+        if self.ngrams is not None:
+            x = x + self.ngrams(ids, context, context.state.slots[-1] if context.state else None)
         return x
 
     def _check_room(self, tokens: int, context: Context) -> None:

@@ -26,7 +26,7 @@ Mix = Callable[[Tensor, Slot, int, Rotation], Tensor]
 
 def make_stepper(model: LanguageModel) -> Callable[[Tensor, State], Tensor]:
     """The quickest way to a model's next-token scores: (ids, state) to logits (b, v), the state then holding ids too."""
-    if type(model) is Decoder:
+    if type(model) is Decoder and model.ngrams is None:
         return Stepper(model)
 
     def step(ids: Tensor, state: State) -> Tensor:

@@ -21,7 +21,7 @@ from gptloom.settings import merge, parse
 from gptloom.tasks import evaluation_batches, predicted_bytes, reads_pairs, training_batches
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.job import Job, Progress
-from gptloom.training.optim import FlatAdamW
+from gptloom.training.optim import make_optimizer
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Trainer
 
@@ -120,7 +120,7 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
 
     job = Job(
         objective=objective,
-        optimizer=FlatAdamW(bundle.model, train),
+        optimizer=make_optimizer(bundle.model, train),
         source=batches,
         evaluate=score,
         autocast=partial(autocast, device, pick_precision(train.precision, device)),

@@ -15,7 +15,6 @@ class Gradients:
     def __init__(self, job: Job, progress: Progress) -> None:
         """`progress` tells the step, and remembers how many rows memory allows at once."""
         self.job, self.progress = job, progress
-        self.parameters: list[Tensor] = [p for group in job.optimizer.param_groups for p in group["params"]]
 
     def of(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, int]:
         """The mean loss over the global batch and its count of targets; `batch` is this rank's part.
@@ -30,7 +29,8 @@ class Gradients:
         targets = max(1, int(count))
         loss = self.local(batch, targets)
         if ranks.world > 1:
-            ranks.add(loss, *(p.grad for p in self.parameters if p.grad is not None))
+            ranks.add(loss)
+            self.job.optimizer.reduce()
         return loss, targets
 
     def local(self, batch: tuple[Tensor, ...], targets: int, limit: int | None = None) -> Tensor:
@@ -62,3 +62,9 @@ class Gradients:
             (nats / targets).backward()
             total += nats.detach()
         return total / targets
+
+
+def shorten(gradients: list[Tensor], longest: float, norm: float) -> None:
+    """Scale gradients, whose common norm is known, so that it is at most `longest`; the small number is PyTorch's, against division by 0."""
+    if norm > longest:
+        torch._foreach_mul_(gradients, longest / (norm + 1e-6))

@@ -1,6 +1,7 @@
 """What a trainer works on, and what it leaves to others: where batches come from, how state is kept, who else takes part."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,17 +81,41 @@ class Source(Protocol):
         """What the objective takes at a step, the targets last; always the same for the same step."""
 
 
-@runtime_checkable
-class Optimizer(Protocol):
-    """What the trainer asks of an optimizer: groups of parameters with their learning rates, in PyTorch's form."""
+class Optimizer(ABC):
+    """What the trainer asks of an optimizer. Every one of its parameters has a peak rate of its own, and all follow one schedule."""
 
-    param_groups: list[dict[str, Any]]
+    @property
+    @abstractmethod
+    def decays(self) -> dict[str, float]:
+        """The weight decay of every parameter that it trains, by their names in the model."""
 
+    @abstractmethod
+    def set_rate(self, share: float) -> None:
+        """Use this share of each peak rate from now on."""
+
+    @abstractmethod
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Begin a new sum of gradients."""
 
-    def step(self) -> Any:
-        """Update the parameters."""
+    @abstractmethod
+    def gradients(self) -> list[Tensor]:
+        """The sums of gradients so far, laid out in few tensors, which may be scaled in place."""
+
+    @abstractmethod
+    def reduce(self) -> None:
+        """Make them those of all ranks together."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Apply them."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of all that it remembers, as KIND/NAME of the parameter, in the CPU's memory."""
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put `tensors()` back, and nothing else; ValueError where one fits no parameter."""
 
 
 class Keeper:
@@ -145,6 +170,7 @@ class Job:
         keeper: keeps the state.
         ranks: who else trains.
         interrupted: whether a signal has come that asks to stop.
+        validation: tokens that `evaluate` reads, to tell how long it will take.
     """
 
     objective: nn.Module
@@ -157,3 +183,4 @@ class Job:
     keeper: Keeper = field(default_factory=Keeper)
     ranks: Ranks = field(default_factory=Ranks)
     interrupted: Callable[[], bool] = lambda: False
+    validation: int = 0

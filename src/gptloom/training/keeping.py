@@ -14,8 +14,7 @@ from gptloom.errors import InputError, MachineError
 from gptloom.locate import checkpoint_names, find_bundle
 from gptloom.storage import load_weights, weights
 from gptloom.training.checkpoint import Snapshot, read_checkpoint, write_checkpoint
-from gptloom.training.job import Divergence, Keeper, Progress
-from gptloom.training.optim import FlatAdamW
+from gptloom.training.job import Divergence, Keeper, Optimizer, Progress
 from gptloom.training.saving import Saver
 from gptloom.training.schedule import Horizon
 
@@ -23,7 +22,7 @@ from gptloom.training.schedule import Horizon
 class RunKeeper(Keeper):
     """Keeps a run's state in its folder."""
 
-    def __init__(self, saver: Saver, config: RunConfig, bundle: Bundle, optimizer: FlatAdamW, progress: Progress, horizon: Horizon) -> None:
+    def __init__(self, saver: Saver, config: RunConfig, bundle: Bundle, optimizer: Optimizer, progress: Progress, horizon: Horizon) -> None:
         """All of these are looked at again whenever something is to be saved."""
         self.saver, self.config, self.bundle, self.optimizer, self.progress, self.horizon = saver, config, bundle, optimizer, progress, horizon
 

@@ -90,7 +90,7 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
         for place in (run, run / "diverged"):
             recover(place / "checkpoints")
         folder, state = _last_state(run, checkpoint)
-        _point_to_best(run, state.progress)
+        _point(run, folder, state.progress)
         config = change(read_settings(run, state.config), changes)
         for line in [*check_changes(state.config, config), *code_notes(run)]:
             display.say(f"note: {line}")
@@ -111,8 +111,10 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
             return Session(run, config, bundle, parts, device, display, ranks).go(progress, horizon, state.optimizer)
 
 
-def _point_to_best(run: Path, progress: Progress) -> None:
-    """An older checkpoint knows nothing of a best one that came after it; and a killed writer may not have come to name the best."""
+def _point(run: Path, folder: Path | None, progress: Progress) -> None:
+    """Name the latest and the best: a killed writer may not have come to it, and an older checkpoint knows nothing of a best one that came after it."""
+    if folder is not None and folder.parent.parent == run:
+        replace_text(run / "latest", folder.name + "\n")
     if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
         replace_text(run / "best", checkpoint_name(progress.best_step) + "\n")
 

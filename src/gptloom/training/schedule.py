@@ -7,7 +7,12 @@ from gptloom.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """The rate for step `step` (from 0) of `total`: a linear warm-up, then the schedule down to its last value.
+    """`rate_share` of `learning_rate`."""
+    return config.learning_rate * rate_share(config, step, total)
+
+
+def rate_share(config: TrainConfig, step: int, total: int) -> float:
+    """The share of every peak rate at step `step` (from 0) of `total`: a linear warm-up, then the schedule down to its last value.
 
     The warm-up takes at most half the run. cosine is Loshchilov and Hutter 2017 without restarts; wsd is warm-up,
     stable, decay (Hu et al. 2024, section 4), its decay linear over the last `decay_fraction`; inverse-root is Vaswani et al.
@@ -15,7 +20,7 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     """
     warmup = min(config.warmup_steps, total // 2)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     match config.schedule:
         case "constant":
@@ -28,7 +33,7 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
             height = min(1.0, (1.0 - progress) / config.decay_fraction)
         case "inverse-root":
             height = (max(1, warmup) / (step + 1)) ** 0.5
-    return config.learning_rate * (config.final_lr_fraction + (1.0 - config.final_lr_fraction) * height)
+    return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * height
 
 
 @dataclass

@@ -23,7 +23,7 @@ from gptloom.training.display import Display
 from gptloom.training.folder import draw_history, read_history
 from gptloom.training.job import End, Interrupted, Job, Progress, Ranks
 from gptloom.training.keeping import RunKeeper
-from gptloom.training.optim import FlatAdamW
+from gptloom.training.optim import make_optimizer
 from gptloom.training.plan import Plan
 from gptloom.training.recording import Metrics, Samples, TensorBoard
 from gptloom.training.saving import Saver
@@ -66,7 +66,7 @@ class Session:
         self.parts, self.ranks = parts, ranks or Ranks()
         self.batches = training_batches(config, parts.train, bundle.tokenizer, self.ranks.rank, self.ranks.world)
         self.val_bytes = predicted_bytes(config.model, parts.val, bundle.tokenizer)
-        self.optimizer = FlatAdamW(bundle.model, config.train)
+        self.optimizer = make_optimizer(bundle.model, config.train, self.ranks)
         self.signals = Signals()
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:
@@ -92,7 +92,19 @@ class Session:
         compiled = compile_or_not(objective, train, horizon, self.device, self.batches.batch(0), context, self.display.say)
         keeper = RunKeeper(Saver(self.run, train, self.display.say), self.config, self.bundle, self.optimizer, progress, horizon)
         stopping = self.signals.stopping
-        job = Job(compiled, self.optimizer, self.batches, self._evaluate, context, self.device, self.config.seed, keeper, self.ranks, stopping)
+        job = Job(
+            compiled,
+            self.optimizer,
+            self.batches,
+            self._evaluate,
+            context,
+            self.device,
+            self.config.seed,
+            keeper,
+            self.ranks,
+            stopping,
+            len(self.parts.val.ids),
+        )
         first = self.ranks.rank == 0
         trainer = Trainer(job, train, horizon, progress, self._callbacks(progress) if first else [])
         per_step = trainer.rehearse()

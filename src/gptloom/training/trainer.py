@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from gptloom.config import TrainConfig
 from gptloom.errors import DivergedError
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.gradients import Gradients
+from gptloom.training.gradients import Gradients, shorten
 from gptloom.training.job import Divergence, End, Interrupted, Job, Progress
-from gptloom.training.schedule import Horizon, learning_rate
+from gptloom.training.schedule import Horizon, rate_share
 
 MOST_SKIPPED = 10
 """Batches passed over in a row, after which a run is as good as stopped."""
 
 MOST_ROLLBACKS = 3
 """Times that a run goes back to a checkpoint, at half the rate each, before it gives up."""
+
+
+EVALUATING = 0.03
+"""Share of a time budget that may go into evaluations, and the samples that are written with them."""
 
 
 class Trainer:
@@ -56,7 +60,9 @@ class Trainer:
             if tries[-1] > 1.0:
                 break
         self.job.optimizer.zero_grad()
-        return min(tries) * -(-len(batch[0]) // self.progress.rows)
+        per_step = min(tries) * -(-len(batch[0]) // self.progress.rows)
+        self._limit_evaluations(per_step * self.job.validation / (2.0 * targets))  # a forward pass is a third of a step, and a sample follows
+        return per_step
 
     def fit(self) -> End:
         """Train to the end; says which end it was. All that was saved is on the disk when this returns."""
@@ -98,18 +104,17 @@ class Trainer:
     def _step(self) -> bool:
         """One optimizer step on one global batch; a loss or gradient that is not finite is caught before the update. False after going back."""
         progress, optimizer = self.progress, self.job.optimizer
-        self.lr = learning_rate(self.config, progress.step, self.horizon.total) * 0.5**progress.rollbacks
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr
+        share = rate_share(self.config, progress.step, self.horizon.total) * 0.5**progress.rollbacks
+        self.lr = self.config.learning_rate * share
+        optimizer.set_rate(share)
         batch = self.job.source.batch(progress.step)
         loss, count = self.gradients.of(batch)
-        parameters = self.gradients.parameters
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.train_loss = float(loss)
-        if not (math.isfinite(self.train_loss) and math.isfinite(float(norm))):
-            return self._diverge(float(norm), batch)
+        gradients = optimizer.gradients()
+        norm, self.train_loss = float(nn.utils.get_total_norm(gradients)), float(loss)
+        if not (math.isfinite(self.train_loss) and math.isfinite(norm)):
+            return self._diverge(norm, batch)
         if self.config.grad_clip:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+            shorten(gradients, self.config.grad_clip, norm)
         optimizer.step()
         progress.step += 1
         progress.tokens += count
@@ -179,9 +184,6 @@ class Trainer:
         """Read the validation split; says whether it was the best so far."""
         progress, start = self.progress, time.perf_counter()
         score = self.job.evaluate()
-        if self.horizon.seconds is not None:  # evaluating changes no training loss, so here the clock may decide how often
-            spent = time.perf_counter() - start
-            self._evaluations = min(10, max(1, int(0.1 * self.horizon.seconds / max(spent, 1e-9))))
         progress.last_loss, progress.last_evaluated = score.loss, progress.step
         self._saved_at = None  # a checkpoint of this step, written before, knows nothing of it
         # The untrained model is measured, but it is no candidate for the best.
@@ -192,7 +194,13 @@ class Trainer:
             progress.stale += 1
         for callback in self.callbacks:
             callback.after_evaluation(self.view(), score)
+        self._limit_evaluations(time.perf_counter() - start)
         return improved
+
+    def _limit_evaluations(self, seconds: float) -> None:
+        """Evaluating, which takes so long, changes no training loss; so here the clock may decide how often."""
+        if self.horizon.seconds is not None:
+            self._evaluations = min(10, max(1, int(EVALUATING * self.horizon.seconds / max(seconds, 1e-9))))
 
     def _save(self, improved: bool) -> None:
         """Have a checkpoint written, unless this step's has been."""
@@ -209,12 +217,17 @@ class Trainer:
                 callback.after_save(view, path)
 
     def _evaluation_is_due(self) -> bool:
-        """At both ends of the run, and every so many steps; or, when that is not set, when its share of the run has gone by since the last."""
+        """At the end of the run, at its beginning unless the clock is running, and every so many steps.
+
+        Where that number is not set: when the run's share for one has gone by since the last.
+        """
         step, last, every = self.progress.step, self.progress.last_evaluated, self.config.eval_every
         if last == step:
             return False
-        if step == 0 or step >= self.horizon.total:
+        if step >= self.horizon.total:
             return True
+        if step == 0:  # what it would say, the first training loss says, too; where time is short, it is not spent on that
+            return every is not None or self.horizon.seconds is None
         return step % every == 0 if every is not None else (step - (last or 0)) * self._evaluations >= self.horizon.total
 
     def _log_is_due(self) -> bool:

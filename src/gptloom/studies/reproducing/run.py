@@ -13,7 +13,8 @@ from gptloom.model.decoder import Decoder
 from gptloom.model.objective import Objective
 from gptloom.studies.reproducing.draws import LectureSampler, draw_lecture_weights
 from gptloom.studies.reproducing.published import PublishedRun
-from gptloom.training.optim import FlatAdamW
+from gptloom.training.gradients import shorten
+from gptloom.training.optim import make_optimizer
 
 EVAL_TOKENS = 4096
 """Tokens in one forward pass of an evaluation: enough to hide the cost of a call, and few enough for a CPU's cache."""
@@ -42,7 +43,7 @@ class LectureRun:
         self.model.to(device).train()
         self.sampler = LectureSampler(parts, config.model.block_size, config.train.batch_size, device)
         self.objective = Objective(self.model)
-        self.optimizer = FlatAdamW(self.model, config.train)
+        self.optimizer = make_optimizer(self.model, config.train)
         self.eval_iters, self.clip = run.eval_iters, config.train.grad_clip
 
     def evaluate(self) -> tuple[float, float]:
@@ -58,7 +59,8 @@ class LectureRun:
         loss: Tensor = nats / count
         loss.backward()  # type: ignore[no-untyped-call]
         if self.clip:
-            nn.utils.clip_grad_norm_(self.optimizer.flats, self.clip)
+            gradients = self.optimizer.gradients()
+            shorten(gradients, self.clip, float(nn.utils.get_total_norm(gradients)))
         self.optimizer.step()
         return loss.detach()
 

@@ -14,7 +14,7 @@ from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
 from gptloom.model.state import Context, Trace
 from gptloom.studies.verifying.reference import Reference
-from gptloom.studies.verifying.rounding import SAFETY, SINGLE, Impossible, Outcome, largest, norms, stirrer, worst
+from gptloom.studies.verifying.rounding import DOUBLE, SAFETY, SINGLE, Impossible, Outcome, largest, norms, stirrer, worst
 from gptloom.studies.verifying.subject import Subject, drawn_model, gradients, logits, mean_loss
 
 SHORT = 24
@@ -84,6 +84,21 @@ def _both_ways(model: LanguageModel, starts: Sequence[Sequence[int]], steps: int
             quick.append(chosen)
             slow.append(chosen)
     return float(torch.tensor(gaps, dtype=torch.float64).max())
+
+
+def by_hand(subject: Subject) -> Outcome:
+    """Loss and gradients through the blocks' hand-written passes against those through the blocks themselves, in float64 on the CPU."""
+    inputs, targets = (part.clamp(min=0) for part in subject.batch())
+    model, found = subject.exact, []
+    for trace in (None, Trace()):  # who asks for a trace gets the blocks themselves
+        model.zero_grad(set_to_none=True)
+        logprobs = model.unembed(model.hidden(inputs, Context(trace=trace))).log_softmax(-1)
+        loss = -logprobs.gather(-1, targets[..., None]).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        found.append([loss.detach(), *(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())])
+    model.zero_grad(set_to_none=True)
+    quick, plain = found
+    return worst([Outcome(norms(quick[1:], plain[1:]), subject.double_tolerance, "gradients"), Outcome(norms(quick[:1], plain[:1]), SAFETY * DOUBLE, "loss")])
 
 
 def compiled(subject: Subject) -> Outcome | Impossible:

@@ -1,7 +1,6 @@
 """Checks of the training loop, through the real trainer: micro-batches, zeroing, clipping, the rate and the update, in float64."""
 
 import copy
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,16 +11,15 @@ from torch import Tensor, nn
 from gptloom.config import TrainConfig
 from gptloom.inference.evaluation import Score
 from gptloom.model.base import LanguageModel
+from gptloom.model.ngrams import HashedNgrams
 from gptloom.model.objective import Objective
 from gptloom.studies.verifying.rounding import DOUBLE, Outcome, norms, worst
 from gptloom.studies.verifying.subject import Batch, Subject, gradients
+from gptloom.studies.verifying.updates import EPSILON, length, rate_at, shrinking, written_out
 from gptloom.training.job import Job, Progress
-from gptloom.training.optim import FlatAdamW
+from gptloom.training.optim import Several, make_optimizer
 from gptloom.training.schedule import Horizon
 from gptloom.training.trainer import Trainer
-
-EPSILON = 1e-8
-"""AdamW's, and every recipe's."""
 
 
 @dataclass
@@ -41,18 +39,22 @@ class Walk:
     after: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Watched(FlatAdamW):
+class Watched(Several):
     """The run's optimizer, which writes down what it is given; a frozen one then does nothing."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, walk: Walk, *, frozen: bool) -> None:
-        """As `FlatAdamW`."""
-        super().__init__(model, config)
-        self.named, self.walk, self.frozen = dict(model.named_parameters()), walk, frozen
+        """Make the one that the configuration asks for."""
+        super().__init__([make_optimizer(model, config)])
+        self.named, self.walk, self.frozen, self.rate = dict(model.named_parameters()), walk, frozen, config.learning_rate
+
+    def set_rate(self, share: float) -> None:
+        """Write AdamW's rate down, and pass it on."""
+        self.walk.rates.append(self.rate * share)
+        super().set_rate(share)
 
     def step(self) -> None:
         """Write down, then step."""
-        self.walk.gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in self.named.items()})
-        self.walk.rates.append(float(self.param_groups[0]["lr"]))
+        self.walk.gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone() for name, p in self.named.items()})
         if not self.frozen:
             super().step()
 
@@ -123,7 +125,7 @@ def clipping(subject: Subject) -> Outcome:
     size = length(raw)
     train = subject.config.train.model_copy(update={"grad_clip": size / 3})
     (got,) = walk(subject.exact, [batch], train, frozen=True).gradients
-    expected = [g * _shrinking(size, size / 3) for g in raw.values()]
+    expected = [g * shrinking(size, size / 3) for g in raw.values()]
     # The length is a plain sum of as many squares as there are parameters, each addition of which may round (Higham 2002, section 4.2).
     return Outcome(norms(_values(got), expected), subject.double_tolerance + subject.drawn.parameter_count() * DOUBLE)
 
@@ -139,13 +141,13 @@ def learning_rates(subject: Subject) -> Outcome:
 
 
 def update(subject: Subject) -> Outcome:
-    """Weights after three steps of the trainer against AdamW written out, in units of the learning rate."""
+    """Weights after three steps of the trainer against the optimizers written out, in units of the learning rate."""
     batches = [subject.uneven(step) for step in range(3)]
     size = length(gradients(subject.exact, batches[0]))
     clip = size / 2 if subject.config.train.grad_clip else 0.0
     train = subject.config.train.model_copy(update={"grad_clip": clip, "warmup_steps": 1})
     got = walk(subject.exact, batches, train)
-    expected = adamw(subject.exact, batches, train)
+    expected = written_out(subject.exact, batches, train)
     gap = float(torch.stack([(got.after[name] - p).abs().max() for name, p in expected.items()]).max()) / train.learning_rate
     # A gradient that is 0 by the formulas is a rounding error in practice, which AdamW divides by 1e-8; a step is then of that ratio's size.
     # Gradients are rounded by SAFETY roundings of the longest; three steps and their two means add up.
@@ -154,64 +156,22 @@ def update(subject: Subject) -> Outcome:
 
 
 def groups(subject: Subject) -> Outcome:
-    """How many parameters are in no group, in several, or decay when they should not or the other way round."""
+    """How many parameters are trained by nobody, by several, or decay when they should not or the other way round."""
     train = subject.config.train.model_copy(update={"weight_decay": subject.config.train.weight_decay or 0.1})
     model = copy.deepcopy(subject.drawn)
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams)}
     expected = {name: train.decay == "all" or (p.ndim > 1 and id(p) not in tables) for name, p in model.named_parameters()}
-    optimizer = FlatAdamW(model, train)
-    members = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    wrong = [name for name, decays in expected.items() if name not in optimizer.places or (members.get(id(optimizer.places[name][0]), -1.0) > 0) != decays]
-    held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    optimizer = make_optimizer(model, train)
+    parts = optimizer.parts if isinstance(optimizer, Several) else [optimizer]
+    trained = [(name, decay) for part in parts for name, decay in part.decays.items()]
+    wrong = [name for name, decays in expected.items() if [decay > 0 for one, decay in trained if one == name] != [decays]]
+    held = sum(flat.whole.numel() for part in parts for flat in getattr(part, "flats", [])) + sum(m.weight.numel() for m in _hashed(model))
     wrong += [f"{held:,} numbers instead of {model.parameter_count():,}"] * (held != model.parameter_count())
     return Outcome(float(len(wrong)), 0.0, ", ".join(wrong[:3]))
 
 
-def adamw(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig) -> dict[str, Tensor]:
-    """The weights after some steps of AdamW as Loshchilov and Hutter 2019 write it (algorithm 2), with clipping and the run's schedule."""
-    model = copy.deepcopy(model)
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    means = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
-    for step, batch in enumerate(batches):
-        slopes = gradients(model, batch, train.label_smoothing)
-        shrink = _shrinking(length(slopes), train.grad_clip) if train.grad_clip else 1.0
-        rate = rate_at(train, step, len(batches))
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                g, (m, v) = slopes[name] * shrink, means[name]
-                m.copy_(train.beta1 * m + (1 - train.beta1) * g)
-                v.copy_(train.beta2 * v + (1 - train.beta2) * g * g)
-                ahead = m / (1 - train.beta1 ** (step + 1)) / ((v / (1 - train.beta2 ** (step + 1))).sqrt() + EPSILON)
-                decays = train.decay == "all" or (p.ndim > 1 and id(p) not in tables)
-                p.copy_(p - rate * train.weight_decay * p * decays - rate * ahead)
-    return {name: p.detach() for name, p in model.named_parameters()}
-
-
-def rate_at(train: TrainConfig, step: int, total: int) -> float:
-    """The schedules' formulas once more."""
-    warm = min(train.warmup_steps, total // 2)
-    if step < warm:
-        return train.learning_rate / warm * (step + 1)
-    done = (step - warm) / max(1, total - warm)
-    shape = {
-        "constant": 1.0,
-        "linear": 1 - done,
-        "cosine": (1 + math.cos(math.pi * done)) / 2,
-        "wsd": min(1.0, (1 - done) / train.decay_fraction),
-        "inverse-root": math.sqrt(max(1, warm) / (step + 1)),
-    }[train.schedule]
-    lowest = train.learning_rate * train.final_lr_fraction
-    return lowest + (train.learning_rate - lowest) * shape
-
-
-def length(slopes: dict[str, Tensor]) -> float:
-    """Of a whole gradient."""
-    return float(torch.stack([torch.linalg.vector_norm(g) for g in slopes.values()]).norm())
-
-
-def _shrinking(size: float, most: float) -> float:
-    """What a gradient is multiplied with; the small number is PyTorch's, against division by 0."""
-    return min(1.0, most / (size + 1e-6))
+def _hashed(model: nn.Module) -> list[HashedNgrams]:
+    return [module for module in model.modules() if isinstance(module, HashedNgrams)]
 
 
 def _values(slopes: dict[str, Tensor]) -> list[Tensor]:

@@ -5,10 +5,10 @@ import math
 import torch
 import torch.distributed as dist
 
-from gptloom.studies.verifying.loop import length
 from gptloom.studies.verifying.rounding import Impossible, Outcome, worst
 from gptloom.studies.verifying.short import STEPS, Record, run_short, settings, workshop
 from gptloom.studies.verifying.subject import Subject, gradients, logits
+from gptloom.studies.verifying.updates import length
 from gptloom.training.run import begin
 
 

@@ -59,6 +59,8 @@ class Reference:
         if c.positions == "sinusoidal":
             angles = self._angles(t, c.n_embd, 10_000.0)
             x = x + torch.stack((angles.sin(), angles.cos()), -1).reshape(t, c.n_embd)
+        if c.ngrams > 1:
+            x = x + self._ngrams(prefix + "ngrams.weight", ids.tolist())
         for layer in range(c.n_layer):
             name = f"{prefix}blocks.{layer}."
             if c.mixer == "attention":
@@ -70,6 +72,20 @@ class Reference:
             if c.mlp != "none":
                 x = self._join(x, name + "norm2", partial(self._mlp, name + "mlp"))
         return self._norm(prefix + "final_norm", x) if c.norm_position == "pre" and c.head != "none" else x
+
+    def _ngrams(self, name: str, ids: list[int]) -> Tensor:
+        """A row for each n-gram of 2 tokens and more, found by Horner's rule and Knuth's multiplication, in whole numbers modulo 2 ** 64."""
+        table, golden = self.weights[name], 0x9E3779B97F4A7C15
+        out = torch.zeros(len(ids), table.shape[1], dtype=torch.float64)
+        for place in range(len(ids)):
+            key = max(ids[place], 0) + 1
+            for back in range(1, self.config.ngrams):
+                before = max(ids[place - back], 0) + 1 if place >= back else 0
+                key = (key * golden + before) % 2**64
+                mixed = key * golden % 2**64
+                mixed -= 2**64 if mixed >= 2**63 else 0
+                out[place] += table[(mixed >> 33) % len(table)]
+        return out
 
     def _join(self, x: Tensor, norm: str, branch: Callable[[Tensor], Tensor]) -> Tensor:
         post, adds = self.config.norm_position == "post", self.config.residual == "add"

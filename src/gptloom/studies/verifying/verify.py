@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gptloom.errors import ConfigError, GptloomError, MachineError, nearest
+from gptloom.model.whole_block import make_plan
 from gptloom.runtime import SMALL_MODEL, is_out_of_memory, threads
 from gptloom.studies.verifying import forward, keeping, loop, measuring, precision, ranks
 from gptloom.studies.verifying.rounding import Impossible, Outcome
@@ -65,6 +66,10 @@ def _attends(subject: Subject) -> bool:
     return subject.model.mixer == "attention" and not subject.model.is_recurrent and subject.model.n_layer > 0
 
 
+def _is_by_hand(subject: Subject) -> bool:
+    return not subject.model.is_recurrent and subject.model.architecture != "encoder-decoder" and make_plan(subject.model) is not None
+
+
 def _writes(subject: Subject) -> bool:
     return subject.causal and (subject.model.is_recurrent or subject.model.n_layer > 0)
 
@@ -77,6 +82,7 @@ CHECKS = (
     Check("formula", "fast model = the papers' formulas", "the model is not the one that the settings name", forward.formula),
     Check("fused", "fused attention = explicit attention", "attention maps do not show what the model does", forward.fused, _attends),
     Check("cached", "cached generation = uncached", "texts depend on how they are computed", forward.cached, _writes),
+    Check("by-hand", "hand-written passes = autograd's", "what is learned on a CPU is not what the model computes", forward.by_hand, _is_by_hand),
     Check("compiled", "compiled = eager", "compiled runs train another model", forward.compiled),
     Check("precision", "float32 = float64, logits and a step", "rounding changes what is learned", precision.precision),
     Check("accelerator", "accelerator = CPU, logits and a step", "the accelerator computes wrongly", precision.accelerator),
@@ -90,7 +96,7 @@ CHECKS = (
     Check("fresh-gradients", "a step forgets the last one's gradients", "steps add up what should be forgotten", loop.fresh_gradients),
     Check("clipping", "clipping shortens the whole gradient", "clipping turns the gradient", loop.clipping, lambda s: s.config.train.grad_clip > 0),
     Check("learning-rate", "rates follow the schedule", "the run does not keep to its schedule", loop.learning_rates),
-    Check("update", "trainer's steps = AdamW as published", "the optimizer is not the one that the settings name", loop.update),
+    Check("update", "trainer's steps = the optimizer as published", "the optimizer is not the one that the settings name", loop.update),
     Check("groups", "every weight is in one group, decays if it should", "norms and biases shrink, or matrices do not", loop.groups),
     Check("initial-loss", "first loss = ln(vocabulary)", "training begins from confident errors", measuring.first_loss, lambda s: s.model.init != "pytorch"),
     Check("targets", "targets are what the text says", "something else is learned than the next token", measuring.targets),

@@ -1,0 +1,80 @@
+"""Embeddings of hashed n-grams: what the last few tokens are together, looked up in one table."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from gptloom.model.state import Context, Slot
+
+_SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 over the golden ratio, as a signed number (Knuth 1998, section 6.4)
+
+
+class HashedNgrams(nn.Module):
+    """Adds up a vector for each n-gram that ends at a position, from pairs to n-grams of `longest` tokens.
+
+    The rows are found by hashing, so that one table holds n-grams of all lengths, and rare ones share rows (bags of n-grams: Joulin et al. 2016,
+    section 2.3; n-gram embeddings beside a Transformer's: Clark et al. 2022). The model reads its context as usual; what n-gram counts would
+    know, it need not spend layers on.
+
+    Args:
+        longest: most tokens of an n-gram, at least 2.
+        rows: of the table.
+        width: of a row; they begin at zero.
+    """
+
+    def __init__(self, longest: int, rows: int, width: int) -> None:
+        """Make the table; gradients are dense until an optimizer asks for sparse ones."""
+        super().__init__()
+        self.longest, self.sparse = longest, False
+        self.weight = nn.Parameter(torch.zeros(rows, width))
+
+    def init_slot(self, batch: int) -> Slot:
+        """The tokens before the next one, (b, longest - 1); -1 where there are none."""
+        return {"recent": torch.full((batch, self.longest - 1), -1, device=self.weight.device)}
+
+    def forward(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
+        """The sum at each position; when there is a slot, its tokens come before these, and then it holds these."""
+        before = self.longest - 1
+        recent = ids.new_full((len(ids), before), -1) if slot is None else slot["recent"]
+        known = torch.cat((recent, ids), dim=1)
+        if slot is not None:
+            counts = torch.tensor(context.counts or [ids.shape[1]] * len(ids), device=ids.device)
+            slot["recent"] = known.gather(1, counts[:, None] + torch.arange(before, device=ids.device))
+        rows = ngram_rows(known, self.longest, len(self.weight))
+        if self.sparse and not torch.compiler.is_compiling():
+            return _Lookup.apply(self.weight, rows)  # type: ignore[no-any-return, no-untyped-call]
+        return F.embedding_bag(rows.flatten(0, 1), self.weight, mode="sum").view(*ids.shape, -1)
+
+
+def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor, "b t k"]:
+    """The row of each n-gram of 2, 3, ... `longest` tokens that ends at each place but the first `longest` - 1; ids below 0 are no token."""
+    codes = known + 1
+    end = codes.shape[1]
+    key = codes[:, longest - 1 :]
+    found = []
+    for back in range(1, longest):
+        key = key * _SPREAD + codes[:, longest - 1 - back : end - back]
+        found.append((key * _SPREAD >> 33) % rows)  # the high bits: low ones of a product depend on few of its factors' bits
+    return torch.stack(found, dim=-1)
+
+
+class _Lookup(torch.autograd.Function):
+    """Sums of rows, with a sparse gradient whose rows occur once each."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
+        ctx.rows, ctx.size = rows, weight.shape
+        return F.embedding_bag(rows.flatten(0, 1), weight, mode="sum").view(*rows.shape[:2], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        unique, places = torch.unique(ctx.rows.flatten(0, 1), return_inverse=True)
+        grad, values = grad.flatten(0, 1), grad.new_zeros(len(unique), ctx.size[1])
+        for place in places.unbind(1):
+            values.index_add_(0, place, grad)
+        return torch.sparse_coo_tensor(unique[None], values, ctx.size, is_coalesced=True, check_invariants=False), None

@@ -1,0 +1,76 @@
+"""Embeddings of hashed n-grams: the rows by Python's own integers, gradients against autograd's, and how evenly rows are used."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import CONFIGS, build, random_ids
+from gptloom.model.ngrams import HashedNgrams, ngram_rows
+from gptloom.model.state import Context
+
+SPREAD = 11400714819323198485  # 2**64 over the golden ratio
+
+
+def rows_of(ids: list[int], longest: int, rows: int) -> list[list[int]]:
+    """Horner's rule from the newest token back, modulo 2**64; tokens count from 1, and 0 is no token."""
+    found = []
+    for end in range(len(ids)):
+        codes = [ids[end - back] + 1 if end >= back else 0 for back in range(longest)]
+        key, here = codes[0], []
+        for code in codes[1:]:
+            key = (key * SPREAD + code) % 2**64
+            hashed = key * SPREAD % 2**64
+            signed = hashed - 2**64 if hashed >= 2**63 else hashed
+            here.append((signed >> 33) % rows)
+        found.append(here)
+    return found
+
+
+@given(st.lists(st.integers(0, 70_000), min_size=1, max_size=12), st.integers(2, 8), st.integers(1, 100_000))
+def test_rows_are_what_python_s_integers_say(ids, longest, rows):
+    known = torch.tensor([[-1] * (longest - 1) + ids])
+    assert ngram_rows(known, longest, rows)[0].tolist() == rows_of(ids, longest, rows)
+
+
+@pytest.mark.parametrize(("longest", "tokens"), [(2, 65), (2, 256), (3, 29)])
+def test_n_grams_spread_over_the_rows_as_if_thrown_at_random(longest, tokens):
+    """No more empty rows than balls leave, e**(-balls / rows), but for four standard deviations."""
+    rows = 32_768
+    known = torch.cartesian_prod(*[torch.arange(tokens)] * longest)
+    empty = rows - ngram_rows(known, longest, rows)[..., -1].unique().numel()
+    left = math.exp(-len(known) / rows)
+    assert empty <= rows * left + 4 * (rows * left * (1 - left)) ** 0.5
+
+
+@pytest.mark.parametrize("longest", [2, 5])
+def test_sparse_gradients_are_the_dense_ones(longest):
+    ids = random_ids(3, 7, 50)
+    grads, outs = [], []
+    for sparse in (False, True):
+        layer = HashedNgrams(longest, 40, 6).double()
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)))
+        layer.sparse = sparse
+        out = layer(ids, Context())
+        out.square().sum().backward()
+        outs.append(out.detach())
+        grads.append(layer.weight.grad.to_dense() if sparse else layer.weight.grad)
+        assert layer.weight.grad.is_sparse == sparse
+    torch.testing.assert_close(outs[0], outs[1])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_a_table_of_zeros_changes_nothing_and_a_full_one_knows_exactly_its_n_grams():
+    """What a position adds depends on the last `longest` tokens, and on nothing before them."""
+    model = build(CONFIGS["ngrams"])
+    layer, ids = model.ngrams, random_ids(1, 10)
+    changed = ids.clone()
+    changed[0, 3] = (ids[0, 3] + 1) % 13
+    one, other = layer(ids, Context()), layer(changed, Context())
+    differs = (one != other).any(-1)[0].tolist()
+    assert differs == [False] * 3 + [True] * 4 + [False] * 3  # four tokens: the n-grams in which place 3 takes part
+    torch.nn.init.zeros_(layer.weight)
+    assert not layer(ids, Context()).any()

@@ -1,0 +1,74 @@
+"""A block's two passes written by hand, against the same block by autograd."""
+
+import pytest
+import torch
+
+from conftest import CONFIGS, SMALL, build, random_ids
+from gptloom.config import ModelConfig
+from gptloom.model import stack, whole_block
+from gptloom.model.objective import Objective
+
+MORE = {
+    "tanh": {"mlp": "gelu-tanh", "head": "tied", "score_scale": "embedding"},
+    "rms with biases": {"norm": "rmsnorm", "mlp": "relu2", "qk_norm": True, "positions": "none"},
+    "swiglu with biases": {"mlp": "swiglu", "positions": "rotary", "head_size": 6, "n_head": 2},
+}
+ALL = CONFIGS | {name: ModelConfig(**SMALL | fields) for name, fields in MORE.items()}
+PLANNED = [name for name, config in ALL.items() if config.n_layer and whole_block.make_plan(config)]
+
+
+def both_ways(config, monkeypatch, use):
+    """What `use` finds with the passes by hand and without; the first must have taken them."""
+    calls = []
+    real = stack.whole_block
+    monkeypatch.setattr(stack, "whole_block", lambda *given: calls.append(1) or real(*given))
+    by_hand = use(build(config).double())
+    assert calls
+    monkeypatch.setattr(stack, "pays", lambda x, context: False)
+    calls.clear()
+    plain = use(build(config).double())
+    assert not calls
+    return by_hand, plain
+
+
+def test_the_blocks_that_recipes_train_have_a_plan():
+    assert {"lecture", "tiny", "ngrams"} <= set(PLANNED)
+    assert not {"gpt2", "mean", "position-wise", "single-head", "original", "no-residual", "multi-query", "modern", "no-mlp"} & set(PLANNED)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_loss_and_every_gradient_are_autograd_s(name, monkeypatch):
+    def gradients(model):
+        nats, _ = Objective(model)(random_ids(3, 9, seed=1), random_ids(3, 9, seed=2))
+        nats.backward()
+        return {"loss": nats.detach()} | {label: p.grad for label, p in model.named_parameters()}
+
+    by_hand, plain = both_ways(ALL[name], monkeypatch, lambda model: gradients(model.train()))
+    assert by_hand.keys() == plain.keys()
+    for label, wanted in plain.items():
+        torch.testing.assert_close(by_hand[label], wanted, atol=1e-11, rtol=1e-9, msg=lambda text, label=label: f"{label}: {text}")
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_evaluation_is_the_same_without_gradients(name, monkeypatch):
+    with torch.no_grad():
+        torch.testing.assert_close(*both_ways(ALL[name], monkeypatch, lambda model: model(random_ids(2, 10))), atol=1e-12, rtol=1e-10)
+
+
+def test_a_second_backward_pass_finds_what_the_first_found():
+    """The passes write over what autograd hands them, but not over what they kept."""
+    model = build(CONFIGS["ngrams"]).train()
+    nats, _ = Objective(model)(random_ids(2, 10), random_ids(2, 10, seed=1))
+    nats.backward(retain_graph=True)
+    first = {label: p.grad.clone() for label, p in model.named_parameters()}
+    model.zero_grad()
+    nats.backward()
+    assert all(torch.equal(p.grad, first[label]) for label, p in model.named_parameters())
+
+
+def test_long_windows_and_autocast_are_left_to_the_block(monkeypatch):
+    monkeypatch.setattr(stack, "whole_block", lambda *given: pytest.fail("taken"))
+    with torch.autocast("cpu", torch.bfloat16):
+        build(CONFIGS["lecture"])(random_ids(2, 10))
+    monkeypatch.setattr(whole_block, "LONGEST", 9)
+    build(CONFIGS["lecture"])(random_ids(2, 10))
