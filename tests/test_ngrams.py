@@ -14,6 +14,11 @@ from gptloom.model.state import Context
 SPREAD = 11400714819323198485  # 2**64 over the golden ratio
 
 
+def signed(number: int) -> int:
+    """As 64 bits in two's complement."""
+    return number - 2**64 if number >= 2**63 else number
+
+
 def rows_of(ids: list[int], longest: int, rows: int) -> list[list[int]]:
     """Horner's rule from the newest token back, modulo 2**64; tokens count from 1, and 0 is no token."""
     found = []
@@ -22,9 +27,8 @@ def rows_of(ids: list[int], longest: int, rows: int) -> list[list[int]]:
         key, here = codes[0], []
         for code in codes[1:]:
             key = (key * SPREAD + code) % 2**64
-            hashed = key * SPREAD % 2**64
-            signed = hashed - 2**64 if hashed >= 2**63 else hashed
-            here.append((signed >> 33) % rows)
+            mixed = (key ^ signed(key) >> 32) * SPREAD % 2**64
+            here.append((signed(mixed) >> 33) % rows)
         found.append(here)
     return found
 

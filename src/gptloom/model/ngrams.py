@@ -58,7 +58,7 @@ def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor
     found = []
     for back in range(1, longest):
         key = key * _SPREAD + codes[:, longest - 1 - back : end - back]
-        found.append((key * _SPREAD >> 33) % rows)  # the high bits: low ones of a product depend on few of its factors' bits
+        found.append(((key ^ key >> 32) * _SPREAD >> 33) % rows)  # high bits: a product's low ones depend on few bits of its factors
     return torch.stack(found, dim=-1)
 
 

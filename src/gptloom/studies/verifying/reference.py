@@ -82,9 +82,8 @@ class Reference:
             for back in range(1, self.config.ngrams):
                 before = max(ids[place - back], 0) + 1 if place >= back else 0
                 key = (key * golden + before) % 2**64
-                mixed = key * golden % 2**64
-                mixed -= 2**64 if mixed >= 2**63 else 0
-                out[place] += table[(mixed >> 33) % len(table)]
+                mixed = (key ^ _signed(key) >> 32) * golden % 2**64
+                out[place] += table[(_signed(mixed) >> 33) % len(table)]
         return out
 
     def _join(self, x: Tensor, norm: str, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -200,3 +199,8 @@ class Reference:
                 return (1.0 - update) * torch.tanh(c + torch.sigmoid(a + d) * f) + update * hidden, cell
             case _:
                 return torch.tanh(read + kept), cell
+
+
+def _signed(number: int) -> int:
+    """The whole number that 64 bits are in two's complement."""
+    return number - 2**64 if number >= 2**63 else number

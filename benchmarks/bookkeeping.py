@@ -1,0 +1,90 @@
+"""What a training step of the tiny recipe costs besides its arithmetic: drawing the batch, logging, progress, planning, callbacks.
+
+    python benchmarks/bookkeeping.py [REPEATS]
+
+A whole `gptloom train shakespeare --steps 600` in this process, under stop-watches: the loop's time, less that of gradients, their norm,
+the optimizer's update, evaluations and saves, is what is left for everything else. Prints microseconds a step and shares of the step.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from torch import nn
+
+from gptloom.cli import main as gptloom
+from gptloom.data.batches import Batches
+from gptloom.training.gradients import Gradients
+from gptloom.training.optim import Several
+from gptloom.training.trainer import Trainer
+
+STEPS = 600
+WATCHED: list[tuple[Any, str]] = [
+    (Gradients, "of"),
+    (nn.utils, "get_total_norm"),
+    (Several, "step"),
+    (Trainer, "_evaluate"),
+    (Trainer, "_save"),
+    (Batches, "batch"),
+    (Trainer, "_after_step"),
+    (Trainer, "_loop"),
+]
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[dict[str, float]]:
+    """Seconds in each of these, while this is open."""
+    spent = {name: 0.0 for _, name in WATCHED}
+    with contextlib.ExitStack() as stack:
+        for owner, name in WATCHED:
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), spent, name)))
+        yield spent
+
+
+def timed(real: Any, spent: dict[str, float], name: str) -> Any:
+    """The same, with a stop-watch."""
+
+    @functools.wraps(real)
+    def wrapper(*args: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return real(*args, **named)
+        finally:
+            spent[name] += time.perf_counter() - start
+
+    return wrapper
+
+
+def once() -> dict[str, float]:
+    """Microseconds a step, and the share that is no arithmetic."""
+    with tempfile.TemporaryDirectory() as folder, watched() as spent, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        code = gptloom(["train", "shakespeare", "--recipe", "tiny", "--steps", str(STEPS), "--train.eval-every", "100000", "--run", f"{folder}/run"])
+    assert code == 0
+    arithmetic = spent["of"] + spent["get_total_norm"] + spent["step"]
+    rest = spent["_loop"] - spent["_evaluate"] - spent["_save"] - arithmetic
+    micro = {
+        "step": arithmetic + rest,
+        "loader": spent["batch"],
+        "callbacks": spent["_after_step"] - spent["_evaluate"] - spent["_save"],
+        "all but arithmetic": rest,
+    }
+    return {name: 1e6 * value / STEPS for name, value in micro.items()} | {"share": rest / (arithmetic + rest)}
+
+
+def main() -> None:
+    runs = [once() for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 3)]
+    digits = {"share": 5}
+    figures = {name: [round(pick(run[name] for run in runs), digits.get(name, 1)) for pick in (statistics.median, min, max)] for name in runs[0]}
+    print(json.dumps({"microseconds a step: median, min, max": figures}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What `runtime.threads` changes: oneDNN's matrix products instead of MKL's, and memory that is kept once it is there.
+
+    python benchmarks/products.py
+
+First the products of the tiny recipe's training step, in turn with PyTorch's switch off and on, and how exact each is (the largest error
+against float64, of products of numbers between -1 and 1). Then whole training steps in fresh processes, five times each in turn: as the library
+runs them, without the switch, without keeping memory, and without both. Prints JSON: medians, least and most.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+SHAPES = {"qkv": (1024, 128, 384), "out": (1024, 128, 128), "up": (1024, 128, 512), "down": (1024, 512, 128), "up, gradient of weights": (512, 1024, 128)}
+
+STEP = """
+import sys, time, torch
+from gptloom import runtime
+if "mkl" in sys.argv: runtime._multiplies_better_with_onednn = lambda: False
+if "fresh" in sys.argv: runtime._keep_memory = lambda: None
+from gptloom.model.build import build_model
+from gptloom.model.objective import Objective
+from gptloom.settings import resolve
+from gptloom.training.optim import make_optimizer
+config = resolve("tiny")
+model = build_model(config.model)
+objective, optimizer, ids = Objective(model), make_optimizer(model, config.train), torch.randint(65, (8, 128))
+def step():
+    optimizer.zero_grad()
+    nats, count = objective(ids, ids)
+    (nats / count).backward()
+    optimizer.step()
+with runtime.threads(None):
+    for _ in range(10): step()
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < 3.0:
+        step()
+        steps += 1
+print(1000 * (time.perf_counter() - start) / steps)
+"""
+
+
+def spread(values: list[float], digits: int) -> list[float]:
+    """Median, least and most."""
+    return [round(pick(values), digits) for pick in (statistics.median, min, max)]
+
+
+def product(shape: tuple[int, int, int]) -> dict[str, object]:
+    """Gigaflops and errors, with the switch off and on."""
+    n, k, m = shape
+    a, b = torch.rand(n, k) * 2 - 1, torch.rand(k, m) * 2 - 1
+    exact, switch = a.double() @ b.double(), torch.backends.mkldnn.matmul
+    rates: dict[str, list[float]] = {"ieee": [], "bf16": []}
+    errors = {}
+    before = switch.fp32_precision
+    for _ in range(15):
+        for setting, found in rates.items():
+            switch.fp32_precision = setting
+            errors[setting] = float(((a @ b) - exact).abs().max())
+            start = time.perf_counter()
+            for _ in range(20):
+                a @ b
+            found.append(20 * 2e-9 * n * k * m / (time.perf_counter() - start))
+    switch.fp32_precision = before
+    names = {"ieee": "off", "bf16": "on"}
+    return {names[setting]: {"GFLOP/s": spread(found, 1), "error": float(f"{errors[setting]:.1e}")} for setting, found in rates.items()}
+
+
+def main() -> None:
+    print(json.dumps({"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "torch": torch.__version__}))
+    for name, shape in SHAPES.items():
+        print(json.dumps({"product": name, "shape": shape, **product(shape)}), flush=True)
+    settings = {"as the library runs them": [], "without the switch": ["mkl"], "without keeping memory": ["fresh"], "without both": ["mkl", "fresh"]}
+    found: dict[str, list[float]] = {name: [] for name in settings}
+    for _ in range(5):
+        for name, words in settings.items():
+            found[name].append(float(subprocess.run([sys.executable, "-c", STEP, *words], check=True, capture_output=True, text=True).stdout))
+    print(json.dumps({"milliseconds a step of tiny": {name: spread(times, 1) for name, times in found.items()}}))
+
+
+if __name__ == "__main__":
+    main()
