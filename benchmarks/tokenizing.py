@@ -130,8 +130,8 @@ def generate(path: Path, megabytes: int) -> None:
     """A text whose words are as unevenly frequent as a language's (Zipf's law over half a million words)."""
     chance = np.random.default_rng(1)
     syllables = np.array([a + b + c for a in "bcdfghjklmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")])
-    lengths = chance.integers(1, 5, 500_000)
-    words = ["".join(syllables[chance.integers(0, len(syllables), n)]) + end for n, end in zip(lengths, chance.choice(["", "", "", "", ",", ".\n"], 500_000), strict=True)]
+    endings = chance.choice(["", "", "", "", ",", ".\n"], 500_000).tolist()
+    words = ["".join(syllables[chance.integers(0, len(syllables), chance.integers(1, 5))]) + end for end in endings]
     weights = np.cumsum(1.0 / (np.arange(len(words)) + 2.7))
     written = 0
     with path.open("w", encoding="utf-8", newline="") as file:

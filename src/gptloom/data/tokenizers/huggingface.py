@@ -43,7 +43,7 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         self.kind = "bpe" if self._byte_level and content["model"]["type"] == "BPE" else "huggingface"
         ends = (self._tokenizer.token_to_id(token) for token in _ENDS)
         super().__init__(self._table(), next((token for token in ends if token is not None), None))
-        self._words = Words(self._whole, self.vocab_size) if _keeps_to_words(content) else None
+        self._words = Words(self._whole, self._lengths) if self._byte_level and _keeps_to_words(content) else None
 
     @classmethod
     def train(cls, corpus: Corpus, vocab_size: int) -> "HuggingFaceTokenizer":
@@ -119,11 +119,14 @@ def _words(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _keeps_to_words(content: dict[str, Any]) -> bool:
-    """Whether it is as GPT-2's, whose pattern begins a new token wherever white space follows something visible, and nothing is added to a text."""
+    """Whether it is as GPT-2's: its pattern begins a new token wherever white space follows something visible, and its tokens spell a text's bytes."""
     cut, model = content["pre_tokenizer"] or {}, content["model"]
-    plain = content["normalizer"] is None and all(token["special"] for token in content["added_tokens"])
     gpt2s = cut.get("type") == "ByteLevel" and cut.get("use_regex", True) and not cut.get("add_prefix_space")
-    return bool(plain and gpt2s and model["type"] == "BPE" and not model.get("dropout"))
+    as_it_is = content["normalizer"] is None and all(token["special"] for token in content["added_tokens"])
+    if not (gpt2s and as_it_is and model["type"] == "BPE"):
+        return False
+    altered = any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    return not altered and model["vocab"].keys() >= _BYTES.keys()
 
 
 def _types(part: Any) -> set[str]:
