@@ -51,9 +51,8 @@ class Words:
 
     def _learn(self, words: list[str]) -> None:
         """Encode words, most of them many at a time: a text of its own costs each more than its tokens do."""
-        joined, alone = [], []
-        for word in words:
-            (joined if _JOINS.fullmatch(word) else alone).append(word)
+        joined = [word for word in words if _JOINS.fullmatch(word)]
+        alone = set(words).difference(joined)
         groups = [joined[start : start + _TOGETHER] for start in range(0, len(joined), _TOGETHER)] + [[word] for word in alone]
         for group, ids in zip(groups, self._encode(["".join(group) for group in groups]), strict=True):
             found = np.array(ids, self._dtype)
