@@ -2,7 +2,7 @@
 
     python benchmarks/tokenizing.py [MB ...]
 
-The sizes (default: 1 10 100; 1000 takes some minutes and 4 GB of disk) are those of generated texts for `stages`, each in a process
+The sizes (default: 1 10 100; 1000 takes two minutes and 4 GB of disk) are those of generated texts for `stages`, each in a process
 of its own on one text: `find` (which file, which encoding), `scan` (counts and hash), `learn` (the tokenizer), `prepare` (encode, write,
 sync, check), and `peak_mb`, that process's largest resident memory. `report` is `gptloom data` as a command. `rates` are of strings in memory.
 `bpe` is our encoding of tiny Shakespeare, no word of which has been met before, and `tokenizers`' encode_batch of the same pieces, in turn.
@@ -40,19 +40,22 @@ def main() -> None:
     if sys.argv[1:2] == ["--stages"]:
         print(json.dumps(stages(*sys.argv[2:])))
         return
+    if sys.argv[1:2] == ["--generate"]:
+        generate(Path(sys.argv[2]), int(sys.argv[3]))
+        return
     sizes = [int(word) for word in sys.argv[1:]] or [1, 10, 100]
+    with tempfile.TemporaryDirectory() as folder:  # first, and by others: a process's peak counts what its parent held when it was started
+        for size in sizes:
+            path = Path(folder, f"{size}.txt")
+            subprocess.run([sys.executable, __file__, "--generate", str(path), str(size)], check=True)
+            for spec in TOKENIZERS:
+                print(json.dumps({"stages": spec, "mb": size, **in_a_process([__file__, "--stages", str(path), spec, folder])}), flush=True)
+            print(json.dumps({"report": "gptloom data", "mb": size, **in_a_process(["-m", "gptloom", "data", str(path), "--json"], whole=True)}), flush=True)
+            path.unlink()
     shakespeare = fetch("shakespeare", cache_folder(DataConfig()))[0].read_text()
     texts = {"ascii": shakespeare * 8, "crlf": shakespeare.replace("\n", "\r\n") * 8, "bengali and emoji": BENGALI * 100_000}
     print(json.dumps({"rates": {name: rates(text) for name, text in texts.items()}}))
     print(json.dumps({"bpe": against_library(shakespeare)}))
-    with tempfile.TemporaryDirectory() as folder:
-        for size in sizes:
-            path = Path(folder, f"{size}.txt")
-            generate(path, size)
-            for spec in TOKENIZERS:
-                print(json.dumps({"stages": spec, "mb": size, **in_a_process([__file__, "--stages", str(path), spec, folder])}))
-            print(json.dumps({"report": "gptloom data", "mb": size, **in_a_process(["-m", "gptloom", "data", str(path), "--json"], whole=True)}))
-            path.unlink()
 
 
 def rates(text: str) -> dict[str, str]:
