@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from data_helpers import positions
 from gptloom.config import IGNORED
 from gptloom.data.batches import Batches, evaluation_windows
+from gptloom.data.draws import Draws
 from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
 
@@ -72,6 +73,19 @@ def test_the_draws_never_change():
     """Golden values: a run is reproduced by later versions only while these stand."""
     assert batches(positions(1000)).batch(3).inputs[:, 0].tolist() == [601, 35, 15, 371, 597, 830]
     assert batches(positions(1000), "shuffled").batch(3).inputs[:, 0].tolist() == [917, 797, 117, 277, 877, 461]
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    stream=st.integers(0, 3),
+    calls=st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 9), st.integers(0, 30)), max_size=5),
+)
+def test_a_stream_is_that_of_a_fresh_generator(seed, stream, calls):
+    """Whatever was drawn before, and from wherever on: the reference makes a generator for each call and throws away what comes first."""
+    draws = Draws(seed, stream)
+    for index, count, first in calls:
+        fresh = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, index, 0, 0], np.uint64))
+        assert np.array_equal(draws.at(index, count, first=first), fresh.random_raw(first + count)[first:])
 
 
 def test_random_starts_are_uniform_and_reach_both_ends():

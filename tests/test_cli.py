@@ -307,6 +307,31 @@ print([name for name in ("torch", "numpy", "rich", "matplotlib", "tokenizers") i
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
+def test_the_first_step_loads_nothing_that_it_does_not_need(tmp_path):
+    """Each of these would take a tenth of a second or more of the time to the first step; what `import torch` itself loads is not ours."""
+    heavy = {"matplotlib", "rich", "tensorboard", "tokenizers", "sentencepiece", "tiktoken", "charset_normalizer", "sympy", "networkx"}
+    heavy |= {f"torch.{name}" for name in ("_dynamo", "_inductor", "distributed", "distributions", "onnx")}
+    words = ["train", str(write_text(tmp_path)), "--run", str(tmp_path / "run"), "--data.cache", str(tmp_path / "cache"), *SMALL]
+    program = f"""
+import sys, torch
+before = set(sys.modules)
+
+class Stderr:
+    def __getattr__(self, name):
+        return getattr(sys.__stderr__, name)
+    def write(self, text):
+        if text.startswith("step 1 of"):
+            print(sorted({heavy!r} & (set(sys.modules) - before)))
+        return len(text)
+
+sys.stderr = Stderr()
+from gptloom.cli import main
+main({words!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "[]"
+
+
 def test_every_command_explains_its_numbers(capsys):
     words = {
         "train": "nats per token",

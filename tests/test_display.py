@@ -7,7 +7,8 @@ from rich.console import Console
 
 from gptloom.inference.evaluation import Score
 from gptloom.training.callbacks import Request, View
-from gptloom.training.display import Display, LiveDisplay, duration
+from gptloom.training.display import Display, duration
+from gptloom.training.live import LiveDisplay
 
 
 def view(step, *, logging=True, best_step=None, seconds=10.0):

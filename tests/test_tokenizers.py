@@ -2,6 +2,7 @@ import base64
 import hashlib
 import itertools
 import json
+import random
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from data_helpers import MIXED, PROSE, corpus_of
 from gptloom.data.documents import Piece
-from gptloom.data.tokenizers import END_OF_TEXT, load_tokenizer, make_tokenizer, subword
+from gptloom.data.tokenizers import END_OF_TEXT, load_tokenizer, make_tokenizer, subword, words
 from gptloom.data.tokenizers.characters import ByteTokenizer, CharTokenizer
 from gptloom.data.tokenizers.huggingface import HuggingFaceTokenizer
 from gptloom.data.tokenizers.sentence_piece import SentencePieceTokenizer
@@ -108,6 +109,54 @@ def test_chunks_end_where_no_token_would_cross(made, kind, words):
         chunks = list(subword.rechunk([Piece(text, True)]))
         assert "".join(chunk.text for chunk in chunks) == text and max(len(chunk.text) for chunk in chunks) <= 40
         assert made[kind].encode(text).tolist() == list(whole)
+
+
+SPACES = [" ", "  ", "\n", "\t", "\r\n", "\x0b", "\x1c", "\x85", "\xa0", "\u180e", "\u2003", "\u2028", "\u3000", "\u200b"]
+WORDS = ["the", "it's", "ing.", "13", "নম", "😀", "é", "<|endoftext|>", "_"]
+
+
+@pytest.fixture(scope="session")
+def spaced(tmp_path_factory):
+    """A BPE that has merged everything with every kind of white space that GPT-2's pattern lets it merge."""
+    text = "".join(random.Random(1).choices(SPACES + WORDS, k=20_000))
+    return make_tokenizer("bpe:1500", corpus_of(tmp_path_factory.mktemp("spaced"), text, "x")).files()["tokenizer.json"].decode()
+
+
+@settings(max_examples=150)
+@given(texts=st.lists(st.lists(st.sampled_from(SPACES * 2 + WORDS * 3), max_size=40).map("".join), min_size=1, max_size=5), times=st.integers(1, 4))
+def test_remembered_words_are_the_librarys_ids(spaced, texts, times):
+    plain = tokenizers.Tokenizer.from_str(spaced)
+    plain.encode_special_tokens = True
+    expected = [encoding.ids for encoding in plain.encode_batch(texts * times, add_special_tokens=False)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "KEPT", 30)
+        patch.setattr(words, "_TOGETHER", 3)
+        fresh = HuggingFaceTokenizer(spaced)
+        for _ in range(2):
+            assert [ids.tolist() for ids in fresh._words.encode(texts * times)] == expected
+
+
+@pytest.mark.parametrize("change", ["a token of several words", "a space before every text", "lower case", "bytes are missing", "another decoder", "suffix"])
+def test_words_are_remembered_only_where_they_stand_alone(made, change):
+    content = json.loads(made["bpe"].files()["tokenizer.json"])
+    assert HuggingFaceTokenizer(json.dumps(content))._words
+    match change:
+        case "a token of several words":
+            content["added_tokens"].append(content["added_tokens"][0] | {"id": 400, "content": "and the", "special": False})
+        case "a space before every text":
+            content["pre_tokenizer"]["add_prefix_space"] = True
+        case "lower case":
+            content["normalizer"] = {"type": "Lowercase"}
+        case "bytes are missing":
+            content["model"]["vocab"].pop("ÿ")
+        case "another decoder":
+            content["decoder"] = {"type": "Fuse"}
+        case "suffix":
+            content["model"]["end_of_word_suffix"] = "</w>"
+    text = "and the and the and the And thé and the"
+    changed, plain = HuggingFaceTokenizer(json.dumps(content)), tokenizers.Tokenizer.from_str(json.dumps(content))
+    assert changed.encode(text).tolist() == plain.encode(text, add_special_tokens=False).ids
+    assert not changed._words
 
 
 def test_a_text_without_a_safe_place_is_cut_at_a_bounded_size(made, monkeypatch):

@@ -21,6 +21,7 @@ from gptloom.cli import main
 from gptloom.data import batches, masking
 from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
+from gptloom.data.tokenizers.characters import CharTokenizer
 from gptloom.inference import evaluation
 from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, tensor_kit, whole_block
 from gptloom.model.array_kit import ArrayKit
@@ -269,7 +270,7 @@ BUGS = {
     "a tied head decays": ("groups", "mingpt", edit(optim, "parameter_groups", (" - tables", ""))),
     "biases are forgotten": ("groups", "mingpt", edit(optim, "parameter_groups", ("if p.requires_grad and", "if p.ndim > 1 and"))),
     "the first logits are wide": ("initial-loss", "mingpt", edit(initialise, "initialise", ("min(1.0, LARGEST_LOGIT_STD", "10 * max(1.0, LARGEST_LOGIT_STD"))),
-    "targets are the inputs": ("targets", "tiny", edit(batches, "_read", ("block[:, 1:].copy()", "block[:, :-1].copy()"))),
+    "targets are the inputs": ("targets", "tiny", edit(batches, "_read", ("block[:, 1:].astype", "block[:, :-1].astype"))),
     "hidden tokens are not hidden": ("targets", "encoder", edit(masking, "_hide", ("torch.where(hidden, mask, batch.inputs)", "batch.inputs"))),
     "a translation is given its own next token": (
         "targets",
@@ -286,7 +287,7 @@ BUGS = {
     "the tokenizer swallows line ends": (
         "tokens",
         "tiny",
-        replace(Tokenizer, "decode", lambda real: lambda self, ids: real(self, ids).replace("\n", " ")),
+        replace(CharTokenizer, "decode", lambda real: lambda self, ids: real(self, ids).replace("\n", " ")),
     ),
     "a tied head is untied when it is loaded": ("saved", "mingpt", after_loading(untie)),
     "square matrices are transposed when they are loaded": ("saved", "tiny", after_loading(transpose)),

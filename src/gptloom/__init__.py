@@ -9,12 +9,13 @@ Nothing heavy is imported before it is used.
 """
 
 import os
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptloom.api import load, train
     from gptloom.model.decoder import Decoder as GPT
+
+    __version__: str
 
 # GNU OpenMP's threads spin while they wait for one another. When another program has one of the cores, a step's hundreds of waits
 # can each last as long as a time slice. benchmarks/busy_machine.py, on 2 cores: a step of the tiny recipe beside another training took
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __all__ = ["GPT", "load", "train"]
-__version__ = metadata.version("gptloom")
 
 
 def __getattr__(name: str) -> Any:
@@ -35,4 +35,8 @@ def __getattr__(name: str) -> Any:
         from gptloom.model.decoder import Decoder
 
         return Decoder
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("gptloom")
     raise AttributeError(f"module 'gptloom' has no attribute {name!r}")

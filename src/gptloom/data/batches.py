@@ -1,13 +1,15 @@
 """Token ids to batches: training batches are functions of (seed, step, rank); evaluation reads every target once."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64, UInt, UInt64
+from jaxtyping import Int, Int64, UInt
 
 from gptloom.config import IGNORED, Sampling
+from gptloom.data.draws import Draws
 from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
 
@@ -61,12 +63,12 @@ class Batches:
         """
         if len(tokens) < 2:
             raise InputError(f"{len(tokens)} token cannot be trained on", where="training text", cure="give a longer text")
-        self._ids = tokens.ids
-        self._seed, self._batch_size = seed, batch_size
-        self._rows = np.arange(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self._sampling = sampling
+        self._batch_size, self._sampling = batch_size, sampling
+        self._starting, self._ordering = Draws(seed, 0), Draws(seed, 1)
+        self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self._places = np.arange(batch_size)[self._rows]
         self._orders: dict[int, Int64[np.ndarray, " windows"]] = {}
-        n = len(tokens)
+        self._length = n = len(tokens)
         self.time = min(block_size, n - 1)
         self._windows = max(1, (n - self.time) // self.time)
         self._starts = self._lengths = np.empty(0, np.int64)
@@ -76,44 +78,33 @@ class Batches:
             self.time = int(self._lengths.max())
             self._windows = len(self._starts)
             self.tokens_per_epoch = int(self._lengths.sum())
-        self._columns = np.arange(self.time + 1)
+        self._read = partial(_read, _all_windows(tokens.ids, self.time))
 
     def batch(self, step: int) -> Batch:
         """This rank's sequences of a step, which counts from 0; the same for the same step, in whatever order steps are asked for."""
         if self._sampling == "random":
-            draws = self._draw(0, step, self._batch_size)[self._rows]
-            return self._gather((draws % np.uint64(len(self._ids) - self.time)).astype(np.int64))
-        places = step * self._batch_size + self._rows
-        epochs = places // self._windows
-        windows = places % self._windows
+            draws = self._starting.at(step, self._batch_size)[self._rows]
+            return self._read((draws % np.uint64(self._length - self.time)).astype(np.int64))
+        epochs, windows = np.divmod(step * self._batch_size + self._places, self._windows)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             windows[here] = self._order(epoch)[windows[here]]
         if self._sampling == "documents":
-            return self._gather(self._starts[windows], self._lengths[windows])
-        return self._gather(windows)
-
-    def _gather(self, starts: Int64[np.ndarray, " batch"], lengths: Int64[np.ndarray, " batch"] | None = None) -> Batch:
-        """Read all windows at once; those with fewer targets than the longest are padded."""
-        return _read(self._ids, starts[:, None] + self._columns, lengths)
+            return self._read(self._starts[windows], self._lengths[windows])
+        return self._read(windows)
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " windows"]:
         """The windows of an epoch in the order they are visited: numbers of documents' windows, starts of others."""
         if epoch not in self._orders:
-            draws = self._draw(1, epoch, self._windows + 1)
+            draws = self._ordering.at(epoch, self._windows + 1)
             order = np.argsort(draws[1:], kind="stable")
             if self._sampling == "shuffled":
-                slack = len(self._ids) - self._windows * self.time
+                slack = self._length - self._windows * self.time
                 order = order * self.time + int(draws[0] % np.uint64(slack))
             if len(self._orders) == _ORDERS:
                 self._orders.clear()
             self._orders[epoch] = order
         return self._orders[epoch]
-
-    def _draw(self, stream: int, index: int, count: int) -> UInt64[np.ndarray, " count"]:
-        """64-bit numbers that depend on (seed, stream, index) alone, the same with every version of NumPy."""
-        key = np.array([self._seed, stream], dtype=np.uint64)
-        return np.random.Philox(key=key, counter=np.array([0, index, 0, 0], dtype=np.uint64)).random_raw(count)
 
 
 def evaluation_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iterator[Batch]:
@@ -126,20 +117,31 @@ def evaluation_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iter
     """
     last = len(tokens) - 1
     time = min(block_size, last)
-    columns = np.arange(time + 1)
+    windows = _all_windows(tokens.ids, time)
     for first in range(0, last, time * batch_size):
         starts = np.arange(first, min(last, first + time * batch_size), time)
-        yield _read(tokens.ids, starts[:, None] + columns, np.minimum(time, last - starts))
+        yield _read(windows, starts, np.minimum(time, last - starts))
 
 
-def _read(ids: UInt[np.ndarray, " tokens"], places: Int64[np.ndarray, "batch time_and_next"], lengths: Int64[np.ndarray, " batch"] | None) -> Batch:
-    time = places.shape[1] - 1
-    if lengths is None or lengths.min(initial=time) == time:
-        block = ids[places].astype(np.int64)
-        return Batch(torch.from_numpy(block[:, :-1].copy()), torch.from_numpy(block[:, 1:].copy()))
-    block = ids[np.minimum(places, len(ids) - 1)].astype(np.int64)
-    padding = np.arange(time) >= lengths[:, None]
-    return Batch(torch.from_numpy(np.where(padding, 0, block[:, :-1])), torch.from_numpy(np.where(padding, IGNORED, block[:, 1:])))
+def _all_windows(ids: UInt[np.ndarray, " tokens"], time: int) -> UInt[np.ndarray, "windows time_and_next"]:
+    """Every window of `time` tokens and the next, as a view: to read one is to copy a row, which is quicker than finding each token."""
+    return np.lib.stride_tricks.sliding_window_view(ids, time + 1)
+
+
+def _read(windows: UInt[np.ndarray, "windows time_and_next"], starts: Int64[np.ndarray, " batch"], lengths: Int64[np.ndarray, " batch"] | None = None) -> Batch:
+    """The windows that begin at `starts`; those with fewer targets than the longest are padded, and may reach beyond the last token."""
+    if lengths is None:
+        block = windows[starts]
+        return Batch(torch.from_numpy(block[:, :-1].astype(np.int64)), torch.from_numpy(block[:, 1:].astype(np.int64)))
+    last = len(windows) - 1
+    block = windows[np.minimum(starts, last)]
+    for row in np.flatnonzero(starts > last).tolist():
+        block[row] = np.roll(block[row], int(last - starts[row]))
+    padding = np.arange(block.shape[1] - 1) >= lengths[:, None]
+    inputs, targets = block[:, :-1].astype(np.int64), block[:, 1:].astype(np.int64)
+    np.copyto(inputs, 0, where=padding)
+    np.copyto(targets, IGNORED, where=padding)
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
 def _document_windows(tokens: Tokens, block_size: int) -> tuple[Int64[np.ndarray, " windows"], Int64[np.ndarray, " windows"]]:

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from gptloom.data.documents import Piece, Source
+from gptloom.data.documents import Piece, Source, together
 from gptloom.errors import InputError
 
 _CODE_POINTS = sys.maxunicode + 1
@@ -71,22 +71,23 @@ class Corpus:
         Raises:
             InputError: there is no text, or a file turns out not to be what it seemed.
         """
-        digest = hashlib.sha256()
-        counts = np.zeros(_CODE_POINTS, np.int64)
+        digest, tally = hashlib.sha256(), _Tally()
         documents = size = 0
-        starts = False
-        for text, ends in self.pieces():
-            encoded = text.encode()
-            digest.update(b"\xff" * starts)
-            digest.update(encoded)
-            codes = np.frombuffer(encoded, np.uint8) if len(encoded) == len(text) else np.frombuffer(text.encode("utf-32-le"), np.uint32)
-            np.add.at(counts, codes.astype(np.intp), 1)
-            size += len(encoded)
-            documents += ends
-            starts = ends
+        separator = b""
+        for group in together(self.pieces()):
+            content = list[bytes]()
+            for text, ends in group:
+                encoded = text.encode()
+                content += (separator, encoded)
+                size += len(encoded)
+                documents += ends
+                separator = b"\xff" * ends
+            digest.update(b"".join(content))
+            tally.add("".join([piece.text for piece in group]))
         if not documents:
             raise InputError("is empty", where=", ".join(self.sources[:3]), cure="give a file with text in it")
         self._note_remarks()
+        counts = tally.counts()
         alphabet = np.flatnonzero(counts)
         return Scan(documents, int(counts.sum()), size, digest.hexdigest(), alphabet.astype(np.uint32), counts[alphabet])
 
@@ -120,6 +121,30 @@ class Corpus:
             self.notes.append(f"{remark}: {listed([source.label for source in self._sources if remark in source.remarks])}")
         for source in self._sources:
             source.remarks.clear()
+
+
+class _Tally:
+    """How often each code point occurs. ASCII characters are counted two at a time, which halves the work."""
+
+    def __init__(self) -> None:
+        self._pairs, self._single = np.zeros(1 << 16, np.int64), np.zeros(_CODE_POINTS, np.int64)
+
+    def add(self, text: str) -> None:
+        """Count a text in."""
+        if text.isascii():
+            codes = np.frombuffer(text.encode(), np.uint8)
+            even = len(codes) & ~1
+            np.add.at(self._pairs, codes[:even].view(np.uint16).astype(np.intp), 1)
+            codes = codes[even:]
+        else:
+            codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        np.add.at(self._single, codes.astype(np.intp), 1)
+
+    def counts(self) -> Int64[np.ndarray, " code_points"]:
+        """The count of each code point so far."""
+        table, found = self._pairs.reshape(256, 256), self._single.copy()
+        found[:256] += table.sum(axis=0) + table.sum(axis=1)
+        return found
 
 
 def listed(labels: Sequence[str]) -> str:

@@ -7,7 +7,10 @@ import torch
 
 from gptloom.config import IGNORED
 from gptloom.data.batches import Batch, Batches, evaluation_windows
+from gptloom.data.draws import Draws
 from gptloom.data.tokens import Tokens
+
+_STREAM = 2  # of the seed's random numbers; the windows have 0 and 1
 
 
 class MaskedBatches:
@@ -23,26 +26,26 @@ class MaskedBatches:
             seed: of the choice.
             first: rows of the global batch that other ranks have before this one's.
         """
-        self._batches, self._mask, self._fraction, self._seed, self._first = batches, mask, fraction, seed, first
+        self._batches, self._mask, self._fraction, self._first = batches, mask, fraction, first
+        self._draws = Draws(seed, _STREAM)
         self.tokens_per_epoch = batches.tokens_per_epoch
 
     def batch(self, step: int) -> Batch:
         """Inputs with hidden tokens, and those tokens as the only targets."""
-        return _hide(self._batches.batch(step), self._mask, self._fraction, self._seed, step, self._first)
+        return _hide(self._batches.batch(step), self._mask, self._fraction, self._draws, step, self._first)
 
 
 def masked_windows(tokens: Tokens, block_size: int, batch_size: int, *, mask: int, fraction: float) -> Iterator[Batch]:
     """The fixed windows of an evaluation, always with the same tokens hidden."""
+    draws = Draws(0, _STREAM)
     for index, batch in enumerate(evaluation_windows(tokens, block_size, batch_size)):
-        yield _hide(batch, mask, fraction, 0, index)
+        yield _hide(batch, mask, fraction, draws, index)
 
 
-def _hide(batch: Batch, mask: int, fraction: float, seed: int, index: int, first: int = 0) -> Batch:
+def _hide(batch: Batch, mask: int, fraction: float, draws: Draws, index: int, first: int = 0) -> Batch:
     """Hide tokens; places behind a window's end become padding, which an encoder does not look at."""
-    before = first * batch.inputs.shape[1]
-    source = np.random.Philox(key=np.array([seed, 2], np.uint64), counter=np.array([0, index, 0, 0], np.uint64))
-    draws = source.random_raw(before + batch.inputs.numel())[before:]
+    drawn = draws.at(index, batch.inputs.numel(), first=first * batch.inputs.shape[1])
     real = batch.targets != IGNORED
-    hidden = torch.from_numpy(draws < np.uint64(fraction * 2**64)).view_as(real) & real
+    hidden = torch.from_numpy(drawn < np.uint64(fraction * 2**64)).view_as(real) & real
     inputs = torch.where(hidden, mask, batch.inputs).where(real, -1)
     return Batch(inputs, torch.where(hidden, batch.inputs, IGNORED))

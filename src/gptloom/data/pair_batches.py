@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int64, UInt64
+from jaxtyping import Int, Int64
 
 from gptloom.config import IGNORED, DataConfig
+from gptloom.data.draws import Draws
 from gptloom.data.tokens import Split, Tokens, TokenStore
 from gptloom.errors import InputError
 
@@ -96,7 +97,8 @@ class PairBatches:
             InputError: the documents are no pairs, or one has no token.
         """
         self._pairs = _Pairs(tokens)
-        self._batch_size, self._seed, self._end_of_text = batch_size, seed, end_of_text
+        self._batch_size, self._end_of_text = batch_size, end_of_text
+        self._shuffling, self._mixing = Draws(seed, 0), Draws(seed, 1)
         self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._orders: dict[int, Int64[np.ndarray, " pairs"]] = {}
         self.tokens_per_epoch = int(self._pairs.target_lengths.sum()) + len(self._pairs)
@@ -123,18 +125,13 @@ class PairBatches:
         n, size = len(self._pairs), self._batch_size
         batches = (epoch * n + np.arange(n)) // size
         windows = batches // _WINDOW
-        shuffled = np.argsort(self._draw(0, epoch, n), kind="stable")
+        shuffled = np.argsort(self._shuffling.at(epoch, n), kind="stable")
         by_length = self._pairs.by_length(shuffled, windows)
         batches -= batches[0]
-        keys = self._draw(1, epoch, int(batches[-1]) + 1)
+        keys = self._mixing.at(epoch, int(batches[-1]) + 1)
         # The first and the last batch of an epoch may be shared with its neighbours: they keep their places.
         keys[0], keys[-1] = 0, np.iinfo(np.uint64).max
         return by_length[np.lexsort((keys[batches], windows))]
-
-    def _draw(self, stream: int, index: int, count: int) -> UInt64[np.ndarray, " count"]:
-        """64-bit numbers that depend on (seed, stream, index) alone, the same with every version of NumPy."""
-        key = np.array([self._seed, stream], dtype=np.uint64)
-        return np.random.Philox(key=key, counter=np.array([0, index, 0, 0], dtype=np.uint64)).random_raw(count)
 
 
 def pair_windows(tokens: Tokens, batch_size: int, end_of_text: int) -> Iterator[PairBatch]:

@@ -22,7 +22,8 @@ _HEADER = 4096
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 _STARTS = np.dtype("<u8")
 _SUM = "sha256"
-_BLOCK = 1 << 24
+_BLOCK = 1 << 22  # bytes read at once
+_TOGETHER = 1 << 18  # ids written at once
 _CURE = "delete it; it is made again from the text"
 
 
@@ -59,8 +60,9 @@ def open_store(path: Path) -> TokenStore:
     size = regular_size(path, cure=cure)
     try:
         with path.open("rb") as file:
-            head = file.read(_HEADER)
-        ids, starts, metadata = _parse(head, size)
+            ids, starts, metadata = _parse(file.read(_HEADER), size)
+            # Read, not mapped: what a process has read of a map counts as its memory.
+            digest = _digest(file, ids[1])
         store = TokenStore(
             path=path,
             ids=_map(path, *ids),
@@ -70,9 +72,6 @@ def open_store(path: Path) -> TokenStore:
             characters=int(metadata["characters"]),
             bytes=int(metadata["bytes"]),
         )
-        digest = hashlib.sha256()
-        for begin in range(0, len(store.ids), _BLOCK):
-            digest.update(store.ids[begin : begin + _BLOCK].data)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=cure) from None
     except (ValueError, KeyError, TypeError):
@@ -91,24 +90,53 @@ def write_store(file: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, config: Da
     ends = [tokenizer.end_of_text] if corpus.several and tokenizer.end_of_text is not None else []
     end_ids = np.array(ends, dtype=_DTYPES[name])
     file.seek(_HEADER + _STARTS.itemsize * corpus.documents)
-    starts, written, begins, digest = array("Q"), 0, True, hashlib.sha256()
-    for ids, ends_document in tokenizer.encode_pieces(corpus.pieces(), config.on_unknown):
+    starts, begins, ids = array("Q"), True, _Ids(file, _DTYPES[name])
+    for piece in tokenizer.encode_pieces(corpus.pieces(), config.on_unknown):
         if begins:
-            starts.append(written)
-        for part in (ids, end_ids) if ends_document else (ids,):
-            content = part.astype(_DTYPES[name], copy=False).tobytes()
-            digest.update(content)
-            file.write(content)
-            written += len(part)
-        begins = ends_document
+            starts.append(ids.written)
+        ids.add(piece.ids)
+        begins = piece.ends_document
+        if begins:
+            ids.add(end_ids)
+    ids.flush()
     if len(starts) != corpus.documents:
         raise InputError("changed while it was read", where=", ".join(corpus.sources[:3]), cure="run again when nothing writes to it")
-    if not written:
+    if not ids.written:
         raise InputError("has no token that the tokenizer knows", where=", ".join(corpus.sources[:3]), cure="choose another tokenizer (--data.tokenizer)")
     document_starts, metadata = np.array(starts, dtype=_STARTS), _metadata(corpus, tokenizer)
     file.seek(0)
-    file.write(_header(name, len(starts), written, metadata | {_SUM: _seal(digest, document_starts, metadata)}))
+    file.write(_header(name, len(starts), ids.written, metadata | {_SUM: _seal(ids.digest, document_starts, metadata)}))
     file.write(document_starts.tobytes())
+
+
+class _Ids:
+    """Ids on their way into the file, many at a time.
+
+    Attributes:
+        written: how many there are so far.
+        digest: of those that are in the file.
+    """
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype[Any]) -> None:
+        self.written, self.digest = 0, hashlib.sha256()
+        self._file, self._dtype = file, dtype
+        self._held: list[np.ndarray] = []
+        self._flushed = 0
+
+    def add(self, ids: UInt[np.ndarray, " tokens"]) -> None:
+        """Write some ids, sooner or later."""
+        self._held.append(ids)
+        self.written += len(ids)
+        if self.written - self._flushed >= _TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write them now."""
+        if self._held:
+            content = np.concatenate(self._held, dtype=self._dtype, casting="same_kind").data
+            self.digest.update(content)
+            self._file.write(content)
+        self._held, self._flushed = [], self.written
 
 
 def _metadata(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, str]:
@@ -119,6 +147,15 @@ def _metadata(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, str]:
         "characters": str(corpus.characters),
         "bytes": str(corpus.bytes),
     }
+
+
+def _digest(file: BinaryIO, offset: int) -> Any:
+    """SHA-256 of a file from an offset on."""
+    digest, block = hashlib.sha256(), bytearray(_BLOCK)
+    file.seek(offset)
+    while count := file.readinto(block):  # type: ignore[attr-defined]  # BinaryIO knows no readinto, all binary files do
+        digest.update(memoryview(block)[:count])
+    return digest
 
 
 def _seal(digest: Any, document_starts: np.ndarray, metadata: dict[str, str]) -> str:

@@ -1,7 +1,10 @@
 """What the command line's words mean, a module a group of commands. Nothing here imports torch until a command has been read."""
 
 import argparse
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from gptloom.flags import Parser
 
@@ -11,6 +14,23 @@ NUMBERS = """\
 Losses are nats per token: the mean of -ln p(next token); a uniform guess costs ln(vocabulary). bits per byte is the same loss
 per UTF-8 byte of text, which compares across tokenizers. Perplexity is exp(loss). The validation loss is always that of the
 whole validation split, in fixed windows; the one reported at the end is the best checkpoint's."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While a command's modules are loaded, Python's garbage collector rests: it would look for a tenth of the time, and find nothing.
+
+    Nor does it look at them later, unless this process had loaded PyTorch before: then there may be garbage among them.
+    """
+    first, enabled = "torch" not in sys.modules, gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        if first:
+            gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def make_parser(name: str, subject: str, command: Callable[[list[str]], int], epilog: str = "") -> Parser:

@@ -6,7 +6,7 @@ from gptloom.config import RunConfig
 from gptloom.errors import ConfigError
 from gptloom.flags import add_flags, given
 from gptloom.settings import check_early, nest, recipe_names
-from gptloom.words import make_parser
+from gptloom.words import loading, make_parser
 
 GROUPS = ("step", "sampling", "data", "start")
 MEASURED = """\
@@ -40,6 +40,7 @@ def bench_command(words: list[str]) -> int:
         raise ConfigError("is a file, and a folder is needed", where=f"--out {args.out}", cure="name a folder, or leave the flag out")
     changes = nest(given(args, RunConfig, skip=("recipe",)))
     check_early(args.recipe, {}, changes, where="the command line")
-    from gptloom.commands.benching import run_bench
+    with loading():
+        from gptloom.commands.benching import run_bench
 
     return run_bench(args, changes, groups)

@@ -8,7 +8,7 @@ from gptloom.config import RunConfig
 from gptloom.errors import ConfigError
 from gptloom.flags import add_flags, given
 from gptloom.settings import SHORT, nest, read_toml, recipe_names
-from gptloom.words import TEXTS, make_parser
+from gptloom.words import TEXTS, loading, make_parser
 
 MOST = 1000
 
@@ -39,7 +39,8 @@ def compare_command(words: list[str]) -> int:
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
     args = parser.parse(words, intermixed=True)
     file, changes = _check(args)
-    from gptloom.commands.comparing import compare, compare_example
+    with loading():
+        from gptloom.commands.comparing import compare, compare_example
 
     return compare(args, file, changes) if args.example is None else compare_example(args, changes)
 

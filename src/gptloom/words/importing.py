@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gptloom.words import make_parser
+from gptloom.words import loading, make_parser
 
 IMPORT = """\
 FILE.pt is nanoGPT's ckpt.pt, or a state dictionary of nanoGPT or minGPT that torch.save wrote. It is read by a process of its own,
@@ -25,6 +25,7 @@ def import_command(words: list[str]) -> int:
     parser.add_argument("--n-head", metavar="N", type=int, help="number of heads, where the file does not tell (minGPT)")
     parser.add_argument("--mlp", choices=("gelu", "gelu-tanh"), help="activation (default: gelu for nanoGPT's ckpt.pt, else gelu-tanh)")
     args = parser.parse(words)
-    from gptloom.commands.importing import import_model
+    with loading():
+        from gptloom.commands.importing import import_model
 
     return import_model(args)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gptloom.errors import ConfigError, nearest
-from gptloom.words import RUN, TEXTS, add_model_flags, make_parser
+from gptloom.words import RUN, TEXTS, add_model_flags, loading, make_parser
 
 VIEWS = ("attention", "lens", "tokens", "embedding", "statistics", "distance")
 HELP = """\
@@ -43,6 +43,7 @@ def inspect_command(words: list[str]) -> int:
         raise ConfigError("names no view", where="--show", cure=f"choose from {', '.join(VIEWS)}")
     if args.top < 1:
         raise ConfigError(f"{args.top} alternatives cannot be listed", where="--top", cure="try --top 5")
-    from gptloom.commands.looking import inspect
+    with loading():
+        from gptloom.commands.looking import inspect
 
     return inspect(args)

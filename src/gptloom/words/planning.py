@@ -6,7 +6,7 @@ from gptloom.flags import add_flags, given
 from gptloom.peaks import PEAKS
 from gptloom.settings import check_early, nest, recipe_names
 from gptloom.studies.planning.amounts import read_amount
-from gptloom.words import make_parser
+from gptloom.words import loading, make_parser
 
 RECKONED = """\
 Amounts may be written as 300B, 1.5M or 1e21. Give at most one of --tokens, --flops, --hours and --budget; without any, the recipe's own length
@@ -48,6 +48,7 @@ def plan_command(words: list[str]) -> int:
         raise ConfigError(f"{amounts['devices']:g} is no number of devices", where="--devices", cure="give a whole number")
     changes = nest(given(args, RunConfig, skip=("recipe", "device")))
     check_early(args.recipe, {}, changes, where="the command line")
-    from gptloom.commands.planning import plan
+    with loading():
+        from gptloom.commands.planning import plan
 
     return plan(args, changes, amounts)

@@ -1,6 +1,6 @@
 """`gptloom data` and `gptloom doctor`."""
 
-from gptloom.words import TEXTS, make_parser
+from gptloom.words import TEXTS, loading, make_parser
 
 
 def data_command(words: list[str]) -> int:
@@ -12,7 +12,8 @@ def data_command(words: list[str]) -> int:
     parser.add_argument("--text-field", default="text", help="field (JSON Lines) or column (CSV) that holds the text [text]")
     parser.add_argument("--encoding", help="text encoding (default: UTF-8, else detected)")
     args = parser.parse(words)
-    from gptloom.commands.reporting import data
+    with loading():
+        from gptloom.commands.reporting import data
 
     return data(args)
 
@@ -21,6 +22,7 @@ def doctor_command(words: list[str]) -> int:
     """Say what this machine offers and what will be used."""
     parser = make_parser("doctor", "", doctor_command)
     args = parser.parse(words)
-    from gptloom.commands.reporting import doctor
+    with loading():
+        from gptloom.commands.reporting import doctor
 
     return doctor(args)

@@ -7,7 +7,7 @@ from gptloom.config import LadderConfig, RunConfig
 from gptloom.errors import ConfigError
 from gptloom.flags import add_flags, given
 from gptloom.settings import SHORT, nest, parse
-from gptloom.words import NUMBERS, TEXTS, make_parser
+from gptloom.words import NUMBERS, TEXTS, loading, make_parser
 
 LADDER = f"""\
 gptloom ladder [TEXT...]                 train every step on a text, with the same number of tokens, and compare
@@ -43,7 +43,8 @@ def ladder_command(words: list[str]) -> int:
     asked = given(args, LadderConfig)
     if args.reproduce is not None:
         return _reproduce(args, parse(LadderConfig, asked, where="the command line").steps, asked.keys() - {"steps"})
-    from gptloom.commands.climbing import climb_command
+    with loading():
+        from gptloom.commands.climbing import climb_command
 
     return climb_command(args.texts, asked, args.run, args.json)
 
@@ -52,7 +53,8 @@ def _reproduce(args: Namespace, steps: int | None, others: set[str]) -> int:
     if args.texts or args.run or others:
         extra = [*args.texts, *(f"--{name}" for name in sorted(others)), *(["--run"] if args.run else [])]
         raise ConfigError(f"has its own settings and takes only --steps besides, not {' '.join(extra)}", where="--reproduce", cure="leave them out")
-    from gptloom.commands.climbing import reproduce
+    with loading():
+        from gptloom.commands.climbing import reproduce
 
     return reproduce(args.reproduce, steps, args.json)
 
@@ -62,7 +64,8 @@ def _show(words: list[str]) -> int:
     parser = make_parser("ladder show", "[STEP]", _show)
     parser.add_argument("step", metavar="STEP", nargs="?", help="a step's name (default: list all)")
     args = parser.parse(words)
-    from gptloom.commands.climbing import show_command
+    with loading():
+        from gptloom.commands.climbing import show_command
 
     return show_command(args.step, args.json)
 
@@ -73,7 +76,8 @@ def _check(words: list[str]) -> int:
     parser.add_argument("step", metavar="STEP", help="a step's name")
     parser.add_argument("file", metavar="FILE", type=Path, help="a Python file that defines the step's classes")
     args = parser.parse(words)
-    from gptloom.commands.climbing import check_command
+    with loading():
+        from gptloom.commands.climbing import check_command
 
     return check_command(args.step, args.file, args.json)
 
@@ -88,6 +92,7 @@ def _neighbours(words: list[str]) -> int:
     args = parser.parse(words)
     length = {"train.steps": 1000} if not {"train.steps", "train.minutes", "train.epochs"} & given(args, RunConfig).keys() else {}
     changes = nest(length | given(args, RunConfig, skip=("recipe",)))
-    from gptloom.commands.neighbouring import neighbours
+    with loading():
+        from gptloom.commands.neighbouring import neighbours
 
     return neighbours(args.texts or ["shakespeare"], args.recipe, changes, args.out, args.json)

@@ -8,7 +8,7 @@ from gptloom.config import RunConfig
 from gptloom.errors import ExitCode
 from gptloom.flags import add_flags, given
 from gptloom.settings import SHORT, check_early, nest, read_toml, recipe_names
-from gptloom.words import NUMBERS, TEXTS, make_parser
+from gptloom.words import NUMBERS, TEXTS, loading, make_parser
 
 
 def train_command(words: list[str]) -> int:
@@ -27,8 +27,9 @@ def train_command(words: list[str]) -> int:
     changes = nest(given(args, RunConfig, skip=("recipe",)))
     where = "the command line" if args.config is None else f"{args.config} and the command line"
     check_early(args.recipe, file, changes, where=where)
-    from gptloom.api import configure
-    from gptloom.training.run import train
+    with loading():
+        from gptloom.api import configure
+        from gptloom.training.run import train
 
     config = configure(args.recipe, file, changes, texts=args.texts, where=where)
     return _finish(train(args.texts, config, run=args.run), args.json)
@@ -42,7 +43,8 @@ def resume_command(words: list[str]) -> int:
     parser.add_argument("--checkpoint", metavar="NAME", default="latest", help="latest, best or step-N [latest]")
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "seed", "model"))
     args = parser.parse(words)
-    from gptloom.training.run import resume
+    with loading():
+        from gptloom.training.run import resume
 
     return _finish(resume(args.run, nest(given(args, RunConfig)), checkpoint=args.checkpoint), args.json)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gptloom.errors import ConfigError
 from gptloom.settings import recipe_names
-from gptloom.words import RUN, make_parser
+from gptloom.words import RUN, loading, make_parser
 
 CHECKING = """\
 Each line says whether a claim holds, how far its two sides lie apart, how far they may, and what a failure means. Tolerances are not
@@ -28,6 +28,7 @@ def verify_command(words: list[str]) -> int:
         raise ConfigError("a run has its own recipe", where="--recipe", cure="leave out RUN or --recipe")
     if not 0 <= args.seed < 2**63:
         raise ConfigError(f"{args.seed} is not between 0 and 2**63 - 1", where="--seed", cure="try --seed 1337")
-    from gptloom.commands.verifying import verify_model
+    with loading():
+        from gptloom.commands.verifying import verify_model
 
     return verify_model(args)

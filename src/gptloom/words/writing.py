@@ -4,7 +4,7 @@ from gptloom.config import SampleConfig
 from gptloom.errors import ConfigError
 from gptloom.flags import add_flags, given
 from gptloom.settings import parse
-from gptloom.words import NUMBERS, RUN, TEXTS, add_model_flags, make_parser
+from gptloom.words import NUMBERS, RUN, TEXTS, add_model_flags, loading, make_parser
 
 SAMPLING = """\
 A token is chosen in this order: repetition penalty, temperature, top-k, top-p, min-p; then one draw. A text depends on the seed
@@ -25,7 +25,8 @@ def sample_command(words: list[str]) -> int:
     config = parse(SampleConfig, given(args, SampleConfig), where="the command line")
     if args.show_probabilities is not None and (args.show_probabilities < 1 or config.beams > 1):
         raise ConfigError("needs at least 1 alternative, and no beam search", where="--show-probabilities", cure="try --show-probabilities 3")
-    from gptloom.commands.writing import sample
+    with loading():
+        from gptloom.commands.writing import sample
 
     return sample(args, config)
 
@@ -38,6 +39,7 @@ def eval_command(words: list[str]) -> int:
     parser.add_argument("--encoding", help="text encoding (default: UTF-8, else detected)")
     add_model_flags(parser)
     args = parser.parse(words)
-    from gptloom.commands.writing import evaluate
+    with loading():
+        from gptloom.commands.writing import evaluate
 
     return evaluate(args)

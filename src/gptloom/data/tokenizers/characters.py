@@ -2,20 +2,47 @@
 
 import itertools
 import unicodedata
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptloom.config import OnUnknown
-from gptloom.data.tokenizers.base import CURE, FILE, Ids, Tokenizer, entry, to_json, well_formed
+from gptloom.data.documents import Piece, together
+from gptloom.data.tokenizers.base import CURE, FILE, AnyIds, EncodedPiece, Ids, Tokenizer, entry, to_json, well_formed
 from gptloom.errors import InputError
 
+_BYTES = np.arange(256, dtype=np.uint8)
 _PLAIN = dict(zip("‘’‚“”„–—−", "''," + '"""' + "---", strict=True))
 
 
-class CharTokenizer(Tokenizer):
+class UnitTokenizer(Tokenizer):
+    """A tokenizer with one id for each unit of the text, so that a document's ids are as many as its units."""
+
+    @abstractmethod
+    def _units(self, text: str) -> int:
+        """How many units a text has."""
+
+    def _numbers(self, table: np.ndarray, ids: AnyIds) -> np.ndarray:
+        """What a table has for each id but the end of a text; IndexError for what is no id."""
+        ids = np.asarray(ids, dtype=None if len(ids) else np.intp)
+        return table.take(ids if self.end_of_text is None else ids[ids != self.end_of_text])
+
+    def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
+        """See `Tokenizer.encode_pieces`. Short documents are encoded many at once, and then told apart by their units."""
+        for group in together(pieces):
+            ids = self.encode("".join([piece.text for piece in group]), on_unknown)
+            ends = list(itertools.accumulate(self._units(piece.text) for piece in group))
+            if ends[-1] == len(ids):
+                for start, end, piece in zip([0, *ends], ends, group, strict=False):
+                    yield EncodedPiece(ids[start:end], piece.ends_document)
+            else:  # unknown units were left out
+                yield from super().encode_pieces(group, on_unknown)
+
+
+class CharTokenizer(UnitTokenizer):
     """One id per character of an alphabet, in code point order; the end of a text, if there is one, comes last."""
 
     kind = "char"
@@ -34,6 +61,7 @@ class CharTokenizer(Tokenizer):
         self._missing = self.vocab_size
         self._table = np.full(max(int(self._codes[-1]), 0x7F) + 2, self._missing, np.uint32)
         self._table[self._codes] = np.arange(len(self._codes))
+        self._characters = self._codes.astype("<u4")
 
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
         """The id of each character; see `Tokenizer.encode`."""
@@ -50,6 +78,14 @@ class CharTokenizer(Tokenizer):
                 new, places = np.unique(codes[unknown], return_inverse=True)
                 ids[unknown] = self._table[[ord(next(self.nearest(chr(code)))) for code in new]][places]
         return ids.astype(self.dtype)
+
+    def decode(self, ids: AnyIds) -> str:
+        """The characters; see `Tokenizer.decode`."""
+        text: str = self._numbers(self._characters, ids).tobytes().decode("utf-32-le")
+        return text
+
+    def _units(self, text: str) -> int:
+        return len(text)
 
     def nearest(self, char: str) -> Iterator[str]:
         """Characters of the alphabet that can stand for another one, best first; there is always one.
@@ -81,7 +117,7 @@ class CharTokenizer(Tokenizer):
         return cls(alphabet, ends=entry(content, "end_of_text", bool, path))
 
 
-class ByteTokenizer(Tokenizer):
+class ByteTokenizer(UnitTokenizer):
     """One id per byte of the text as UTF-8; the end of a text, if there is one, is 256."""
 
     kind = "byte"
@@ -93,6 +129,14 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
         """The bytes; see `Tokenizer.encode`. Only lone surrogates are unknown."""
         return np.frombuffer(well_formed(text, on_unknown).encode(), np.uint8).astype(self.dtype)
+
+    def decode(self, ids: AnyIds) -> str:
+        """The text that the bytes spell; see `Tokenizer.decode`."""
+        text: str = self._numbers(_BYTES, ids).tobytes().decode(errors="replace")
+        return text
+
+    def _units(self, text: str) -> int:
+        return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
     def files(self) -> dict[str, bytes]:
         """Whether documents end, as JSON."""

@@ -9,8 +9,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, check_ids, spelling_table, unused_names
+from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, Ids, check_ids, spelling_table, unused_names
 from gptloom.data.tokenizers.subword import SubwordTokenizer, limited
+from gptloom.data.tokenizers.words import Words
 from gptloom.errors import InputError
 
 TRAINED_ON = 200_000_000
@@ -42,6 +43,7 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         self.kind = "bpe" if self._byte_level and content["model"]["type"] == "BPE" else "huggingface"
         ends = (self._tokenizer.token_to_id(token) for token in _ENDS)
         super().__init__(self._table(), next((token for token in ends if token is not None), None))
+        self._words = Words(self._whole, self._lengths) if self._byte_level and _keeps_to_words(content) else None
 
     @classmethod
     def train(cls, corpus: Corpus, vocab_size: int) -> "HuggingFaceTokenizer":
@@ -87,7 +89,11 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         """UTF-8 bytes; of tokenizers that are not byte-level, those of the decoded text."""
         return super().count_bytes(ids) if self._byte_level else len(self.decode(ids).encode())
 
-    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Sequence[int]]:
+    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Ids | Sequence[int]]:
+        return self._words.encode(chunks) if self._words else self._whole(chunks)
+
+    def _whole(self, chunks: Sequence[str]) -> list[Sequence[int]]:
+        """As the library encodes them, without a memory of words."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(chunks), add_special_tokens=False)]
 
     def _table(self) -> list[bytes]:
@@ -110,6 +116,17 @@ def _words(chunks: Iterable[str]) -> Iterator[str]:
             yield from _PIECES.findall(chunk)
         else:
             yield chunk
+
+
+def _keeps_to_words(content: dict[str, Any]) -> bool:
+    """Whether it is as GPT-2's: its pattern begins a new token wherever white space follows something visible, and its tokens spell a text's bytes."""
+    cut, model = content["pre_tokenizer"] or {}, content["model"]
+    gpt2s = cut.get("type") == "ByteLevel" and cut.get("use_regex", True) and not cut.get("add_prefix_space")
+    as_it_is = content["normalizer"] is None and all(token["special"] for token in content["added_tokens"])
+    if not (gpt2s and as_it_is and model["type"] == "BPE"):
+        return False
+    altered = any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    return not altered and model["vocab"].keys() >= _BYTES.keys()
 
 
 def _types(part: Any) -> set[str]:

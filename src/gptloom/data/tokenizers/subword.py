@@ -22,7 +22,7 @@ class SubwordTokenizer(Tokenizer):
     """A tokenizer whose tokens span characters."""
 
     @abstractmethod
-    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Sequence[int]]:
+    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Ids | Sequence[int]]:
         """The ids of each of some well-formed strings."""
 
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
