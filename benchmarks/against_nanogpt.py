@@ -9,10 +9,8 @@ nanoGPT's context here; and ours in windows of its own context too. Prints one J
 """
 
 import argparse
-import importlib.util
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,9 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gptloom  # before PyTorch: it says how its threads wait
+
+# isort: split
+import peers
 import torch
 
-import gptloom
 from gptloom.bundle import Bundle
 from gptloom.data.batches import evaluation_windows
 from gptloom.data.tokens import Tokens
@@ -59,12 +60,7 @@ def our_loss(run: Path, text: str, context: int | None) -> float:
 @torch.no_grad()
 def their_loss(checkout: Path, folder: Path, text: str) -> float:
     """The same of nanoGPT's checkpoint, by its own model."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module
-    spec.loader.exec_module(module)
+    module = peers.nanogpt(checkout)
     saved = torch.load(folder / "ckpt.pt", map_location="cpu", weights_only=True)
     model = module.GPT(module.GPTConfig(**saved["model_args"]))
     model.load_state_dict(saved["model"])
@@ -93,11 +89,6 @@ def repeat(checkout: Path, folder: Path, minutes: float, seed: int, text: str) -
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    """Median, least and most."""
-    return {"median": round(statistics.median(values), 4), "min": round(min(values), 4), "max": round(max(values), 4)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, required=True, metavar="PATH")
@@ -113,13 +104,13 @@ def main() -> None:
         print(json.dumps(raw[-1]), file=sys.stderr, flush=True)
     columns = {name: [row[name] for row in raw] for name in raw[0] if name != "seed"}
     result: dict[str, Any] = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {"processor": peers.processor(), "threads": torch.get_num_threads()},
         "versions": {"gptloom": gptloom.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "nanogpt": README,
-        "1 times quicker to nanoGPT's loss": summary([a / b for a, b in zip(columns["nanogpt_seconds"], columns["short_seconds"], strict=True)]),
+        "1 times quicker to nanoGPT's loss": peers.spread(a / b for a, b in zip(columns["nanogpt_seconds"], columns["short_seconds"], strict=True)),
         f"1 all at most {WANTED}": max(columns["short_loss"]) <= WANTED,
         "2 all within nanoGPT's time": all(a >= b for a, b in zip(columns["nanogpt_seconds"], columns["long_seconds"], strict=True)),
-        **{name: summary(values) for name, values in columns.items()},
+        **{name: peers.spread(values) for name, values in columns.items()},
         "raw": raw,
     }
     print(written := json.dumps(result, indent=2))

@@ -1,71 +1,114 @@
-"""How much faster the production model trains than `model.plain`, the lecture's way, at the lecture's size (209,729 parameters).
+"""How much faster the production model trains than `model.plain`, the lecture's way, and than nanoGPT's, at the lecture's size.
 
-Both run in this process, in turn, with the same arithmetic: batch 16, context 32, width 64, 4 heads, 4 layers, AdamW, no dropout.
-Prints one JSON object with the medians and the ratio's median, minimum and maximum over the pairs.
+    python benchmarks/against_plain.py [--nanogpt PATH] [--out FILE]
+
+All run in this process, in turn, 0.21M parameters, batch 16, context 32, width 64, 4 heads, 4 layers, no dropout, no compiler: ours and the
+lecture's with the same arithmetic (209,729 parameters; AdamW), nanoGPT's with its own model in that shape, its clipping and its
+optimizer; theirs as PyTorch runs them, ours as the library does (`runtime.threads`). Prints one JSON object: milliseconds, and ratios with
+their spread over the rounds. (`gptloom bench` says what share of a step the matrix products would take alone.)
 """
 
+import argparse
+import contextlib
 import json
-import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import gptloom  # before PyTorch: it says how its threads wait
+
+# isort: split
+import peers
 import torch
 
 from gptloom.config import ModelConfig, TrainConfig
 from gptloom.model.decoder import Decoder
 from gptloom.model.objective import Objective
 from gptloom.model.plain import PlainGPT
-from gptloom.training.optim import FlatAdamW
+from gptloom.runtime import threads
+from gptloom.training.optim import make_optimizer
 
 VOCABULARY, BLOCK, WIDTH, HEADS, LAYERS, BATCH = 65, 32, 64, 4, 4, 16
+ROUNDS, STEPS = 15, 20
 
 
-def milliseconds(action: Callable[[], None], times: int) -> float:
-    """Mean duration of `times` calls, after one that does not count."""
+def milliseconds(action: Callable[[], object]) -> float:
+    """Mean duration of some calls, after one that does not count."""
     action()
     start = time.perf_counter()
-    for _ in range(times):
+    for _ in range(STEPS):
         action()
-    return 1000 * (time.perf_counter() - start) / times
+    return 1000 * (time.perf_counter() - start) / STEPS
 
 
-def compare(plain: Callable[[], None], ours: Callable[[], None], *, pairs: int, times: int) -> dict[str, float]:
-    """Both in turn, `pairs` times."""
-    found = [(milliseconds(plain, times), milliseconds(ours, times)) for _ in range(pairs)]
-    ratios = sorted(a / b for a, b in found)
-    return {
-        "plain_ms": round(statistics.median(a for a, _ in found), 3),
-        "ours_ms": round(statistics.median(b for _, b in found), 3),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_min": round(ratios[0], 2),
-        "ratio_max": round(ratios[-1], 2),
-    }
+def our_step(inputs: torch.Tensor, targets: torch.Tensor) -> Callable[[], object]:
+    shape = {"vocab_size": VOCABULARY, "block_size": BLOCK, "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS}
+    model = Decoder(ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch"))
+    assert model.parameter_count() == 209_729
+    objective, optimizer = Objective(model), make_optimizer(model, TrainConfig(learning_rate=1e-3, beta2=0.999, weight_decay=0.01, decay="all"))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nats, count = objective(inputs, targets)
+        (nats / count).backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_step(inputs: torch.Tensor, targets: torch.Tensor) -> Callable[[], object]:
+    model = PlainGPT(VOCABULARY, BLOCK, WIDTH, HEADS, LAYERS, scale=WIDTH**-0.5)
+    assert sum(p.numel() for p in model.parameters()) == 209_729
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step() -> None:
+        loss = model.loss(inputs, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def nanogpt_step(checkout: Path, inputs: torch.Tensor, targets: torch.Tensor) -> Callable[[], object]:
+    module = peers.nanogpt(checkout)
+    with contextlib.redirect_stdout(sys.stderr):
+        model = module.GPT(module.GPTConfig(block_size=BLOCK, vocab_size=VOCABULARY, n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, dropout=0.0, bias=True))
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+
+    def step() -> None:
+        _, loss = model(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it, that comparison is left out")
+    parser.add_argument("--out", type=Path, help="where to keep the JSON, besides printing it")
+    args = parser.parse_args()
     torch.manual_seed(1337)
-    shape = {"vocab_size": VOCABULARY, "block_size": BLOCK, "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS}
-    lecture = ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch")
-    model, plain = Decoder(lecture), PlainGPT(VOCABULARY, BLOCK, WIDTH, HEADS, LAYERS, scale=WIDTH**-0.5)
-    assert model.parameter_count() == sum(p.numel() for p in plain.parameters()) == 209_729
-    inputs, targets = torch.randint(VOCABULARY, (2, BATCH, BLOCK)).unbind()
-    objective, ours = Objective(model), FlatAdamW(model, TrainConfig(learning_rate=1e-3, beta2=0.999, weight_decay=0.01))
-    theirs = torch.optim.AdamW(plain.parameters(), lr=1e-3)
-
-    def our_step() -> None:
-        ours.zero_grad()
-        nats, count = objective(inputs, targets)
-        (nats / count).backward()
-        ours.step()
-
-    def plain_step() -> None:
-        loss = plain.loss(inputs, targets)
-        theirs.zero_grad(set_to_none=True)
-        loss.backward()
-        theirs.step()
-
-    result = {"threads": torch.get_num_threads(), "torch": torch.__version__, "training step": compare(plain_step, our_step, pairs=15, times=20)}
-    print(json.dumps(result, indent=2))
+    batch = torch.randint(VOCABULARY, (2, BATCH, BLOCK)).unbind()
+    sides = {"plain": plain_step(*batch)} | ({"nanogpt": nanogpt_step(args.nanogpt.resolve(), *batch)} if args.nanogpt else {})
+    ours, found = our_step(*batch), {name: [] for name in ("ours", *sides)}
+    for _ in range(ROUNDS):
+        for name, step in sides.items():
+            found[name].append(milliseconds(step))
+        with threads(None):
+            found["ours"].append(milliseconds(ours))
+    result: dict[str, Any] = {"processor": peers.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "gptloom": gptloom.__version__}
+    result["milliseconds a training step"] = {name: peers.spread(times, 3) for name, times in found.items()}
+    for name in sides:
+        result[f"{name} / ours"] = peers.spread((a / b for a, b in zip(found[name], found["ours"], strict=True)), 2)
+    print(text := json.dumps(result, indent=2))
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import torch
 SHAPES = {"qkv": (1024, 128, 384), "out": (1024, 128, 128), "up": (1024, 128, 512), "down": (1024, 512, 128), "up, gradient of weights": (512, 1024, 128)}
 
 STEP = """
-import sys, time, torch
+import sys, time
 from gptloom import runtime
+import torch
 if "mkl" in sys.argv: runtime._multiplies_better_with_onednn = lambda: False
 if "fresh" in sys.argv: runtime.keep_memory = lambda: None
 from gptloom.model.build import build_model

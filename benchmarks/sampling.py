@@ -12,7 +12,6 @@ greedy text was the same with the cache and without.
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import statistics
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import gptloom  # before PyTorch: it says how its threads wait
 
 # isort: split
+import peers
 import torch
 
 from gptloom.config import ModelConfig, SampleConfig
@@ -31,7 +31,7 @@ from gptloom.inference.generation import Generation
 from gptloom.model.base import LanguageModel
 from gptloom.model.decoder import Decoder
 from gptloom.model.plain import PlainGPT
-from gptloom.runtime import describe_machine, threads
+from gptloom.runtime import cores, describe_machine, threads
 
 VOCABULARY, LECTURE, BABY = 65, 32, 256
 
@@ -83,12 +83,7 @@ def same_text(model: LanguageModel, prompt: list[int], tokens: int) -> bool:
 
 def nanogpt(checkout: Path) -> torch.nn.Module:
     """Its model in the baby's shape."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module
-    spec.loader.exec_module(module)
+    module = peers.nanogpt(checkout)
     shape = {"block_size": BABY, "vocab_size": VOCABULARY, "n_layer": 6, "n_head": 6, "n_embd": 384}
     with contextlib.redirect_stdout(sys.stderr):  # it tells its number of parameters
         return module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval()  # type: ignore[no-any-return]
@@ -103,12 +98,6 @@ def bandwidth(count: int) -> float:
             numbers.sum()
             best = max(best, numbers.nbytes / (time.perf_counter() - start))
     return best
-
-
-def processor() -> str:
-    """The name that Linux gives it."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main() -> None:
@@ -127,10 +116,10 @@ def main() -> None:
     ids = torch.tensor([full])
 
     def plainly(tokens: int) -> None:
-        with threads(1):  # its faster choice
+        with cores(1):  # its faster choice, and PyTorch's own matrix products
             plain.generate(torch.zeros(1, 1, dtype=torch.int64), tokens)
 
-    result: dict[str, Any] = {"processor": processor(), **describe_machine(), "gptloom": gptloom.__version__}
+    result: dict[str, Any] = {"processor": peers.processor(), **describe_machine(), "gptloom": gptloom.__version__}
     result["0.21M, batch 1, against model.plain"] = compare((256, writer(small, [0])), (256, plainly), args.pairs)
     if args.nanogpt:
         theirs = nanogpt(args.nanogpt.resolve())

@@ -1,0 +1,31 @@
+"""What several benchmarks need: a peer's code by its path, the processor's name, and how figures are summed up."""
+
+import importlib.util
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+
+def nanogpt(checkout: Path) -> ModuleType:
+    """The model.py of a checkout of nanoGPT; nothing of it is kept."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt_model"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def processor() -> str:
+    """The name that Linux gives it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def spread(values: Iterable[float], digits: int = 4) -> dict[str, float]:
+    """Median, least and most."""
+    values = list(values)
+    return {"median": round(statistics.median(values), digits), "min": round(min(values), digits), "max": round(max(values), digits)}
