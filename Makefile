@@ -23,11 +23,16 @@ format: .venv/.developers
 faults: .venv/.developers
 	$(BIN)/python tests/faults $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
+# Every figure that the README names. NANOGPT=PATH measures against a checkout of nanoGPT, too.
 bench: .venv/.developers
-	$(BIN)/python benchmarks/against_plain.py
+	$(if $(NANOGPT),$(BIN)/python benchmarks/against_nanogpt.py --nanogpt $(NANOGPT))
+	$(BIN)/python benchmarks/against_plain.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(BIN)/python benchmarks/sampling.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(BIN)/python benchmarks/tiny_recipe.py
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/bookkeeping.py
+	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/tokenizing.py
 	$(BIN)/python benchmarks/busy_machine.py
 	$(BIN)/python benchmarks/false_alarms.py
 
