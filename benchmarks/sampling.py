@@ -1,4 +1,4 @@
-"""How fast text is written: against the lecture's way, against nanoGPT's, and 32 texts at once against one.
+"""How fast text is written: against the lecture's way, against nanoGPT's, 32 texts at once against one, and int8 weights against float32.
 
     python benchmarks/sampling.py [--nanogpt PATH] [--pairs 9] [--out FILE]
 
@@ -31,6 +31,7 @@ from gptloom.inference.generation import Generation
 from gptloom.model.base import LanguageModel
 from gptloom.model.decoder import Decoder
 from gptloom.model.plain import PlainGPT
+from gptloom.model.quantised import quantise
 from gptloom.runtime import cores, describe_machine, threads
 
 VOCABULARY, LECTURE, BABY = 65, 32, 256
@@ -128,6 +129,10 @@ def main() -> None:
     for name, model in (("0.21M", small), ("10.65M", baby)):
         result[f"{name}, 32 rows against one"] = compare((32 * 256, writer(model, [0], 32)), (256, writer(model, [0])), args.pairs)
     result["10.65M, full context, 32 rows against one"] = compare((32 * 128, writer(baby, full, 32)), (128, writer(baby, full)), args.pairs)
+    small8, baby8 = quantise(small), quantise(baby)
+    for name, model, other in (("0.21M", small8, small), ("10.65M", baby8, baby)):
+        result[f"{name}, batch 1, int8 weights against float32"] = compare((256, writer(model, [0])), (256, writer(other, [0])), args.pairs)
+    result["10.65M, 32 rows, int8 weights against float32"] = compare((32 * 64, writer(baby8, [0], 32)), (32 * 64, writer(baby, [0], 32)), args.pairs)
     read = 4 * sum(p.numel() for name, p in baby.named_parameters() if "position" not in name)
     speed = {f"{count} threads": bandwidth(count) for count in (1, 2)}
     alone = result["10.65M, 32 rows against one"]["against_tokens_per_second"]

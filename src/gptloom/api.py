@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gptloom.bundle import Bundle
-from gptloom.config import RunConfig
+from gptloom.config import RunConfig, Weights
 from gptloom.data.numbers import is_numbers
 from gptloom.runtime import pick_device
 from gptloom.settings import SHORT, nest, resolve
@@ -34,9 +34,9 @@ def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None 
     return run_training(words, configure(recipe, {}, changes, texts=words), run=None if run is None else Path(run))
 
 
-def load(path: str | Path, *, device: str = "auto", which: str = "best") -> Bundle:
+def load(path: str | Path, *, device: str = "auto", which: str = "best", weights: Weights = "float32") -> Bundle:
     """A trained model from a run folder, a checkpoint folder or a bundle; see `Bundle.load`."""
-    return Bundle.load(path, device=device, which=which)
+    return Bundle.load(path, device=device, which=which, weights=weights)
 
 
 def configure(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, texts: Sequence[str] = (), where: str = "settings") -> RunConfig:

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from gptloom.config import OnUnknown, SampleConfig
+from gptloom.config import OnUnknown, SampleConfig, Weights
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
 from gptloom.data.tokens import Tokens
-from gptloom.errors import InputError
+from gptloom.errors import ConfigError, InputError
 from gptloom.inference.beams import beam_search
 from gptloom.inference.evaluation import Score, evaluate
 from gptloom.inference.filling import fill_masks
@@ -20,6 +20,7 @@ from gptloom.locate import find_bundle, write_sums
 from gptloom.model.base import LanguageModel
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
+from gptloom.model.quantised import quantise
 from gptloom.runtime import pick_device
 from gptloom.settings import parse
 from gptloom.storage import load_model, weights, write_model
@@ -57,21 +58,23 @@ class Bundle:
     tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", which: str = "best") -> "Bundle":
+    def load(cls, path: str | Path, *, device: str = "auto", which: str = "best", weights: Weights = "float32") -> "Bundle":
         """Load a run folder, a checkpoint folder or a bundle.
 
         Args:
             path: the folder.
             device: see `runtime.pick_device`.
             which: for a run folder: best, latest, or a checkpoint's name.
+            weights: as `with_weights`.
 
         Raises:
+            ConfigError: int8 weights are not made for this model or this device.
             InputError: it is no such folder, or a file in it is missing, damaged, or at odds with the others.
 
         Warns:
             GptloomWarning: the best or latest checkpoint is damaged, and another is used.
         """
-        return cls.read(find_bundle(Path(path), which), device=device)
+        return cls.read(find_bundle(Path(path), which), device=device).with_weights(weights)
 
     @classmethod
     def read(cls, folder: Path, *, device: str = "auto") -> "Bundle":
@@ -85,8 +88,18 @@ class Bundle:
             )
         return cls(model.to(pick_device(device)).eval(), tokenizer)
 
+    def with_weights(self, weights: Weights) -> "Bundle":
+        """The same model with its matrices held as float32 numbers, as they were trained, or as int8: for writing faster on a CPU; see `model.quantised`.
+
+        Raises:
+            ConfigError: there is no such kind, or not for this model or this device.
+        """
+        if weights not in get_args(Weights):
+            raise ConfigError(f"{weights!r} is none of {', '.join(get_args(Weights))}", where="weights", cure='try weights="int8"')
+        return self if weights == "float32" else Bundle(quantise(self.model), self.tokenizer)
+
     def save(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, the tokenizer and their SHA256SUMS into an existing folder."""
+        """Write config.json, model.safetensors, the tokenizer and their SHA256SUMS into an existing folder; ConfigError: the weights are int8."""
         write_model(folder, self.model.config, weights(self.model))
         self.tokenizer.save(folder)
         write_sums(folder)

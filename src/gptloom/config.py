@@ -14,6 +14,7 @@ IGNORED = -1
 """A target with this value is not predicted and does not count: the one number that data and model agree on."""
 
 OnUnknown = Literal["error", "skip", "replace"]
+Weights = Literal["float32", "int8"]
 Sampling = Literal["random", "shuffled", "documents"]
 
 

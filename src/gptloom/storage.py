@@ -14,6 +14,7 @@ from gptloom.errors import InputError, shortened
 from gptloom.files import json_object, read_json, regular_size
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model, outline
+from gptloom.model.quantised import is_quantised, refuse
 from gptloom.settings import parse
 
 _CURE = "use another checkpoint"
@@ -22,7 +23,13 @@ _LONGEST_HEADER = 1 << 24  # a thousand layers have a tenth of that
 
 
 def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """Copies of the model's parameters by name, in the CPU's memory; one that several layers share (a tied head, a shared table) is there once."""
+    """Copies of the model's parameters by name, in the CPU's memory; one that several layers share (a tied head, a shared table) is there once.
+
+    Raises:
+        ConfigError: some are int8.
+    """
+    if is_quantised(model):
+        refuse()
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
 
 

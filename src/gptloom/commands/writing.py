@@ -16,12 +16,12 @@ from gptloom.data.tokens import Tokens, prepare
 from gptloom.errors import ExitCode
 from gptloom.inference.generation import Token
 from gptloom.tasks import exact_match, reads_pairs
-from gptloom.training.run import validation_score
+from gptloom.training.run import validation_split
 
 
 def sample(args: argparse.Namespace, config: SampleConfig) -> int:
     """Write texts to standard output, as they grow where there is one."""
-    bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
+    bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint, weights=args.weights)
     prompt = read_prompt(args.prompt)
     if bundle.model.config.architecture == "encoder":
         return _fill(bundle, prompt, args)
@@ -62,20 +62,15 @@ def _fill(bundle: Bundle, text: str, args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print loss, perplexity and bits per byte of a text."""
-    if args.text is None:
-        score, exact = validation_score(args.run, device=args.device, checkpoint=args.checkpoint)
-    else:
-        bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
-        config = DataConfig(encoding=args.encoding, on_unknown=args.on_unknown)
-        corpus = open_corpus(args.text, config, pairs=reads_pairs(bundle.model.config))
-        store = prepare(corpus, bundle.tokenizer, config)
-        for note in corpus.notes:
-            print(f"note: {note}", file=sys.stderr)
-        tokens = Tokens(store.ids, store.document_starts.astype("int64"))
-        score, exact = bundle.score_tokens(tokens), exact_match(bundle.model, tokens, bundle.tokenizer)
-    values = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": score.tokens, "bytes": score.bytes}
+    trained, tokens = _what_to_measure(args)
+    bundle = trained.with_weights(args.weights)
+    score, exact = bundle.score_tokens(tokens), exact_match(bundle.model, tokens, bundle.tokenizer)
+    whole = score if bundle is trained else trained.score_tokens(tokens)
+    values: dict[str, Any] = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": score.tokens, "bytes": score.bytes}
     if exact is not None:
         values["exact_match"] = exact
+    if bundle is not trained:
+        values |= {"weights": args.weights, "float32_loss": whole.loss, "difference": score.loss - whole.loss}
     if args.json:
         print(json.dumps(values))
     else:
@@ -83,7 +78,24 @@ def evaluate(args: argparse.Namespace) -> int:
         print(f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}{bits} ({score.tokens:,} tokens, {score.bytes:,} bytes)")
         if exact is not None:
             print(f"{exact:.2%} of the targets written to the letter")
+        if bundle is not trained:
+            print(
+                f"that was with {args.weights} weights; with float32, as trained, the loss is {whole.loss:.4f} (a difference of {score.loss - whole.loss:+.5f})"
+            )
     return ExitCode.DONE
+
+
+def _what_to_measure(args: argparse.Namespace) -> tuple[Bundle, Tokens]:
+    """The model, and the text that was given or else the run's own validation split."""
+    if args.text is None:
+        return validation_split(args.run, device=args.device, checkpoint=args.checkpoint)
+    bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
+    config = DataConfig(encoding=args.encoding, on_unknown=args.on_unknown)
+    corpus = open_corpus(args.text, config, pairs=reads_pairs(bundle.model.config))
+    store = prepare(corpus, bundle.tokenizer, config)
+    for note in corpus.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return bundle, Tokens(store.ids, store.document_starts.astype("int64"))
 
 
 def _show(_row: int, piece: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptloom.model.kit import Unknown
+from gptloom.model.quantised import DIGITS, HALVES, LARGEST, SMALLEST, Int8Linear
 
 Array = npt.NDArray[np.float32]
 Map = Callable[[Array], Array]
@@ -102,6 +103,31 @@ def activation(kind: str, width: int) -> Map:
 
         return swiglu
     raise Unknown(kind)
+
+
+def digit_product(layer: Int8Linear) -> Callable[[Array, Array], Array]:
+    """As `quantised.digit_product` of one vector, without the bias; the second argument is where the result shall stand."""
+    if not layer.takes_digits:
+        raise Unknown("products of int8 on this machine")
+    width, scale, matrix, product = layer.in_features, as_array(layer.scale), layer.numbers.detach().t(), torch._int_mm
+    scaled, whole, digits = np.empty(width, np.float32), np.empty(width, np.int32), np.empty((DIGITS, width), np.int8)
+    signed, parts = whole.view(np.int8).reshape(width, 4).T[:DIGITS], np.empty((DIGITS, layer.out_features), np.float32)
+    with torch.inference_mode(False):  # a tensor made in that mode could be written to in no other
+        left, sums = torch.from_numpy(digits), torch.empty(parts.shape, dtype=torch.int32)
+    found, places, halves = sums.numpy(), np.array((1, 256, 65536), np.float32), np.int32(HALVES)
+    absolute, multiply, add, xor, copy = np.abs, np.multiply, np.add, np.bitwise_xor, np.copyto
+
+    def apply(x: Array, out: Array) -> Array:
+        largest = max(float(absolute(x, scaled).max()), SMALLEST)
+        np.rint(multiply(x, LARGEST / largest, scaled), scaled)
+        copy(whole, scaled, casting="unsafe")
+        xor(add(whole, halves, whole), halves, whole)
+        copy(digits, signed)
+        product(left, matrix, out=sums)
+        copy(parts, found, casting="unsafe")
+        return multiply(multiply(places.dot(parts, out), scale, out), largest / LARGEST, out)
+
+    return apply
 
 
 def epsilon(layer: nn.RMSNorm) -> float:

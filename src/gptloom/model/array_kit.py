@@ -12,17 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gptloom.model.array_functions import Array, Map, activation, as_array, epsilon, layer_norm, normalise_rows, rms_norm, same
+from gptloom.model.array_functions import Array, Map, activation, as_array, digit_product, epsilon, layer_norm, normalise_rows, rms_norm, same
 from gptloom.model.attention import Attention
 from gptloom.model.decoder import Decoder
 from gptloom.model.kit import Kit, Unknown
 from gptloom.model.layers import MLP, CausalMean
 from gptloom.model.ngrams import ngram_rows_at
+from gptloom.model.quantised import Int8Linear
 from gptloom.model.state import Slot
 
 LARGE = 400_000
 """Numbers in a matrix from which OpenBLAS shares a product with a vector out over threads that, on a busy machine, wait up to a
 hundredth of a second for one another. A row at a time is as fast by itself, for memory is the limit."""
+
+SMALL = 100_000
+"""Numbers in an int8 matrix below which it is quicker to keep them as float32: what is read is in the processor's cache anyway."""
 
 
 class ArrayKit(Kit[Array, int]):
@@ -97,12 +101,17 @@ class ArrayKit(Kit[Array, int]):
         """See `Kit.linear`; `out` is where the result shall stand."""
         if layer is None or type(layer) is nn.Identity:
             return same
-        if type(layer) is not nn.Linear:
+        dot: Callable[[Array, Array], Array]
+        add = np.add
+        if type(layer) is Int8Linear and layer.numbers.numel() >= SMALL:
+            dot = digit_product(layer)
+        elif type(layer) is nn.Linear or type(layer) is Int8Linear:
+            weight = as_array(layer.weight)
+            dot = weight.dot if weight.size < LARGE else partial(np.vecdot, weight)
+        else:
             raise Unknown(type(layer).__name__)
         self.take(layer)
-        weight, add = as_array(layer.weight), np.add
-        result = np.empty(len(weight), np.float32) if out is None else out
-        dot = weight.dot if weight.size < LARGE else partial(np.vecdot, weight)
+        result = np.empty(layer.out_features, np.float32) if out is None else out
         if getattr(layer, "bias", None) is None:
             return lambda x: dot(x, result)
         bias = as_array(layer.bias)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gptloom.model.attention import Attention
 from gptloom.model.layers import MLP, CausalMean
 from gptloom.model.ngrams import HashedNgrams
+from gptloom.model.quantised import Int8Linear
 from gptloom.model.state import Slot
 
 X = TypeVar("X")
@@ -68,6 +69,7 @@ class Kit(ABC, Generic[X, P]):
     def mean(self, layer: CausalMean) -> Callable[[X, Slot, P], X]:
         """The mean of all that the slot has summed up, and of the new tokens."""
 
-    def take(self, layer: nn.Embedding | nn.Linear | nn.LayerNorm | nn.RMSNorm | HashedNgrams) -> None:
+    def take(self, layer: nn.Embedding | nn.Linear | nn.LayerNorm | nn.RMSNorm | HashedNgrams | Int8Linear) -> None:
         """Note that a layer's own parameters are used."""
-        self.taken |= {id(layer.weight), id(getattr(layer, "bias", None))}
+        numbers = (layer.numbers, layer.scale) if isinstance(layer, Int8Linear) else (layer.weight,)
+        self.taken |= {id(one) for one in (*numbers, getattr(layer, "bias", None))}

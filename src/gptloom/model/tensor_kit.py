@@ -14,6 +14,7 @@ from gptloom.model.decoder import Decoder
 from gptloom.model.kit import Kit, Unknown
 from gptloom.model.layers import MLP, CausalMean, activate, rotate
 from gptloom.model.ngrams import HashedNgrams, ngram_rows
+from gptloom.model.quantised import FEW, Int8Linear
 from gptloom.model.state import Slot
 
 Map = Callable[[Tensor], Tensor]
@@ -39,7 +40,7 @@ class TensorKit(Kit[Tensor, Place]):
 
     Args:
         model: whose layers.
-        turned: keep copies of the larger matrices, input by input, as oneDNN reads them a quarter faster: for many steps.
+        turned: keep copies of the larger matrices, input by input, as oneDNN reads them a quarter faster, and of int8 as float32: for many steps.
     """
 
     def __init__(self, model: Decoder, *, turned: bool = False) -> None:
@@ -101,13 +102,16 @@ class TensorKit(Kit[Tensor, Place]):
         """See `Kit.linear`."""
         if layer is None or type(layer) is nn.Identity:
             return _same
-        if type(layer) is not nn.Linear:
+        if type(layer) is not nn.Linear and type(layer) is not Int8Linear:
             raise Unknown(type(layer).__name__)
         self.take(layer)
-        weight, bias = layer.weight, layer.bias
+        bias, product = layer.bias, torch.ops.mkldnn._linear_pointwise.default
         if not (self.on_cpu and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
-            return partial(F.linear, weight=weight, bias=bias)
-        size, product = weight.numel(), torch.ops.mkldnn._linear_pointwise.default
+            return layer.forward
+        if type(layer) is Int8Linear and not self.turned:
+            few = layer.forward
+            return lambda x: few(x) if len(x) <= FEW else product(x, layer.weight, bias, "none", [], "")
+        weight, size = layer.weight, layer.weight.numel()
         if self.turned and MANY * size >= LARGE:
             weight = nn.Parameter(weight.detach().t().contiguous().t(), requires_grad=False)
 

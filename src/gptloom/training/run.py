@@ -11,15 +11,14 @@ from gptloom.bundle import Bundle
 from gptloom.config import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
-from gptloom.data.tokens import prepare
+from gptloom.data.tokens import Tokens, prepare
 from gptloom.durable import recover, replace_text, set_aside
 from gptloom.errors import ConfigError, InputError
-from gptloom.inference.evaluation import Score
 from gptloom.locate import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
 from gptloom.model.build import build_model, check_memory
 from gptloom.runtime import pick_device, thread_count, threads
 from gptloom.settings import merge, parse, to_toml
-from gptloom.tasks import end_of_text, exact_match, reads_pairs
+from gptloom.tasks import end_of_text, reads_pairs
 from gptloom.training.changes import change, check_changes, code_notes, read_settings, same_length
 from gptloom.training.checkpoint import State, read_checkpoint
 from gptloom.training.display import Display, make_display
@@ -127,8 +126,8 @@ def _last_state(run: Path, checkpoint: str) -> tuple[Path | None, State]:
     return None, State(read_settings(run, None), Progress(), None, {})
 
 
-def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> tuple[Score, float | None]:
-    """The loss of a run's checkpoint on the run's own validation split, and an encoder-decoder's share of exact matches.
+def validation_split(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> tuple[Bundle, Tokens]:
+    """A run's checkpoint, and the run's own validation split.
 
     Args:
         path: a run folder, or a checkpoint inside one.
@@ -144,8 +143,7 @@ def validation_score(path: str | Path, *, device: str = "auto", checkpoint: str 
         raise InputError("is not part of a run, so it has no validation split of its own", where=str(path), cure="give a text with --text FILE")
     config = read_settings(run, read_checkpoint(folder).config)
     bundle = Bundle.read(folder, device=device)
-    val = find_parts(run, config, bundle.tokenizer).val
-    return bundle.score_tokens(val), exact_match(bundle.model, val, bundle.tokenizer)
+    return bundle, find_parts(run, config, bundle.tokenizer).val
 
 
 def _prepare_machine(config: RunConfig) -> torch.device:

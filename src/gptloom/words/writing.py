@@ -1,8 +1,10 @@
 """`gptloom sample` and `gptloom eval`."""
 
-from gptloom.config import SampleConfig
+from typing import get_args
+
+from gptloom.config import SampleConfig, Weights
 from gptloom.errors import ConfigError
-from gptloom.flags import add_flags, given
+from gptloom.flags import Parser, add_flags, given
 from gptloom.settings import parse
 from gptloom.words import NUMBERS, RUN, TEXTS, add_model_flags, loading, make_parser
 
@@ -20,6 +22,7 @@ def sample_command(words: list[str]) -> int:
         "--show-probabilities", metavar="N", nargs="?", type=int, const=3, help="each token with its probability, its rank and the N likeliest [3]"
     )
     add_model_flags(parser)
+    _add_weights_flag(parser, "int8 is quicker for one text at a time on a CPU, and costs a little loss, which `gptloom eval` tells")
     add_flags(parser, SampleConfig)
     args = parser.parse(words)
     config = parse(SampleConfig, given(args, SampleConfig), where="the command line")
@@ -38,8 +41,14 @@ def eval_command(words: list[str]) -> int:
     parser.add_argument("--text", metavar="TEXT", action="append", help=f"what to read: {TEXTS} (default: the run's own validation split)")
     parser.add_argument("--encoding", help="text encoding (default: UTF-8, else detected)")
     add_model_flags(parser)
+    _add_weights_flag(parser, "int8 measures both, and tells what int8 costs")
     args = parser.parse(words)
     with loading():
         from gptloom.commands.writing import evaluate
 
     return evaluate(args)
+
+
+def _add_weights_flag(parser: Parser, about: str) -> None:
+    """How the matrices are held."""
+    parser.add_argument("--weights", choices=get_args(Weights), default="float32", help=f"numbers that the matrices are held in; {about} [float32]")
