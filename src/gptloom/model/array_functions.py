@@ -106,9 +106,7 @@ def activation(kind: str, width: int) -> Map:
 
 
 def digit_product(layer: Int8Linear) -> Callable[[Array, Array], Array]:
-    """As `quantised.digit_product` of one vector, without the bias; the second argument is where the result shall stand."""
-    if not layer.takes_digits:
-        raise Unknown("products of int8 on this machine")
+    """As `quantised.digit_product` of one vector, without the bias; the second argument is where the result shall stand. The layer `takes_digits`."""
     width, scale, matrix, product = layer.in_features, as_array(layer.scale), layer.numbers.detach().t(), torch._int_mm
     scaled, whole, digits = np.empty(width, np.float32), np.empty(width, np.int32), np.empty((DIGITS, width), np.int8)
     signed, parts = whole.view(np.int8).reshape(width, 4).T[:DIGITS], np.empty((DIGITS, layer.out_features), np.float32)

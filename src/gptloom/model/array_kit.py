@@ -103,7 +103,7 @@ class ArrayKit(Kit[Array, int]):
             return same
         dot: Callable[[Array, Array], Array]
         add = np.add
-        if type(layer) is Int8Linear and layer.numbers.numel() >= SMALL:
+        if type(layer) is Int8Linear and layer.numbers.numel() >= SMALL and layer.takes_digits:
             dot = digit_product(layer)
         elif type(layer) is nn.Linear or type(layer) is Int8Linear:
             weight = as_array(layer.weight)

@@ -25,8 +25,8 @@ LARGEST = 0x7F7F00
 """What a vector's largest number is scaled to. Three signed digits go up to 0x7F7F7F, which rounding must not pass; float32 has as many bits."""
 SMALLEST = 1e-30
 """Vectors whose largest number is below this are as good as nothing; larger ones can be scaled to `LARGEST`."""
-WIDEST = 1 << 17
-"""Numbers in a vector up to which a sum of products of int8 fits an int32: 2^17 times 127 times 128."""
+NARROWEST, WIDEST = 16, 1 << 17
+"""Numbers in a vector from which digits pay (of a single one PyTorch 2.13's product is wrong, too), and up to which a sum of products of int8 fits an int32: 2^17 times 127 times 128."""
 FEW = 12
 """Vectors up to which digits pay; for more it is quicker to make the matrix anew as float32 numbers."""
 
@@ -65,8 +65,8 @@ class Int8Linear(nn.Module):
 
     @property
     def takes_digits(self) -> bool:
-        """Whether this machine multiplies whole numbers exactly, and these are not too many."""
-        return self.in_features <= WIDEST and self.numbers.is_cpu and multiplies_integers()
+        """Whether this machine multiplies whole numbers exactly, and there are neither too few of these nor too many."""
+        return NARROWEST <= self.in_features <= WIDEST and self.numbers.is_cpu and multiplies_integers()
 
     def _save_to_state_dict(self, *_args: Any) -> None:
         refuse()
