@@ -26,7 +26,8 @@ LARGEST = 0x7F7F00
 SMALLEST = 1e-30
 """Vectors whose largest number is below this are as good as nothing; larger ones can be scaled to `LARGEST`."""
 NARROWEST, WIDEST = 16, 1 << 17
-"""Numbers in a vector from which digits pay (of a single one PyTorch 2.13's product is wrong, too), and up to which a sum of products of int8 fits an int32: 2^17 times 127 times 128."""
+"""Numbers in a vector from which digits pay (of a single one, PyTorch 2.13's product is wrong, too), and up to which a sum of
+products of int8 fits an int32: 2^17 times 127 times 128."""
 FEW = 12
 """Vectors up to which digits pay; for more it is quicker to make the matrix anew as float32 numbers."""
 
