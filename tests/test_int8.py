@@ -19,7 +19,7 @@ from gptloom.errors import ConfigError
 from gptloom.inference.generation import Generation
 from gptloom.model import array_kit, quantised, stepping
 from gptloom.model.build import build_model
-from gptloom.model.quantised import FEW, NARROWEST, Int8Linear, quantise
+from gptloom.model.quantised import FEW, NARROWEST, Int8Linear, digit_product, quantise
 from gptloom.model.stepping import Stepper
 from gptloom.model.tensor_kit import MANY
 from training_helpers import small_run, write_text
@@ -61,6 +61,15 @@ def test_a_product_is_that_of_the_matrix_as_float64(rows, width, out, seed, size
     with torch.inference_mode():
         assert ((layer(x).double() - right).abs() <= 5e-7 * bound).all()
         assert layer.takes_digits == (width >= NARROWEST and quantised.multiplies_integers())
+
+
+@given(rows=st.integers(1, FEW), width=st.integers(NARROWEST, 200), out=st.integers(1, 70), seed=st.integers(0, 1000))
+def test_digits_multiply_exactly_where_any_processor_would(rows, width, out, seed):
+    """On matrices of numbers so small that no machine cuts off their sums: a mistake of ours cannot pass for one of the machine's."""
+    draws = torch.Generator().manual_seed(seed)
+    x, matrix = torch.randn(rows, width, generator=draws), torch.randint(-60, 61, (out, width), generator=draws, dtype=torch.int8)
+    right, bound = x.double() @ matrix.double().t(), x.abs().amax(dim=1, keepdim=True).double() * matrix.abs().sum(dim=1).double()
+    assert ((digit_product(x, matrix, torch.ones(out)).double() - right).abs() <= 5e-7 * bound + 1e-12).all()
 
 
 def test_nothing_but_zeros_stays_nothing():
