@@ -1,6 +1,6 @@
 """How long until nanoGPT's CPU result, and what is reached in nanoGPT's time: two claims against the CPU command of its README.
 
-    python benchmarks/against_nanogpt.py --nanogpt PATH [--repeats 5] [--minutes 0.06] [--out FILE]
+    python benchmarks/against_nanogpt.py --nanogpt PATH [--repeats 5] [--minutes 0.07] [--out FILE]
 
 PATH is a checkout of nanoGPT with data/shakespeare_char prepared. A repeat is its command as its README has it, then `gptloom train
 shakespeare` with the short budget, then with as much time as nanoGPT has just taken. Everything counts, from a process's start to its
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, required=True, metavar="PATH")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=0.06, help="of the short run [0.06]")
+    parser.add_argument("--minutes", type=float, default=0.07, help="of the short run [0.07]")
     parser.add_argument("--out", type=Path, help="where to keep the JSON, besides printing it")
     args = parser.parse_args()
     checkout, raw = args.nanogpt.resolve(), []
