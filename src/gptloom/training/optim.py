@@ -29,7 +29,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, ranks: Ranks | None = 
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parts: list[Optimizer] = []
     if config.optimizer == "muon":
-        matrices = [(name, p) for name, p in named.items() if name in hidden_matrices(model)]
+        inside = hidden_matrices(model)
+        matrices = [(name, p) for name, p in named.items() if name in inside]
         parts += [Muon(matrices, config, ranks or Ranks())] if matrices else []
     parts += [RowAdagrad(name, module, config, ranks or Ranks()) for name, module in tables.items()]
     held = {name for part in parts for name in part.decays}
