@@ -368,3 +368,12 @@ def test_a_reader_that_leaves_early_is_no_error(run):
     command = f"{sys.executable} -m gptloom data {run[0].parent / 'text.txt'} | head -n 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.stderr == "" and done.stdout.startswith("text")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_result_that_cannot_be_written_is_an_error():
+    """Also where it is too short to leave Python's buffer before the end."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "gptloom", "--version"], stdout=full, stderr=subprocess.PIPE, env=buffered, text=True, check=False)
+    assert done.returncode == 3 and done.stderr == "error: No space left on device; check the disk and the path\n"

@@ -192,3 +192,12 @@ def test_restored_optimizers_go_on_bit_for_bit(name):
 def test_what_fits_no_parameter_is_refused(key):
     with pytest.raises(ValueError, match="fits no parameter"):
         make_optimizer(build(CONFIGS["ngrams"]), MUON).restore({key: torch.zeros(2)})
+
+
+@pytest.mark.parametrize(("before", "after"), [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_s_memory_is_refused(before, after):
+    model = build(CONFIGS["gpt2"])
+    optimizer = make_optimizer(model, MUON.model_copy(update={"optimizer": before}))
+    steps(model, optimizer, 0, 1)
+    with pytest.raises(ValueError, match="fits no parameter"):
+        make_optimizer(build(CONFIGS["gpt2"]), MUON.model_copy(update={"optimizer": after})).restore(optimizer.tensors())

@@ -165,6 +165,9 @@ def test_an_edited_configuration_is_reported_or_refused(text, tmp_path):
     path.write_text(written.replace("n_embd = 16", "n_embd = 32"))
     with pytest.raises(ConfigError, match="n_embd was 16 when the run began and cannot become 32"):
         resume(tmp_path / "run", {}, display=Quiet())
+    path.write_text(written)
+    with pytest.raises(ConfigError, match=r"train\.optimizer was muon when the run began and cannot become adamw"):
+        resume(tmp_path / "run", {"train": {"optimizer": "adamw"}}, display=Quiet())
     path.write_text(written.replace("beta1 = 0.9", "beta1 = 0.8"))
     said = Quiet(stop_at=7)
     resume(tmp_path / "run", {}, display=said)

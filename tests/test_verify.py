@@ -60,6 +60,12 @@ def test_a_clean_tree_passes(recipe):
     assert len(findings) >= 17
 
 
+def test_where_everything_decays_the_rows_of_ngrams_do_not():
+    model = open_recipe("tiny", {"device": "cpu", "model": SMALL, "train": {"decay": "all", "weight_decay": 0.1}}, seed=1)
+    findings = list(verify(model, chosen(["update", "groups"])))
+    assert len(findings) == 2 and passed(findings), findings
+
+
 def edit(owner, name, *changes):
     """A planter: replaces pieces of a function's source, wherever the function is known."""
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from conftest import CONFIGS, SMALL, build, random_ids
 from gptloom.config import ModelConfig
 from gptloom.model import stack, whole_block
+from gptloom.model.layers import MLP
 from gptloom.model.objective import Objective
 
 MORE = {
@@ -72,3 +74,26 @@ def test_long_windows_and_autocast_are_left_to_the_block(monkeypatch):
         build(CONFIGS["lecture"])(random_ids(2, 10))
     monkeypatch.setattr(whole_block, "LONGEST", 9)
     build(CONFIGS["lecture"])(random_ids(2, 10))
+
+
+def test_a_part_that_somebody_listens_to_is_called():
+    model, heard = build(CONFIGS["lecture"]), []
+    handles = [part.register_forward_hook(lambda *given: heard.append(1)) for part in model.modules() if isinstance(part, MLP)]
+    model(random_ids(2, 10))
+    assert len(heard) == len(handles) == model.config.n_layer
+
+
+def test_another_layer_in_a_layer_s_place_is_called():
+    """As adapters (LoRA) and parametrizations are put in."""
+    model, ids = build(CONFIGS["lecture"]), random_ids(2, 10)
+    before = model(ids)
+    torch.nn.utils.parametrize.register_parametrization(model.blocks[0].mlp.down, "bias", Shifted())
+    assert not torch.equal(model(ids), before)
+    replaced = build(CONFIGS["lecture"])
+    replaced.blocks[0].mlp.down = nn.Sequential(replaced.blocks[0].mlp.down, nn.Tanh())
+    assert not torch.equal(replaced(ids), before)
+
+
+class Shifted(nn.Module):
+    def forward(self, x):
+        return x + 1.0

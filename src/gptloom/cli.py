@@ -53,7 +53,7 @@ def run() -> NoReturn:
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError):  # whoever read it is gone
+        with contextlib.suppress(OSError, AttributeError):  # whoever read it is gone; a full disk has been told of
             stream.flush()
     os._exit(code)
 
@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("once", GptloomWarning)
             warnings.showwarning = _warn
-            return _dispatch(words)
+            code = _dispatch(words)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a result that cannot be written is an error
+            return code
     except GptloomError as error:
         return _fail(error, words)
     except BrokenPipeError:

@@ -63,7 +63,7 @@ class TrainConfig(Config):
     final_lr_fraction: Share = Field(0.1, description="Learning rate at the end, as a share of the peak")
     decay_fraction: float = Field(0.2, gt=0.0, le=1.0, description="Share of the steps after the warm-up over which wsd falls")
     weight_decay: Weight = Field(0.1, description="Decoupled decay of the weights that `decay` names, and of Muon's matrices")
-    decay: Literal["matrices", "all"] = Field("matrices", description="Which parameters decay: the matrices of linear layers, or every one")
+    decay: Literal["matrices", "all"] = Field("matrices", description="Which parameters decay: the matrices of linear layers, or all but tables of n-grams")
     beta1: Probability = Field(0.9, description="AdamW's decay of the mean gradient")
     beta2: Probability = Field(0.99, description="AdamW's decay of the mean squared gradient")
     label_smoothing: Probability = Field(0.0, description="Share of each target's probability that is spread over all tokens, in training")

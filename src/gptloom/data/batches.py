@@ -66,7 +66,6 @@ class Batches:
         self._batch_size, self._sampling = batch_size, sampling
         self._starting, self._ordering = Draws(seed, 0), Draws(seed, 1)
         self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self._places = np.arange(batch_size)[self._rows]
         self._orders: dict[int, Int64[np.ndarray, " windows"]] = {}
         self._length = n = len(tokens)
         self.time = min(block_size, n - 1)
@@ -85,10 +84,10 @@ class Batches:
         if self._sampling == "random":
             draws = self._starting.at(step, self._batch_size)[self._rows]
             return self._read((draws % np.uint64(self._length - self.time)).astype(np.int64))
-        epochs, windows = np.divmod(step * self._batch_size + self._places, self._windows)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            windows[here] = self._order(epoch)[windows[here]]
+        epoch, first = divmod(step * self._batch_size + self._rows.start, self._windows)
+        windows = self._order(epoch)[first : first + self._rows.stop - self._rows.start]
+        while (missing := self._rows.stop - self._rows.start - len(windows)) > 0:  # the batch goes on in the next epoch
+            windows = np.concatenate((windows, self._order(epoch := epoch + 1)[:missing]))
         if self._sampling == "documents":
             return self._read(self._starts[windows], self._lengths[windows])
         return self._read(windows)

@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """One step along the residual stream."""
-        if self.plan is not None and slot is None and pays(x, context):
+        if self.plan is not None and slot is None and pays(x, context) and self._is_as_built():
             return whole_block(x, self.plan, context.causal, self._weights(context))
         if self.mixer is not None and self.norm1 is not None:
             x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, slot), self.norm1)
@@ -51,6 +51,13 @@ class Block(nn.Module):
     def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
         """Empty memory of this block's mixer, in the type and on the device of `like`."""
         return self.mixer.init_slot(batch, length, like) if self.mixer else {}
+
+    def _is_as_built(self) -> bool:
+        """No other layer stands in a layer's place (an adapter, a parametrization), and nobody listens to one: `whole_block` would pass over both."""
+        mixer, mlp, *norms = cast(Any, (self.mixer, self.mlp, self.norm1, self.norm2))
+        layers = mixer.qkv, mixer.out, mlp.up, mlp.down
+        heard = any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks for one in (mixer, mlp, *norms, *layers))
+        return not heard and all(type(one) is nn.Linear for one in layers)
 
     def _weights(self, context: Context) -> Weights:
         """All that `whole_block` needs, where there is a plan for it."""

@@ -13,7 +13,7 @@ from gptloom.settings import merge, parse, read_toml
 from gptloom.training.folder import code_hash
 
 _LENGTHS = ("steps", "minutes", "epochs")
-_FIXED = ("model", "data", "seed", "recipe")
+_FIXED = ("model", "data", "seed", "recipe", "train.optimizer")
 
 
 def read_settings(run: Path, kept: RunConfig | None) -> RunConfig:
@@ -47,11 +47,11 @@ def check_changes(before: RunConfig, after: RunConfig) -> list[str]:
     """A line for every setting that differs.
 
     Raises:
-        ConfigError: what the weights and the data order follow from differs.
+        ConfigError: what the weights, the data order or the optimizer's memory follow from differs.
     """
     lines = []
     for key, old, new in _differences(before.model_dump(), after.model_dump()):
-        if key.partition(".")[0] in _FIXED and key != "data.cache":
+        if {key, key.partition(".")[0]} & set(_FIXED) and key != "data.cache":
             raise ConfigError(f"{key} was {old} when the run began and cannot become {new}", where="resume", cure="start a new run")
         lines.append(f"{key} was {old} and is now {new}")
     return lines

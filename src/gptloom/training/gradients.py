@@ -5,7 +5,7 @@ from torch import Tensor
 
 from gptloom.config import IGNORED
 from gptloom.errors import MachineError
-from gptloom.runtime import derive, is_out_of_memory
+from gptloom.runtime import derive, is_out_of_memory, reseed
 from gptloom.training.job import Interrupted, Job, Progress
 
 
@@ -40,7 +40,7 @@ class Gradients:
         while True:
             try:
                 # Dropout is a function of (seed, step, rank): the same after a resume, or when a batch is tried again.
-                torch.manual_seed(derive(job.seed, "dropout", progress.step, *others))
+                reseed(derive(job.seed, "dropout", progress.step, *others), job.device)
                 return self._passes(batch, targets, limit)
             except RuntimeError as error:
                 if not is_out_of_memory(error):

@@ -16,6 +16,9 @@ from gptloom.training.rows import RowAdagrad
 EPSILON = 1e-8
 """Added to the root of AdamW's mean squared gradient: the paper's value, and PyTorch's."""
 
+KEPT = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a parameter, by PyTorch's names."""
+
 
 def make_optimizer(model: nn.Module, config: TrainConfig, ranks: Ranks | None = None) -> Optimizer:
     """The optimizer that a configuration asks for. The model is on its device and in its type, and stays there.
@@ -29,7 +32,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, ranks: Ranks | None = 
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parts: list[Optimizer] = []
     if config.optimizer == "muon":
-        matrices = [(name, p) for name, p in named.items() if name in hidden_matrices(model)]
+        inside = hidden_matrices(model)
+        matrices = [(name, p) for name, p in named.items() if name in inside]
         parts += [Muon(matrices, config, ranks or Ranks())] if matrices else []
     parts += [RowAdagrad(name, module, config, ranks or Ranks()) for name, module in tables.items()]
     held = {name for part in parts for name in part.decays}
@@ -128,7 +132,7 @@ class FlatAdamW(FlatOptimizer):
         homes = {name: place for place, flat in enumerate(self.flats) for name in flat.places}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
-            if name not in homes:
+            if name not in homes or kind not in KEPT:
                 raise unfit(key)
             flat, memory = self.flats[homes[name]], self.memory[homes[name]]
             if kind == "step":

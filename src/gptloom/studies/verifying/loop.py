@@ -160,7 +160,9 @@ def groups(subject: Subject) -> Outcome:
     train = subject.config.train.model_copy(update={"weight_decay": subject.config.train.weight_decay or 0.1})
     model = copy.deepcopy(subject.drawn)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams)}
-    expected = {name: train.decay == "all" or (p.ndim > 1 and id(p) not in tables) for name, p in model.named_parameters()}
+    hashed = {id(m.weight) for m in _hashed(model)}
+    matrices = {id(p) for p in model.parameters() if p.ndim > 1} - tables
+    expected = {name: id(p) not in hashed and (train.decay == "all" or id(p) in matrices) for name, p in model.named_parameters()}
     optimizer = make_optimizer(model, train)
     parts = optimizer.parts if isinstance(optimizer, Several) else [optimizer]
     trained = [(name, decay) for part in parts for name, decay in part.decays.items()]
