@@ -22,7 +22,7 @@ OTHER_FLAGS = {"--run", "--config", "--recipe", "--json", "--debug", "--help", "
 STUDY_FLAGS = {"--reproduce", "--example", "--seeds", "--plan", "--claim", "--together", "--show", "--layer", "--head", "--top", "--out", "--n-head", "--mlp"}
 SCRIPT_FLAGS = {"--nanogpt", "--quick"}
 COST_FLAGS = {"--only", "--largest", "--tokens", "--flops", "--hours", "--budget", "--devices", "--mfu", "--price-per-hour", "--text-tokens"}
-SHORT_FLAGS = {"--steps", "--minutes", "--epochs", "--tokenizer", "--encoding", "--on-unknown", "--text-field"}
+SHORT_FLAGS = {"--steps", "--minutes", "--epochs", "--tokenizer", "--encoding", "--on-unknown", "--text-field", "--weights"}
 
 
 def test_the_settings_page_is_the_fields():
