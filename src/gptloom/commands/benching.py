@@ -24,6 +24,7 @@ def run_bench(args: argparse.Namespace, changes: Mapping[str, Any], groups: Sequ
     """Measure the groups; tables go to standard error, the sentences to standard output."""
     config = configure(args.recipe, {}, changes, where="the command line")
     device = pick_device(config.device)
+    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written should be known before two minutes have gone by
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -43,7 +44,6 @@ def run_bench(args: argparse.Namespace, changes: Mapping[str, Any], groups: Sequ
 
 def _draw(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
     """Both pictures; where they are."""
-    out.mkdir(parents=True, exist_ok=True)
     title = f"{found['recipe']}: {found['model']['parameters']:,} parameters on {found['device']}, {found['dtype']}"
     draw_bench(out / "bench.png", found, title=title)
     draw_bench(out / "bench-dark.png", found, title=title, dark=True)

@@ -144,7 +144,8 @@ class Trainer:
             callback.after_divergence(self.view(), found)
         if action == "stop" or (action == "rollback" and back is None):
             replay = f"; what is needed to replay it lies in {where}" if where else ""
-            cure = f"try a tenth of --train.learning-rate, or --train.on-divergence rollback{replay}"
+            rates = "--train.learning-rate" + (" and --train.matrix-learning-rate" if self.config.optimizer == "muon" else "")
+            cure = f"try a tenth of {rates}, or --train.on-divergence rollback{replay}"
             raise DivergedError(str(found), where=f"step {found.step + 1}", cure=cure)
         return back is None
 
