@@ -287,3 +287,14 @@ def test_bfloat16_follows_float32(text, tmp_path):
     small_run(text, tmp_path / "half", model=shape, train={"precision": "bfloat16"})
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "single"), abs=0.02)
     assert losses(tmp_path / "half") != losses(tmp_path / "single")
+
+
+def test_a_small_text_is_evaluated_after_its_first_epochs(text, tmp_path):
+    """The best model of many epochs is an early one, and regular evaluations would come too late for it."""
+    small_run(text, tmp_path / "many", train={"steps": 400, "eval_every": None}, data={"sampling": "shuffled"})
+    small_run(text, tmp_path / "few", train={"steps": 300, "eval_every": None}, data={"sampling": "shuffled"})
+    epoch = math.ceil(((len(text.read_text()) * 9 // 10) // 16 - 1) * 16 / (4 * 16))
+    steps = {name: [line["step"] for line in metrics(tmp_path / name, "evaluation")] for name in ("many", "few")}
+    assert 8 * epoch <= 400 and 300 < 8 * epoch
+    assert {epoch, 2 * epoch, 4 * epoch, 8 * epoch} <= set(steps["many"])
+    assert steps["few"] == list(range(0, 301, 30))

@@ -21,7 +21,7 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
 from gptloom.model.quantised import quantise
-from gptloom.runtime import pick_device
+from gptloom.runtime import pick_device, threads
 from gptloom.settings import parse
 from gptloom.storage import load_model, weights, write_model
 from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
@@ -178,7 +178,9 @@ class Bundle:
             raise InputError("at least two tokens are needed to measure a loss", cure="give a longer text")
         config = self.model.config
         batches = evaluation_batches(config, tokens, self.tokenizer, batch_size)
-        return evaluate(Objective(self.model), batches, device=self.model.device, byte_count=predicted_bytes(config, tokens, self.tokenizer))
+        count = predicted_bytes(config, tokens, self.tokenizer)
+        with threads(None):  # the matrix products that a run's own evaluation has
+            return evaluate(Objective(self.model), batches, device=self.model.device, byte_count=count)
 
     def fill(self, text: str, on_unknown: OnUnknown = "error") -> list[Token]:
         """An encoder's guess at each `[MASK]` in a text, with the likeliest alternatives.

@@ -65,7 +65,11 @@ SMALL_STEP = 60_000_000
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Use this many CPU threads for a while (None changes nothing), the quickest matrix products, and memory that is kept once it is there."""
+    """Use this many CPU threads for a while (None changes nothing), the quickest matrix products, and memory that is kept once it is there.
+
+    Where oneDNN makes the products, `torch.get_float32_matmul_precision()` raises RuntimeError in here: PyTorch has an old and a new switch, and
+    does not like to be asked by the old one.
+    """
     keep_memory()
     before, products = torch.get_num_threads(), _onednn_products()
     precision = products.fp32_precision

@@ -117,7 +117,7 @@ class Stepper:
             if self.many is None:
                 self.many = Line(self.model, TensorKit(self.model, turned=True), self.parameters)
             return self.many(rows, position, slots)
-        few = max(1, CACHED // (len(rows[0]) * self.model.config.hidden_width))
+        few = max(1, CACHED // (len(rows[0]) * self.model.config.hidden_width)) if self.model.device.type == "cpu" else len(rows)
         if few >= len(rows):
             return self.tensors(rows, position, slots)
         cuts = [slice(start, start + few) for start in range(0, len(rows), few)]

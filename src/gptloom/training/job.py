@@ -171,6 +171,7 @@ class Job:
         ranks: who else trains.
         interrupted: whether a signal has come that asks to stop.
         validation: tokens that `evaluate` reads, to tell how long it will take.
+        epoch: steps in which the source gives all it has once; 0 where that is not known.
     """
 
     objective: nn.Module
@@ -184,3 +185,4 @@ class Job:
     ranks: Ranks = field(default_factory=Ranks)
     interrupted: Callable[[], bool] = lambda: False
     validation: int = 0
+    epoch: int = 0

@@ -105,6 +105,7 @@ class Session:
             self.ranks,
             stopping,
             len(self.parts.val.ids),
+            -(-self.batches.tokens_per_epoch // (train.batch_size * self.config.model.block_size)),
         )
         first = self.ranks.rank == 0
         trainer = Trainer(job, train, horizon, progress, self._callbacks(progress) if first else [])

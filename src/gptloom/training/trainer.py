@@ -23,6 +23,9 @@ MOST_ROLLBACKS = 3
 """Times that a run goes back to a checkpoint, at half the rate each, before it gives up."""
 
 
+MANY_EPOCHS = 8
+"""From which a text is small for its run."""
+
 EVALUATING = 0.03
 """Share of a time budget that may go into evaluations, and the samples that are written with them."""
 
@@ -220,7 +223,7 @@ class Trainer:
     def _evaluation_is_due(self) -> bool:
         """At the end of the run, at its beginning unless the clock is running, and every so many steps.
 
-        Where that number is not set: when the run's share for one has gone by since the last.
+        Where that number is not set: when the run's share for one has gone by since the last, and after the first epochs of many.
         """
         step, last, every = self.progress.step, self.progress.last_evaluated, self.config.eval_every
         if last == step:
@@ -229,7 +232,16 @@ class Trainer:
             return True
         if step == 0:  # what it would say, the first training loss says, too; where time is short, it is not spent on that
             return every is not None or self.horizon.seconds is None
-        return step % every == 0 if every is not None else (step - (last or 0)) * self._evaluations >= self.horizon.total
+        if every is not None:
+            return step % every == 0
+        return (step - (last or 0)) * self._evaluations >= self.horizon.total or self._epochs_have_doubled(step)
+
+    def _epochs_have_doubled(self, step: int) -> bool:
+        """After 1, 2, 4, ... epochs of many: a small text is learned by heart, and the model is at its best long before the run's end."""
+        epoch = self.job.epoch
+        if not epoch or step % epoch or self.horizon.total < MANY_EPOCHS * epoch:
+            return False
+        return (step // epoch).bit_count() == 1
 
     def _log_is_due(self) -> bool:
         """At the first and the last step, and every so many steps, or a hundred times in the run."""
