@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     __version__: str
 
 # GNU OpenMP's threads spin while they wait for one another. When another program has one of the cores, a step's hundreds of waits
-# can each last as long as a time slice. benchmarks/busy_machine.py, on 2 cores: a step of the tiny recipe beside another training took
-# 191 ms (once 4,476), and 93 with this limit, which costs nothing on an idle machine. It is read when torch is first imported.
+# can each last as long as a time slice: beside another training, a step then takes many times as long. benchmarks/busy_machine.py
+# measures it, and what this limit costs on an idle machine. It is read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __all__ = ["GPT", "load", "train"]
