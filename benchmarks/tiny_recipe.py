@@ -1,8 +1,8 @@
-"""What the default recipe reaches on tiny Shakespeare in its 120 seconds, over several seeds: the README's first figure.
+"""What the default recipe reaches on tiny Shakespeare in its minute, over several seeds: the README's first figure.
 
     python benchmarks/tiny_recipe.py [SEEDS]
 
-Each seed is a run of the command line, two minutes long. The loss is that of the whole validation split, at the best checkpoint.
+Each seed is a run of the command line, a minute long. The loss is that of the whole validation split, at the best checkpoint.
 """
 
 import json

@@ -158,7 +158,7 @@ def test_a_length_replaces_the_length_below(recipe, length):
 
 
 def test_a_layer_without_a_length_keeps_the_one_below():
-    assert resolve("tiny", {"train": {"batch_size": 8}}).train.minutes == 2.0
+    assert resolve("tiny", {"train": {"batch_size": 8}}).train.minutes == 1.0
     assert resolve("tiny", {"train": {"steps": 3}}, {"train": {"batch_size": 8}}).train.steps == 3
 
 
@@ -177,7 +177,7 @@ def test_recipes_cannot_be_changed_by_their_users():
     read_recipe("tiny")["model"]["n_layer"] = 99
     resolve("tiny", {"train": {"steps": 3}})
     assert resolve("tiny").model.n_layer == 4
-    assert resolve("tiny").train.minutes == 2.0
+    assert resolve("tiny").train.minutes == 1.0
 
 
 def test_an_unknown_recipe_is_refused():

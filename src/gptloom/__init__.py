@@ -2,7 +2,7 @@
 
     import gptloom
 
-    result = gptloom.train("shakespeare", minutes=2)
+    result = gptloom.train("shakespeare", minutes=1)
     print(gptloom.load(result.run).generate("ROMEO:", tokens=300))
 
 Nothing heavy is imported before it is used.
