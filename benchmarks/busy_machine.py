@@ -12,29 +12,9 @@ import subprocess
 import sys
 import time
 
-STEP = """
-import time, torch
-from gptloom.model.build import build_model
-from gptloom.model.objective import Objective
-from gptloom.runtime import threads
-from gptloom.settings import resolve
-from gptloom.training.optim import make_optimizer
-config = resolve("tiny")
-model = build_model(config.model)
-objective, optimizer, ids = Objective(model), make_optimizer(model, config.train), torch.randint(65, (8, 128))
-def step():
-    optimizer.zero_grad()
-    nats, count = objective(ids, ids)
-    (nats / count).backward()
-    optimizer.step()
-with threads(None):
-    step()
-    start, steps = time.perf_counter(), 0
-    while time.perf_counter() - start < 3.0:
-        step()
-        steps += 1
-print(1000 * (time.perf_counter() - start) / steps)
-"""
+import peers
+
+STEP = "import time, torch" + peers.TINY_STEP  # torch before gptloom, so that only the setting counts
 
 SETTINGS: dict[str, dict[str, str]] = {"without the limit": {}, "with it": {"GOMP_SPINCOUNT": "2000"}}
 NEIGHBOURS = {"none": None, "a busy loop": "while True: pass", "another training": STEP.replace("< 3.0", "< 60.0")}

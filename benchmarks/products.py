@@ -13,35 +13,17 @@ import subprocess
 import sys
 import time
 
+import peers
 import torch
 
 SHAPES = {"qkv": (1024, 128, 384), "out": (1024, 128, 128), "up": (1024, 128, 512), "down": (1024, 512, 128), "up, gradient of weights": (512, 1024, 128)}
 
 STEP = """
 import sys, time
-from gptloom import runtime
+from gptloom import runtime  # before torch: it says how its threads wait
 import torch
 if "mkl" in sys.argv: runtime._multiplies_better_with_onednn = lambda: False
 if "fresh" in sys.argv: runtime.keep_memory = lambda: None
-from gptloom.model.build import build_model
-from gptloom.model.objective import Objective
-from gptloom.settings import resolve
-from gptloom.training.optim import make_optimizer
-config = resolve("tiny")
-model = build_model(config.model)
-objective, optimizer, ids = Objective(model), make_optimizer(model, config.train), torch.randint(65, (8, 128))
-def step():
-    optimizer.zero_grad()
-    nats, count = objective(ids, ids)
-    (nats / count).backward()
-    optimizer.step()
-with runtime.threads(None):
-    for _ in range(10): step()
-    start, steps = time.perf_counter(), 0
-    while time.perf_counter() - start < 3.0:
-        step()
-        steps += 1
-print(1000 * (time.perf_counter() - start) / steps)
 """
 
 
@@ -79,7 +61,7 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(5):
         for name, words in settings.items():
-            found[name].append(float(subprocess.run([sys.executable, "-c", STEP, *words], check=True, capture_output=True, text=True).stdout))
+            found[name].append(float(subprocess.run([sys.executable, "-c", STEP + peers.TINY_STEP, *words], check=True, capture_output=True, text=True).stdout))
     print(json.dumps({"milliseconds a step of tiny": {name: spread(times, 1) for name, times in found.items()}}))
 
 

@@ -71,15 +71,14 @@ def threads(count: int | None) -> Iterator[None]:
     does not like to be asked by the old one.
     """
     keep_memory()
-    before, products = torch.get_num_threads(), _onednn_products()
+    products = _onednn_products()
     precision = products.fp32_precision
-    torch.set_num_threads(count or before)
     if _multiplies_better_with_onednn():
         products.fp32_precision = "bf16"
     try:
-        yield
+        with cores(count):
+            yield
     finally:
-        torch.set_num_threads(before)
         products.fp32_precision = precision
 
 
@@ -87,7 +86,7 @@ def threads(count: int | None) -> Iterator[None]:
 def _multiplies_better_with_onednn() -> bool:
     """Whether PyTorch's float32 products should go to oneDNN instead of MKL, which does not use AVX-512 on AMD's processors.
 
-    benchmarks/products.py: 2.2 times as fast on Zen 5. PyTorch has one switch for that, which would also allow bfloat16 where there are units for
+    benchmarks/products.py, 2 cores of Zen 5: a step of `tiny` takes 32 ms so, and 50 with MKL. PyTorch has one switch for that, which would also allow bfloat16 where there are units for
     it; so a product is looked at first, and the switch is left alone unless it comes out as exact as float32 is (bfloat16 is 1,000 times worse).
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
@@ -119,8 +118,8 @@ def _is_amd() -> bool:
 def keep_memory() -> None:
     """Have the C library keep what is freed, up to 2 GB, instead of handing it back and asking for it again.
 
-    Activations come and go at every operation, and fresh memory must be mapped page by page at its first use: on a virtual machine that took
-    longer than the arithmetic of a small model (benchmarks/products.py).
+    Activations come and go at every operation, and fresh memory must be mapped page by page at its first use: on a virtual machine a step of
+    `tiny` took 40 ms without this, and 32 with it (benchmarks/products.py).
     """
     if sys.platform != "linux":
         return

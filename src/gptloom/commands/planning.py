@@ -11,6 +11,7 @@ from gptloom.config import RunConfig
 from gptloom.errors import ExitCode
 from gptloom.settings import resolve
 from gptloom.studies.planning.amounts import show_amount, show_bytes
+from gptloom.studies.planning.optimal import RULE
 from gptloom.studies.planning.planning import Goal, make_plan
 from gptloom.studies.planning.rates import HERE, find_rate
 from gptloom.training.display import duration
@@ -88,7 +89,7 @@ def _optimal(found: Mapping[str, Any]) -> list[str]:
         nearest = f"nearest recipe: {one['recipe']['name']}, {show_amount(one['recipe']['parameters'])}"
         size = f"{show_amount(one['parameters'])} parameters on {show_amount(one['tokens'])} tokens"
         rows.append(f"           {one['name']} ({one['source']}): {size}, {_few(one['tokens'] / one['parameters'])} a parameter; {nearest}")
-    ratio = training["tokens_per_parameter"] / 20
+    ratio = training["tokens_per_parameter"] / RULE
     words = "about the rule's" if 0.5 <= ratio <= 2 else f"{_few(ratio)} times the rule's" if ratio > 2 else f"1/{_few(1 / ratio)} of the rule's"
     judged = (
         "a smaller model would be better for this" if ratio < 0.5 else "a larger one would be better for this, and dearer to use" if ratio > 2 else "well spent"

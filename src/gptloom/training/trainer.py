@@ -22,7 +22,6 @@ MOST_SKIPPED = 10
 MOST_ROLLBACKS = 3
 """Times that a run goes back to a checkpoint, at half the rate each, before it gives up."""
 
-
 MANY_EPOCHS = 8
 """From which a text is small for its run."""
 

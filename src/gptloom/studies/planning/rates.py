@@ -13,12 +13,12 @@ from gptloom.studies.benching.stepping import time_steps
 from gptloom.studies.benching.timing import Budget
 
 MFU = 0.40
-"""Assumed of an accelerator: Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)."""
+"""Assumed of an accelerator, for the reason below."""
 
 MFU_SOURCE = "assumed; Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)"
 
 SHARE = 0.6
-"""Assumed of this machine where a step would take too long to be tried: GPT-2's share on two CPU cores (docs/bench.md)."""
+"""Assumed of this machine, for the reason below."""
 
 SHARE_SOURCE = "assumed, for a step takes too long to be tried; GPT-2 reached it on two cores (docs/bench.md)"
 
