@@ -86,8 +86,9 @@ def threads(count: int | None) -> Iterator[None]:
 def _multiplies_better_with_onednn() -> bool:
     """Whether PyTorch's float32 products should go to oneDNN instead of MKL, which does not use AVX-512 on AMD's processors.
 
-    benchmarks/products.py, 2 cores of Zen 5: a step of `tiny` takes 32 ms so, and 50 with MKL. PyTorch has one switch for that, which would also allow bfloat16 where there are units for
-    it; so a product is looked at first, and the switch is left alone unless it comes out as exact as float32 is (bfloat16 is 1,000 times worse).
+    benchmarks/products.py, 2 cores of Zen 5: a step of `tiny` takes 32 ms so, and 50 with MKL. PyTorch has one switch for that, which would
+    also allow bfloat16 where there are units for it; so a product is looked at first, and the switch is left alone unless it comes out as
+    exact as float32 is (bfloat16 is 1,000 times worse).
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
         return False
