@@ -27,6 +27,7 @@ from gptloom.config import ModelConfig, TrainConfig
 from gptloom.model.decoder import Decoder
 from gptloom.model.objective import Objective
 from gptloom.model.plain import PlainGPT
+from gptloom.model.whole_pass import TrainingPass
 from gptloom.runtime import threads
 from gptloom.training.optim import make_optimizer
 
@@ -47,12 +48,11 @@ def our_step(inputs: torch.Tensor, targets: torch.Tensor) -> Callable[[], object
     shape = {"vocab_size": VOCABULARY, "block_size": BLOCK, "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS}
     model = Decoder(ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch"))
     assert model.parameter_count() == 209_729
-    objective, optimizer = Objective(model), make_optimizer(model, TrainConfig(learning_rate=1e-3, beta2=0.999, weight_decay=0.01, decay="all"))
+    optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-3, beta2=0.999, weight_decay=0.01, decay="all"))
+    both_passes = TrainingPass(Objective(model), optimizer.zero_grad)
 
     def step() -> None:
-        optimizer.zero_grad()
-        nats, count = objective(inputs, targets)
-        (nats / count).backward()
+        both_passes((inputs, targets), 1.0 / targets.numel())
         optimizer.step()
 
     return step

@@ -10,16 +10,16 @@ from types import ModuleType
 TINY_STEP = """
 from gptloom.model.build import build_model
 from gptloom.model.objective import Objective
+from gptloom.model.whole_pass import TrainingPass
 from gptloom.runtime import threads
 from gptloom.settings import resolve
 from gptloom.training.optim import make_optimizer
 config = resolve("tiny")
 model = build_model(config.model)
-objective, optimizer, ids = Objective(model), make_optimizer(model, config.train), torch.randint(65, (8, 128))
+optimizer, ids = make_optimizer(model, config.train), torch.randint(65, (8, 128))
+both_passes = TrainingPass(Objective(model), optimizer.zero_grad)
 def step():
-    optimizer.zero_grad()
-    nats, count = objective(ids, ids)
-    (nats / count).backward()
+    both_passes((ids, ids), 1.0 / ids.numel())
     optimizer.step()
 with threads(None):
     for _ in range(10): step()

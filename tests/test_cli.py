@@ -137,7 +137,7 @@ def test_compiled_equals_eager_to_rounding(run, tmp_path):
     for mode in ("off", "on"):
         done = gptloom("train", *words, "--run", tmp_path / mode, "--train.compile", mode)
         assert done.returncode == 0 and ("compiling" in done.stderr) == (mode == "on") and "failed" not in done.stderr, done.stderr
-    assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=1e-4)
+    assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=5e-4)
     assert load_file(latest_weights(tmp_path / "on")).keys() == load_file(latest_weights(tmp_path / "off")).keys()
 
 

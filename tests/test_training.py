@@ -14,7 +14,7 @@ import gptloom
 from gptloom.api import configure
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
 from gptloom.locate import checkpoint_names
-from gptloom.model.objective import Objective
+from gptloom.model.whole_pass import TrainingPass
 from gptloom.settings import nest
 from gptloom.training import session
 from gptloom.training.plan import Plan
@@ -156,35 +156,35 @@ def test_running_out_of_memory_halves_the_micro_batch_and_nothing_else(text, tmp
     seen = []
 
     def limited(rows):
-        forward = Objective.forward
+        real = TrainingPass.__call__
 
-        def check(self, inputs, targets):
-            seen.append(len(inputs))
-            if len(inputs) > rows and self.training:
+        def check(self, batch, *given, **named):
+            seen.append(len(batch[0]))
+            if len(batch[0]) > rows:
                 raise torch.OutOfMemoryError("no memory left")
-            return forward(self, inputs, targets)
+            return real(self, batch, *given, **named)
 
         return check
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "forward", limited(2))
+        patch.setattr(TrainingPass, "__call__", limited(2))
         small_run(text, tmp_path / "tight", train={"batch_size": 8})
     assert {8, 4, 2} <= set(seen)
     assert losses(tmp_path / "tight") == pytest.approx(losses(tmp_path / "roomy"), abs=2e-5)
     with monkeypatch.context() as patch, pytest.raises(MachineError, match="even one sequence"):
-        patch.setattr(Objective, "forward", limited(0))
+        patch.setattr(TrainingPass, "__call__", limited(0))
         small_run(text, tmp_path / "none", train={"batch_size": 8})
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(text, tmp_path, monkeypatch):
-    forward, calls = Objective.forward, []
+    real, calls = TrainingPass.__call__, []
 
-    def poisoned(self, inputs, targets):
-        nats, count = forward(self, inputs, targets)
-        calls.append(self.training)
-        return (nats * math.nan if sum(calls) > 8 else nats), count
+    def poisoned(self, *given, **named):
+        nats = real(self, *given, **named)
+        calls.append(1)
+        return nats * math.nan if len(calls) > 8 else nats
 
-    monkeypatch.setattr(Objective, "forward", poisoned)
+    monkeypatch.setattr(TrainingPass, "__call__", poisoned)
     with pytest.raises(DivergedError, match="learning rate") as caught:
         small_run(text, tmp_path / "run")
     assert caught.value.code == 4

@@ -23,7 +23,7 @@ from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokenizers.characters import CharTokenizer
 from gptloom.inference import evaluation
-from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, tensor_kit, whole_block
+from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, tensor_kit, whole_block, whole_pass
 from gptloom.model.array_kit import ArrayKit
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.state import Context
@@ -186,15 +186,20 @@ BUGS = {
     "by hand, keys learn as if they were queries": (
         "by-hand",
         "tiny",
-        edit(handwritten, "attention_backward", ("scores.transpose(1, 2), query", "scores, query")),
+        edit(handwritten.Attention, "backward", ("self.scores_t, self.query", "self.scores, self.query")),
     ),
     "by hand, positions turn the other way": (
         "formula",
         "tiny",
-        edit(handwritten, "rotate", ("value=-sign", "value=sign"), ("first, sin, value=sign", "first, sin, value=-sign")),
+        edit(
+            handwritten.Rotation,
+            "run",
+            ("first, self.sin, value=self.sign", "first, self.sin, value=-self.sign"),
+            ("second, self.sin, value=-self.sign", "second, self.sin, value=self.sign"),
+        ),
     ),
-    "by hand, the second norm is the first": ("by-hand", "tiny", edit(stack.Block, "_weights", ("norm2=norm2.weight", "norm2=norm1.weight"))),
-    "n-grams know the next token": ("future", "tiny", edit(ngrams.HashedNgrams, "forward", ("ngram_rows(known,", "ngram_rows(known.roll(-1, 1),"))),
+    "by hand, the second norm is the first": ("by-hand", "tiny", edit(stack.Block, "weights", ("norm2=norm2.weight", "norm2=norm1.weight"))),
+    "n-grams know the next token": ("future", "tiny", edit(ngrams.HashedNgrams, "rows", ("ngram_rows(known,", "ngram_rows(known.roll(-1, 1),"))),
     "n-grams are hashed backwards": (
         "formula",
         "tiny",
@@ -248,7 +253,7 @@ BUGS = {
         edit(
             gradients.Gradients,
             "_passes",
-            ("(nats / targets)", "(nats / (parts[-1][start : start + rows] != IGNORED).sum() / len(range(0, len(batch[0]), rows)))"),
+            ("1.0 / targets,", "1.0 / int((parts[-1][start : start + rows] != IGNORED).sum()) / len(range(0, len(batch[0]), rows)),"),
         ),
     ),
     "ranks take the mean of their gradients": (
@@ -256,7 +261,15 @@ BUGS = {
         "tiny",
         edit(parallel.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
     ),
-    "gradients are not zeroed": ("fresh-gradients", "tiny", edit(layout.Flat, "zero", ("self.grad.zero_()", "pass"))),
+    "a later pass replaces the gradients of the first": ("micro-batches", "tiny", edit(gradients.Gradients, "_passes", ("fresh=not start", "fresh=True"))),
+    "a straight pass adds to the gradients of the last step": ("fresh-gradients", "tiny", edit(handwritten.Linear, "learn", ("if fresh", "if False"))),
+    "a straight pass counts padding": ("micro-batches", "tiny", edit(whole_pass._Line, "run", ("targets.flatten()", "targets.flatten().clamp(min=0)"))),
+    "a straight pass learns the table of another order": (
+        "by-hand",
+        "tiny",
+        edit(whole_pass._Line, "_learn_tables", ("inputs.flatten(), len", "inputs.t().flatten(), len")),
+    ),
+    "gradients are not zeroed": ("fresh-gradients", "mingpt", edit(layout.Flat, "zero", ("self.grad.zero_()", "pass"))),
     "each tensor is clipped by itself": ("clipping", "mingpt", replace(trainer, "shorten", clip_each)),
     "the update comes before the clipping": ("clipping", "mingpt", replace(trainer, "shorten", lambda _real: lambda *_: None)),
     "the learning rate is a step late": (

@@ -82,6 +82,20 @@ def threads(count: int | None) -> Iterator[None]:
         products.fp32_precision = precision
 
 
+class small_products:
+    """For a while, leave products to MKL that are so small that beginning one with oneDNN (some 10 microseconds) takes longer than computing it."""
+
+    def __enter__(self) -> None:
+        """Change the switch, which takes less than a microsecond."""
+        self.products = _onednn_products()
+        self.before = self.products.fp32_precision
+        self.products.fp32_precision = "ieee"
+
+    def __exit__(self, *_error: object) -> None:
+        """Change it back."""
+        self.products.fp32_precision = self.before
+
+
 @cache
 def _multiplies_better_with_onednn() -> bool:
     """Whether PyTorch's float32 products should go to oneDNN instead of MKL, which does not use AVX-512 on AMD's processors.
@@ -126,7 +140,9 @@ def keep_memory() -> None:
         return
     with suppress(OSError, AttributeError):  # another C library, such as musl's
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((-3, 32 << 20), (-1, (2 << 30) - 1), (-2, 64 << 20)):  # M_MMAP_THRESHOLD (at most this), M_TRIM_THRESHOLD, M_TOP_PAD
+        # M_MMAP_THRESHOLD (at most this), M_TRIM_THRESHOLD, M_TOP_PAD; and no M_MXFAST: each product with oneDNN asks for many small pieces,
+        # and what the C library puts aside of them it would sort anew whenever something large is freed.
+        for option, value in ((-3, 32 << 20), (-1, (2 << 30) - 1), (-2, 64 << 20), (1, 0)):
             mallopt(option, value)
 
 

@@ -18,6 +18,7 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.build import outline
 from gptloom.model.objective import Objective
 from gptloom.model.stack import Block, Stack
+from gptloom.model.whole_pass import TrainingPass
 
 _LONGEST = 16  # steps that a recurrent network is followed for; after that each is like the last
 
@@ -35,14 +36,14 @@ def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = tor
         on_cpu: what fused kernels there are. A CPU's attention has none with dropout, and its RMSNorm has none at all.
     """
     model = _prepare(config, by_hand=on_cpu and dtype == torch.float32)
-    alive = _Alive([*model.parameters(), *model.buffers()])
+    alive = _Alive([*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)])
     time = min(config.block_size, _LONGEST) if config.is_recurrent else config.block_size
     _run(model, rows, time, _Kernels(dtype, on_cpu), alive)
     return alive.peak * config.block_size // time
 
 
 def _prepare(config: ModelConfig, *, by_hand: bool) -> LanguageModel:
-    """An outline that can be run: with its tables of fixed positions, and gradients that pass away as they are added up.
+    """An outline that can be run: with its tables of fixed positions, and a place for every gradient.
 
     Its blocks may be `whole_block` with `by_hand`, as they are on a CPU in float32.
     """
@@ -53,20 +54,18 @@ def _prepare(config: ModelConfig, *, by_hand: bool) -> LanguageModel:
         elif isinstance(part, Block) and not by_hand:
             part.plan = None
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
+        parameter.grad = torch.empty_like(parameter)
     return model
 
 
 def _run(model: LanguageModel, rows: int, time: int, *watching: AbstractContextManager[object]) -> None:
     """A forward and backward pass in training mode over `rows` sequences of `time` tokens (on each side, for an encoder-decoder)."""
     ids = torch.empty((rows, time), dtype=torch.int64, device="meta")
-    objective = Objective(model)
     with ExitStack() as stack:
         stack.enter_context(_NothingIsPadded())
         for one in watching:
             stack.enter_context(one)
-        nats, _ = objective(*[ids] * (3 if model.config.architecture == "encoder-decoder" else 2))
-        (nats / ids.numel()).backward()
+        TrainingPass(Objective(model), _leave)([ids] * (3 if model.config.architecture == "encoder-decoder" else 2), 1.0)
 
 
 def _add_tables(stack: Stack, config: ModelConfig) -> None:
@@ -78,8 +77,8 @@ def _add_tables(stack: Stack, config: ModelConfig) -> None:
         stack.register_buffer("sinusoids", torch.empty((config.block_size, config.n_embd), device="meta"), persistent=False)
 
 
-def _forget(parameter: nn.Parameter | Tensor) -> None:
-    parameter.grad = None
+def _leave() -> None:
+    """Gradients stay where they are."""
 
 
 class _NothingIsPadded(TorchFunctionMode):
@@ -94,7 +93,8 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, before: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.before = {tensor.untyped_storage()._cdata for tensor in before}
+        self.kept = [tensor.untyped_storage() for tensor in before]  # or their numbers would be given to others
+        self.before = {storage._cdata for storage in self.kept}
         self.peak = self.live = 0
         self.known: dict[int, tuple[int, weakref.ref[Any]]] = {}
 

@@ -38,6 +38,13 @@ class HashedNgrams(nn.Module):
 
     def forward(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """The sum at each position; when there is a slot, its tokens come before these, and then it holds these."""
+        rows = self.rows(ids, context, slot)
+        if self.sparse and not torch.compiler.is_compiling():
+            return _Lookup.apply(self.weight, rows)  # type: ignore[no-any-return, no-untyped-call]
+        return look_up(self.weight, rows)
+
+    def rows(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Int[Tensor, "b t k"]:
+        """The rows that `forward` adds up."""
         before = self.longest - 1
         recent = ids.new_full((len(ids), before), -1)
         if slot is not None:
@@ -46,10 +53,25 @@ class HashedNgrams(nn.Module):
         if slot is not None:
             counts = torch.tensor(context.counts or [ids.shape[1]] * len(ids), device=ids.device)
             slot["recent"] = known.gather(1, counts[:, None] + torch.arange(before, device=ids.device))
-        rows = ngram_rows(known, self.longest, len(self.weight))
-        if self.sparse and not torch.compiler.is_compiling():
-            return _Lookup.apply(self.weight, rows)  # type: ignore[no-any-return, no-untyped-call]
-        return F.embedding_bag(rows.flatten(0, 1), self.weight, mode="sum").view(*ids.shape, -1)
+        return ngram_rows(known, self.longest, len(self.weight))
+
+    def learn(self, rows: Int[Tensor, "b t k"], slope: Float[Tensor, "b t c"], fresh: bool) -> None:
+        """Make the gradient of the sums the table's (`fresh`), or add it to the table's; what autograd does otherwise."""
+        if self.sparse:
+            found = _sparse_gradient(rows, slope, self.weight.shape)
+            self.weight.grad = found if fresh or self.weight.grad is None else self.weight.grad + found
+            return
+        if self.weight.grad is None:
+            self.weight.grad = torch.zeros_like(self.weight)
+        elif fresh:
+            self.weight.grad.zero_()
+        for place in rows.flatten(0, 1).unbind(1):
+            self.weight.grad.index_add_(0, place, slope.flatten(0, 1))
+
+
+def look_up(weight: Float[Tensor, "r c"], rows: Int[Tensor, "b t k"]) -> Float[Tensor, "b t c"]:
+    """The sum of some rows at each position."""
+    return F.embedding_bag(rows.flatten(0, 1), weight, mode="sum").view(*rows.shape[:2], -1)
 
 
 def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor, "b t k"]:
@@ -84,13 +106,18 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
         ctx.rows, ctx.size = rows, weight.shape
-        return F.embedding_bag(rows.flatten(0, 1), weight, mode="sum").view(*rows.shape[:2], -1)
+        return look_up(weight, rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        unique, places = torch.unique(ctx.rows.flatten(0, 1), return_inverse=True)
-        grad, values = grad.flatten(0, 1), grad.new_zeros(len(unique), ctx.size[1])
-        for place in places.unbind(1):
-            values.index_add_(0, place, grad)
-        return torch.sparse_coo_tensor(unique[None], values, ctx.size, is_coalesced=True, check_invariants=False), None
+        return _sparse_gradient(ctx.rows, grad, ctx.size), None
+
+
+def _sparse_gradient(rows: Int[Tensor, "b t k"], grad: Float[Tensor, "b t c"], size: torch.Size) -> Tensor:
+    """The table's gradient, in which each row occurs once."""
+    unique, places = torch.unique(rows.flatten(0, 1), return_inverse=True)
+    grad, values = grad.flatten(0, 1), grad.new_zeros(len(unique), size[1])
+    for place in places.unbind(1):
+        values.index_add_(0, place, grad)
+    return torch.sparse_coo_tensor(unique[None], values, size, is_coalesced=True, check_invariants=False)

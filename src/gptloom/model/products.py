@@ -52,7 +52,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
     def _look(self, name: str, tensors: list[Tensor], causal: bool) -> None:
-        if name in ("mm", "bmm", "addmm", "baddbmm"):
+        if name.rstrip("_") in ("mm", "bmm", "addmm", "baddbmm"):
             left, right = tensors[-2:]
             self.found[Product(left.shape[0] if left.ndim == 3 else 1, left.shape[-2], left.shape[-1], right.shape[-1])] += 1
         elif name.startswith("_scaled_dot_product") and "attention" in name:

@@ -38,8 +38,8 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """One step along the residual stream."""
-        if self.plan is not None and slot is None and pays(x, context) and self._is_as_built():
-            return whole_block(x, self.plan, context.causal, self._weights(context))
+        if self.plan is not None and slot is None and pays(x, context) and self.is_as_built():
+            return whole_block(x, self.plan, context, self.weights(context))
         if self.mixer is not None and self.norm1 is not None:
             x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, slot), self.norm1)
         if self.cross is not None and self.norm_cross is not None:
@@ -52,14 +52,14 @@ class Block(nn.Module):
         """Empty memory of this block's mixer, in the type and on the device of `like`."""
         return self.mixer.init_slot(batch, length, like) if self.mixer else {}
 
-    def _is_as_built(self) -> bool:
+    def is_as_built(self) -> bool:
         """No other layer stands in a layer's place (an adapter, a parametrization), and nobody listens to one: `whole_block` would pass over both."""
         mixer, mlp, *norms = cast(Any, (self.mixer, self.mlp, self.norm1, self.norm2))
         layers = mixer.qkv, mixer.out, mlp.up, mlp.down
         heard = any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks for one in (mixer, mlp, *norms, *layers))
         return not heard and all(type(one) is nn.Linear for one in layers)
 
-    def _weights(self, context: Context) -> Weights:
+    def weights(self, context: Context) -> Weights:
         """All that `whole_block` needs, where there is a plan for it."""
         mixer, mlp, norm1, norm2 = cast(Any, (self.mixer, self.mlp, self.norm1, self.norm2))
         cos, sin = context.rotation or (None, None)
@@ -106,13 +106,7 @@ class Stack(nn.Module):
 
     def run(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
         """The normalised residual stream after the last block; ids below 0 are padding, which only an encoder takes."""
-        self._check_room(ids.shape[1], context)
-        if self.causal:
-            context.place(ids.shape[1], ids.device)
-        else:
-            context.open(ids >= 0)
-            ids = ids.clamp(min=0)
-        x: Tensor = self.dropout(self._embed(ids, context))
+        x = self.enter(ids, context)
         if context.trace is not None:
             context.trace.stream.append(x.detach())
         for index, block in enumerate(self.blocks):
@@ -124,6 +118,19 @@ class Stack(nn.Module):
         out: Tensor = self.final_norm(x)
         return out
 
+    def enter(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
+        """The residual stream before the first block."""
+        self._check_room(ids.shape[1], context)
+        if self.causal:
+            context.place(ids.shape[1], ids.device)
+        else:
+            context.open(ids >= 0)
+            ids = ids.clamp(min=0)
+        x = self.look_up(ids, context)
+        if self.ngrams is not None:
+            x = x + self.ngrams(ids, context, context.state.slots[-1] if context.state else None)
+        return self.dropout(x)  # type: ignore[no-any-return]
+
     def init_state(self, batch: int, length: int) -> State:
         """Empty memory for `batch` rows of up to `length` tokens (at most block_size), on the model's device and in its type."""
         if length > self.config.block_size:
@@ -132,7 +139,8 @@ class Stack(nn.Module):
         slots = [block.init_slot(batch, length, like) for block in cast(list[Block], self.blocks)]
         return State(slots + ([self.ngrams.init_slot(batch)] if self.ngrams is not None else []), batch, length)
 
-    def _embed(self, ids: Tensor, context: Context) -> Tensor:
+    def look_up(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
+        """Token and position embeddings, once the context has its positions."""
         x: Tensor = self.token_table(ids)
         # Padding behind a full row has no position; clamping keeps its (unused) result well defined.
         positions = context.positions.clamp(max=self.config.block_size - 1) if context.ragged else context.positions
@@ -142,8 +150,6 @@ class Stack(nn.Module):
             x = x + self.get_buffer("sinusoids")[positions]
         elif self.config.positions == "rotary":
             context.rotation = rotation_at(self.get_buffer("rotary"), positions)
-        if self.ngrams is not None:
-            x = x + self.ngrams(ids, context, context.state.slots[-1] if context.state else None)
         return x
 
     def _check_room(self, tokens: int, context: Context) -> None:

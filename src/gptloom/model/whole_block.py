@@ -3,18 +3,16 @@
 `Block` is the reference; the tests hold the two together, value by value and gradient by gradient.
 """
 
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptloom.config import ModelConfig
 from gptloom.model import handwritten as by_hand
-from gptloom.model.handwritten import Norm
+from gptloom.model.handwritten import NormPlan
 from gptloom.model.state import Context
 
 LONGEST = 256
@@ -32,10 +30,10 @@ class Plan(NamedTuple):
         mlp: the activation's name in `ModelConfig.mlp`.
     """
 
-    norm: Norm
+    norm: NormPlan
     heads: int
     scale: float
-    head_norm: Norm | None
+    head_norm: NormPlan | None
     mlp: str
 
 
@@ -68,10 +66,10 @@ def make_plan(config: ModelConfig) -> Plan | None:
         return None
     centred = config.norm == "layernorm"
     return Plan(
-        norm=Norm(centred, 1e-5 if centred else 1e-6),
+        norm=NormPlan(centred, 1e-5 if centred else 1e-6),
         heads=config.n_head,
         scale=(config.width_per_head if config.score_scale == "head" else config.n_embd) ** -0.5,
-        head_norm=Norm(False, 1e-6) if config.qk_norm else None,
+        head_norm=NormPlan(False, 1e-6) if config.qk_norm else None,
         mlp=config.mlp,
     )
 
@@ -82,95 +80,172 @@ def pays(x: Float[Tensor, "b t c"], context: Context) -> bool:
     return plain and x.device.type in ("cpu", "meta") and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
-def whole_block(x: Float[Tensor, "b t c"], plan: Plan, causal: bool, weights: Weights) -> Float[Tensor, "b t c"]:
-    """What `Block` makes of x; `causal`: whether a position sees only itself and what came before."""
-    return _WholeBlock.apply(x, plan, causal, *weights)  # type: ignore[no-any-return, no-untyped-call]
+def whole_block(x: Float[Tensor, "b t c"], plan: Plan, context: Context, weights: Weights) -> Float[Tensor, "b t c"]:
+    """What `Block` makes of x. All blocks of a call share what memory they may overwrite."""
+    b, t, _ = x.shape
+    if context.scratch is None:
+        context.scratch = Scratch(x.detach(), plan, weights, (b, t))
+    return _WholeBlock.apply(x, plan, context.causal, context.scratch, *weights)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Scratch:
+    """Memory that the passes of a block may overwrite, so that all blocks of a shape can share it.
+
+    Args:
+        like: of the type, and on the device, of the residual stream.
+        plan: what the blocks do.
+        weights: one block's.
+        shape: batch and time.
+    """
+
+    def __init__(self, like: Tensor, plan: Plan, weights: Weights, shape: tuple[int, int]) -> None:
+        """Lay it out."""
+        (b, t), h, d, n = shape, plan.heads, weights.out.shape[1] // plan.heads, shape[0] * shape[1]
+        self.three, self.qkv = like.new_empty(3, h * b, t, d), like.new_empty(n, 3 * h * d)
+        self.scores, self.values = like.new_empty(h * b, t, t), like.new_empty(h * b, t, d)
+        self.narrow, self.middle, self.joined = like.new_empty(n, len(weights.out)), like.new_empty(n, len(weights.out)), like.new_empty(n, h * d)
+        self.inner = like.new_empty(n, len(weights.up))
+        self.active = like.new_empty(n, weights.down.shape[1]) if plan.mlp == "swiglu" else self.inner
+        self.turned = like.new_empty(2 * h, b, t, d if plan.head_norm is not None and weights.cos is not None else 0)
+
+
+class Forward:
+    """A block's forward pass over windows of one shape, in memory of its own.
+
+    Args:
+        plan: what the block does.
+        w: its weights, of which views are taken.
+        shape: batch and time.
+        causal: whether a position sees only itself and what came before.
+        scratch: shared memory.
+    """
+
+    def __init__(self, plan: Plan, w: Weights, shape: tuple[int, int], causal: bool, scratch: Scratch) -> None:
+        """Resolve all that is the same from call to call."""
+        (b, t), h, d, like = shape, plan.heads, scratch.three.shape[-1], scratch.narrow
+        self.plan, self.w, self.shape, self.scratch = plan, w, shape, scratch
+        self.norm1, self.norm2 = (by_hand.make_norm(plan.norm, *one, like) for one in ((w.norm1, w.norm1_bias), (w.norm2, w.norm2_bias)))
+        self.qkv, self.out = by_hand.Linear(w.qkv, w.qkv_bias), by_hand.Linear(w.out, w.out_bias)
+        self.up, self.down = by_hand.Linear(w.up, w.up_bias), by_hand.Linear(w.down, w.down_bias)
+        three = torch.empty_like(scratch.three)
+        self.attention = by_hand.Attention(three, plan.scale, causal, scratch.scores, scratch.values)
+        self.joined = torch.empty_like(scratch.joined)
+        self.heads, self.joined_heads = scratch.values.view(h, b, t, d).permute(1, 2, 0, 3), self.joined.view(b, t, h, d)
+        self.inner = torch.empty_like(scratch.inner)
+        self.active = self.inner if plan.mlp == "relu" else torch.empty_like(scratch.active)
+        self.activation = by_hand.Activation(plan.mlp, self.inner, self.active)
+        # Heads come first, so that queries and keys are one half-open range.
+        self.mixed, self.split = scratch.qkv.view(b, t, 3 * h, d).permute(2, 0, 1, 3), three.view(3 * h, b, t, d)
+        pair, turned = self.split[: 2 * h], self.mixed[: 2 * h]
+        if plan.head_norm is not None:
+            self.unit, self.rate, self.gains = torch.empty_like(pair), pair.new_empty(2 * h, b, t, 1), pair.new_empty(2, d)
+            turned = pair if w.cos is None else scratch.three.view(3 * h, b, t, d)[: 2 * h]
+            self.unit_halves, self.turned_halves = self.unit.view(2, h, b, t, d), turned.view(2, h, b, t, d)
+            self.gains_halves = self.gains[:, None, None, None]
+        self.rotation = None if w.cos is None or w.sin is None else by_hand.Rotation(w.cos, w.sin, 1.0, turned, pair)
+        self.mixed_pair, self.mixed_value, self.value = self.mixed[: 2 * h], self.mixed[2 * h :], self.split[2 * h :]
+
+    def run(self, x: Float[Tensor, "n c"], middle: Float[Tensor, "n c"], out: Float[Tensor, "n c"]) -> None:
+        """From x to `out`, by way of `middle`. With RMSNorm the three may be one place; with LayerNorm x and `middle` must stay."""
+        self.seen = self.norm1.forward(x)
+        self.qkv.forward(self.seen, self.scratch.qkv)
+        self._split()
+        self.attention.forward()
+        self.joined_heads.copy_(self.heads)
+        self.out.forward_onto(x, self.joined, middle)
+        self.thought = self.norm2.forward(middle)
+        self.up.forward(self.thought, self.inner)
+        self.activation.forward()
+        self.down.forward_onto(middle, self.active, out)
+
+    def _split(self) -> None:
+        """Queries, keys and values, normalised and rotated, to where attention looks for them."""
+        norm, w = self.plan.head_norm, self.w
+        if norm is None and self.rotation is None:
+            self.split.copy_(self.mixed)
+            return
+        if norm is not None and w.query_norm is not None and w.key_norm is not None:
+            by_hand.rms_rate(self.mixed_pair, norm.eps, self.rate)
+            torch.mul(self.mixed_pair, self.rate, out=self.unit)
+            torch.stack((w.query_norm, w.key_norm), out=self.gains)
+            torch.mul(self.unit_halves, self.gains_halves, out=self.turned_halves)
+        if self.rotation is not None:
+            self.rotation.run()
+        self.value.copy_(self.mixed_value)
+
+
+class Backward:
+    """A block's backward pass, after its forward pass.
+
+    Args:
+        there: the forward pass.
+        grads: places for the gradients of its weights.
+    """
+
+    def __init__(self, there: Forward, grads: Weights) -> None:
+        """Resolve all that is the same from call to call."""
+        (b, t), w, h, scratch = there.shape, there.w, there.plan.heads, there.scratch
+        self.there, self.grads, self.scratch, d = there, grads, scratch, scratch.three.shape[-1]
+        self.joined, self.heads = scratch.joined.view(b, t, h, d).permute(2, 0, 1, 3), scratch.values.view(h, b, t, d)
+        self.three, self.split = scratch.three.unbind(), scratch.three.view(3 * h, b, t, d)
+        self.mixed = scratch.qkv.view(b, t, 3 * h, d).permute(2, 0, 1, 3)
+        self.pair, self.mixed_pair, self.value, self.mixed_value = self.split[: 2 * h], self.mixed[: 2 * h], self.split[2 * h :], self.mixed[2 * h :]
+        self.turned = self.pair if w.cos is None else scratch.turned
+        turned = self.mixed_pair if there.plan.head_norm is None else scratch.turned
+        self.rotation = None if w.cos is None or w.sin is None else by_hand.Rotation(w.cos, w.sin, -1.0, self.pair, turned)
+
+    def run(self, grad: Float[Tensor, "n c"], out: Float[Tensor, "n c"], fresh: bool) -> None:
+        """From the gradient of what came out to that of x, in `out`, which may be the same place."""
+        there, to, scratch, narrow = self.there, self.grads, self.scratch, self.scratch.narrow
+        there.down.learn(grad, there.active, to.down, to.down_bias, fresh)
+        torch.mm(grad, there.w.down, out=scratch.active)
+        there.activation.backward(scratch.active, scratch.inner)
+        there.up.learn(scratch.inner, there.thought, to.up, to.up_bias, fresh)
+        torch.mm(scratch.inner, there.w.up, out=narrow)
+        middle = torch.add(there.norm2.backward(narrow, to.norm2, to.norm2_bias, fresh), grad, out=scratch.middle)
+        there.out.learn(middle, there.joined, to.out, to.out_bias, fresh)
+        torch.mm(middle, there.w.out, out=scratch.joined)
+        self.heads.copy_(self.joined)
+        there.attention.backward(self.three)
+        self._split(fresh)
+        there.qkv.learn(scratch.qkv, there.seen, to.qkv, to.qkv_bias, fresh)
+        torch.mm(scratch.qkv, there.w.qkv, out=narrow)
+        torch.add(there.norm1.backward(narrow, to.norm1, to.norm1_bias, fresh), middle, out=out)
+
+    def _split(self, fresh: bool) -> None:
+        """The gradient of qkv from those of queries, keys and values, and those of the heads' gains."""
+        there, to = self.there, self.grads
+        self.pair.mul_(there.plan.scale)
+        if there.plan.head_norm is None and self.rotation is None:
+            self.mixed.copy_(self.split)
+            return
+        if self.rotation is not None:
+            self.rotation.run()
+        if there.plan.head_norm is not None and to.query_norm is not None and to.key_norm is not None:
+            halves = self.turned.view(there.unit_halves.shape)
+            for place, slope in zip((to.query_norm, to.key_norm), (halves * there.unit_halves).sum((1, 2, 3)), strict=True):
+                place.copy_(slope) if fresh else place.add_(slope)
+            halves.mul_(there.gains_halves)
+            torch.mul(by_hand.rms_backward(self.turned, there.unit), there.rate, out=self.mixed_pair)
+        self.mixed_value.copy_(self.value)
 
 
 class _WholeBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Plan, causal: bool, *given: Tensor | None) -> Tensor:
-        w, (b, t, c) = Weights(*given), x.shape  # type: ignore[arg-type]
-        x = x.reshape(b * t, c)
-        seen, norm1 = by_hand.norm(x, plan.norm, w.norm1, w.norm1_bias)
-        three, *heads = _split(F.linear(seen, w.qkv, w.qkv_bias).view(b, t, -1), plan, w)
-        joined, looks = by_hand.attention(three, plan.scale, causal)
-        joined = joined.view(plan.heads, b, t, -1).permute(1, 2, 0, 3).reshape(b * t, -1)
-        x = _add(x, joined, w.out, w.out_bias)
-        thought, norm2 = by_hand.norm(x, plan.norm, w.norm2, w.norm2_bias)
-        active, inner = by_hand.activate(F.linear(thought, w.up, w.up_bias), plan.mlp)
-        ctx.save_for_backward(*given, seen, *norm1, *three, *heads, looks, joined, thought, *norm2, active, inner)
-        ctx.plan, ctx.shape = plan, (b, t, c)
-        return _add(x, active, w.down, w.down_bias).view(b, t, c)
+    def forward(ctx: Any, x: Tensor, plan: Plan, causal: bool, scratch: Scratch, *given: Tensor | None) -> Tensor:
+        (b, t, c), flat = x.shape, x.reshape(-1, x.shape[-1])
+        ctx.there = Forward(plan, Weights(*given), (b, t), causal, scratch)  # type: ignore[arg-type]
+        middle = torch.empty_like(flat)
+        out = torch.empty_like(flat) if plan.norm.centred else middle
+        ctx.there.run(flat, middle, out)
+        ctx.save_for_backward(*given)  # so that PyTorch notices when they are changed in between
+        return out.view(b, t, c)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        plan, (b, t, c), saved = ctx.plan, ctx.shape, iter(ctx.saved_tensors)
-        w, seen, *norm1 = Weights(*islice(saved, len(Weights._fields))), *islice(saved, 4)
-        query, key, value, unit, rate, looks, joined, thought, *norm2, active, inner = saved
-        grad = grad.reshape(b * t, c)
-        g_active, g_down, g_down_bias = by_hand.linear_backward(grad, active, w.down, w.down_bias is not None)
-        g_inner = by_hand.activate_backward(g_active, plan.mlp, inner)
-        g_thought, g_up, g_up_bias = by_hand.linear_backward(g_inner, thought, w.up, w.up_bias is not None)
-        g_middle, g_norm2, g_norm2_bias = by_hand.norm_backward(g_thought, plan.norm, w.norm2, w.norm2_bias, norm2)
-        grad = g_middle.add_(grad)
-        g_joined, g_out, g_out_bias = by_hand.linear_backward(grad, joined, w.out, w.out_bias is not None)
-        g_heads = g_joined.view(b, t, plan.heads, -1).permute(2, 0, 1, 3).reshape_as(value)
-        g_three = grad.new_empty(3, *g_heads.shape)
-        by_hand.attention_backward(g_heads, (query, key, value), looks, plan.scale, g_three)
-        g_qkv, g_query_norm, g_key_norm = _split_backward(g_three, (b, t), plan, w, (unit, rate))
-        g_seen, g_qkv_weight, g_qkv_bias = by_hand.linear_backward(g_qkv, seen, w.qkv, w.qkv_bias is not None)
-        g_x, g_norm1, g_norm1_bias = by_hand.norm_backward(g_seen, plan.norm, w.norm1, w.norm1_bias, norm1)
-        grads = Weights(
-            g_norm1, g_norm1_bias, g_qkv_weight, g_qkv_bias, g_query_norm, g_key_norm, g_out, g_out_bias,
-            g_norm2, g_norm2_bias, g_up, g_up_bias, g_down, g_down_bias, None, None,
-        )  # fmt: skip
-        return g_x.add_(grad).view(b, t, c), None, None, *grads
-
-
-def _add(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """X + linear(branch)."""
-    out = torch.addmm(x, branch, weight.t())
-    return out if bias is None else out.add_(bias)
-
-
-def _split(qkv: Float[Tensor, "b t _"], plan: Plan, w: Weights) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, Tensor | None]:
-    """Queries, keys and values, each (h b, t, d), normalised and rotated; and what the way back needs of queries and keys."""
-    b, t, _ = qkv.shape
-    three = qkv.view(b, t, 3 * plan.heads, -1).permute(2, 0, 1, 3)
-    unit = rate = None
-    if plan.head_norm is None or w.query_norm is None or w.key_norm is None:
-        three = three.contiguous().view(3, plan.heads * b, t, -1)
-        pair, value = three[:2], three[2]
-    else:
-        mixed = three[: 2 * plan.heads]
-        rate = by_hand.rms_rate(mixed, plan.head_norm.eps)
-        unit = torch.mul(mixed, rate, out=mixed.new_empty(mixed.shape)).view(2, plan.heads * b, t, -1)
-        pair = unit * torch.stack((w.query_norm, w.key_norm))[:, None, None]
-        value = three[2 * plan.heads :].reshape(plan.heads * b, t, -1)
-    if w.cos is not None and w.sin is not None:
-        pair = by_hand.rotate(pair, w.cos, w.sin, 1.0)
-    return (pair[0], pair[1], value), unit, rate
-
-
-def _split_backward(
-    grad: Float[Tensor, "3 hb t d"], shape: tuple[int, int], plan: Plan, w: Weights, kept: tuple[Tensor | None, Tensor | None]
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradient of qkv, (n, 3 h d), and of the two norms' gains."""
-    (b, t), pair = shape, grad[:2]
-    g_query_norm = g_key_norm = None
-    if w.cos is not None and w.sin is not None:
-        pair = by_hand.rotate(pair, w.cos, w.sin, -1.0)
-    out = grad.new_empty(b, t, 3 * plan.heads, grad.shape[-1])
-    unit, rate = kept
-    if unit is not None and rate is not None and w.query_norm is not None and w.key_norm is not None:
-        g_query_norm, g_key_norm = (pair * unit).sum((1, 2)).unbind()
-        inner = pair * torch.stack((w.query_norm, w.key_norm))[:, None, None]
-        along = torch.linalg.vecdot(inner, unit).mul_(-1.0 / unit.shape[-1]).unsqueeze(-1)
-        inner = inner.addcmul_(unit, along).view(2 * plan.heads, b, t, -1)
-        torch.mul(inner.permute(1, 2, 0, 3), rate.permute(1, 2, 0, 3), out=out[:, :, : 2 * plan.heads])
-    else:
-        out[:, :, : 2 * plan.heads] = pair.reshape(2 * plan.heads, b, t, -1).permute(1, 2, 0, 3)
-    out[:, :, 2 * plan.heads :] = grad[2].view(plan.heads, b, t, -1).permute(1, 2, 0, 3)
-    return out.view(b * t, -1), g_query_norm, g_key_norm
+        weights = Weights(*ctx.saved_tensors)
+        grads = Weights(*(None if one is None else torch.empty_like(one) for one in weights))._replace(cos=None, sin=None)  # type: ignore[arg-type]
+        flat = grad.reshape(-1, grad.shape[-1])
+        Backward(ctx.there, grads).run(flat, out := torch.empty_like(flat), fresh=True)
+        return out.view(grad.shape), None, None, None, *grads

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gptloom.config import IGNORED
 from gptloom.errors import MachineError
+from gptloom.model.whole_pass import TrainingPass
 from gptloom.runtime import derive, is_out_of_memory, reseed
 from gptloom.training.job import Interrupted, Job, Progress
 
@@ -15,6 +16,7 @@ class Gradients:
     def __init__(self, job: Job, progress: Progress) -> None:
         """`progress` tells the step, and remembers how many rows memory allows at once."""
         self.job, self.progress = job, progress
+        self.passes = TrainingPass(job.objective, job.optimizer.zero_grad, job.autocast)
 
     def of(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, int]:
         """The mean loss over the global batch and its count of targets; `batch` is this rank's part.
@@ -51,16 +53,12 @@ class Gradients:
 
     def _passes(self, batch: tuple[Tensor, ...], targets: int, limit: int | None) -> Tensor:
         job, rows = self.job, self.progress.rows
-        job.optimizer.zero_grad()
         parts = [part.to(job.device, non_blocking=True) for part in batch]
         total = torch.zeros((), device=job.device)
         for start in list(range(0, len(batch[0]), rows))[:limit]:
             if start and job.ranks.world == 1 and job.interrupted():
                 raise Interrupted
-            with job.autocast():
-                nats, _ = job.objective(*(part[start : start + rows] for part in parts))
-            (nats / targets).backward()
-            total += nats.detach()
+            total += self.passes([part[start : start + rows] for part in parts], 1.0 / targets, fresh=not start)
         return total / targets
 
 

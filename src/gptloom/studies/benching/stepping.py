@@ -13,6 +13,7 @@ from gptloom.inference.evaluation import Score
 from gptloom.model.build import build_model
 from gptloom.model.objective import Objective
 from gptloom.model.products import Product, Products
+from gptloom.model.whole_pass import TrainingPass
 from gptloom.runtime import derive, pick_precision, thread_count, threads
 from gptloom.studies.benching.timing import Budget, Say, Spread
 from gptloom.studies.trial import make_job
@@ -108,10 +109,8 @@ def _observe(job: Job, batch: tuple[torch.Tensor, ...], rows: int) -> Counter[Pr
     """The products of a step, seen in one pass and one update."""
     inside, update = Products(), Products()
     parts = [part[:rows].to(job.device) for part in batch]
-    with inside, job.autocast():
-        nats, _ = job.objective(*parts)
     with inside:
-        (nats / parts[-1].numel()).backward()
+        TrainingPass(job.objective, job.optimizer.zero_grad, job.autocast)(parts, 1.0 / parts[-1].numel())
     with update:
         job.optimizer.step()
     job.optimizer.zero_grad()

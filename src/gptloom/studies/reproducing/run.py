@@ -11,6 +11,7 @@ from gptloom.errors import DivergedError
 from gptloom.inference.evaluation import evaluate
 from gptloom.model.decoder import Decoder
 from gptloom.model.objective import Objective
+from gptloom.model.whole_pass import TrainingPass
 from gptloom.studies.reproducing.draws import LectureSampler, draw_lecture_weights
 from gptloom.studies.reproducing.published import PublishedRun
 from gptloom.training.gradients import shorten
@@ -44,6 +45,7 @@ class LectureRun:
         self.sampler = LectureSampler(parts, config.model.block_size, config.train.batch_size, device)
         self.objective = Objective(self.model)
         self.optimizer = make_optimizer(self.model, config.train)
+        self.passes = TrainingPass(self.objective, self.optimizer.zero_grad)
         self.eval_iters, self.clip = run.eval_iters, config.train.grad_clip
 
     def evaluate(self) -> tuple[float, float]:
@@ -54,15 +56,14 @@ class LectureRun:
 
     def step(self) -> Tensor:
         """Draw a batch and take one optimizer step; the loss before it, nats per character (a scalar, on the device)."""
-        self.optimizer.zero_grad()
-        nats, count = self.objective(*self.sampler.batch())
-        loss: Tensor = nats / count
-        loss.backward()  # type: ignore[no-untyped-call]
+        batch = self.sampler.batch()
+        targets = batch[-1].numel()
+        loss = self.passes(batch, 1.0 / targets) / targets
         if self.clip:
             gradients = self.optimizer.gradients()
             shorten(gradients, self.clip, float(nn.utils.get_total_norm(gradients)))
         self.optimizer.step()
-        return loss.detach()
+        return loss
 
     def advance(self, steps: int) -> None:
         """Take so many steps.

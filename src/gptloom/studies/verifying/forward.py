@@ -13,6 +13,7 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.objective import Objective
 from gptloom.model.state import Context, Trace
+from gptloom.model.whole_pass import TrainingPass
 from gptloom.studies.verifying.reference import Reference
 from gptloom.studies.verifying.rounding import DOUBLE, SAFETY, SINGLE, Impossible, Outcome, largest, norms, stirrer, worst
 from gptloom.studies.verifying.subject import Subject, drawn_model, gradients, logits, mean_loss
@@ -87,18 +88,32 @@ def _both_ways(model: LanguageModel, starts: Sequence[Sequence[int]], steps: int
 
 
 def by_hand(subject: Subject) -> Outcome:
-    """Loss and gradients through the blocks' hand-written passes against those through the blocks themselves, in float64 on the CPU."""
+    """Loss and gradients through the passes written by hand against those through the blocks themselves, in float64 on the CPU.
+
+    By hand there are two: a training step's, and a block's in autograd.
+    """
     inputs, targets = (part.clamp(min=0) for part in subject.batch())
     model, found = subject.exact, []
+    model.zero_grad(set_to_none=True)
+    nats = TrainingPass(Objective(model), model.zero_grad)((inputs, targets), 1.0 / targets.numel())
+    found.append([nats / targets.numel(), *_slopes(model)])
     for trace in (None, Trace()):  # who asks for a trace gets the blocks themselves
         model.zero_grad(set_to_none=True)
         logprobs = model.unembed(model.hidden(inputs, Context(trace=trace))).log_softmax(-1)
         loss = -logprobs.gather(-1, targets[..., None]).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        found.append([loss.detach(), *(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())])
+        found.append([loss.detach(), *_slopes(model)])
     model.zero_grad(set_to_none=True)
-    quick, plain = found
-    return worst([Outcome(norms(quick[1:], plain[1:]), subject.double_tolerance, "gradients"), Outcome(norms(quick[:1], plain[:1]), SAFETY * DOUBLE, "loss")])
+    *quick, plain = found
+    outcomes = []
+    for (loss, *slopes), name in zip(quick, ("a step", "a block"), strict=True):
+        outcomes.append(Outcome(norms(slopes, plain[1:]), subject.double_tolerance, f"gradients of {name}"))
+        outcomes.append(Outcome(norms([loss], plain[:1]), SAFETY * DOUBLE, f"loss of {name}"))
+    return worst(outcomes)
+
+
+def _slopes(model: nn.Module) -> list[Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
 
 
 def compiled(subject: Subject) -> Outcome | Impossible:
