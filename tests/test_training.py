@@ -17,6 +17,7 @@ from gptloom.locate import checkpoint_names
 from gptloom.model.whole_pass import TrainingPass
 from gptloom.settings import nest
 from gptloom.training import session
+from gptloom.training.compiling import compile_mode
 from gptloom.training.plan import Plan
 from gptloom.training.run import resume, train
 from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
@@ -237,7 +238,7 @@ def test_tensorboard_events_are_written_when_asked_for(text, tmp_path):
 
 
 def test_a_compiler_that_fails_costs_one_line(text, tmp_path, monkeypatch):
-    def broken(_objective):
+    def broken(_objective, **_options):
         raise RuntimeError("no compiler here")
 
     small_run(text, tmp_path / "eager")
@@ -298,3 +299,9 @@ def test_a_small_text_is_evaluated_after_its_first_epochs(text, tmp_path):
     assert 300 < 8 * epoch <= 400
     assert {epoch, 2 * epoch, 4 * epoch, 8 * epoch} <= set(steps["many"])
     assert steps["few"] == list(range(0, 301, 30))
+
+
+def test_a_small_model_s_passes_become_one_graph_on_a_gpu():
+    assert compile_mode(10_000_000, torch.device("cuda")) == "reduce-overhead"
+    assert compile_mode(124_000_000, torch.device("cuda")) is None
+    assert compile_mode(10_000_000, torch.device("cpu")) is None

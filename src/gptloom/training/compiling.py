@@ -22,6 +22,15 @@ def wants_compile(config: TrainConfig, horizon: Horizon, device: torch.device) -
     return device.type == "cuda" and long
 
 
+LAUNCH_BOUND = 50_000_000
+"""Parameters below which a GPU waits for the CPU to launch its kernels, rather than the other way round."""
+
+
+def compile_mode(parameters: int, device: torch.device) -> str | None:
+    """PyTorch's `mode`: for a small model on a GPU the one that replays all kernels of a pass as one CUDA graph."""
+    return "reduce-overhead" if device.type == "cuda" and parameters < LAUNCH_BOUND else None
+
+
 def compile_or_not(
     objective: nn.Module,
     config: TrainConfig,
@@ -31,15 +40,18 @@ def compile_or_not(
     autocast: Callable[[], AbstractContextManager[object]],
     say: Callable[[str], None],
 ) -> nn.Module:
-    """The objective, compiled if that is wanted and a trial forward and backward pass succeeds; its parameters stay the same."""
+    """The objective, compiled if that is wanted and trial passes succeed, forward and backward; its parameters stay the same."""
     if not wants_compile(config, horizon, device):
         return objective
     say("compiling the model; this takes a while once")
     parts = [part[: config.rows].to(device) for part in batch]
     try:
-        compiled = cast(nn.Module, torch.compile(objective))
-        with autocast():
-            compiled(*parts)[0].backward()
+        mode = compile_mode(sum(p.numel() for p in objective.parameters()), device)
+        compiled = cast(nn.Module, torch.compile(objective, mode=mode))
+        for _ in range(1 if mode is None else 3):  # a graph is recorded at the second pass, and replayed from the third on
+            with autocast():
+                nats = compiled(*parts)[0]
+            nats.backward()
     except (RuntimeError, ImportError, OSError) as error:
         say(f"note: torch.compile failed ({' '.join(str(error).split())[:120]}); training goes on without it")
         return objective

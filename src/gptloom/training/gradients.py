@@ -53,13 +53,18 @@ class Gradients:
 
     def _passes(self, batch: tuple[Tensor, ...], targets: int, limit: int | None) -> Tensor:
         job, rows = self.job, self.progress.rows
-        parts = [part.to(job.device, non_blocking=True) for part in batch]
+        parts = [_send(part, job.device) for part in batch]
         total = torch.zeros((), device=job.device)
         for start in list(range(0, len(batch[0]), rows))[:limit]:
             if start and job.ranks.world == 1 and job.interrupted():
                 raise Interrupted
             total += self.passes([part[start : start + rows] for part in parts], 1.0 / targets, fresh=not start)
         return total / targets
+
+
+def _send(part: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; a GPU fetches it from pinned memory while the CPU goes on."""
+    return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
 
 
 def shorten(gradients: list[Tensor], longest: float, norm: float) -> None:
