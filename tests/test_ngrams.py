@@ -59,3 +59,19 @@ def test_a_table_of_zeros_changes_nothing_and_a_full_one_knows_exactly_its_n_gra
     assert differs == [False] * 3 + [True] * 4 + [False] * 3  # four tokens: the n-grams in which place 3 takes part
     torch.nn.init.zeros_(layer.weight)
     assert not layer(ids, Context()).any()
+
+
+def test_positions_go_without_their_n_grams_in_training_only():
+    """All or nothing at a position, and what stays is not scaled."""
+    layer, ids = HashedNgrams(3, 40, 6, dropout=0.4), random_ids(50, 20)
+    torch.nn.init.normal_(layer.weight)
+    whole = layer.eval()(ids, Context())
+    torch.manual_seed(0)
+    found = layer.train()(ids, Context())
+    gone = (found == 0).all(-1)
+    assert torch.equal(found[~gone], whole[~gone])
+    assert float(gone.float().mean()) == pytest.approx(0.4, abs=0.05)
+    found.sum().backward()
+    rows = ngram_rows(torch.cat((torch.full((50, 2), -1), ids), 1), 3, 40)
+    times = torch.zeros(40).index_add_(0, rows[~gone].flatten(), torch.ones(rows[~gone].numel()))
+    torch.testing.assert_close(layer.weight.grad[:, 0], times)

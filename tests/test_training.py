@@ -305,3 +305,12 @@ def test_a_small_model_s_passes_become_one_graph_on_a_gpu():
     assert compile_mode(10_000_000, torch.device("cuda")) == "reduce-overhead"
     assert compile_mode(124_000_000, torch.device("cuda")) is None
     assert compile_mode(10_000_000, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps", "warned"), [({}, 2_000, True), ({}, 400, False), ({"ngrams": 1}, 2_000, False), ({"ngram_dropout": 0.5}, 2_000, False)]
+)
+def test_a_text_that_is_read_often_is_learned_by_heart_through_its_n_grams(shape, steps, warned):
+    config = configure("tiny", {}, {"device": "cpu", "model": shape})
+    plan = Plan(config, 10**6, 200_000, 10**5, steps=steps, per_step=0.01, device=torch.device("cpu"), dtype=torch.float32, memory=None)
+    assert any("--model.ngram-dropout" in warning for warning in plan.warnings()) == warned

@@ -33,6 +33,7 @@ class ModelConfig(Config):
     positions: Literal["learned", "sinusoidal", "rotary", "none"] = Field("learned", description="How a token's position is told")
     ngrams: int = Field(1, ge=1, le=8, description="Longest n-grams whose hashed embeddings are added to the token's (1: none)")
     ngram_rows: Length = Field(32_768, description="Rows of the table of hashed n-grams")
+    ngram_dropout: Probability = Field(0.0, description="Share of positions that go without n-grams in training, against learning a small text by heart")
     rope_theta: Positive = Field(10_000.0, description="Base of the rotary wavelengths")
     mlp: Literal["none", "relu", "gelu", "gelu-tanh", "swiglu", "relu2"] = Field(
         "gelu-tanh", description="The feed-forward layer's activation, or no such layer"

@@ -24,12 +24,13 @@ class HashedNgrams(nn.Module):
         longest: most tokens of an n-gram, at least 2.
         rows: of the table.
         width: of a row; they begin at zero.
+        dropout: share of positions that go without, in training.
     """
 
-    def __init__(self, longest: int, rows: int, width: int) -> None:
+    def __init__(self, longest: int, rows: int, width: int, dropout: float = 0.0) -> None:
         """Make the table; gradients are dense until an optimizer asks for sparse ones."""
         super().__init__()
-        self.longest, self.sparse = longest, False
+        self.longest, self.dropout, self.sparse = longest, dropout, False
         self.weight = nn.Parameter(torch.zeros(rows, width))
 
     def init_slot(self, batch: int) -> Slot:
@@ -39,9 +40,17 @@ class HashedNgrams(nn.Module):
     def forward(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """The sum at each position; when there is a slot, its tokens come before these, and then it holds these."""
         rows = self.rows(ids, context, slot)
-        if self.sparse and not torch.compiler.is_compiling():
-            return _Lookup.apply(self.weight, rows)  # type: ignore[no-any-return, no-untyped-call]
-        return look_up(self.weight, rows)
+        sparse = self.sparse and not torch.compiler.is_compiling()
+        found: Tensor = _Lookup.apply(self.weight, rows) if sparse else look_up(self.weight, rows)  # type: ignore[no-untyped-call]
+        kept = self.draw(found)
+        return found if kept is None else found * kept
+
+    def draw(self, sums: Float[Tensor, "b t c"]) -> Float[Tensor, "b t 1"] | None:
+        """1 for the positions that have their n-grams, 0 for those that go without; None where all have them.
+
+        What is kept is not scaled up, as other dropout does it: a sum is there as it will be when writing, or is not, as if its n-grams were new.
+        """
+        return (torch.rand_like(sums[..., :1]) >= self.dropout).to(sums.dtype) if self.training and self.dropout else None
 
     def rows(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Int[Tensor, "b t k"]:
         """The rows that `forward` adds up."""

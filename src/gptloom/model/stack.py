@@ -93,7 +93,7 @@ class Stack(nn.Module):
         self.config, self.causal = config, causal
         self.token_table = nn.Embedding(config.table_rows, config.stream_width)
         self.position_table = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
-        self.ngrams = HashedNgrams(config.ngrams, config.ngram_rows, config.stream_width) if config.ngrams > 1 else None
+        self.ngrams = HashedNgrams(config.ngrams, config.ngram_rows, config.stream_width, config.ngram_dropout) if config.ngrams > 1 else None
         self.dropout = nn.Dropout(config.dropout if config.embd_dropout is None else config.embd_dropout)
         self.blocks = nn.ModuleList(Block(config, cross=cross) for _ in range(config.n_layer))
         has_final_norm = config.head != "none" and config.norm_position == "pre"

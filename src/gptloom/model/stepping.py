@@ -33,7 +33,7 @@ Layer = Callable[[Any, Slot, Any], Any]
 KNOWN = {
     "architecture", "vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_size", "mixer", "output_projection", "score_scale",
     "qk_norm", "positions", "rope_theta", "mlp", "mlp_width", "residual", "norm", "norm_position", "bias", "head", "head_bias", "tables", "dropout",
-    "attn_dropout", "embd_dropout", "init", "ngrams", "ngram_rows",
+    "attn_dropout", "embd_dropout", "init", "ngrams", "ngram_rows", "ngram_dropout",
 }
 # fmt: on
 """The fields of `ModelConfig` that the lines below follow. Another one with another value than its default takes the reference path."""

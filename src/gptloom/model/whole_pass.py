@@ -129,9 +129,12 @@ class _Line:
         context.place(inputs.shape[1], inputs.device)
         entering = self.model.look_up(inputs, context)
         self.stream[0].copy_(entering.flatten(0, 1))
+        kept = None
         if ngrams is not None:
             rows = ngrams.rows(inputs, context)
-            self.stream[0].add_(look_up(ngrams.weight, rows).flatten(0, 1))
+            sums = look_up(ngrams.weight, rows)
+            kept = ngrams.draw(sums)
+            self.stream[0].add_((sums if kept is None else sums * kept).flatten(0, 1))
         for layer, there in enumerate(self.there):
             there.run(*self.stream[2 * layer : 2 * layer + 3])
         nats = self._loss(self.norm.forward(self.stream[-1]), targets.flatten(), share, fresh)
@@ -140,7 +143,8 @@ class _Line:
             back.run(self.slope, self.slope, fresh)
         self._learn_tables(inputs, fresh)
         if ngrams is not None:
-            ngrams.learn(rows, self.slope.view_as(entering), fresh)
+            slope = self.slope.view_as(entering)
+            ngrams.learn(rows, slope if kept is None else slope * kept, fresh)
         return nats
 
     def _loss(self, last: Float[Tensor, "n c"], targets: Int[Tensor, " n"], share: float, fresh: bool) -> Float[Tensor, ""]:

@@ -7,10 +7,12 @@ import torch
 from gptloom.config import RunConfig
 from gptloom.training.display import duration
 from gptloom.training.memory import held_bytes
-from gptloom.training.trainer import MANY_EPOCHS
 
 LONG_RUN = 12 * 3600.0
 """Seconds from which a run is called long."""
+
+EPOCHS_OF_NGRAMS = 3
+"""Epochs after which the n-grams of a text harm more than they help, unless some positions go without (docs/recipes.md)."""
 
 SMALL_TEXT = 10_000
 """Training tokens below which a model learns the text by heart."""
@@ -82,8 +84,9 @@ class Plan:
             found.append(f"{few}; trust the validation loss only, or add text")
         elif self.train_tokens < self.parameters / 100:
             found.append(f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens; try a smaller model, or dropout")
-        if self.config.model.ngrams > 1 and self.tokens / max(1, self.train_tokens) > MANY_EPOCHS:
-            found.append("the text will be read many times, and its n-grams learned by heart; --model.ngrams 1 or 3 may reach a lower validation loss")
+        if self.config.model.ngrams > 1 and not self.config.model.ngram_dropout and self.tokens / max(1, self.train_tokens) > EPOCHS_OF_NGRAMS:
+            often = "the text will be read several times, and its n-grams learned by heart"
+            found.append(f"{often}; --model.ngrams 3 --model.ngram-dropout 0.5 may reach a lower validation loss")
         if self.tokens / max(1, self.train_tokens) > 200 and self.config.train.patience is None and self.train_tokens >= SMALL_TEXT:
             found.append("the text will be read over 200 times; --train.patience 3 stops when the validation loss no longer falls")
         return found
