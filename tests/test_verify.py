@@ -262,12 +262,16 @@ BUGS = {
         edit(parallel.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
     ),
     "a later pass replaces the gradients of the first": ("micro-batches", "tiny", edit(gradients.Gradients, "_passes", ("fresh=not start", "fresh=True"))),
-    "a straight pass adds to the gradients of the last step": ("fresh-gradients", "tiny", edit(handwritten.Linear, "learn", ("if fresh", "if False"))),
+    "a straight pass adds to the gradients of the last step": (
+        "fresh-gradients",
+        "tiny",
+        edit(handwritten.Linear, "accumulate_grad", ("if fresh", "if False")),
+    ),
     "a straight pass counts padding": ("micro-batches", "tiny", edit(whole_pass._Line, "run", ("targets.flatten()", "targets.flatten().clamp(min=0)"))),
     "a straight pass learns the table of another order": (
         "by-hand",
         "tiny",
-        edit(whole_pass._Line, "_learn_tables", ("inputs.flatten(), len", "inputs.t().flatten(), len")),
+        edit(whole_pass._Line, "_accumulate_tables", ("inputs.flatten(), len", "inputs.t().flatten(), len")),
     ),
     "gradients are not zeroed": ("fresh-gradients", "mingpt", edit(layout.Flat, "zero", ("self.grad.zero_()", "pass"))),
     "each tensor is clipped by itself": ("clipping", "mingpt", replace(trainer, "shorten", clip_each)),

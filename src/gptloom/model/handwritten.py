@@ -60,18 +60,28 @@ class Linear:
         else:
             torch.add(stream, self.bias, out=out).addmm_(x, self.weight_t)
 
-    def learn(self, grad: Float[Tensor, "n o"], x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, fresh: bool) -> None:
+    def accumulate_grad(
+        self, grad: Float[Tensor, "n o"], x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, fresh: bool
+    ) -> None:
         """The gradients of matrix and bias, to `weight` and `bias`, from that of the product and what went into it."""
         if fresh:
             torch.mm(grad.t(), x, out=weight)
         else:
             weight.addmm_(grad.t(), x)
         if bias is not None:
-            add_up(grad, bias, fresh)
+            put_sum(grad, bias, fresh)
 
 
-def add_up(x: Float[Tensor, "n *c"], out: Float[Tensor, "*c"], fresh: bool) -> None:
-    """The sum over the first axis."""
+def put(found: Tensor, out: Tensor, fresh: bool) -> None:
+    """A gradient to its place."""
+    if fresh:
+        out.copy_(found)
+    else:
+        out.add_(found)
+
+
+def put_sum(x: Float[Tensor, "n *c"], out: Float[Tensor, "*c"], fresh: bool) -> None:
+    """The sum over the first axis, to its place."""
     if fresh:
         torch.sum(x, 0, out=out)
     else:
@@ -102,9 +112,9 @@ class LayerNorm:
     def backward(self, grad: Float[Tensor, "n c"], weight: Tensor, bias: Tensor | None, fresh: bool) -> Float[Tensor, "n c"]:
         """The gradient of x; those of the gains and the bias go to `weight` and `bias`."""
         found = torch.ops.aten.native_layer_norm_backward(grad, self.x, self.shape, self.mean, self.rate, self.weight, self.bias, self.mask)
-        for place, slope in ((weight, found[1]), (bias, found[2])):
-            if place is not None:
-                place.copy_(slope) if fresh else place.add_(slope)
+        put(found[1], weight, fresh)
+        if bias is not None:
+            put(found[2], bias, fresh)
         return found[0]  # type: ignore[no-any-return]
 
 
@@ -130,7 +140,7 @@ class RMSNorm:
 
     def backward(self, grad: Float[Tensor, "n c"], weight: Tensor, _bias: Tensor | None, fresh: bool) -> Float[Tensor, "n c"]:
         """The gradient of x, in the place of `grad`; that of the gains goes to `weight`."""
-        add_up(grad * self.unit, weight, fresh)
+        put_sum(grad * self.unit, weight, fresh)
         return rms_backward(grad.mul_(self.weight), self.unit).mul_(self.rate)
 
 

@@ -64,10 +64,10 @@ class HashedNgrams(nn.Module):
             slot["recent"] = known.gather(1, counts[:, None] + torch.arange(before, device=ids.device))
         return ngram_rows(known, self.longest, len(self.weight))
 
-    def learn(self, rows: Int[Tensor, "b t k"], slope: Float[Tensor, "b t c"], fresh: bool) -> None:
+    def accumulate_grad(self, rows: Int[Tensor, "b t k"], grad: Float[Tensor, "b t c"], fresh: bool) -> None:
         """Make the gradient of the sums the table's (`fresh`), or add it to the table's; what autograd does otherwise."""
         if self.sparse:
-            found = _sparse_gradient(rows, slope, self.weight.shape)
+            found = _sparse_gradient(rows, grad, self.weight.shape)
             self.weight.grad = found if fresh or self.weight.grad is None else self.weight.grad + found
             return
         if self.weight.grad is None:
@@ -75,7 +75,7 @@ class HashedNgrams(nn.Module):
         elif fresh:
             self.weight.grad.zero_()
         for place in rows.flatten(0, 1).unbind(1):
-            self.weight.grad.index_add_(0, place, slope.flatten(0, 1))
+            self.weight.grad.index_add_(0, place, grad.flatten(0, 1))
 
 
 def look_up(weight: Float[Tensor, "r c"], rows: Int[Tensor, "b t k"]) -> Float[Tensor, "b t c"]:

@@ -197,18 +197,18 @@ class Backward:
     def run(self, grad: Float[Tensor, "n c"], out: Float[Tensor, "n c"], fresh: bool) -> None:
         """From the gradient of what came out to that of x, in `out`, which may be the same place."""
         there, to, scratch, narrow = self.there, self.grads, self.scratch, self.scratch.narrow
-        there.down.learn(grad, there.active, to.down, to.down_bias, fresh)
+        there.down.accumulate_grad(grad, there.active, to.down, to.down_bias, fresh)
         torch.mm(grad, there.w.down, out=scratch.active)
         there.activation.backward(scratch.active, scratch.inner)
-        there.up.learn(scratch.inner, there.thought, to.up, to.up_bias, fresh)
+        there.up.accumulate_grad(scratch.inner, there.thought, to.up, to.up_bias, fresh)
         torch.mm(scratch.inner, there.w.up, out=narrow)
         middle = torch.add(there.norm2.backward(narrow, to.norm2, to.norm2_bias, fresh), grad, out=scratch.middle)
-        there.out.learn(middle, there.joined, to.out, to.out_bias, fresh)
+        there.out.accumulate_grad(middle, there.joined, to.out, to.out_bias, fresh)
         torch.mm(middle, there.w.out, out=scratch.joined)
         self.heads.copy_(self.joined)
         there.attention.backward(self.three)
         self._split(fresh)
-        there.qkv.learn(scratch.qkv, there.seen, to.qkv, to.qkv_bias, fresh)
+        there.qkv.accumulate_grad(scratch.qkv, there.seen, to.qkv, to.qkv_bias, fresh)
         torch.mm(scratch.qkv, there.w.qkv, out=narrow)
         torch.add(there.norm1.backward(narrow, to.norm1, to.norm1_bias, fresh), middle, out=out)
 
@@ -223,8 +223,8 @@ class Backward:
             self.rotation.run()
         if there.plan.head_norm is not None and to.query_norm is not None and to.key_norm is not None:
             halves = self.turned.view(there.unit_halves.shape)
-            for place, slope in zip((to.query_norm, to.key_norm), (halves * there.unit_halves).sum((1, 2, 3)), strict=True):
-                place.copy_(slope) if fresh else place.add_(slope)
+            for place, found in zip((to.query_norm, to.key_norm), (halves * there.unit_halves).sum((1, 2, 3)), strict=True):
+                by_hand.put(found, place, fresh)
             halves.mul_(there.gains_halves)
             torch.mul(by_hand.rms_backward(self.turned, there.unit), there.rate, out=self.mixed_pair)
         self.mixed_value.copy_(self.value)

@@ -113,7 +113,7 @@ class _Line:
         self.norm_grads = _grad(norm.weight), _grad(getattr(norm, "bias", None))
         self.norm = by_hand.make_norm(plan.norm, norm.weight.detach(), _bare(getattr(norm, "bias", None)), like)
         self.head, self.head_grads = by_hand.Linear(head.weight.detach(), _bare(head.bias)), (_grad(head.weight), _grad(head.bias))
-        self.slope, self.share = torch.empty_like(like), like.new_empty(())
+        self.grad, self.share = torch.empty_like(like), like.new_empty(())
         self.logits, self.logprobs = (like.new_empty(len(like), len(head.weight)) for _ in range(2))
 
     def holds(self, shape: torch.Size) -> bool:
@@ -138,40 +138,37 @@ class _Line:
         for layer, there in enumerate(self.there):
             there.run(*self.stream[2 * layer : 2 * layer + 3])
         nats = self._loss(self.norm.forward(self.stream[-1]), targets.flatten(), share, fresh)
-        self.slope.copy_(self.norm.backward(self.slope, *self.norm_grads, fresh))
+        self.grad.copy_(self.norm.backward(self.grad, *self.norm_grads, fresh))
         for back in reversed(self.back):
-            back.run(self.slope, self.slope, fresh)
-        self._learn_tables(inputs, fresh)
+            back.run(self.grad, self.grad, fresh)
+        self._accumulate_tables(inputs, fresh)
         if ngrams is not None:
-            slope = self.slope.view_as(entering)
-            ngrams.learn(rows, slope if kept is None else slope * kept, fresh)
+            grad = self.grad.view_as(entering)
+            ngrams.accumulate_grad(rows, grad if kept is None else grad * kept, fresh)
         return nats
 
     def _loss(self, last: Float[Tensor, "n c"], targets: Int[Tensor, " n"], share: float, fresh: bool) -> Float[Tensor, ""]:
-        """The sum of the cross-entropy; the gradient of what the head reads is left in `slope`."""
+        """The sum of the cross-entropy; the gradient of what the head reads is left in `grad`."""
         aten = torch.ops.aten
         self.head.forward(last, self.logits)
         torch._log_softmax(self.logits, -1, False, out=self.logprobs)
         nats, count = aten.nll_loss_forward(self.logprobs, targets, None, _SUM, IGNORED)
         picked = aten.nll_loss_backward(self.share.fill_(share), self.logprobs, targets, None, _SUM, IGNORED, count)
         torch._log_softmax_backward_data(picked, self.logprobs, -1, self.logprobs.dtype, out=self.logits)
-        self.head.learn(self.logits, last, *self.head_grads, fresh)
-        torch.mm(self.logits, self.head.weight, out=self.slope)
+        self.head.accumulate_grad(self.logits, last, *self.head_grads, fresh)
+        torch.mm(self.logits, self.head.weight, out=self.grad)
         return nats  # type: ignore[no-any-return]
 
-    def _learn_tables(self, inputs: Int[Tensor, "b t"], fresh: bool) -> None:
-        """From `slope`, the gradient of what enters the blocks, to those of the tables. A tied head's has been there already."""
+    def _accumulate_tables(self, inputs: Int[Tensor, "b t"], fresh: bool) -> None:
+        """The tables' gradients, from that of what enters the blocks, in `grad`. A tied head's is in its place already."""
         tokens, positions = self.model.token_table.weight, self.model.position_table
-        grad, found = cast(Tensor, tokens.grad), torch.ops.aten.embedding_dense_backward(self.slope, inputs.flatten(), len(tokens), -1, False)
-        if fresh and self.head_grads[0] is not grad:
-            grad.copy_(found)
-        else:
-            grad.add_(found)
+        grad, found = cast(Tensor, tokens.grad), torch.ops.aten.embedding_dense_backward(self.grad, inputs.flatten(), len(tokens), -1, False)
+        by_hand.put(found, grad, fresh and self.head_grads[0] is not grad)
         if positions is not None:
             grad, length = cast(Tensor, positions.weight.grad), inputs.shape[1]
             if fresh:
                 grad[length:].zero_()
-            by_hand.add_up(self.slope.view(*inputs.shape, -1), grad[:length], fresh)
+            by_hand.put_sum(self.grad.view(*inputs.shape, -1), grad[:length], fresh)
 
 
 def _bare(tensor: Any) -> Any:
