@@ -100,7 +100,7 @@ class small_products:
 def _multiplies_better_with_onednn() -> bool:
     """Whether PyTorch's float32 products should go to oneDNN instead of MKL, which does not use AVX-512 on AMD's processors.
 
-    benchmarks/products.py, 2 cores of Zen 5: a step of `tiny` takes 32 ms so, and 50 with MKL. PyTorch has one switch for that, which would
+    benchmarks/products.py, 2 cores of Zen 5: a step of `tiny` takes 31 ms so, and 50 with MKL. PyTorch has one switch for that, which would
     also allow bfloat16 where there are units for it; so a product is looked at first, and the switch is left alone unless it comes out as
     exact as float32 is (bfloat16 is 1,000 times worse).
     """
@@ -133,8 +133,8 @@ def _is_amd() -> bool:
 def keep_memory() -> None:
     """Have the C library keep what is freed, up to 2 GB, instead of handing it back and asking for it again.
 
-    Activations come and go at every operation, and fresh memory must be mapped page by page at its first use: on a virtual machine a step of
-    `tiny` took 40 ms without this, and 32 with it (benchmarks/products.py).
+    Under autograd activations come and go at every operation, and fresh memory must be mapped page by page at its first use. Passes by hand lay
+    theirs out once, and gain little: a step of `tiny` takes 31.8 ms without this, and 30.5 with it (benchmarks/products.py).
     """
     if sys.platform != "linux":
         return
