@@ -9,6 +9,7 @@ from gptloom.config import IGNORED, ModelConfig, TrainConfig
 from gptloom.model import whole_pass
 from gptloom.model.objective import Objective
 from gptloom.model.whole_pass import TrainingPass
+from gptloom.runtime import threads
 from gptloom.training.optim import make_optimizer
 from test_whole_block import ALL, PLANNED
 
@@ -149,3 +150,21 @@ def test_smoothing_autocast_and_long_windows_are_left_to_autograd(monkeypatch):
     assert run.line is None
     run(batch(3, 8), SHARE)
     assert run.line is not None
+
+
+def test_a_window_beyond_the_context_is_refused():
+    model = build(CONFIGS["lecture"]).train()
+    with pytest.raises(ValueError, match="do not fit"):
+        TrainingPass(Objective(model), model.zero_grad)(batch(2, model.config.block_size + 1), SHARE)
+
+
+@pytest.mark.parametrize("name", ["lecture", "tiny", "ngrams"])
+def test_single_precision_with_the_products_of_a_run_is_as_near_as_it_can_be(name):
+    """Where oneDNN and MKL take turns (`runtime.threads`), on batches whose products are small for one and large for the other."""
+    for rows, time in ((2, 3), (64, 10)):
+        model = build(CONFIGS[name]).train()
+        with threads(None):
+            straight(model)(batch(rows, time), SHARE)
+        wanted = by_autograd(build(CONFIGS[name]).double().train(), batch(rows, time))
+        for label, found in gradients(model).items():
+            torch.testing.assert_close(found.double(), wanted[label], atol=1e-5 * float(wanted[label].abs().max() + 1), rtol=1e-4)

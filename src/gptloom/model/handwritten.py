@@ -233,13 +233,13 @@ class Attention:
             torch.bmm(self.weights, self.value, out=self.values)
 
     def backward(self, out: Sequence[Float[Tensor, "n t d"]]) -> None:
-        """From the gradient in `values` to those of queries, keys and values; the first two are still to be multiplied by `scale`."""
+        """From the gradient in `values` to those of queries, keys and values."""
         query, key, value = out
         with self.products:
             torch.bmm(self.values, self.value_t, out=self.scores)
             torch._softmax_backward_data(self.scores, self.weights, -1, self.scores.dtype, grad_input=self.scores)
-            torch.bmm(self.scores, self.key, out=query)
-            torch.bmm(self.scores_t, self.query, out=key)
+            torch.baddbmm(query, self.scores, self.key, beta=0.0, alpha=self.scale, out=query)
+            torch.baddbmm(key, self.scores_t, self.query, beta=0.0, alpha=self.scale, out=key)
             torch.bmm(self.weights_t, self.values, out=value)
 
 

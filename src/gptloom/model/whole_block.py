@@ -215,7 +215,6 @@ class Backward:
     def _split(self, fresh: bool) -> None:
         """The gradient of qkv from those of queries, keys and values, and those of the heads' gains."""
         there, to = self.there, self.grads
-        self.pair.mul_(there.plan.scale)
         if there.plan.head_norm is None and self.rotation is None:
             self.mixed.copy_(self.split)
             return

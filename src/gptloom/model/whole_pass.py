@@ -53,7 +53,7 @@ class TrainingPass:
             fresh: whether they replace the parameters' gradients, or are added to them.
         """
         # Nobody listens to a part that would be passed over, and the attention's weights are few enough to keep.
-        if self.model is not None and not any(self.hooks) and batch[0].shape[1] <= LONGEST:
+        if self.model is not None and not any(self.hooks) and batch[0].shape[1] <= min(LONGEST, self.model.config.block_size):
             inputs, targets = batch
             if self.line is None or not self.line.holds(inputs.shape):
                 self.line = None  # its memory is for the next one
@@ -102,6 +102,8 @@ class _Line:
                 parameter.grad = torch.zeros_like(parameter)
         self.places, self.grads = [p.data_ptr() for p in self.trained], [p.grad for p in self.trained]
 
+        sinusoids = model.get_buffer("sinusoids")[:t] if model.config.positions == "sinusoidal" else None
+        self.positions = sinusoids if model.position_table is None else model.position_table.weight.detach()[:t]
         plan, layers = cast(Plan, blocks[0].plan), [block.weights(context) for block in blocks]
         scratch = Scratch(like, plan, layers[0], (b, t))
         self.there = [Forward(plan, Weights(*map(_bare, w)), (b, t), True, scratch) for w in layers]
@@ -125,16 +127,15 @@ class _Line:
     @torch.no_grad()
     def run(self, inputs: Int[Tensor, "b t"], targets: Int[Tensor, "b t"], share: float, fresh: bool) -> Float[Tensor, ""]:
         """See `TrainingPass`."""
-        context, ngrams = Context(), self.ngrams
-        context.place(inputs.shape[1], inputs.device)
-        entering = self.model.look_up(inputs, context)
-        self.stream[0].copy_(entering.flatten(0, 1))
-        kept = None
+        ngrams, kept, entering = self.ngrams, None, self.stream[0].view(*inputs.shape, -1)
+        torch.index_select(self.model.token_table.weight, 0, inputs.flatten(), out=self.stream[0])
+        if self.positions is not None:
+            entering.add_(self.positions)
         if ngrams is not None:
-            rows = ngrams.rows(inputs, context)
+            rows = ngrams.rows(inputs, Context())
             sums = look_up(ngrams.weight, rows)
             kept = ngrams.draw(sums)
-            self.stream[0].add_((sums if kept is None else sums * kept).flatten(0, 1))
+            entering.add_(sums if kept is None else sums * kept)
         for layer, there in enumerate(self.there):
             there.run(*self.stream[2 * layer : 2 * layer + 3])
         nats = self._loss(self.norm.forward(self.stream[-1]), targets.flatten(), share, fresh)
