@@ -9,6 +9,7 @@ from gptloom.config import ModelConfig
 from gptloom.model import stack, whole_block
 from gptloom.model.layers import MLP
 from gptloom.model.objective import Objective
+from gptloom.model.state import Context
 
 MORE = {
     "tanh": {"mlp": "gelu-tanh", "head": "tied", "score_scale": "embedding"},
@@ -66,6 +67,13 @@ def test_a_second_backward_pass_finds_what_the_first_found():
     model.zero_grad()
     nats.backward()
     assert all(torch.equal(p.grad, first[label]) for label, p in model.named_parameters())
+
+
+def test_a_context_that_is_used_twice_finds_room_for_both():
+    model, context = build(CONFIGS["lecture"]).double(), Context()
+    for rows, time in ((2, 10), (3, 7)):
+        ids = random_ids(rows, time)
+        torch.testing.assert_close(model.hidden(ids, context), model.hidden(ids))
 
 
 def test_long_windows_and_autocast_are_left_to_the_block(monkeypatch):

@@ -83,7 +83,7 @@ def pays(x: Float[Tensor, "b t c"], context: Context) -> bool:
 def whole_block(x: Float[Tensor, "b t c"], plan: Plan, context: Context, weights: Weights) -> Float[Tensor, "b t c"]:
     """What `Block` makes of x. All blocks of a call share what memory they may overwrite."""
     b, t, _ = x.shape
-    if context.scratch is None:
+    if context.scratch is None or context.scratch.shape != (b, t):
         context.scratch = Scratch(x.detach(), plan, weights, (b, t))
     return _WholeBlock.apply(x, plan, context.causal, context.scratch, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -100,6 +100,7 @@ class Scratch:
 
     def __init__(self, like: Tensor, plan: Plan, weights: Weights, shape: tuple[int, int]) -> None:
         """Lay it out."""
+        self.shape = shape
         (b, t), h, d, n = shape, plan.heads, weights.out.shape[1] // plan.heads, shape[0] * shape[1]
         self.three, self.qkv = like.new_empty(3, h * b, t, d), like.new_empty(n, 3 * h * d)
         self.scores, self.values = like.new_empty(h * b, t, t), like.new_empty(h * b, t, d)
