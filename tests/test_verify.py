@@ -23,7 +23,7 @@ from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokenizers.characters import CharTokenizer
 from gptloom.inference import evaluation
-from gptloom.model import attention, handwritten, initialise, layers, ngrams, objective, stack, tensor_kit, whole_block, whole_pass
+from gptloom.model import attention, handwritten, handwritten_norms, initialise, layers, ngrams, objective, stack, tensor_kit, whole_block, whole_pass
 from gptloom.model.array_kit import ArrayKit
 from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.state import Context
@@ -177,7 +177,7 @@ BUGS = {
         "modern-tiny",
         edit(*ATTEND, ("query, key, value, attn_mask", "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), attn_mask")),
     ),
-    "by hand, a norm's gradient forgets its length": ("by-hand", "tiny", edit(handwritten, "rms_backward", (".addcmul_(unit, along)", ""))),
+    "by hand, a norm's gradient forgets its length": ("by-hand", "tiny", edit(handwritten_norms, "rms_backward", (".addcmul_(unit, along)", ""))),
     "by hand, scores are scaled by the width of all heads": (
         "formula",
         "tiny",

@@ -124,8 +124,9 @@ def test_what_would_be_passed_over_is_left_to_autograd(change):
     model, calls = build(CONFIGS["lecture"]).double().train(), []
     change(model)
     objective = Objective(model)
+    forward = objective.forward
     run = TrainingPass(objective, model.zero_grad)
-    objective.register_forward_hook(lambda *given: calls.append(1))
+    objective.forward = lambda *given: calls.append(1) or forward(*given)
     loss = run(batch(3, 9), SHARE)
     assert calls
     found = gradients(model) | {"loss": loss}

@@ -83,10 +83,10 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 class small_products:
-    """For a while, leave products to MKL that are so small that beginning one with oneDNN (some 10 microseconds) takes longer than computing it."""
+    """For a while, leave products to MKL that are so small that beginning one with oneDNN takes longer than computing it."""
 
     def __enter__(self) -> None:
-        """Change the switch, which takes less than a microsecond."""
+        """Change the switch."""
         self.products = _onednn_products()
         self.before = self.products.fp32_precision
         self.products.fp32_precision = "ieee"

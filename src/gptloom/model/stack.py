@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from gptloom.config import ModelConfig
 from gptloom.model.attention import Attention, CrossAttention
+from gptloom.model.block_passes import Weights
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotation_at, sinusoids
 from gptloom.model.ngrams import HashedNgrams
 from gptloom.model.state import Context, Slot, State
-from gptloom.model.whole_block import Weights, make_plan, pays, whole_block
+from gptloom.model.whole_block import make_plan, pays, whole_block
 
 
 class Block(nn.Module):

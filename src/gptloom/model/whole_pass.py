@@ -1,7 +1,7 @@
 """A training step's forward and backward pass on a CPU as one straight line, without autograd and without asking for memory.
 
 A small model is trained in steps of a few milliseconds, and much of that used to go into finding memory, making views of it and calling
-one node of autograd after another. Here all of it is done once for a shape of batch: then a step is `whole_block`'s passes, one after the
+one node of autograd after another. Here all of it is done once for a shape of batch: then a step is `block_passes`, one after the
 other over memory that stays, between the tables and the head. `Objective` and autograd are the reference, and the tests hold the two together.
 """
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from gptloom.config import IGNORED
 from gptloom.model import handwritten as by_hand
+from gptloom.model.block_passes import Backward, Forward, Plan, Scratch, Weights
 from gptloom.model.decoder import Decoder
+from gptloom.model.handwritten_norms import make_norm
 from gptloom.model.ngrams import look_up
 from gptloom.model.objective import Objective
 from gptloom.model.stack import Block
 from gptloom.model.state import Context
-from gptloom.model.whole_block import LONGEST, Backward, Forward, Plan, Scratch, Weights
+from gptloom.model.whole_block import LONGEST
 
 Batch = Sequence[Int[Tensor, "b _"]]
 
@@ -113,7 +115,7 @@ class _Line:
         self.stream = places * (1 if plan.norm.centred else 2 * len(layers) + 1)
         norm, head = cast(Any, model.final_norm), cast(nn.Linear, model.head)
         self.norm_grads = _grad(norm.weight), _grad(getattr(norm, "bias", None))
-        self.norm = by_hand.make_norm(plan.norm, norm.weight.detach(), _bare(getattr(norm, "bias", None)), like)
+        self.norm = make_norm(plan.norm, norm.weight.detach(), _bare(getattr(norm, "bias", None)), like)
         self.head, self.head_grads = by_hand.Linear(head.weight.detach(), _bare(head.bias)), (_grad(head.weight), _grad(head.bias))
         self.grad, self.share = torch.empty_like(like), like.new_empty(())
         self.logits, self.logprobs = (like.new_empty(len(like), len(head.weight)) for _ in range(2))

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from gptloom.config import TrainConfig
 from gptloom.training.schedule import Horizon
 
+LAUNCH_BOUND = 50_000_000
+"""Parameters below which a GPU waits for the CPU to launch its kernels, rather than the other way round."""
+
 
 def wants_compile(config: TrainConfig, horizon: Horizon, device: torch.device) -> bool:
     """Whether to compile; `auto` does so for CUDA runs that are long enough to earn the compile time back.
@@ -20,10 +23,6 @@ def wants_compile(config: TrainConfig, horizon: Horizon, device: torch.device) -
         return config.compile == "on"
     long = horizon.seconds >= 300.0 if horizon.seconds is not None else horizon.total >= 1000
     return device.type == "cuda" and long
-
-
-LAUNCH_BOUND = 50_000_000
-"""Parameters below which a GPU waits for the CPU to launch its kernels, rather than the other way round."""
 
 
 def compile_mode(parameters: int, device: torch.device) -> str | None:
