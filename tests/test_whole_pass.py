@@ -77,22 +77,27 @@ def test_loss_and_gradients_are_autograd_s(name, optimizer):
     assert_alike(gradients(model) | {"loss": loss}, by_autograd(build(SHAPES[name]).double().train(), last))
 
 
-def test_batches_of_other_shapes_are_laid_out_anew():
-    model = build(CONFIGS["ngrams"]).double().train()
+@pytest.mark.parametrize("name", ["ngrams", "lecture"])
+def test_batches_of_other_shapes_are_laid_out_anew(name):
+    model = build(CONFIGS[name]).double().train()
     run = straight(model)
     for rows, time in ((3, 9), (2, 10), (1, 1), (3, 9)):
         found = run(batch(rows, time), SHARE)
-        assert_alike(gradients(model) | {"loss": found}, by_autograd(build(CONFIGS["ngrams"]).double().train(), batch(rows, time)))
+        assert_alike(gradients(model) | {"loss": found}, by_autograd(build(CONFIGS[name]).double().train(), batch(rows, time)))
 
 
-def test_weights_and_gradients_that_have_moved_are_found_again():
+@pytest.mark.parametrize("moved", ["weights", "gradients"])
+def test_weights_and_gradients_that_have_moved_are_found_again(moved):
     model = build(CONFIGS["lecture"]).double().train()
     run = straight(model)
     run(batch(3, 9), SHARE)
     wanted = gradients(model)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    model.zero_grad(set_to_none=True)
+    if moved == "gradients":
+        model.zero_grad(set_to_none=True)
+    else:
+        for parameter in model.parameters():
+            left, parameter.data = parameter.data, parameter.data.clone()
+            left.zero_()
     run(batch(3, 9), SHARE)
     assert_alike(gradients(model), wanted)
 
