@@ -34,6 +34,8 @@ print(1000 * (time.perf_counter() - start) / steps)
 
 def nanogpt(checkout: Path) -> ModuleType:
     """The model.py of a checkout of nanoGPT; nothing of it is kept."""
+    if not (checkout / "model.py").is_file():
+        sys.exit(f"error: {checkout} has no model.py; give the folder of a checkout of nanoGPT")
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec is not None
     assert spec.loader is not None
