@@ -27,9 +27,9 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.data.batches import evaluation_windows
-from gptloom.data.tokens import Tokens
-from gptloom.inference.evaluation import evaluate
-from gptloom.model.objective import Objective
+from gptloom.data.splits import Tokens
+from gptloom.generate.evaluate import evaluate
+from gptloom.model.loss import Objective
 
 README = "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
 README += " --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"

@@ -4,7 +4,7 @@
 
 All run in this process, in turn, 0.21M parameters, batch 16, context 32, width 64, 4 heads, 4 layers, no dropout, no compiler: ours and the
 lecture's with the same arithmetic (209,729 parameters; AdamW), nanoGPT's with its own model in that shape, its clipping and its
-optimizer; theirs as PyTorch runs them, ours as the library does (`runtime.threads`). Prints one JSON object: milliseconds, and ratios with
+optimizer; theirs as PyTorch runs them, ours as the library does (`devices.threads`). Prints one JSON object: milliseconds, and ratios with
 their spread over the rounds. (`gptloom bench` says what share of a step the matrix products would take alone.)
 """
 
@@ -23,13 +23,14 @@ import gptloom  # before PyTorch: it says how its threads wait
 import peers
 import torch
 
-from gptloom.config import ModelConfig, TrainConfig
-from gptloom.model.decoder import Decoder
-from gptloom.model.objective import Objective
-from gptloom.model.plain import PlainGPT
-from gptloom.model.whole_pass import TrainingPass
-from gptloom.runtime import threads
-from gptloom.training.optim import make_optimizer
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import TrainConfig
+from gptloom.devices import threads
+from gptloom.fast.train import TrainingPass
+from gptloom.model.loss import Objective
+from gptloom.model.transformer import Decoder
+from gptloom.reference import PlainGPT
+from gptloom.training.optim.adamw import make_optimizer
 
 VOCABULARY, BLOCK, WIDTH, HEADS, LAYERS, BATCH = 65, 32, 64, 4, 4, 16
 ROUNDS, STEPS = 15, 20

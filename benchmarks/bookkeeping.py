@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from gptloom.cli import main as gptloom  # before PyTorch: gptloom says how its threads wait
+from gptloom.cli.main import main as gptloom  # before PyTorch: gptloom says how its threads wait
 
 # isort: split
 from torch import nn
 
 from gptloom.data.batches import Batches
 from gptloom.training.gradients import Gradients
-from gptloom.training.optim import Several
+from gptloom.training.optim.adamw import Several
 from gptloom.training.trainer import Trainer
 
 STEPS = 600

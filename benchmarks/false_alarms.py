@@ -14,12 +14,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from gptloom.config import DataConfig
-from gptloom.runtime import derive
-from gptloom.studies.comparing.compare import Plan, open_materials, run_all
-from gptloom.studies.comparing.factors import Factor, plan_arms
-from gptloom.studies.comparing.kept import Folder
-from gptloom.studies.comparing.summary import summarise
+from gptloom.config.run import DataConfig
+from gptloom.devices import derive
+from gptloom.studies.compare import Folder, Plan, open_materials, run_all
+from gptloom.studies.compare.factors import Factor, plan_arms
+from gptloom.studies.compare.summary import summarise
 
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -25,11 +25,11 @@ import numpy as np
 import peers
 import torch
 
-from gptloom.config import IGNORED
+from gptloom.config.run import IGNORED
 from gptloom.data.batches import Batches
-from gptloom.data.tokens import Tokens
-from gptloom.model.objective import Objective
-from gptloom.runtime import describe_machine
+from gptloom.data.splits import Tokens
+from gptloom.devices import describe_machine
+from gptloom.model.loss import Objective
 
 DEVICE, WANTED = "cuda", 1.4697
 

@@ -9,11 +9,11 @@ from types import ModuleType
 
 TINY_STEP = """
 from gptloom.model.build import build_model
-from gptloom.model.objective import Objective
-from gptloom.model.whole_pass import TrainingPass
-from gptloom.runtime import threads
-from gptloom.settings import resolve
-from gptloom.training.optim import make_optimizer
+from gptloom.model.loss import Objective
+from gptloom.fast.train import TrainingPass
+from gptloom.devices import threads
+from gptloom.config.load import resolve
+from gptloom.training.optim.adamw import make_optimizer
 config = resolve("tiny")
 model = build_model(config.model)
 optimizer, ids = make_optimizer(model, config.train), torch.randint(65, (8, 128))

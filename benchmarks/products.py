@@ -1,4 +1,4 @@
-"""What `runtime.threads` changes: oneDNN's matrix products instead of MKL's, and memory that is kept once it is there.
+"""What `devices.threads` changes: oneDNN's matrix products instead of MKL's, and memory that is kept once it is there.
 
     python benchmarks/products.py
 

@@ -26,13 +26,14 @@ import gptloom  # before PyTorch: it says how its threads wait
 import peers
 import torch
 
-from gptloom.config import ModelConfig, SampleConfig
-from gptloom.inference.generation import Generation
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import SampleConfig
+from gptloom.devices import cores, describe_machine, threads
+from gptloom.fast.int8 import quantise
+from gptloom.generate.batch import Generation
 from gptloom.model.base import LanguageModel
-from gptloom.model.decoder import Decoder
-from gptloom.model.plain import PlainGPT
-from gptloom.model.quantised import quantise
-from gptloom.runtime import cores, describe_machine, threads
+from gptloom.model.transformer import Decoder
+from gptloom.reference import PlainGPT
 
 VOCABULARY, LECTURE, BABY = 65, 32, 256
 

@@ -17,7 +17,7 @@ import torch
 
 from gptloom.api import configure
 from gptloom.training.callbacks import Request, View
-from gptloom.training.display import Display
+from gptloom.training.progress import Display
 from gptloom.training.run import train
 
 SECONDS = 4.0

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gptloom.cli import COMMANDS
-from gptloom.config import DataConfig
-from gptloom.data.cache import cache_folder
+from gptloom.cli.main import COMMANDS
+from gptloom.config.run import DataConfig
 from gptloom.data.datasets import fetch
+from gptloom.data.token_store import cache_folder
 
 GPTLOOM = [sys.executable, "-m", "gptloom"]
 

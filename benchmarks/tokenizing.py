@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from gptloom.config import DataConfig
-from gptloom.data.cache import cache_folder
+from gptloom.config.run import DataConfig
 from gptloom.data.datasets import fetch
-from gptloom.data.documents import Piece
-from gptloom.data.reading import PIECE
+from gptloom.data.encodings import PIECE
+from gptloom.data.readers import Piece
 from gptloom.data.sources import open_corpus
+from gptloom.data.splits import prepare
+from gptloom.data.token_store import cache_folder
 from gptloom.data.tokenizers import make_tokenizer
-from gptloom.data.tokenizers.huggingface import HuggingFaceTokenizer
-from gptloom.data.tokens import prepare
+from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
 
 TOKENIZERS = ("char", "byte", "bpe:4096")
 BENGALI = "আমার সোনার বাংলা, আমি তোমায় ভালোবাসি। 🙂\n"

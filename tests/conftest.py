@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from gptloom.config import ModelConfig
-from gptloom.model.decoder import Decoder
+from gptloom.config.model import ModelConfig
+from gptloom.model.transformer import Decoder
 
 # Models this small are twenty times faster on one thread, and results do not vary with the machine's number of cores.
 torch.set_num_threads(1)

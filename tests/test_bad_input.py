@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from gptloom.cli import COMMANDS, main
-from gptloom.config import ModelConfig
+from gptloom.checkpoint.find import write_sums
+from gptloom.cli.main import COMMANDS, main
+from gptloom.config.model import ModelConfig
 from gptloom.errors import InputError, MachineError
-from gptloom.files import json_object, read_json
-from gptloom.locate import write_sums
+from gptloom.io.read import json_object, read_json
 from gptloom.model.build import build_model, check_memory, outline
 from training_helpers import small_run, write_text
 

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_helpers import positions
-from gptloom.config import IGNORED
-from gptloom.data.batches import Batches, evaluation_windows
-from gptloom.data.draws import Draws
-from gptloom.data.tokens import Tokens
+from gptloom.config.run import IGNORED
+from gptloom.data.batches import Batches, Draws, evaluation_windows
+from gptloom.data.splits import Tokens
 from gptloom.errors import InputError
 
 SAMPLINGS = ["random", "shuffled", "documents"]

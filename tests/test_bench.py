@@ -11,20 +11,19 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from conftest import CONFIGS, SMALL, build
-from gptloom.cli import main
-from gptloom.config import ModelConfig
+from gptloom.cli.main import main
+from gptloom.config.load import resolve
+from gptloom.config.model import ModelConfig
+from gptloom.fast.train import TrainingPass
 from gptloom.model.build import build_model
-from gptloom.model.counting import operations_per_token
-from gptloom.model.footprint import activation_bytes
-from gptloom.model.objective import Objective
-from gptloom.model.products import Product, Products
-from gptloom.model.whole_pass import TrainingPass
-from gptloom.settings import resolve
-from gptloom.studies.benching import bench as benching
-from gptloom.studies.benching import preparing, starting, stepping, sweeps
-from gptloom.studies.benching.limits import Memory, Multiplier
-from gptloom.studies.benching.timing import Budget, Spread, ending_exponent, exponent, repeat
-from gptloom.training.optim import make_optimizer
+from gptloom.model.loss import Objective
+from gptloom.model.size import operations_per_token
+from gptloom.studies.bench import bench as benching
+from gptloom.studies.bench import data, step, sweeps
+from gptloom.studies.bench.limits import Memory, Multiplier, Product, Products
+from gptloom.studies.bench.timing import Budget, Spread, ending_exponent, exponent, repeat
+from gptloom.training.memory import activation_bytes
+from gptloom.training.optim.adamw import make_optimizer
 
 CPU = torch.device("cpu")
 SHAPE = {"vocab_size": 13, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "ngram_rows": 50}
@@ -213,7 +212,7 @@ def test_what_does_not_fit_into_the_time_is_left_out_and_named(monkeypatch):
 
 @pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), None])
 def test_memory_that_runs_out_at_a_point_is_reported_and_the_sweep_goes_on(monkeypatch, error):
-    real = stepping.time_steps
+    real = step.time_steps
 
     def fragile(config, *rest):
         if config.model.block_size > 16 and error is not None:
@@ -249,7 +248,7 @@ def test_settings_that_hang_together_grow_together():
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_every_kind_of_model_takes_a_real_step(name):
     config = small(model=NEIGHBOURS[name], train={"optimizer": "adamw"})
-    steps = stepping.time_steps(config, CPU, Budget(0.001), lambda line: None)
+    steps = step.time_steps(config, CPU, Budget(0.001), lambda line: None)
     assert steps.tokens == 4 * 16 and steps.passes == 1 and steps.seconds.median > 0
     assert operations(steps) == operations_per_token(config.model) * steps.tokens
 
@@ -260,7 +259,7 @@ def test_muons_products_are_seen_and_those_of_a_table_of_ngrams_are_not():
     update = 2 * 2 * (square + wide[48] + 2 * wide[64])
     for ngrams in (1, 4):
         config = small(model={"ngrams": ngrams})
-        steps = stepping.time_steps(config, CPU, Budget(0.001), lambda line: None)
+        steps = step.time_steps(config, CPU, Budget(0.001), lambda line: None)
         assert operations(steps) == operations_per_token(config.model) * steps.tokens + update
 
 
@@ -276,7 +275,7 @@ def test_a_model_without_products_has_no_limit_but_a_time(monkeypatch):
 
 
 def test_passes_are_counted():
-    steps = stepping.time_steps(small(train={"micro_batch_size": 1, "optimizer": "adamw"}), CPU, Budget(0.001), lambda line: None)
+    steps = step.time_steps(small(train={"micro_batch_size": 1, "optimizer": "adamw"}), CPU, Budget(0.001), lambda line: None)
     assert steps.passes == 4
     assert operations(steps) == operations_per_token(small().model) * steps.tokens
 
@@ -284,7 +283,7 @@ def test_passes_are_counted():
 def test_the_trainer_trains_while_it_is_timed():
     """The steps that are timed change the weights, as a run's do."""
     seen = []
-    real = stepping.Trainer
+    real = step.Trainer
 
     class Watched(real):
         def fit(self):
@@ -295,8 +294,8 @@ def test_the_trainer_trains_while_it_is_timed():
             return end
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stepping, "Trainer", Watched)
-        stepping.time_steps(small(), CPU, Budget(0.01), lambda line: None)
+        patch.setattr(step, "Trainer", Watched)
+        step.time_steps(small(), CPU, Budget(0.01), lambda line: None)
     assert seen == [True]
 
 
@@ -305,7 +304,7 @@ def test_the_trainer_trains_while_it_is_timed():
 
 def test_a_made_up_text_has_its_size_and_is_the_same_again(tmp_path):
     for name in ("a", "b"):
-        preparing.write_text(tmp_path / name, 50_000, seed=3)
+        data.write_text(tmp_path / name, 50_000, seed=3)
     text = (tmp_path / "a").read_bytes()
     assert len(text) == 50_000 and text == (tmp_path / "b").read_bytes()
     words = text.decode().replace(",\n", " ").split()
@@ -313,8 +312,8 @@ def test_a_made_up_text_has_its_size_and_is_the_same_again(tmp_path):
 
 
 def test_preparing_and_starting_are_measured_in_processes_of_their_own(monkeypatch):
-    monkeypatch.setattr(preparing, "SIZES", (30_000, 60_000))
-    monkeypatch.setattr(starting, "LAUNCHES", {"python": ["-c", "pass"], "again": ["-c", "pass"]})
+    monkeypatch.setattr(data, "SIZES", (30_000, 60_000))
+    monkeypatch.setattr(data, "LAUNCHES", {"python": ["-c", "pass"], "again": ["-c", "pass"]})
     result = benching.bench(small(), CPU, groups=("data", "start"), seconds=30.0, largest=False, say=lambda line: None)
     found = result["preparing"]
     assert [one["value"] for one in found["points"]] == [30_000, 60_000] and [one["tokens"] for one in found["points"]] == [30_000, 60_000]
@@ -326,9 +325,9 @@ def test_preparing_and_starting_are_measured_in_processes_of_their_own(monkeypat
 
 
 def test_a_text_that_cannot_be_prepared_is_named(monkeypatch):
-    monkeypatch.setattr(preparing, "SIZES", (3_000,))
+    monkeypatch.setattr(data, "SIZES", (3_000,))
     config = small(data={"tokenizer": "nowhere/tokenizer.json"}).data
-    (found,) = preparing.time_preparing(config, 1, Budget(10.0), False, lambda line: None)
+    (found,) = data.time_preparing(config, 1, Budget(10.0), False, lambda line: None)
     assert found["value"] == 3_000 and "nowhere" in found["why"]
 
 
@@ -366,7 +365,7 @@ def test_json_is_one_object_and_a_model_that_does_not_write_is_named(tmp_path, c
 
 
 def test_an_interrupt_keeps_what_has_been_measured(tmp_path, capsys, monkeypatch):
-    real, times = stepping.time_steps, []
+    real, times = step.time_steps, []
 
     def interrupted(*words):
         times.append(1)
@@ -416,7 +415,7 @@ def test_a_model_beyond_all_memory_is_refused_in_one_line(capsys):
 
 def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
     """Bytes by hand for the smallest GPT: matrices, norms and head, keys and values of 16 places, and the tokens that n-grams begin with."""
-    from gptloom.studies.benching.sampling import Writing, time_writing
+    from gptloom.studies.bench.sampling import Writing, time_writing
 
     config = small(model={"block_size": 16, "vocab_size": 65})
     model = build(ModelConfig(**SMALL))  # keeps the global generator as it is

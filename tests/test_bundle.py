@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import gptloom
 from gptloom.bundle import Bundle
-from gptloom.config import SampleConfig
+from gptloom.config.run import SampleConfig
 from gptloom.errors import ConfigError, InputError
 from training_helpers import small_run, write_text
 

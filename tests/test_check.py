@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from gptloom.errors import InputError
-from gptloom.model.plain import lecture, modern, steps
-from gptloom.studies.checking.check import check, report_lines
-from gptloom.studies.checking.exercises import EXERCISES
-from gptloom.studies.checking.judging import _Judge
-from gptloom.studies.checking.mutants import attention, block
-from gptloom.studies.checking.running import run
-from gptloom.studies.checking.words import WORDS
+from gptloom.reference import lecture, modern, steps
+from gptloom.studies.check import check, report_lines
+from gptloom.studies.check.exercises import EXERCISES, WORDS
+from gptloom.studies.check.judge import _Judge
+from gptloom.studies.check.mutants import attention, block
+from gptloom.studies.check.solution import run
 
 HEADER = "import torch\nimport torch.nn as nn\nimport torch.nn.functional as F\n"
 

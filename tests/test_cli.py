@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from gptloom.cli import COMMANDS, main
-from gptloom.config import RunConfig, SampleConfig
-from gptloom.settings import field_names
+from gptloom.cli.main import COMMANDS, main
+from gptloom.config.base import field_names
+from gptloom.config.run import RunConfig, SampleConfig
 from training_helpers import checkpoint_bytes, losses, write_text
 
 SMALL = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "16", "--train.batch-size", "4", "--device", "cpu"]
@@ -297,7 +297,7 @@ def test_help_never_imports_torch():
     commands = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
     code = f"""
 import contextlib, sys
-from gptloom.cli import main
+from gptloom.cli.main import main
 for words in {commands!r}:
     with contextlib.suppress(SystemExit):
         main(words)
@@ -325,7 +325,7 @@ class Stderr:
         return len(text)
 
 sys.stderr = Stderr()
-from gptloom.cli import main
+from gptloom.cli.main import main
 main({words!r})
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -8,17 +8,14 @@ from itertools import product
 import pytest
 import torch
 
-from gptloom.cli import main
-from gptloom.config import RunConfig
+from gptloom.cli.main import main
+from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, InputError
-from gptloom.studies.comparing.assignment import needs, read_example
-from gptloom.studies.comparing.claims import check_directions, check_effect, read_claim
-from gptloom.studies.comparing.compare import Plan
-from gptloom.studies.comparing.factors import Factor, find_key, is_factor, plan_arms, read_factor
-from gptloom.studies.comparing.kept import Folder, Outcome
-from gptloom.studies.comparing.statistics import LEVEL, estimate, holm, level_of_look, seeds_needed, t_quantile, t_two_sided
-from gptloom.studies.comparing.summary import pair_notes, summarise
-from gptloom.studies.comparing.verdicts import judge
+from gptloom.studies.compare import Folder, Outcome, Plan
+from gptloom.studies.compare.assignment import check_directions, check_effect, needs, read_claim, read_example
+from gptloom.studies.compare.factors import Factor, find_key, is_factor, plan_arms, read_factor
+from gptloom.studies.compare.statistics import LEVEL, estimate, holm, judge, level_of_look, seeds_needed, t_quantile, t_two_sided
+from gptloom.studies.compare.summary import pair_notes, summarise
 from gptloom.studies.trial import open_material, run_trial
 from training_helpers import write_text
 
@@ -343,7 +340,7 @@ def test_the_same_setting_with_the_same_seeds_is_no_difference_at_all(typed):
 
 
 def test_an_interrupted_comparison_goes_on_and_comes_to_the_same(typed, monkeypatch):
-    from gptloom.studies.comparing import compare
+    from gptloom.studies import compare
 
     whole = json.loads(typed("lr=1e-3,1e-2", "--seeds", 3, "--run", "whole", "--json")[1])
     real, calls = compare.run_trial, []
@@ -429,8 +426,8 @@ def test_the_published_runs_are_told_as_they_are():
 
 
 def test_the_example_has_the_parameters_that_were_published():
-    from gptloom.model.decoder import Decoder
-    from gptloom.settings import nest, resolve
+    from gptloom.config.load import nest, resolve
+    from gptloom.model.transformer import Decoder
 
     example = read_example("assignment")
     for run in example.runs:

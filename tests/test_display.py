@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from gptloom.inference.evaluation import Score
+from gptloom.generate.evaluate import Score
 from gptloom.training.callbacks import Request, View
-from gptloom.training.display import Display, duration
 from gptloom.training.live import LiveDisplay
+from gptloom.training.progress import Display, duration
 
 
 def view(step, *, logging=True, best_step=None, seconds=10.0):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gptloom.cli import COMMANDS
-from gptloom.config import LadderConfig, RunConfig, SampleConfig
-from gptloom.settings import field_names
-from gptloom.studies.checking.exercises import EXERCISES
-from gptloom.studies.climbing.architectures import ABOUT
-from gptloom.studies.climbing.lessons import read_lessons
-from gptloom.studies.reproducing.published import published
+from gptloom.cli.main import COMMANDS
+from gptloom.config.base import field_names
+from gptloom.config.run import LadderConfig, RunConfig, SampleConfig
+from gptloom.studies.check.exercises import EXERCISES
+from gptloom.studies.ladder.lessons import read_lessons
+from gptloom.studies.ladder.show import ABOUT
+from gptloom.studies.reproduce.published import published
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

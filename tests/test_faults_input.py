@@ -5,7 +5,7 @@ import io
 import time
 
 from faults import bad_configs, fuzz_loaders
-from gptloom.cli import main
+from gptloom.cli.main import main
 
 
 def test_five_hundred_bad_configurations_end_in_a_line_each():

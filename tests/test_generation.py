@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, SMALL, build, random_ids
-from gptloom.config import ModelConfig, SampleConfig
-from gptloom.inference.beams import beam_search
-from gptloom.inference.evaluation import Score, evaluate
-from gptloom.inference.generation import Generation, Rows, Token, evaluating, window_start
-from gptloom.model.decoder import Decoder
-from gptloom.model.objective import IGNORED, Objective
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import IGNORED, SampleConfig
+from gptloom.generate.batch import Generation, Rows, Token, evaluating, window_start
+from gptloom.generate.beam import beam_search
+from gptloom.generate.evaluate import Score, evaluate
+from gptloom.model.loss import Objective
+from gptloom.model.transformer import Decoder
 
 V, T = SMALL["vocab_size"], SMALL["block_size"]
 PROMPTS = [random_ids(1, n, seed=n)[0].tolist() for n in (1, 4, T, 2 * T + 3)]

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from gptloom.bundle import Bundle
-from gptloom.cli import main
-from gptloom.data.tokenizers.tik_token import TiktokenTokenizer
+from gptloom.cli.main import main
+from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
 from gptloom.errors import InputError
 from gptloom.interop.keymap import NANOGPT, rename, reverse
-from gptloom.interop.reader import Refused, read
+from gptloom.interop.pt_reader import Refused, read
 
 ALPHABET = "\n !abcdefghijklmnopqrstuvwxyz"
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": len(ALPHABET)}
@@ -302,7 +302,7 @@ def test_the_process_that_reads_has_a_bound_on_its_memory(tmp_path):
     code = f"""
 from pathlib import Path
 import torch
-from gptloom.interop.reader import limit
+from gptloom.interop.pt_reader import limit
 limit(Path({str(tmp_path / "small.pt")!r}))
 torch.zeros(2 << 30, dtype=torch.uint8)
 """

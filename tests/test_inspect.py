@@ -12,19 +12,21 @@ import torch.nn.functional as F
 
 import gptloom
 from conftest import CONFIGS, build, random_ids
-from gptloom import pages
 from gptloom.bundle import Bundle
-from gptloom.cli import main
+from gptloom.cli.main import main
 from gptloom.commands import surprise
 from gptloom.data.batches import evaluation_windows
-from gptloom.data.tokenizers.characters import CharTokenizer
-from gptloom.data.tokens import Tokens
-from gptloom.inference import probe, vitals
-from gptloom.labels import STEP_NAMES, STEPS, TokenView, kind, visible
-from gptloom.model.plain import Head
-from gptloom.pictures import attention as maps
-from gptloom.pictures import draw_alignment, draw_attention, draw_embedding, draw_gradient_by_distance, draw_head, draw_lens, draw_statistics
-from gptloom.pictures.canvas import drawable
+from gptloom.data.splits import Tokens
+from gptloom.data.tokenizers.char import CharTokenizer
+from gptloom.interpret import statistics
+from gptloom.interpret import trace as probe
+from gptloom.plots import html as pages
+from gptloom.plots import inspect as maps
+from gptloom.plots.canvas import drawable
+from gptloom.plots.inspect import draw_alignment, draw_attention, draw_embedding, draw_gradient_by_distance, draw_head, draw_lens
+from gptloom.plots.labels import STEP_NAMES, STEPS, TokenView, kind, visible
+from gptloom.plots.statistics import draw_statistics
+from gptloom.reference import Head
 from test_plain import twins
 from training_helpers import small_run, write_text
 
@@ -116,8 +118,8 @@ def test_looking_leaves_the_model_as_it_was():
     before = {name: p.clone() for name, p in model.named_parameters()}
     first, second = probe.look(model, ids), probe.look(model, ids)
     assert all(torch.equal(a, b) for a, b in zip(first.stream, second.stream, strict=True))  # dropout is off
-    vitals.vitals(model, ids)
-    vitals.gradient_by_distance(model, ids)
+    statistics.vitals(model, ids)
+    statistics.gradient_by_distance(model, ids)
     assert model.training and all(module.training for module in model.modules())
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not any(module._forward_hooks for module in model.modules())
@@ -149,7 +151,7 @@ def test_principal_axes_are_orthonormal_and_explain_the_variance():
 
 def test_the_gradient_of_a_model_without_exchange_stops_at_distance_0():
     for name in ("bigram", "position-wise", "no-blocks"):
-        distance, size = vitals.gradient_by_distance(build(CONFIGS[name]), random_ids(2, 10))
+        distance, size = statistics.gradient_by_distance(build(CONFIGS[name]), random_ids(2, 10))
         assert distance == list(range(9)) and size[0] > 0.01 and size[1:] == [0.0] * 8
 
 
@@ -162,7 +164,7 @@ def test_the_gradient_of_a_causal_mean_is_as_derived():
     slopes = (chances - F.one_hot(ids[:, 1:], 13)) @ matrix
     norms = (slopes.norm(dim=-1) / torch.arange(1, 10)).mean(0)
     expected = [float(norms[k:].mean()) for k in range(9)]
-    assert vitals.gradient_by_distance(model, ids)[1] == pytest.approx(expected, rel=1e-4)
+    assert statistics.gradient_by_distance(model, ids)[1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_gradient_by_distance_is_a_difference_quotient():
@@ -184,13 +186,13 @@ def test_the_gradient_by_distance_is_a_difference_quotient():
     captured.clear()
     norms = slopes.norm(dim=-1)
     expected = [float(np.mean([norms[t, t - k] for t in range(k, 4)])) for k in range(4)]
-    assert vitals.gradient_by_distance(model, ids)[1] == pytest.approx(expected, rel=1e-3)
+    assert statistics.gradient_by_distance(model, ids)[1] == pytest.approx(expected, rel=1e-3)
 
 
 def test_vitals_are_the_sizes_of_what_flows():
     model = build(CONFIGS["lecture"])
     ids = random_ids(1, 10)
-    found = vitals.vitals(model, ids)
+    found = statistics.vitals(model, ids)
     loss = F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:])
     loss.backward()
     assert found.loss == pytest.approx(float(loss.detach()), abs=1e-5)
@@ -211,7 +213,7 @@ def test_vitals_are_the_sizes_of_what_flows():
 
 
 def _after_mixer(model, stream):
-    from gptloom.model.state import Context
+    from gptloom.model.cache import Context
 
     context = Context()
     context.place(stream.shape[1], stream.device)
@@ -224,19 +226,19 @@ def test_units_that_never_fire_are_dead():
     with torch.no_grad():
         model.blocks[1].mlp.up.weight[:16] = 0.0
         model.blocks[1].mlp.up.bias[:16] = -1.0
-    first, second = vitals.vitals(model, random_ids(4, 10)).hidden
+    first, second = statistics.vitals(model, random_ids(4, 10)).hidden
     assert second.dead >= 0.25 and second.off >= 0.25 and second.dead > first.dead
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_model_can_be_looked_into(name):
     model = build(CONFIGS[name])
-    found = vitals.vitals(model, random_ids(1, 8))
+    found = statistics.vitals(model, random_ids(1, 8))
     assert len(found.stream) == model.config.n_layer + 1 and len(found.parameters) == len(list(model.parameters()))
     has_attention = model.config.mixer != "none" and model.config.n_layer > 0
     assert bool(found.attention_entropy) == has_attention
     assert bool(found.hidden) == (model.config.mlp != "none" and model.config.n_layer > 0)
-    assert json.dumps(vitals.gradient_by_distance(model, random_ids(1, 4)))
+    assert json.dumps(statistics.gradient_by_distance(model, random_ids(1, 4)))
 
 
 # Words

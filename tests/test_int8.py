@@ -13,15 +13,16 @@ from torch import nn
 
 import gptloom
 from conftest import CACHING, CONFIGS, SMALL, build, random_ids
-from gptloom.cli import main
-from gptloom.config import ModelConfig, SampleConfig
+from gptloom.cli.main import main
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import SampleConfig
 from gptloom.errors import ConfigError
-from gptloom.inference.generation import Generation
-from gptloom.model import array_kit, quantised, stepping
+from gptloom.fast import decode, decode_numpy, int8
+from gptloom.fast.decode import Stepper
+from gptloom.fast.decode_torch import MANY
+from gptloom.fast.int8 import FEW, NARROWEST, Int8Linear, digit_product, quantise
+from gptloom.generate.batch import Generation
 from gptloom.model.build import build_model
-from gptloom.model.quantised import FEW, NARROWEST, Int8Linear, digit_product, quantise
-from gptloom.model.stepping import Stepper
-from gptloom.model.tensor_kit import MANY
 from training_helpers import small_run, write_text
 
 T = SMALL["block_size"]
@@ -60,7 +61,7 @@ def test_a_product_is_that_of_the_matrix_as_float64(rows, width, out, seed, size
     )
     with torch.inference_mode():
         assert ((layer(x).double() - right).abs() <= 5e-7 * bound).all()
-        assert layer.takes_digits == (width >= NARROWEST and quantised.multiplies_integers())
+        assert layer.takes_digits == (width >= NARROWEST and int8.multiplies_integers())
 
 
 @given(rows=st.integers(1, FEW), width=st.integers(NARROWEST, 200), out=st.integers(1, 70), seed=st.integers(0, 1000))
@@ -82,9 +83,9 @@ def test_nothing_but_zeros_stays_nothing():
 @pytest.mark.parametrize(("rows", "digits"), [(1, True), (1, False), (3, True), (3, False), (MANY, True)])
 def test_every_path_is_that_of_the_rounded_float32_model(name, rows, digits, monkeypatch):
     """The reference is a model of plain layers that hold the rounded matrices; `digits` False: a machine that cannot multiply int8 exactly."""
-    monkeypatch.setattr(array_kit, "SMALL", 1)
+    monkeypatch.setattr(decode_numpy, "SMALL", 1)
     if not digits:
-        monkeypatch.setattr(quantised, "multiplies_integers", lambda: False)
+        monkeypatch.setattr(int8, "multiplies_integers", lambda: False)
     trained, ids = build(CONFIGS[name]), random_ids(rows, T)
     before = copy.deepcopy(trained.state_dict())
     model, plain = quantise(trained), copy.deepcopy(trained)
@@ -97,7 +98,7 @@ def test_every_path_is_that_of_the_rounded_float32_model(name, rows, digits, mon
         whole = plain(ids)
         torch.testing.assert_close(model(ids), whole, atol=1e-5, rtol=1e-5)
         step, state = Stepper(model), model.init_state(rows, T)
-        assert isinstance(step.single, stepping.Line)  # one row has a line of its own
+        assert isinstance(step.single, decode.Line)  # one row has a line of its own
         torch.testing.assert_close(step(ids[:, :4].tolist(), state), whole[:, 3], atol=1e-5, rtol=1e-5)
         for position in range(4, T):
             torch.testing.assert_close(step(ids[:, position : position + 1].tolist(), state), whole[:, position], atol=1e-5, rtol=1e-5)

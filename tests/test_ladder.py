@@ -10,19 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from gptloom.bundle import Bundle
-from gptloom.cli import main
+from gptloom.cli.main import main
 from gptloom.errors import ConfigError
 from gptloom.model.build import build_model
-from gptloom.model.plain import PLAIN
-from gptloom.studies.checking.exercises import EXERCISES
-from gptloom.studies.climbing import ladder as ladder_module
-from gptloom.studies.climbing.lessons import choose_lessons, configure_lesson, find_lesson, read_lessons
-from gptloom.studies.climbing.report import describe_changes
-from gptloom.studies.climbing.rungs import Rung
-from gptloom.studies.climbing.showing import product, shapes, show_lesson, sizes_of
-from gptloom.studies.climbing.story import monotone, one_line, summarise, table
-from gptloom.studies.climbing.watching import Watch
-from gptloom.studies.pace import Pace, affordable_tokens
+from gptloom.reference import PLAIN
+from gptloom.studies import ladder as ladder_module
+from gptloom.studies.check.exercises import EXERCISES
+from gptloom.studies.ladder.lessons import Rung, choose_lessons, configure_lesson, find_lesson, read_lessons
+from gptloom.studies.ladder.progress import Watch
+from gptloom.studies.ladder.report import describe_changes, monotone, one_line, summarise, table
+from gptloom.studies.ladder.show import product, shapes, show_lesson, sizes_of
+from gptloom.studies.trial import Pace, affordable_tokens
 from gptloom.training.callbacks import View
 from training_helpers import write_text
 
@@ -199,7 +197,7 @@ def test_the_budget_shrinks_for_all_alike_when_time_is_short():
 
 def test_the_time_left_follows_the_pace(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("gptloom.studies.climbing.watching.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gptloom.studies.ladder.progress.time.monotonic", lambda: now[0])
     lines = []
     watch = Watch(lines.append)
     watch.expect(100.0)
@@ -339,7 +337,7 @@ def test_another_text_and_another_folder_are_refused(whole, folder, text, capsys
 def test_left_over_time_buys_seeds_and_no_time_still_gives_a_whole_table(text, tmp_path, capsys):
     only = ["--only", "embedding", "--device", "cpu", "--run"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptloom.studies.climbing.ladder.LECTURE_STEPS", 2)
+        patch.setattr("gptloom.studies.ladder.LECTURE_STEPS", 2)
         code, found, _ = climb(capsys, text, *only, tmp_path / "plenty", "--minutes", "60")
     assert code == 0 and found["seeds"] == 5 and found["tokens_per_step"] == 2 * 256
     code, found, said = climb(capsys, text, *only, tmp_path / "none", "--minutes", "0.0001")

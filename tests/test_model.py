@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import CACHING, CONFIGS, SMALL, build, random_ids, rows_of
-from gptloom.config import ModelConfig
+from gptloom.config.load import parse, read_recipe, recipe_names
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import IGNORED
 from gptloom.errors import ConfigError
-from gptloom.model import array_kit, stepping, tensor_kit
+from gptloom.fast import decode, decode_numpy, decode_torch
+from gptloom.fast.decode import Stepper, make_stepper
+from gptloom.fast.decode_torch import MANY
 from gptloom.model.build import build_model
-from gptloom.model.decoder import Decoder, cut_rows
-from gptloom.model.encoder_decoder import EncoderDecoder
+from gptloom.model.cache import Context, State, Trace
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotate, rotation_at, sinusoids
-from gptloom.model.objective import IGNORED, Objective
-from gptloom.model.state import Context, State, Trace
-from gptloom.model.stepping import Stepper, make_stepper
-from gptloom.model.tensor_kit import MANY
-from gptloom.settings import parse, read_recipe, recipe_names
+from gptloom.model.loss import Objective
+from gptloom.model.transformer import Decoder, EncoderDecoder, cut_rows
 
 T = SMALL["block_size"]
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -278,11 +278,11 @@ def test_rows_of_a_state_can_be_taken_and_put(name):
 def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
     """For one row, a few, and many, and as if the model were large; alternating with the decoder itself on the same state; and from a prompt."""
     if large:
-        for place, limit in ((tensor_kit, "LARGE"), (array_kit, "LARGE"), (stepping, "CACHED")):
+        for place, limit in ((decode_torch, "LARGE"), (decode_numpy, "LARGE"), (decode, "CACHED")):
             monkeypatch.setattr(place, limit, 1)
     model, ids = build(CONFIGS[name]), random_ids(rows, T)
     step, state, whole = Stepper(model), model.init_state(rows, T), call(model, ids)
-    assert isinstance(step.single, stepping.Line)  # one row has a line of its own
+    assert isinstance(step.single, decode.Line)  # one row has a line of its own
     for begin, length in ((0, 1), (1, 1), (2, 1), (3, None), (4, 1), (5, 1)):
         if length is None:
             torch.testing.assert_close(call(model, ids[:, begin : begin + 1], state=state), whole[:, begin : begin + 1], atol=1e-5, rtol=1e-5)
@@ -306,7 +306,7 @@ def test_a_model_that_the_straight_lines_do_not_follow_takes_the_slow_way(strang
     model, ids = build(CONFIGS["tiny"]), random_ids(2, T)
     match strange:
         case "field":
-            monkeypatch.setattr(stepping, "KNOWN", stepping.KNOWN - {"positions"})
+            monkeypatch.setattr(decode, "KNOWN", decode.KNOWN - {"positions"})
         case "parameter":
             model.blocks[0].gain = torch.nn.Parameter(torch.ones(1))
         case "layer":
@@ -314,10 +314,10 @@ def test_a_model_that_the_straight_lines_do_not_follow_takes_the_slow_way(strang
         case "class":
             model.__class__ = type("Other", (Decoder,), {})
     step, state = make_stepper(model), model.init_state(2, T)
-    assert isinstance(step, stepping.Reference)
+    assert isinstance(step, decode.Reference)
     torch.testing.assert_close(step(ids[:, :4].tolist(), state), call(model, ids)[:, 3], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step(ids[:, 4:5].tolist(), state), call(model, ids)[:, 4], atol=1e-5, rtol=1e-5)
-    assert isinstance(make_stepper(build(CONFIGS["gpt2"] if strange == "field" else CONFIGS["tiny"])), stepping.Stepper)
+    assert isinstance(make_stepper(build(CONFIGS["gpt2"] if strange == "field" else CONFIGS["tiny"])), decode.Stepper)
 
 
 def test_a_repeated_row_does_not_share_its_memory():

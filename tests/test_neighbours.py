@@ -6,19 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptloom.config import IGNORED, ModelConfig, SampleConfig, TrainConfig
-from gptloom.inference.beams import beam_search
-from gptloom.inference.generation import Generation, Rows
-from gptloom.inference.translating import condition, translate
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import IGNORED, SampleConfig, TrainConfig
+from gptloom.generate.batch import Generation, Rows
+from gptloom.generate.beam import beam_search
+from gptloom.generate.seq2seq import condition, translate
 from gptloom.model.build import build_model
-from gptloom.model.decoder import Decoder
-from gptloom.model.encoder_decoder import EncoderDecoder
-from gptloom.model.ngrams import HashedNgrams
-from gptloom.model.objective import Objective
-from gptloom.model.plain import copy_weights, plain_model, to_decoder
+from gptloom.model.cache import Context, Memory, Trace
+from gptloom.model.loss import Objective
+from gptloom.model.ngram import HashedNgrams
 from gptloom.model.recurrent import Recurrent
-from gptloom.model.state import Context, Memory, Trace
-from gptloom.training.optim import parameter_groups
+from gptloom.model.transformer import Decoder, EncoderDecoder
+from gptloom.reference import copy_weights, plain_model, to_decoder
+from gptloom.training.optim.adamw import parameter_groups
 from gptloom.training.schedule import learning_rate
 
 V, T = 13, 10

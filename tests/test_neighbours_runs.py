@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import gptloom
-from gptloom.cli import main
-from gptloom.config import IGNORED, ModelConfig, RunConfig
-from gptloom.data.batches import Batches
-from gptloom.data.masking import MaskedBatches, masked_windows
+from gptloom.cli.main import main
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import IGNORED, RunConfig
+from gptloom.data.batches import Batches, MaskedBatches, masked_windows
+from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers import CharTokenizer
-from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
-from gptloom.studies.neighbours import compare_neighbours, count_parameters, match_width
+from gptloom.generate.task import training_batches
+from gptloom.studies.ladder.neighbours import compare_neighbours, count_parameters, match_width
 from gptloom.studies.trial import open_material
-from gptloom.tasks import training_batches
 from gptloom.training.run import resume
 from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
 

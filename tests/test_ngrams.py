@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, build, random_ids, rows_of
-from gptloom.model.ngrams import HashedNgrams, ngram_rows, ngram_rows_at
-from gptloom.model.state import Context
+from gptloom.model.cache import Context
+from gptloom.model.ngram import HashedNgrams, ngram_rows, ngram_rows_at
 
 
 @given(st.lists(st.integers(0, 70_000), min_size=1, max_size=12), st.integers(2, 8), st.integers(1, 100_000))

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, build, random_ids
-from gptloom.config import TrainConfig
+from gptloom.config.load import recipe_names, resolve
+from gptloom.config.run import TrainConfig
 from gptloom.model.build import build_model
-from gptloom.model.objective import Objective
-from gptloom.settings import recipe_names, resolve
-from gptloom.training.optim import FlatAdamW, parameter_groups
+from gptloom.model.loss import Objective
+from gptloom.training.optim.adamw import FlatAdamW, parameter_groups
 from gptloom.training.schedule import Horizon, learning_rate, make_horizon
 
 # --- what decays --------------------------------------------------------------------------------------------------------------------

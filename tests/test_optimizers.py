@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, build, random_ids
-from gptloom.config import TrainConfig
-from gptloom.model.objective import Objective
-from gptloom.training import muon
-from gptloom.training.job import Ranks
-from gptloom.training.muon import Muon, orthogonalise
-from gptloom.training.optim import Several, hidden_matrices, make_optimizer
+from gptloom.config.run import TrainConfig
+from gptloom.model.loss import Objective
+from gptloom.training.interfaces import Ranks
+from gptloom.training.optim import muon
+from gptloom.training.optim.adamw import Several, hidden_matrices, make_optimizer
+from gptloom.training.optim.muon import Muon, orthogonalise
 
 MUON = TrainConfig(optimizer="muon", learning_rate=0.01, matrix_learning_rate=0.02, table_learning_rate=0.1, weight_decay=0.0)
 

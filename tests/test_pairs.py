@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import texts_of
-from gptloom.config import IGNORED, DataConfig
-from gptloom.data import numbers
-from gptloom.data.numbers import HELD_OUT, VAL_FRACTION, held_out_numbers, is_numbers, languages, training_numbers
+from gptloom.config.run import IGNORED, DataConfig
+from gptloom.data import number_words
+from gptloom.data.number_words import HELD_OUT, VAL_FRACTION, held_out_numbers, is_numbers, languages, training_numbers
 from gptloom.data.pair_batches import PairBatches, check_lengths, longest, pair_texts, pair_windows, split_pairs, too_long
 from gptloom.data.sources import open_corpus
+from gptloom.data.splits import Tokens, prepare, split
 from gptloom.data.tokenizers import make_tokenizer
-from gptloom.data.tokens import Tokens, prepare, split
 from gptloom.errors import ConfigError, GptloomError, InputError
 
 END = 999
@@ -27,8 +27,8 @@ QUICK = "numbers:it-es"  # the languages that num2words is quickest in
 @pytest.fixture
 def few(monkeypatch):
     """So few numbers that slow languages are quick, too."""
-    monkeypatch.setattr(numbers, "_DRAWN", {4: 5, 5: 5})
-    monkeypatch.setattr(numbers, "HELD_OUT", (range(42_000, 42_004),))
+    monkeypatch.setattr(number_words, "_DRAWN", {4: 5, 5: 5})
+    monkeypatch.setattr(number_words, "HELD_OUT", (range(42_000, 42_004),))
 
 
 def words(number: int, language: str) -> str:
@@ -100,8 +100,8 @@ def test_held_out_numbers_are_in_no_training_pair(tmp_path):
 
 
 def test_validation_reads_what_was_held_out_with_settings_as_they_are(few, monkeypatch, tmp_path):
-    monkeypatch.setattr(numbers, "_DRAWN", {4: 4, 5: 4})
-    monkeypatch.setattr(numbers, "HELD_OUT", (range(42_000, 42_112),))  # a tenth, as in the real data
+    monkeypatch.setattr(number_words, "_DRAWN", {4: 4, 5: 4})
+    monkeypatch.setattr(number_words, "HELD_OUT", (range(42_000, 42_112),))  # a tenth, as in the real data
     config = DataConfig(cache=str(tmp_path))
     corpus = open_corpus([QUICK], config)
     tokenizer = make_tokenizer("char", corpus)
@@ -134,7 +134,7 @@ def test_languages(few, tmp_path, text):
     source, target = text.removeprefix("numbers:").split("-")
     assert is_numbers(text) and {source, target} <= set(languages())
     pairs = lines_of(number_file(text, tmp_path)[0])
-    spelled = [*numbers.training_numbers(), *range(42_000, 42_004)]
+    spelled = [*number_words.training_numbers(), *range(42_000, 42_004)]
     assert pairs == [[" ".join(words(number, language).split()) for language in (source, target)] for number in spelled]
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conftest import build, random_ids
-from gptloom.config import ModelConfig
-from gptloom.model.decoder import Decoder
+from gptloom.config.model import ModelConfig
+from gptloom.model.transformer import Decoder
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 

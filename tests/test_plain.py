@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from conftest import random_ids
-from gptloom.config import ModelConfig, SampleConfig
-from gptloom.inference.generation import Generation
-from gptloom.model.decoder import Decoder
-from gptloom.model.objective import Objective
-from gptloom.model.plain import LayerNorm, PlainGPT
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import SampleConfig
+from gptloom.generate.batch import Generation
+from gptloom.model.loss import Objective
+from gptloom.model.transformer import Decoder
+from gptloom.reference import LayerNorm, PlainGPT
 
 SHAPE = {"vocab_size": 17, "block_size": 12, "n_embd": 24, "n_head": 4, "n_layer": 3}
 LECTURE = {"bias": "not-qkv", "mlp": "relu", "head_bias": True, "init": "pytorch"}

@@ -10,12 +10,12 @@ from hypothesis import settings as runs
 from hypothesis import strategies as st
 
 from conftest import random_ids
-from gptloom.config import ModelConfig
+from gptloom.config.model import ModelConfig
 from gptloom.errors import ConfigError
-from gptloom.model.decoder import Decoder
-from gptloom.model.plain import PLAIN, copy_weights, from_decoder, plain_model, to_decoder
-from gptloom.model.plain.modern import gelu, rotate
-from gptloom.model.plain.steps import average_by_loop, average_by_matrix, average_by_softmax
+from gptloom.model.transformer import Decoder
+from gptloom.reference import PLAIN, copy_weights, from_decoder, plain_model, to_decoder
+from gptloom.reference.modern import gelu, rotate
+from gptloom.reference.steps import average_by_loop, average_by_matrix, average_by_softmax
 
 LINEAR = {"n_layer": 0, "positions": "none", "norm": "none", "bias": "not-qkv", "head_bias": True, "init": "pytorch"}
 POSITIONS = LINEAR | {"positions": "learned"}

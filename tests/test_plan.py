@@ -8,22 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, SMALL
-from gptloom.cli import main
-from gptloom.config import ModelConfig
+from gptloom.cli.main import main
+from gptloom.config.load import recipe_names, resolve
+from gptloom.config.model import ModelConfig
+from gptloom.devices import published_peak
 from gptloom.errors import ConfigError
+from gptloom.hardware import PEAKS, find_peak, peak_of
 from gptloom.model.build import build_model
-from gptloom.model.counting import PARTS, cache_bytes, count_parts, operations_per_token, read_weights
-from gptloom.model.footprint import activation_bytes
-from gptloom.model.objective import Objective
-from gptloom.peaks import PEAKS, find_peak, peak_of
-from gptloom.runtime import published_peak
-from gptloom.settings import recipe_names, resolve
-from gptloom.studies.planning.amounts import read_amount, show_amount
-from gptloom.studies.planning.optimal import FITS, compute_optimal
-from gptloom.training import session
-from gptloom.training.display import Display
-from gptloom.training.memory import held_bytes
-from gptloom.training.optim import make_optimizer
+from gptloom.model.loss import Objective
+from gptloom.model.size import PARTS, cache_bytes, count_parts, operations_per_token, read_weights
+from gptloom.studies.plan.amounts import read_amount, show_amount
+from gptloom.studies.plan.compute_optimal import FITS, compute_optimal
+from gptloom.training import setup
+from gptloom.training.memory import activation_bytes, held_bytes
+from gptloom.training.optim.adamw import make_optimizer
+from gptloom.training.progress import Display
 from gptloom.training.run import train
 
 GPT2 = ["plan", "--recipe", "gpt2", "--device", "a100", "--json"]
@@ -227,7 +226,7 @@ def test_training_shows_its_share_of_a_published_rate(monkeypatch, tmp_path):
     cuda = torch.device("cuda")
     assert published_peak(cuda, torch.bfloat16) is find_peak("h200")
     assert published_peak(cuda, torch.float32) is None is published_peak(torch.device("cpu"), torch.float32)
-    monkeypatch.setattr(session, "published_peak", lambda device, dtype: find_peak("h200"))
+    monkeypatch.setattr(setup, "published_peak", lambda device, dtype: find_peak("h200"))
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be\n" * 100)
     config = resolve("tiny", {"device": "cpu", "model": {**SMALL, "ngram_rows": 50}, "train": {"steps": 1, "minutes": None, "batch_size": 2}})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gptloom.model.decoder import Decoder
-from gptloom.settings import read_recipe, recipe_names, resolve
+from gptloom.config.load import read_recipe, recipe_names, resolve
+from gptloom.model.transformer import Decoder
 
 
 @pytest.mark.parametrize("name", recipe_names())

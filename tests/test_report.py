@@ -7,12 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import MIXED, PROSE, corpus_of
-from gptloom.config import DataConfig
-from gptloom.data import repeats as repeats_module
-from gptloom.data import report
-from gptloom.data.documents import Piece
-from gptloom.data.repeats import WINDOW, leakage, repeats
-from gptloom.data.report import describe
+from gptloom.config.run import DataConfig
+from gptloom.data import report as repeats_module
+from gptloom.data.readers import Piece
+from gptloom.data.report import WINDOW, describe, leakage, repeats
 from gptloom.data.tokenizers import make_tokenizer
 
 UNIQUE = "".join(f"line {n} says {n * n * 7919 % 100_003} and then {n * 31337 % 99_991} things\n" for n in range(400))
@@ -102,13 +100,13 @@ def test_notes_of_reading_are_passed_on(tmp_path):
     path = tmp_path / "document00.txt"
     corpus = corpus_of(tmp_path, "x")
     path.write_bytes(("“déjà vu”\r\n" * 50).encode("cp1252"))
-    corpus = report.open_corpus([str(path)], DataConfig())
+    corpus = repeats_module.open_corpus([str(path)], DataConfig())
     notes = "".join(describe(corpus, DataConfig()).notes)
     assert "cp1252" in notes and "CRLF" in notes and "bpe" not in notes
 
 
 def test_long_texts_are_sampled_and_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "SAMPLE", 5000)
+    monkeypatch.setattr(repeats_module, "SAMPLE", 5000)
     found = describe(corpus_of(tmp_path, UNIQUE), DataConfig())
     assert not found.tokens["bpe:1024"].exact and found.tokens["char"].exact
     assert found.tokens["bpe:1024"].tokens == pytest.approx(found.characters / found.tokens["bpe:1024"].characters_per_token, abs=1)

@@ -13,18 +13,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from gptloom.commands.reproducing import reproduce_command
-from gptloom.config import DataConfig
-from gptloom.data.cache import cache_folder
+from gptloom.config.run import DataConfig
 from gptloom.data.datasets import fetch
+from gptloom.data.token_store import cache_folder
 from gptloom.errors import ConfigError, InputError, MachineError
-from gptloom.model.decoder import Decoder
-from gptloom.model.plain import PlainGPT
-from gptloom.studies.reproducing import draws as lecture_draws
-from gptloom.studies.reproducing import facts as unit_facts
-from gptloom.studies.reproducing import reproduce
-from gptloom.studies.reproducing.draws import LectureSampler, draw_heads, draw_lecture_weights
-from gptloom.studies.reproducing.published import PublishedRun, Tolerance, lecture_config, published, published_runs, tolerances
-from gptloom.studies.reproducing.run import LectureRun, expected_seconds
+from gptloom.model.transformer import Decoder
+from gptloom.reference import PlainGPT
+from gptloom.studies import reproduce
+from gptloom.studies.reproduce import facts as unit_facts
+from gptloom.studies.reproduce import lecture_run as lecture_draws
+from gptloom.studies.reproduce.lecture_run import LectureRun, LectureSampler, draw_heads, draw_lecture_weights, expected_seconds
+from gptloom.studies.reproduce.published import PublishedRun, Tolerance, lecture_config, published, published_runs, tolerances
 from test_plain import as_decoder
 from test_tokens import store_of
 

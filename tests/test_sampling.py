@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gptloom.config import SampleConfig
-from gptloom.inference.sampling import Uniforms, choose, draw, keep_likely, keep_min_p, keep_top_k, keep_top_p, penalise
+from gptloom.config.run import SampleConfig
+from gptloom.generate.sampling import Uniforms, choose, draw, keep_likely, keep_min_p, keep_top_k, keep_top_p, penalise
 
 rows = hnp.arrays(np.float32, st.integers(2, 40), elements=st.integers(-640, 640).map(lambda n: n / 32))
 

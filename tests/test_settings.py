@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptloom.config import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from gptloom.config.base import Config, field_names
+from gptloom.config.load import merge, nest, parse, read_recipe, read_toml, recipe_names, resolve, to_toml
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import DataConfig, RunConfig, SampleConfig, TrainConfig
 from gptloom.errors import ConfigError, InputError, nearest
-from gptloom.fields import Config
-from gptloom.settings import field_names, merge, nest, parse, read_recipe, read_toml, recipe_names, resolve, to_toml
 
 ALL = [ModelConfig, DataConfig, TrainConfig, SampleConfig, RunConfig]
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_helpers import MIXED, PROSE, corpus_of, texts_of
-from gptloom.config import DataConfig
-from gptloom.data import datasets, documents, reading
+from gptloom.config.run import DataConfig
+from gptloom.data import datasets, encodings, readers
 from gptloom.data.sources import open_corpus
 from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
 
@@ -106,7 +106,7 @@ def test_line_ends_become_lf_with_a_note(tmp_path):
 def test_blocks_may_split_anywhere(text, block):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = written(Path(folder) / "a.txt", text.encode())
-        patch.setattr(reading, "PIECE", block)
+        patch.setattr(encodings, "PIECE", block)
         corpus = opened(path)
         assert texts_of(corpus) == [text.replace("\r\n", "\n").replace("\r", "\n")]
         assert max(len(piece.text) for piece in corpus.pieces()) <= block + 1
@@ -165,7 +165,7 @@ def test_json_lines_are_documents(tmp_path):
     corpus = opened(path)
     assert corpus.documents == 5
     assert texts_of(corpus) == [*texts[:4], "crlf\nin it"]
-    assert max(len(piece.text) for piece in corpus.pieces()) <= reading.PIECE
+    assert max(len(piece.text) for piece in corpus.pieces()) <= encodings.PIECE
     assert any("without text" in note for note in corpus.notes)
     assert corpus.bytes == len("".join([*texts[:4], "crlf\nin it"]).encode())
 
@@ -304,5 +304,5 @@ def test_no_text_is_an_error():
 
 
 def test_suffixes_are_read_in_any_case(tmp_path):
-    assert set(documents.SUFFIXES.values()) == {"jsonl", "csv", "tsv"}
+    assert set(readers.SUFFIXES.values()) == {"jsonl", "csv", "tsv"}
     assert texts_of(opened(written(tmp_path / "A.JSONL", b'{"text": "x"}'))) == ["x"]

@@ -17,17 +17,19 @@ import torch
 
 import gptloom
 from gptloom.api import configure
-from gptloom.durable import Log
+from gptloom.checkpoint import manager
+from gptloom.checkpoint import state as checkpoint
+from gptloom.checkpoint.find import checkpoint_names, find_bundle
+from gptloom.config.load import nest
+from gptloom.distributed import launch
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
-from gptloom.locate import checkpoint_names, find_bundle
-from gptloom.model.objective import Objective
-from gptloom.settings import nest
-from gptloom.training import checkpoint, keeping, launching, saving, session
-from gptloom.training.callbacks import View
-from gptloom.training.lock import only_writer
+from gptloom.io.atomic import Log
+from gptloom.model.loss import Objective
+from gptloom.training import setup
+from gptloom.training.callbacks import Spikes, View
 from gptloom.training.run import resume, train
+from gptloom.training.run_dir import only_writer
 from gptloom.training.schedule import Horizon
-from gptloom.training.watching import Spikes
 from training_helpers import SMALL, Quiet, checkpoint_bytes, losses, metrics, write_text
 
 TRAIN = {"steps": 12, "batch_size": 4, "log_every": 1, "sample_tokens": 5, "eval_every": 3}
@@ -40,7 +42,7 @@ def text(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr(session, "draw_history", lambda *_: None)
+    monkeypatch.setattr(setup, "draw_history", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +110,8 @@ def test_a_signal_gives_up_what_can_be_done_again(text, tmp_path, monkeypatch, p
 
     monkeypatch.setattr(Objective, "forward", counted)
     if place == "sample":
-        original = session.Session._write_sample
-        monkeypatch.setattr(session.Session, "_write_sample", lambda self: (send(signal.SIGTERM), original(self))[1])
+        original = setup.Session._write_sample
+        monkeypatch.setattr(setup.Session, "_write_sample", lambda self: (send(signal.SIGTERM), original(self))[1])
     stopped = begin(text, tmp_path / "run", train_settings=settings)
     assert stopped.end == "stopped" and stopped.steps == {"evaluation": 3, "passes": 1, "sample": 0}[place]
     monkeypatch.undo()
@@ -138,7 +140,7 @@ def test_a_user_signal_saves_and_training_goes_on(text, tmp_path, straight):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(session.Session, "go", lambda self, *_: 1 / 0)
+        patch.setattr(setup.Session, "go", lambda self, *_: 1 / 0)
         begin(text, tmp_path / "run")
     assert not checkpoint_names(tmp_path / "run")
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
@@ -203,7 +205,7 @@ def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(te
     begin(text, tmp_path / "run", train_settings={"keep": 9})
     names = checkpoint_names(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(session.Session, "go", lambda self, *_: 1 / 0)
+        patch.setattr(setup.Session, "go", lambda self, *_: 1 / 0)
         resume(tmp_path / "run", {}, checkpoint="step-000006", display=Quiet())
     assert checkpoint_names(tmp_path / "run")[-1] == "step-000006"
     with pytest.raises(InputError, match="has finished"):
@@ -227,7 +229,7 @@ def test_an_evaluation_that_is_made_up_for_is_logged_once(text, tmp_path, straig
     """Killed after the line of an owed evaluation and before the checkpoint that knows of it."""
     begin(text, tmp_path / "run", At(6, lambda: send(signal.SIGTERM)))
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(keeping.RunKeeper, "save", lambda self, improved: 1 / 0)
+        patch.setattr(manager.RunKeeper, "save", lambda self, improved: 1 / 0)
         resume(tmp_path / "run", {}, display=Quiet())
     resume(tmp_path / "run", {}, display=Quiet())
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -236,7 +238,7 @@ def test_an_evaluation_that_is_made_up_for_is_logged_once(text, tmp_path, straig
 
 
 def test_a_rank_that_dies_at_its_start_ends_the_run(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(launching, "_start", lambda rank, words: subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE))
+    monkeypatch.setattr(launch, "_start", lambda rank, words: subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE))
     with pytest.raises(MachineError, match="exit code 9"):
         begin(text, tmp_path / "run", train_settings={"ranks": 2})
 
@@ -247,7 +249,7 @@ def test_one_run_has_one_writer_and_a_dead_one_holds_nothing(text, tmp_path):
 import sys, time
 from pathlib import Path
 from gptloom.training.callbacks import View
-from gptloom.training.lock import only_writer
+from gptloom.training.run_dir import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -318,7 +320,7 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
             return super().after_step(view)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
-    monkeypatch.setattr(saving.Saver, "_is_slow", lambda self: False)
+    monkeypatch.setattr(manager.Saver, "_is_slow", lambda self: False)
     begin(text, tmp_path / "run", Watch())
     assert steps_meanwhile == [1, 2]
     monkeypatch.undo()
@@ -340,7 +342,7 @@ def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_
             return super().after_step(view)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
-    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(manager, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     begin(text, tmp_path / "run", Watch(), train_settings={"save_every": 1, "eval_every": 100})
     assert max(behind) == 1
 
@@ -469,6 +471,6 @@ def test_two_ranks_train_as_one_and_resume_exactly(text, tmp_path):
 
 
 def test_an_error_that_no_disk_made_ends_the_run_too(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "write_checkpoint", lambda *_: 1 / 0)
+    monkeypatch.setattr(manager, "write_checkpoint", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         begin(text, tmp_path / "run", train_settings={"on_save_failure": "continue"})

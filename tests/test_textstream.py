@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gptloom.textstream import TextStream
+from gptloom.generate.stream import TextStream
 
 
 def from_bytes(ids: list[int]) -> str:

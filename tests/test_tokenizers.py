@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import MIXED, PROSE, corpus_of
-from gptloom.data.documents import Piece
-from gptloom.data.tokenizers import END_OF_TEXT, load_tokenizer, make_tokenizer, subword, words
-from gptloom.data.tokenizers.characters import ByteTokenizer, CharTokenizer
-from gptloom.data.tokenizers.huggingface import HuggingFaceTokenizer
-from gptloom.data.tokenizers.sentence_piece import SentencePieceTokenizer
-from gptloom.data.tokenizers.tik_token import TiktokenTokenizer
+from gptloom.data.readers import Piece
+from gptloom.data.tokenizers import END_OF_TEXT, bpe, chunking, load_tokenizer, make_tokenizer
+from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
+from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer
+from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
 from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
 
 LECTURE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -33,9 +33,9 @@ ANY = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_fro
 
 def tiktoken_of(pattern: str) -> TiktokenTokenizer:
     """An encoding of our own: all bytes, and merges in an order that leaves every prefix a token."""
-    words = ["th", "the", " t", " th", " the", "an", "and", "..", "...", "\n\n", ".\n", "  ", "   ", "ing", "in", "😀".encode()[:2].decode("latin-1")]
+    bpe = ["th", "the", " t", " th", " the", "an", "and", "..", "...", "\n\n", ".\n", "  ", "   ", "ing", "in", "😀".encode()[:2].decode("latin-1")]
     ranks = {bytes([value]): value for value in range(256)}
-    for word in words:
+    for word in bpe:
         ranks.setdefault(word.encode("latin-1"), len(ranks))
     return TiktokenTokenizer("ours", pattern, ranks, {END_OF_TEXT: len(ranks) + 7})
 
@@ -88,11 +88,11 @@ def test_round_trip(made, kind, data):
     cuts=st.lists(st.integers(1, 150), max_size=5),
 )
 def test_where_pieces_are_cut_changes_nothing(made, kind, words, cuts):
-    text = "".join(words)
+    text = "".join(bpe)
     if kind == "char":
         text = "".join(char for char in text if char in made[kind].alphabet)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subword, "CHUNK", 8)
+        patch.setattr(chunking, "CHUNK", 8)
         whole = made[kind].encode(text).tolist()
         assert joined(made[kind], pieces_of(text, cuts)) == whole
     assert made[kind].decode(whole) == text
@@ -102,11 +102,11 @@ def test_where_pieces_are_cut_changes_nothing(made, kind, words, cuts):
 @settings(max_examples=60)
 @given(words=st.lists(st.sampled_from([" the", "  and", "   thing.", " an end.\n", " the\n\n", " It's", " ...", " 13"]), min_size=1, max_size=40))
 def test_chunks_end_where_no_token_would_cross(made, kind, words):
-    text = "".join(words)
+    text = "".join(bpe)
     whole = made[kind]._encode_chunks([text])[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subword, "CHUNK", 20)
-        chunks = list(subword.rechunk([Piece(text, True)]))
+        patch.setattr(chunking, "CHUNK", 20)
+        chunks = list(chunking.rechunk([Piece(text, True)]))
         assert "".join(chunk.text for chunk in chunks) == text and max(len(chunk.text) for chunk in chunks) <= 40
         assert made[kind].encode(text).tolist() == list(whole)
 
@@ -129,8 +129,8 @@ def test_remembered_words_are_the_librarys_ids(spaced, texts, times):
     plain.encode_special_tokens = True
     expected = [encoding.ids for encoding in plain.encode_batch(texts * times, add_special_tokens=False)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "KEPT", 30)
-        patch.setattr(words, "_TOGETHER", 3)
+        patch.setattr(bpe, "KEPT", 30)
+        patch.setattr(bpe, "_TOGETHER", 3)
         fresh = HuggingFaceTokenizer(spaced)
         for _ in range(2):
             assert [ids.tolist() for ids in fresh._words.encode(texts * times)] == expected
@@ -160,9 +160,9 @@ def test_words_are_remembered_only_where_they_stand_alone(made, change):
 
 
 def test_a_text_without_a_safe_place_is_cut_at_a_bounded_size(made, monkeypatch):
-    monkeypatch.setattr(subword, "CHUNK", 100)
+    monkeypatch.setattr(chunking, "CHUNK", 100)
     text = "x" * 1001
-    assert [len(chunk.text) for chunk in subword.rechunk([Piece(text, True)])] == [200] * 5 + [1]
+    assert [len(chunk.text) for chunk in chunking.rechunk([Piece(text, True)])] == [200] * 5 + [1]
     assert made["bpe"].decode(made["bpe"].encode(text)) == text
 
 
@@ -281,8 +281,8 @@ def test_a_saved_bpe_is_a_plain_hugging_face_file(made, tmp_path):
 
 
 def test_a_foreign_tokenizer_json(tmp_path):
-    words = {"[UNK]": 0, "</s>": 1, "hello": 2, "world": 5}
-    foreign = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    bpe = {"[UNK]": 0, "</s>": 1, "hello": 2, "world": 5}
+    foreign = tokenizers.Tokenizer(tokenizers.models.WordLevel(bpe, unk_token="[UNK]"))
     foreign.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     foreign.enable_truncation(1)
     foreign.save(str(tmp_path / "tokenizer.json"))
@@ -316,7 +316,7 @@ def test_a_model_that_puts_a_space_before_every_text(monkeypatch, collapsed):
     text = "The quick brown fox jump over lazy dogs it sleeps"
     whole = tokenizer.encode(text).tolist()
     assert tokenizer.decode(whole) == text
-    monkeypatch.setattr(subword, "CHUNK", 10)
+    monkeypatch.setattr(chunking, "CHUNK", 10)
     assert tokenizer.encode(text).tolist() == whole
 
 
@@ -438,7 +438,7 @@ def test_importing_the_package_is_cheap():
     program = "import sys, gptloom.data; print([name for name in ('torch', 'numpy', 'tokenizers', 'sentencepiece', 'tiktoken') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     program = (
-        "import sys, gptloom.data.tokenizers, gptloom.data.tokens; print([n for n in ('torch', 'tokenizers', 'sentencepiece', 'tiktoken') if n in sys.modules])"
+        "import sys, gptloom.data.tokenizers, gptloom.data.splits; print([n for n in ('torch', 'tokenizers', 'sentencepiece', 'tiktoken') if n in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 

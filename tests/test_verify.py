@@ -17,22 +17,27 @@ from torch import nn
 import gptloom.bundle
 import gptloom.training.run
 from conftest import CONFIGS, build, random_ids
-from gptloom.cli import main
-from gptloom.data import batches, masking
+from gptloom.cli.main import main
+from gptloom.data import batches
 from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
-from gptloom.data.tokenizers.characters import CharTokenizer
-from gptloom.inference import evaluation
-from gptloom.model import attention, handwritten, handwritten_norms, initialise, layers, ngrams, objective, stack, tensor_kit, whole_block, whole_pass
-from gptloom.model.array_kit import ArrayKit
-from gptloom.model.encoder_decoder import EncoderDecoder
-from gptloom.model.state import Context
-from gptloom.model.tensor_kit import TensorKit
-from gptloom.studies.verifying.opening import open_recipe, open_run
-from gptloom.studies.verifying.reference import Reference
-from gptloom.studies.verifying.subject import drawn_model, logits
-from gptloom.studies.verifying.verify import chosen, passed, verify
-from gptloom.training import gradients, layout, muon, optim, parallel, rows, trainer
+from gptloom.data.tokenizers.char import CharTokenizer
+from gptloom.distributed import process_group
+from gptloom.fast import decode_torch, flat, train, whole_block
+from gptloom.fast import layers as handwritten
+from gptloom.fast.decode_numpy import ArrayKit
+from gptloom.fast.decode_torch import TensorKit
+from gptloom.generate import evaluate
+from gptloom.model import attention, layers, loss, ngram, transformer
+from gptloom.model import init as initialise
+from gptloom.model.cache import Context
+from gptloom.model.transformer import EncoderDecoder
+from gptloom.reference.formulas import Reference
+from gptloom.studies.verify import chosen, passed, verify
+from gptloom.studies.verify.open import open_recipe, open_run
+from gptloom.studies.verify.subject import drawn_model, logits
+from gptloom.training import gradients, trainer
+from gptloom.training.optim import adagrad, adamw, muon
 from training_helpers import small_run, write_text
 
 SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 16}
@@ -170,14 +175,14 @@ BUGS = {
         edit(*ATTEND, with_mask(f"({ONES}.tril(-1) | ({ONES}.cumsum(0) + {ONES}.cumsum(1) == 2))[None, None]")),
     ),
     "dropout goes on in evaluation": ("evaluation", "tiny", edit(*ATTEND, ("self.drop_weights if self.training else 0.0", "self.drop_weights"))),
-    "evaluation forgets its mode": ("evaluation", "tiny", edit(evaluation, "evaluate", ("evaluating(objective)", "torch.no_grad()"))),
-    "a reported loss is smoothed": ("evaluation", "tiny", edit(objective.Objective, "forward", ("if self.training else 0.0", ""))),
+    "evaluation forgets its mode": ("evaluation", "tiny", edit(evaluate, "evaluate", ("evaluating(objective)", "torch.no_grad()"))),
+    "a reported loss is smoothed": ("evaluation", "tiny", edit(loss.Objective, "forward", ("if self.training else 0.0", ""))),
     "query heads take the keys of the wrong group": (
         "formula",
         "modern-tiny",
         edit(*ATTEND, ("query, key, value, attn_mask", "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), attn_mask")),
     ),
-    "by hand, a norm's gradient forgets its length": ("by-hand", "tiny", edit(handwritten_norms, "rms_backward", (".addcmul_(unit, along)", ""))),
+    "by hand, a norm's gradient forgets its length": ("by-hand", "tiny", edit(handwritten, "rms_backward", (".addcmul_(unit, along)", ""))),
     "by hand, scores are scaled by the width of all heads": (
         "formula",
         "tiny",
@@ -198,12 +203,12 @@ BUGS = {
             ("second, self.sin, value=-self.sign", "second, self.sin, value=self.sign"),
         ),
     ),
-    "by hand, the second norm is the first": ("by-hand", "tiny", edit(stack.Block, "weights", ("norm2=norm2.weight", "norm2=norm1.weight"))),
-    "n-grams know the next token": ("future", "tiny", edit(ngrams.HashedNgrams, "rows", ("ngram_rows(known,", "ngram_rows(known.roll(-1, 1),"))),
+    "by hand, the second norm is the first": ("by-hand", "tiny", edit(transformer.Block, "weights", ("norm2=norm2.weight", "norm2=norm1.weight"))),
+    "n-grams know the next token": ("future", "tiny", edit(ngram.HashedNgrams, "rows", ("ngram_rows(known,", "ngram_rows(known.roll(-1, 1),"))),
     "n-grams are hashed backwards": (
         "formula",
         "tiny",
-        edit(ngrams, "ngram_rows", ("codes[:, longest - 1 - back : end - back]", "codes[:, back - 1 : end - longest + back]")),
+        edit(ngram, "ngram_rows", ("codes[:, longest - 1 - back : end - back]", "codes[:, back - 1 : end - longest + back]")),
     ),
     "values get no gradient": ("gradients", "modern-tiny", edit(*ATTEND, ("query, key, value, attn_mask", "query, key, value.detach(), attn_mask"))),
     "rotary pairs are neighbours": (
@@ -237,13 +242,13 @@ BUGS = {
     "one layer loses the stream": (
         "formula",
         "mingpt",
-        edit(stack.Stack, "run", ("if context.state else None)", "if context.state else None) - (x if index == 1 else 0.0)")),
+        edit(transformer.Stack, "run", ("if context.state else None)", "if context.state else None) - (x if index == 1 else 0.0)")),
     ),
     "the padding of sources is looked at": ("formula", "translate", edit(EncoderDecoder, "encode", ("(sources >= 0)", "(sources >= -1)"))),
     "an encoder looks to the left only": ("both-sides", "encoder", edit(Context, "open", ("self.causal = False", "self.causal = True"))),
     "the cache is one position late": ("cached", "mingpt", edit(TensorKit, "begin", ("self.positions[here]", "self.positions[here.start and here.start - 1]"))),
     "the cache of one row is one position late": ("cached", "mingpt", edit(ArrayKit, "begin", ("self.positions[position]", "self.positions[position - 1]"))),
-    "the cache forgets the n-grams before": ("cached", "tiny", edit(tensor_kit, "_ngrams", ("recent.copy_(known[:, 1 - layer.longest :])", "pass"))),
+    "the cache forgets the n-grams before": ("cached", "tiny", edit(decode_torch, "_ngrams", ("recent.copy_(known[:, 1 - layer.longest :])", "pass"))),
     "the cache of one row forgets the n-grams before": ("cached", "tiny", edit(ArrayKit, "begin", ("recent[:] = [*before[1:], one]", "pass"))),
     "a prompt is read without its last token": ("cached", "tiny", edit(TensorKit, "last", ("[:, -1]", "[:, -2]"))),
     "ragged rows are one position late": ("cached", "mingpt", edit(Context, "place", ("[:, None] + steps", "[:, None] + steps - 1"))),
@@ -259,21 +264,21 @@ BUGS = {
     "ranks take the mean of their gradients": (
         "ranks",
         "tiny",
-        edit(parallel.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
+        edit(process_group.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
     ),
     "a later pass replaces the gradients of the first": ("micro-batches", "tiny", edit(gradients.Gradients, "_passes", ("fresh=not start", "fresh=True"))),
     "a straight pass adds to the gradients of the last step": (
         "fresh-gradients",
         "tiny",
-        edit(whole_pass._Line, "run", ("targets.flatten(), share, fresh", "targets.flatten(), share, False")),
+        edit(train._Line, "run", ("targets.flatten(), share, fresh", "targets.flatten(), share, False")),
     ),
-    "a straight pass counts padding": ("micro-batches", "tiny", edit(whole_pass._Line, "run", ("targets.flatten()", "targets.flatten().clamp(min=0)"))),
+    "a straight pass counts padding": ("micro-batches", "tiny", edit(train._Line, "run", ("targets.flatten()", "targets.flatten().clamp(min=0)"))),
     "a straight pass learns the table of another order": (
         "by-hand",
         "tiny",
-        edit(whole_pass._Line, "_accumulate_tables", ("inputs.flatten(), len", "inputs.t().flatten(), len")),
+        edit(train._Line, "_accumulate_tables", ("inputs.flatten(), len", "inputs.t().flatten(), len")),
     ),
-    "gradients are not zeroed": ("fresh-gradients", "mingpt", edit(layout.Flat, "zero", ("self.grad.zero_()", "pass"))),
+    "gradients are not zeroed": ("fresh-gradients", "mingpt", edit(flat.Flat, "zero", ("self.grad.zero_()", "pass"))),
     "each tensor is clipped by itself": ("clipping", "mingpt", replace(trainer, "shorten", clip_each)),
     "the update comes before the clipping": ("clipping", "mingpt", replace(trainer, "shorten", lambda _real: lambda *_: None)),
     "the learning rate is a step late": (
@@ -281,20 +286,20 @@ BUGS = {
         "tiny",
         edit(trainer.Trainer, "_step", ("self.config, progress.step,", "self.config, max(0, progress.step - 1),")),
     ),
-    "AdamW's betas are swapped": ("update", "tiny", replace(optim.FlatAdamW, "__init__", swap_betas)),
+    "AdamW's betas are swapped": ("update", "tiny", replace(adamw.FlatAdamW, "__init__", swap_betas)),
     "Muon forgets to look ahead": ("update", "tiny", edit(muon.Muon, "step", ("flat.grad.lerp(momentum, self.momentum)", "momentum.clone()"))),
     "Muon's last iteration is left out of wide matrices": (
         "update",
         "tiny",
         edit(muon, "_by_products", ("if iteration else factor", "if 0 < iteration < 4 else collected")),
     ),
-    "rows forget how often they were met": ("update", "tiny", edit(rows.RowAdagrad, "step", ("squares + values", "values"))),
-    "norms and biases decay": ("groups", "mingpt", edit(optim, "parameter_groups", ("p.ndim > 1", "p.ndim > 0"))),
-    "a tied head decays": ("groups", "mingpt", edit(optim, "parameter_groups", (" - tables", ""))),
-    "biases are forgotten": ("groups", "mingpt", edit(optim, "parameter_groups", ("if p.requires_grad and", "if p.ndim > 1 and"))),
+    "rows forget how often they were met": ("update", "tiny", edit(adagrad.RowAdagrad, "step", ("squares + values", "values"))),
+    "norms and biases decay": ("groups", "mingpt", edit(adamw, "parameter_groups", ("p.ndim > 1", "p.ndim > 0"))),
+    "a tied head decays": ("groups", "mingpt", edit(adamw, "parameter_groups", (" - tables", ""))),
+    "biases are forgotten": ("groups", "mingpt", edit(adamw, "parameter_groups", ("if p.requires_grad and", "if p.ndim > 1 and"))),
     "the first logits are wide": ("initial-loss", "mingpt", edit(initialise, "initialise", ("min(1.0, LARGEST_LOGIT_STD", "10 * max(1.0, LARGEST_LOGIT_STD"))),
     "targets are the inputs": ("targets", "tiny", edit(batches, "_read", ("block[:, 1:].astype", "block[:, :-1].astype"))),
-    "hidden tokens are not hidden": ("targets", "encoder", edit(masking, "_hide", ("torch.where(hidden, mask, batch.inputs)", "batch.inputs"))),
+    "hidden tokens are not hidden": ("targets", "encoder", edit(batches, "_hide", ("torch.where(hidden, mask, batch.inputs)", "batch.inputs"))),
     "a translation is given its own next token": (
         "targets",
         "translate",
@@ -303,7 +308,7 @@ BUGS = {
     "padding counts in the loss": (
         "loss",
         "tiny",
-        edit(objective.Objective, "forward", ("targets.flatten()", "targets.flatten().clamp(min=0)"), ("(targets != IGNORED)", "(targets >= IGNORED)")),
+        edit(loss.Objective, "forward", ("targets.flatten()", "targets.flatten().clamp(min=0)"), ("(targets != IGNORED)", "(targets >= IGNORED)")),
     ),
     "evaluation windows overlap": ("windows", "tiny", edit(batches, "evaluation_windows", ("batch_size), time)", "batch_size), time // 2)"))),
     "bytes are counted as characters": ("bits-per-byte", "tiny", replace(Tokenizer, "count_bytes", lambda _real: lambda self, ids: len(self.decode(ids)))),
@@ -316,7 +321,7 @@ BUGS = {
     "square matrices are transposed when they are loaded": ("saved", "tiny", after_loading(transpose)),
     "a batch is repeated after a resume": ("resume", "tiny", at_resume(one_earlier)),
     "a batch is skipped after a resume": ("resume", "tiny", at_resume(one_later)),
-    "the optimizer is lost at a resume": ("resume", "tiny", replace(optim.FlatAdamW, "restore", lambda _real: lambda self, tensors: None)),
+    "the optimizer is lost at a resume": ("resume", "tiny", replace(adamw.FlatAdamW, "restore", lambda _real: lambda self, tensors: None)),
     "dropout depends on what was drawn before": ("resume", "lstm", edit(gradients.Gradients, "local", ("reseed(derive(", "(lambda *_: None)(derive("))),
 }
 

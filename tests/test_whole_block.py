@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from conftest import CONFIGS, SMALL, build, random_ids
-from gptloom.config import ModelConfig
-from gptloom.model import stack, whole_block
+from gptloom.config.model import ModelConfig
+from gptloom.fast import whole_block
+from gptloom.model import transformer
+from gptloom.model.cache import Context
 from gptloom.model.layers import MLP
-from gptloom.model.objective import Objective
-from gptloom.model.state import Context
+from gptloom.model.loss import Objective
 
 MORE = {
     "tanh": {"mlp": "gelu-tanh", "head": "tied", "score_scale": "embedding"},
@@ -23,11 +24,11 @@ PLANNED = [name for name, config in ALL.items() if config.n_layer and whole_bloc
 def both_ways(config, monkeypatch, use):
     """What `use` finds with the passes by hand and without; the first must have taken them."""
     calls = []
-    real = stack.whole_block
-    monkeypatch.setattr(stack, "whole_block", lambda *given: calls.append(1) or real(*given))
+    real = transformer.whole_block
+    monkeypatch.setattr(transformer, "whole_block", lambda *given: calls.append(1) or real(*given))
     by_hand = use(build(config).double())
     assert calls
-    monkeypatch.setattr(stack, "pays", lambda x, context: False)
+    monkeypatch.setattr(transformer, "pays", lambda x, context: False)
     calls.clear()
     plain = use(build(config).double())
     assert not calls
@@ -77,7 +78,7 @@ def test_a_context_that_is_used_twice_finds_room_for_both():
 
 
 def test_long_windows_and_autocast_are_left_to_the_block(monkeypatch):
-    monkeypatch.setattr(stack, "whole_block", lambda *given: pytest.fail("taken"))
+    monkeypatch.setattr(transformer, "whole_block", lambda *given: pytest.fail("taken"))
     with torch.autocast("cpu", torch.bfloat16):
         build(CONFIGS["lecture"])(random_ids(2, 10))
     monkeypatch.setattr(whole_block, "LONGEST", 9)

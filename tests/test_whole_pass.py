@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from conftest import CONFIGS, SMALL, build, random_ids
-from gptloom.config import IGNORED, ModelConfig, TrainConfig
-from gptloom.model import whole_pass
-from gptloom.model.objective import Objective
-from gptloom.model.whole_pass import TrainingPass
-from gptloom.runtime import threads
-from gptloom.training.optim import make_optimizer
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import IGNORED, TrainConfig
+from gptloom.devices import threads
+from gptloom.fast import train
+from gptloom.fast.train import TrainingPass
+from gptloom.model.loss import Objective
+from gptloom.training.optim.adamw import make_optimizer
 from test_whole_block import ALL, PLANNED
 
 MORE = {
@@ -151,7 +152,7 @@ def test_smoothing_autocast_and_long_windows_are_left_to_autograd(monkeypatch):
     assert TrainingPass(Objective(model, 0.1), model.zero_grad).model is None
     assert TrainingPass(Objective(model), model.zero_grad, lambda: torch.autocast("cpu", torch.bfloat16)).model is None
     run = TrainingPass(Objective(model), model.zero_grad)
-    monkeypatch.setattr(whole_pass, "LONGEST", 8)
+    monkeypatch.setattr(train, "LONGEST", 8)
     run(batch(3, 9), SHARE)
     assert run.line is None
     run(batch(3, 8), SHARE)
@@ -166,7 +167,7 @@ def test_a_window_beyond_the_context_is_refused():
 
 @pytest.mark.parametrize("name", ["lecture", "tiny", "ngrams"])
 def test_single_precision_with_the_products_of_a_run_is_as_near_as_it_can_be(name):
-    """Where oneDNN and MKL take turns (`runtime.threads`), on batches whose products are small for one and large for the other."""
+    """Where oneDNN and MKL take turns (`devices.threads`), on batches whose products are small for one and large for the other."""
     for rows, time in ((2, 3), (64, 10)):
         model = build(CONFIGS[name]).train()
         with threads(None):

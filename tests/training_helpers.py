@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gptloom
 from gptloom.training.callbacks import Request
-from gptloom.training.display import Display
+from gptloom.training.progress import Display
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16}
 WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps until the sun is up again\n"

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptloom.pictures.staircase import Stair, draw_staircase
-from gptloom.studies.climbing.lessons import read_lessons
-from gptloom.studies.climbing.report import describe_verdict
-from gptloom.studies.climbing.story import Row, Verdict
+from gptloom.plots.studies import Stair, draw_staircase
+from gptloom.studies.ladder.lessons import read_lessons
+from gptloom.studies.ladder.report import Row, Verdict, describe_verdict
 
 
 class Measured:

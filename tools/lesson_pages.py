@@ -10,13 +10,10 @@ from typing import Any
 
 from lesson_figures import Measured, bought_of, draw, loss_of, read_measured
 
-from gptloom.studies.checking.exercises import EXERCISES
-from gptloom.studies.checking.words import WORDS
-from gptloom.studies.climbing.architectures import ABOUT, show_architecture
-from gptloom.studies.climbing.lessons import Lesson, read_lessons
-from gptloom.studies.climbing.report import describe_changes
-from gptloom.studies.climbing.showing import show_lesson
-from gptloom.studies.climbing.story import Row
+from gptloom.studies.check.exercises import EXERCISES, WORDS
+from gptloom.studies.ladder.lessons import Lesson, read_lessons
+from gptloom.studies.ladder.report import Row, describe_changes
+from gptloom.studies.ladder.show import ABOUT, show_architecture, show_lesson
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "lessons"
@@ -186,8 +183,8 @@ def exercise_part(lesson: Lesson) -> list[str]:
 def code_part(lesson: Lesson, code: str | None) -> list[str]:
     """The plain code."""
     if code is None:
-        return ["## The code", "", "The counting and the smoothing are in `src/gptloom/studies/climbing/ngram.py`.", ""]
-    return ["## The code", "", f"As `gptloom ladder show {lesson.name}` prints it, from `gptloom.model.plain`:", "", "```python", code.rstrip("\n"), "```", ""]
+        return ["## The code", "", "The counting and the smoothing are in `src/gptloom/studies/ladder/ngram_counts.py`.", ""]
+    return ["## The code", "", f"As `gptloom ladder show {lesson.name}` prints it, from `gptloom.reference`:", "", "```python", code.rstrip("\n"), "```", ""]
 
 
 def architecture_page() -> list[str]:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from gptloom.config import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
-from gptloom.fields import Config
-from gptloom.flags import metavar
-from gptloom.settings import read_recipe, recipe_names
+from gptloom.cli.flags import metavar
+from gptloom.config.base import Config
+from gptloom.config.load import read_recipe, recipe_names
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import DataConfig, RunConfig, SampleConfig, TrainConfig
 
 TARGET = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -26,7 +27,7 @@ def table(config: type[Config], prefix: str) -> list[str]:
 
 def page() -> str:
     """The whole page."""
-    lines = ["# Settings", "", "Made by `python tools/settings_table.py` from the fields in `config.py`.", ""]
+    lines = ["# Settings", "", "Made by `python tools/settings_table.py` from the fields in `config/run.py`.", ""]
     lines += ["In a TOML file the same names stand in tables, with underscores: `--train.batch-size 32` is `batch_size = 32` under `[train]`.", ""]
     groups = [("The run", RunConfig, ""), ("Data", DataConfig, "data."), ("Model", ModelConfig, "model."), ("Training", TrainConfig, "train.")]
     for title, config, prefix in [*groups, ("Sampling (`gptloom sample`)", SampleConfig, "")]:

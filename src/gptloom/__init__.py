@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptloom.api import load, train
-    from gptloom.model.decoder import Decoder as GPT
+    from gptloom.model.transformer import Decoder as GPT
 
     __version__: str
 
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "GPT":
-        from gptloom.model.decoder import Decoder
+        from gptloom.model.transformer import Decoder
 
         return Decoder
     if name == "__version__":

@@ -1,5 +1,5 @@
 """`python -m gptloom` is the same as `gptloom`."""
 
-from gptloom.cli import run
+from gptloom.cli.main import run
 
 run()

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from gptloom.bundle import Bundle
-from gptloom.config import RunConfig, Weights
-from gptloom.data.numbers import is_numbers
-from gptloom.runtime import pick_device
-from gptloom.settings import SHORT, nest, resolve
+from gptloom.config.load import SHORT, nest, resolve
+from gptloom.config.run import RunConfig, Weights
+from gptloom.data.number_words import is_numbers
+from gptloom.devices import pick_device
 from gptloom.training.run import train as run_training
-from gptloom.training.session import Result
+from gptloom.training.setup import Result
 
 
 def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None = None, **settings: Any) -> Result:

@@ -7,25 +7,24 @@ from typing import Any, get_args
 
 import numpy as np
 
-from gptloom.config import OnUnknown, SampleConfig, Weights
+from gptloom.checkpoint.find import find_bundle, write_sums
+from gptloom.checkpoint.format import load_model, weights, write_model
+from gptloom.config.load import parse
+from gptloom.config.run import OnUnknown, SampleConfig, Weights
+from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
-from gptloom.data.tokens import Tokens
+from gptloom.devices import pick_device, threads
 from gptloom.errors import ConfigError, InputError
-from gptloom.inference.beams import beam_search
-from gptloom.inference.evaluation import Score, evaluate
-from gptloom.inference.filling import fill_masks
-from gptloom.inference.generation import Generation, Token
-from gptloom.inference.translating import condition
-from gptloom.locate import find_bundle, write_sums
+from gptloom.fast.int8 import quantise
+from gptloom.generate.batch import Generation, Token
+from gptloom.generate.beam import beam_search
+from gptloom.generate.evaluate import Score, evaluate
+from gptloom.generate.seq2seq import condition, fill_masks
+from gptloom.generate.stream import TextStream
+from gptloom.generate.task import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
 from gptloom.model.base import LanguageModel
-from gptloom.model.encoder_decoder import EncoderDecoder
-from gptloom.model.objective import Objective
-from gptloom.model.quantised import quantise
-from gptloom.runtime import pick_device, threads
-from gptloom.settings import parse
-from gptloom.storage import load_model, weights, write_model
-from gptloom.tasks import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
-from gptloom.textstream import TextStream
+from gptloom.model.loss import Objective
+from gptloom.model.transformer import EncoderDecoder
 
 Show = Callable[[int, str], None]
 
@@ -63,7 +62,7 @@ class Bundle:
 
         Args:
             path: the folder.
-            device: see `runtime.pick_device`.
+            device: see `devices.pick_device`.
             which: for a run folder: best, latest, or a checkpoint's name.
             weights: as `with_weights`.
 

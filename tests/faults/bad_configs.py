@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from faults.table import Row, Tally
-from gptloom.config import RunConfig
-from gptloom.fields import Config, field_names
-from gptloom.settings import nest
+from gptloom.config.base import Config, field_names
+from gptloom.config.load import nest
+from gptloom.config.run import RunConfig
 
 SECONDS = 3.0
 KNOWN = {key: field for key, field in field_names(RunConfig).items() if key not in ("model.vocab_size", "data.cache")}

@@ -16,19 +16,20 @@ import torch
 
 from faults.table import Row, Tally
 from gptloom.bundle import Bundle
-from gptloom.config import DataConfig, ModelConfig, RunConfig
+from gptloom.config.load import parse, read_toml, to_toml
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
+from gptloom.data.splits import prepare
+from gptloom.data.token_store import open_store
 from gptloom.data.tokenizers import load_tokenizer, make_tokenizer
-from gptloom.data.tokenizers.tik_token import TiktokenTokenizer
-from gptloom.data.tokens import open_store, prepare
+from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
 from gptloom.errors import GptloomError, GptloomWarning
 from gptloom.interop.nanogpt import import_nanogpt
 from gptloom.model.build import build_model
-from gptloom.settings import parse, read_toml, to_toml
-from gptloom.studies.climbing.rungs import Plan, Rung
-from gptloom.studies.comparing.kept import Outcome
-from gptloom.studies.pace import Pace
-from gptloom.studies.records import read_as, write_record
+from gptloom.studies.compare import Outcome
+from gptloom.studies.ladder.lessons import Plan, Rung
+from gptloom.studies.trial import Pace, read_as, write_record
 
 KEPT = Path(tempfile.gettempdir()) / "gptloom-fuzz"
 SECONDS = 20.0

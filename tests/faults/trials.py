@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import gptloom
-from gptloom.cli import main
+from gptloom.cli.main import main
 from gptloom.errors import GptloomError
 from gptloom.training.callbacks import Request, View
-from gptloom.training.display import Display
+from gptloom.training.progress import Display
 
 WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps until the sun is up again\n"
 SMALL = {"model.n-layer": 2, "model.n-head": 2, "model.n-embd": 16, "model.block-size": 16, "model.dropout": 0.2}

@@ -10,14 +10,14 @@ import torch
 from gptloom.bundle import Bundle
 from gptloom.commands.output import Output
 from gptloom.errors import InputError
-from gptloom.inference.generation import describe, evaluating
-from gptloom.inference.translating import translate
-from gptloom.labels import TokenView
-from gptloom.model.encoder_decoder import EncoderDecoder
-from gptloom.model.state import Context, Trace
-from gptloom.pages import tokens_page
-from gptloom.pictures import draw_alignment, draw_attention
-from gptloom.tasks import end_of_text
+from gptloom.generate.batch import describe, evaluating
+from gptloom.generate.seq2seq import translate
+from gptloom.generate.task import end_of_text
+from gptloom.model.cache import Context, Trace
+from gptloom.model.transformer import EncoderDecoder
+from gptloom.plots.html import tokens_page
+from gptloom.plots.inspect import draw_alignment, draw_attention
+from gptloom.plots.labels import TokenView
 
 
 class Alignment(Output):

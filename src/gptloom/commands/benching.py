@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gptloom.api import configure
+from gptloom.devices import pick_device
 from gptloom.errors import ExitCode
-from gptloom.pictures.benches import draw_bench
-from gptloom.runtime import pick_device
-from gptloom.studies.benching.bench import bench
+from gptloom.plots.studies import draw_bench
+from gptloom.studies.bench.bench import bench
 
 Row = Sequence[str]
 

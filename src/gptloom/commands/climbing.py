@@ -9,16 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gptloom.devices import describe_machine
 from gptloom.errors import ExitCode
-from gptloom.pictures.staircase import Stair, draw_staircase
-from gptloom.runtime import describe_machine
-from gptloom.studies.climbing.architectures import ABOUT, show_architecture
-from gptloom.studies.climbing.ladder import Climbed, climb
-from gptloom.studies.climbing.lessons import find_lesson, read_lessons
-from gptloom.studies.climbing.report import write_report
-from gptloom.studies.climbing.showing import lines_of, show_lesson
-from gptloom.studies.climbing.story import Row, Verdict, monotone, summarise, table
-from gptloom.studies.climbing.watching import make_watch
+from gptloom.plots.studies import Stair, draw_staircase
+from gptloom.studies.ladder import Climbed, climb
+from gptloom.studies.ladder.lessons import find_lesson, read_lessons
+from gptloom.studies.ladder.progress import make_watch
+from gptloom.studies.ladder.report import Row, Verdict, monotone, summarise, table, write_report
+from gptloom.studies.ladder.show import ABOUT, lines_of, show_architecture, show_lesson
 
 
 def climb_command(texts: Sequence[str], asked: Mapping[str, Any], run: Path | None, as_json: bool) -> int:
@@ -63,7 +61,7 @@ def show_command(step: str | None, as_json: bool) -> int:
 def check_command(step: str, file: Path, as_json: bool) -> int:
     """Run a learner's file against the reference, and print what differs."""
     find_lesson(step)
-    from gptloom.studies.checking.check import check, report_lines
+    from gptloom.studies.check import check, report_lines
 
     report = check(step, file)
     print(json.dumps(asdict(report), ensure_ascii=False) if as_json else "\n".join(report_lines(report)))

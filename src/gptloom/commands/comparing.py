@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from gptloom.api import configure
+from gptloom.config.load import nest
 from gptloom.errors import ConfigError, ExitCode
-from gptloom.pictures.comparison import draw_comparison
-from gptloom.settings import nest
-from gptloom.studies.comparing.assignment import STEPS, needs, needs_lines, published_lines, read_example
-from gptloom.studies.comparing.compare import Materials, Plan, estimate_times, identity, open_materials, run_all
-from gptloom.studies.comparing.factors import is_factor, plan_arms, read_factor
-from gptloom.studies.comparing.kept import Folder
-from gptloom.studies.comparing.summary import pair_notes, summarise
-from gptloom.training.display import duration
-from gptloom.training.folder import next_folder
+from gptloom.plots.studies import draw_comparison
+from gptloom.studies.compare import Folder, Materials, Plan, estimate_times, identity, open_materials, run_all
+from gptloom.studies.compare.assignment import STEPS, needs, needs_lines, published_lines, read_example
+from gptloom.studies.compare.factors import is_factor, plan_arms, read_factor
+from gptloom.studies.compare.summary import pair_notes, summarise
+from gptloom.training.progress import duration
+from gptloom.training.run_dir import next_folder
 
 
 def compare(args: argparse.Namespace, file: Mapping[str, Any], changes: Mapping[str, Any]) -> int:

@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 
 from gptloom.bundle import Bundle
-from gptloom.config import DataConfig
+from gptloom.config.run import DataConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer, ready_tokenizer
-from gptloom.durable import publish
 from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
-from gptloom.files import regular_size
 from gptloom.interop.nanogpt import import_nanogpt
+from gptloom.io.atomic import publish
+from gptloom.io.read import regular_size
 
 _PADDING = 256
 """More rows than a vocabulary is padded with: to a multiple of 64 or 128."""

@@ -13,13 +13,13 @@ from gptloom.commands.output import Output
 from gptloom.commands.prompting import read_prompt
 from gptloom.commands.surprise import colored, table, wants_color
 from gptloom.commands.views import Views
-from gptloom.config import DataConfig
+from gptloom.config.run import DataConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.tokens import Tokens, prepare
+from gptloom.data.splits import Tokens, prepare
+from gptloom.devices import SMALL_MODEL, threads
 from gptloom.errors import ExitCode, InputError
-from gptloom.labels import TokenView
-from gptloom.runtime import SMALL_MODEL, threads
-from gptloom.tasks import reads_pairs
+from gptloom.generate.task import reads_pairs
+from gptloom.plots.labels import TokenView
 
 MOST_TOKENS = 20_000
 """Tokens that are looked at; the page and the JSON of more would be of no use."""

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptloom.config.load import resolve
 from gptloom.errors import ExitCode
-from gptloom.pictures import draw_gradient_by_distance, draw_races
-from gptloom.settings import resolve
-from gptloom.studies.neighbours import ALIKE, Neighbour, compare_neighbours
+from gptloom.plots.inspect import draw_gradient_by_distance
+from gptloom.plots.studies import draw_races
+from gptloom.studies.ladder.neighbours import ALIKE, Neighbour, compare_neighbours
 from gptloom.studies.trial import open_material
 
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptloom.api import configure
-from gptloom.config import RunConfig
+from gptloom.config.load import resolve
+from gptloom.config.run import RunConfig
 from gptloom.errors import ExitCode
-from gptloom.settings import resolve
-from gptloom.studies.planning.amounts import show_amount, show_bytes
-from gptloom.studies.planning.optimal import RULE
-from gptloom.studies.planning.planning import Goal, make_plan
-from gptloom.studies.planning.rates import HERE, find_rate
-from gptloom.training.display import duration
+from gptloom.studies.plan.amounts import show_amount, show_bytes
+from gptloom.studies.plan.compute_optimal import HERE, RULE, find_rate
+from gptloom.studies.plan.plan import Goal, make_plan
+from gptloom.training.progress import duration
 
 
 def plan(args: argparse.Namespace, changes: Mapping[str, Any], amounts: Mapping[str, float]) -> int:

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from gptloom.config import DataConfig
+from gptloom.config.load import recipe_names
+from gptloom.config.run import DataConfig
 from gptloom.data.report import Report, describe
 from gptloom.data.sources import open_corpus
-from gptloom.durable import logged
 from gptloom.errors import ExitCode
-from gptloom.settings import recipe_names
-from gptloom.training.session import Result
+from gptloom.io.atomic import logged
+from gptloom.training.setup import Result
 
 
 def report_run(result: Result, as_json: bool) -> None:
@@ -71,7 +71,7 @@ def doctor(args: argparse.Namespace) -> int:
     import torch
     from platformdirs import user_cache_dir
 
-    from gptloom.runtime import describe_machine, pick_device, pick_precision
+    from gptloom.devices import describe_machine, pick_device, pick_precision
 
     device = pick_device("auto")
     machine = describe_machine()

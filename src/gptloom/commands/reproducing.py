@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict
 
 from gptloom.errors import ExitCode
-from gptloom.studies.reproducing.reproduce import mark, reproduce
+from gptloom.studies.reproduce import mark, reproduce
 
 
 def reproduce_command(names: list[str], steps: int | None, as_json: bool) -> int:

@@ -7,8 +7,8 @@ import time
 from dataclasses import asdict
 
 from gptloom.errors import ExitCode
-from gptloom.studies.verifying.opening import open_recipe, open_run
-from gptloom.studies.verifying.verify import Finding, chosen, passed, verify
+from gptloom.studies.verify import Finding, chosen, passed, verify
+from gptloom.studies.verify.open import open_recipe, open_run
 
 
 def verify_model(args: argparse.Namespace) -> int:

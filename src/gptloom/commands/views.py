@@ -12,15 +12,16 @@ import torch
 from gptloom.bundle import Bundle
 from gptloom.commands.output import Output
 from gptloom.data.batches import evaluation_windows
-from gptloom.data.tokens import Tokens
+from gptloom.data.splits import Tokens
 from gptloom.errors import ConfigError
-from gptloom.inference.evaluation import Score
-from gptloom.inference.generation import Token
-from gptloom.inference.probe import Guess, hidden_tokens, logit_lens, look, pointedness, principal_axes, token_losses, uniform_entropy
-from gptloom.inference.vitals import gradient_by_distance, vitals
-from gptloom.labels import TokenView
-from gptloom.pages import tokens_page
-from gptloom.pictures import draw_attention, draw_embedding, draw_gradient_by_distance, draw_head, draw_lens, draw_statistics
+from gptloom.generate.batch import Token
+from gptloom.generate.evaluate import Score
+from gptloom.interpret.statistics import gradient_by_distance, vitals
+from gptloom.interpret.trace import Guess, hidden_tokens, logit_lens, look, pointedness, principal_axes, token_losses, uniform_entropy
+from gptloom.plots.html import tokens_page
+from gptloom.plots.inspect import draw_attention, draw_embedding, draw_gradient_by_distance, draw_head, draw_lens
+from gptloom.plots.labels import TokenView
+from gptloom.plots.statistics import draw_statistics
 
 MOST_WEIGHTS = 4_000_000
 """Attention weights that inspect.json holds."""

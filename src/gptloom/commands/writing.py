@@ -10,12 +10,12 @@ from typing import Any
 
 from gptloom.bundle import MASK, Bundle, Written
 from gptloom.commands.prompting import read_prompt
-from gptloom.config import DataConfig, SampleConfig
+from gptloom.config.run import DataConfig, SampleConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.tokens import Tokens, prepare
+from gptloom.data.splits import Tokens, prepare
 from gptloom.errors import ExitCode
-from gptloom.inference.generation import Token
-from gptloom.tasks import exact_match, reads_pairs
+from gptloom.generate.batch import Token
+from gptloom.generate.task import exact_match, reads_pairs
 from gptloom.training.run import validation_split
 
 

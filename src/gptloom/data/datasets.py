@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptloom.data.cache import replacing
+from gptloom.data.token_store import replacing
 from gptloom.errors import MachineError
 
 _CONNECT_SECONDS = 5

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Int, Int64
 
-from gptloom.config import IGNORED, DataConfig
-from gptloom.data.draws import Draws
-from gptloom.data.tokens import Split, Tokens, TokenStore
+from gptloom.config.run import IGNORED, DataConfig
+from gptloom.data.batches import Draws
+from gptloom.data.splits import Split, Tokens
+from gptloom.data.token_store import TokenStore
 from gptloom.errors import InputError
 
 _WINDOW = 32  # batches whose pairs are sorted by length together: more would pad little less

@@ -13,14 +13,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from gptloom.config import DataConfig
-from gptloom.data.cache import cache_folder
+from gptloom.config.run import DataConfig
 from gptloom.data.corpus import Corpus, Scan, listed
 from gptloom.data.datasets import DATASETS, fetch
-from gptloom.data.documents import SUFFIXES, Piece, Source
-from gptloom.data.numbers import EXAMPLE, is_numbers, number_pairs
-from gptloom.data.pairs import PairSource
-from gptloom.data.reading import BinaryFileError, EmptyFileError, check_encoding, find_encoding, open_binary
+from gptloom.data.encodings import BinaryFileError, EmptyFileError, check_encoding, find_encoding, open_binary
+from gptloom.data.number_words import EXAMPLE, is_numbers, number_pairs
+from gptloom.data.readers import SUFFIXES, PairSource, Piece, Source
+from gptloom.data.token_store import cache_folder
 from gptloom.errors import InputError, MachineError, nearest
 
 __all__ = ["Corpus", "Piece", "Scan", "open_corpus"]

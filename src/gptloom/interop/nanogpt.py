@@ -10,14 +10,14 @@ from typing import Any
 
 from safetensors import safe_open
 
-from gptloom.config import ModelConfig
+from gptloom.checkpoint.format import load_weights, read_header
+from gptloom.config.load import parse
+from gptloom.config.model import ModelConfig
 from gptloom.errors import InputError, MachineError
-from gptloom.files import read_json, regular_size
 from gptloom.interop.keymap import NANOGPT, NANOGPT_TABLES, rename
+from gptloom.io.read import read_json, regular_size
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
-from gptloom.settings import parse
-from gptloom.storage import load_weights, read_header
 
 _CURE = "give a checkpoint of nanoGPT, or a state dictionary of minGPT, written by torch.save"
 _PREFIX = re.compile(r"(_orig_mod\.|module\.)+")
@@ -59,7 +59,7 @@ def import_nanogpt(path: Path, *, n_head: int | None = None, activation: str | N
 def _read_apart(path: Path, folder: Path) -> dict[str, Any] | None:
     """Have another process put the tensors into `folder`; returns nanoGPT's model_args, or None where there are none."""
     seconds = 60 + regular_size(path, cure=_CURE) / 2e7
-    command = [sys.executable, "-P", "-m", "gptloom.interop.reader", str(path.absolute()), str(folder)]
+    command = [sys.executable, "-P", "-m", "gptloom.interop.pt_reader", str(path.absolute()), str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, cwd=folder, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:

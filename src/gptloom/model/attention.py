@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gptloom.config import ModelConfig
+from gptloom.config.model import ModelConfig
+from gptloom.model.cache import Context, Memory, Slot, State
 from gptloom.model.layers import rotate
-from gptloom.model.state import Context, Memory, Slot, State
 
 
 class Heads(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gptloom.config import ModelConfig
-from gptloom.model.state import Context, State
+from gptloom.config.model import ModelConfig
+from gptloom.model.cache import Context, State
 
 
 class LanguageModel(nn.Module, ABC):

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gptloom.config import ModelConfig
+from gptloom.config.model import ModelConfig
+from gptloom.devices import memory_size
 from gptloom.errors import MachineError
 from gptloom.model.base import LanguageModel
-from gptloom.model.decoder import Decoder
-from gptloom.model.encoder_decoder import EncoderDecoder
 from gptloom.model.recurrent import Recurrent
-from gptloom.runtime import memory_size
+from gptloom.model.transformer import Decoder, EncoderDecoder
 
 
 def build_model(config: ModelConfig) -> LanguageModel:

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gptloom.config import ModelConfig
-from gptloom.model.state import Context, Slot
+from gptloom.config.model import ModelConfig
+from gptloom.model.cache import Context, Slot
 
 
 def make_norm(config: ModelConfig) -> nn.Module:

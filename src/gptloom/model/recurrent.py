@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gptloom.config import ModelConfig
+from gptloom.config.model import ModelConfig
 from gptloom.model.base import LanguageModel
-from gptloom.model.initialise import initialise
-from gptloom.model.state import Context, State
+from gptloom.model.cache import Context, State
+from gptloom.model.init import initialise
 
 LAYERS: dict[str, type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 

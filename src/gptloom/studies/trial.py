@@ -1,29 +1,80 @@
-"""One training without a run folder: what every study repeats by the dozen."""
+"""JSON records that a study keeps as it goes: written whole or not at all, so that it can go on where it stopped.
 
+How long trainings will take: rehearsed with a few steps, and the budget that fits into a time.
+
+One training without a run folder: what every study repeats by the dozen.
+"""
+
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from gptloom.bundle import Bundle
-from gptloom.config import DataConfig, RunConfig
+from gptloom.config.load import merge, parse
+from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
+from gptloom.data.splits import Split, Tokens, prepare, split
+from gptloom.data.token_store import replacing
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
-from gptloom.data.tokens import Split, prepare, split
-from gptloom.errors import ConfigError
-from gptloom.inference.evaluation import Score, evaluate
+from gptloom.devices import autocast, pick_device, pick_precision, thread_count, threads
+from gptloom.errors import ConfigError, InputError
+from gptloom.generate.evaluate import Score, evaluate
+from gptloom.generate.task import evaluation_batches, predicted_bytes, reads_pairs, training_batches
+from gptloom.io.read import read_json
 from gptloom.model.build import build_model
-from gptloom.model.objective import Objective
-from gptloom.runtime import autocast, pick_device, pick_precision, thread_count, threads
-from gptloom.settings import merge, parse
-from gptloom.tasks import evaluation_batches, predicted_bytes, reads_pairs, training_batches
+from gptloom.model.loss import Objective
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.job import Job, Progress, Source
-from gptloom.training.optim import make_optimizer
+from gptloom.training.interfaces import Job, Progress, Source
+from gptloom.training.optim.adamw import make_optimizer
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Trainer
+
+Record = TypeVar("Record")
+
+LONGEST = 1 << 26
+"""Bytes of a record. The longest, a ladder's plan, names all of its texts."""
+
+_CURE = "delete it, and it is made again; or choose another --run"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record in a file.
+
+    Raises:
+        InputError: it cannot be read, or is not a JSON object.
+    """
+    return read_json(path, limit=LONGEST, cure=_CURE)
+
+
+def read_as(path: Path, kind: type[Record], *, cure: str = _CURE) -> Record:
+    """The record in a file as a dataclass, its fields checked.
+
+    Raises:
+        InputError: it cannot be read, or a field is missing or of another type.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(read_record(path))
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(f"is no whole record of a {kind.__name__.lower()}: {key} is missing or of the wrong type", where=str(path), cure=cure) from None
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a record, and the folders that it lies in.
+
+    Raises:
+        MachineError: the disk does not take it.
+    """
+    with replacing(path) as file:
+        file.write((json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -178,3 +229,70 @@ class _Record(Callback):
             curve=self.curve,
             evaluations=self.evaluations,
         )
+
+
+RESERVE = 0.9
+"""Share of the time that is planned for; the rest is for what a rehearsal cannot foresee."""
+
+_REHEARSED = 6
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a training of one step costs.
+
+    Attributes:
+        per_token: seconds of training per token.
+        fixed: seconds that do not depend on the budget: building the model, evaluating it twice, writing a sample.
+    """
+
+    per_token: float
+    fixed: float
+
+    def seconds(self, tokens: int) -> float:
+        """One training on this many tokens, in all."""
+        return self.fixed + self.per_token * tokens
+
+
+class _Clock(Callback):
+    """Times what lies between two steps, and an evaluation."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.started = self.evaluated = 0.0
+
+    def on_start(self, view: View) -> None:
+        self.started = time.perf_counter()
+
+    def after_evaluation(self, view: View, score: Score) -> None:
+        if view.step == 0:
+            self.evaluated = time.perf_counter() - self.started
+            self.steps.append(time.perf_counter())
+
+    def after_step(self, view: View) -> Request:
+        self.steps.append(time.perf_counter())
+        return Request.NOTHING
+
+
+def rehearse(config: RunConfig, material: Material) -> Pace:
+    """Train a few steps, and evaluate on a few windows, to see how long they take."""
+    block, rows = config.model.block_size, config.train.eval_batch_size
+    count = min(len(material.parts.val), 2 * rows * block + 1)
+    few = Tokens(material.parts.val.ids[:count], np.zeros(1, dtype=np.int64))
+    short: Mapping[str, Any] = {"train": {"steps": _REHEARSED, "minutes": None, "epochs": None, "patience": None, "eval_every": _REHEARSED}}
+    clock, began = _Clock(), time.perf_counter()
+    run_trial(
+        parse(RunConfig, merge(config.model_dump(), short), where="rehearsal"), replace(material, parts=Split(material.parts.train, few)), callbacks=[clock]
+    )
+    whole = time.perf_counter() - began
+    per_step = float(np.median(np.diff(clock.steps)[1:]))
+    scale = len(material.parts.val) / count
+    return Pace(per_step / (config.train.batch_size * block), whole + 2 * clock.evaluated * scale)
+
+
+def affordable_tokens(paces: Mapping[str, Pace], seconds: float, most: int, least: int) -> int:
+    """The largest budget a step, at most `most` and at least `least` tokens, with which every step can be trained once in the time."""
+    per_token = sum(pace.per_token for pace in paces.values())
+    fixed = sum(pace.fixed for pace in paces.values())
+    fits = (RESERVE * seconds - fixed) / max(per_token, 1e-12)
+    return int(min(most, max(least, fits)))

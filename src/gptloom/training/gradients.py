@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from gptloom.config import IGNORED
+from gptloom.config.run import IGNORED
+from gptloom.devices import derive, is_out_of_memory, reseed
 from gptloom.errors import MachineError
-from gptloom.model.whole_pass import TrainingPass
-from gptloom.runtime import derive, is_out_of_memory, reseed
-from gptloom.training.job import Interrupted, Job, Progress
+from gptloom.fast.train import TrainingPass
+from gptloom.training.interfaces import Interrupted, Job, Progress
 
 
 class Gradients:

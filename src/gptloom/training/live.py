@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 
 from gptloom.training.callbacks import Request, View
-from gptloom.training.display import Display
+from gptloom.training.progress import Display
 
 
 class LiveDisplay(Display):

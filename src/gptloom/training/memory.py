@@ -1,11 +1,196 @@
-"""What a training holds in memory between its passes."""
+"""How much memory a pass keeps, told without any: the model's outline is run, and the bytes of what lives are counted.
 
+What a training holds in memory between its passes.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-from gptloom.config import RunConfig
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gptloom.config.model import ModelConfig
+from gptloom.config.run import RunConfig
+from gptloom.fast.train import TrainingPass
+from gptloom.model.base import LanguageModel
 from gptloom.model.build import outline
-from gptloom.model.ngrams import HashedNgrams
-from gptloom.training.optim import hidden_matrices
+from gptloom.model.loss import Objective
+from gptloom.model.ngram import HashedNgrams
+from gptloom.model.transformer import Block, Stack
+from gptloom.training.optim.adamw import hidden_matrices
+
+_LONGEST = 16  # steps that a recurrent network is followed for; after that each is like the last
+
+
+@lru_cache(maxsize=64)
+def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True) -> int:
+    """Bytes at the peak of a forward and backward pass, besides weights, their gradients and the optimizer's memory.
+
+    Every tensor that the pass makes is counted from its birth to its end; what a kernel needs for itself meanwhile is not seen.
+
+    Args:
+        config: the shape.
+        rows: sequences of block_size tokens (pairs of them, for an encoder-decoder) in the pass.
+        dtype: of matrix products: float32, or the type that autocast multiplies in.
+        on_cpu: what fused kernels there are. A CPU's attention has none with dropout, and its RMSNorm has none at all.
+    """
+    model = _prepare(config, by_hand=on_cpu and dtype == torch.float32)
+    alive = _Alive([*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    time = min(config.block_size, _LONGEST) if config.is_recurrent else config.block_size
+    _run(model, rows, time, _Kernels(dtype, on_cpu), alive)
+    return alive.peak * config.block_size // time
+
+
+def _prepare(config: ModelConfig, *, by_hand: bool) -> LanguageModel:
+    """An outline that can be run: with its tables of fixed positions, and a place for every gradient.
+
+    Its blocks may be `whole_block` with `by_hand`, as they are on a CPU in float32.
+    """
+    model = outline(config)
+    for part in model.modules():
+        if isinstance(part, Stack):
+            _add_tables(part, config)
+        elif isinstance(part, Block) and not by_hand:
+            part.plan = None
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    return model
+
+
+def _run(model: LanguageModel, rows: int, time: int, *watching: AbstractContextManager[object]) -> None:
+    """A forward and backward pass in training mode over `rows` sequences of `time` tokens (on each side, for an encoder-decoder)."""
+    ids = torch.empty((rows, time), dtype=torch.int64, device="meta")
+    with ExitStack() as stack:
+        stack.enter_context(_NothingIsPadded())
+        for one in watching:
+            stack.enter_context(one)
+        TrainingPass(Objective(model), _leave)([ids] * (3 if model.config.architecture == "encoder-decoder" else 2), 1.0)
+
+
+def _add_tables(stack: Stack, config: ModelConfig) -> None:
+    """An outline is built without them, for their formulas would load PyTorch's compiler."""
+    stack.config = config
+    if config.positions == "rotary":
+        stack.register_buffer("rotary", torch.empty((2, config.block_size, config.width_per_head), device="meta"), persistent=False)
+    if config.positions == "sinusoidal":
+        stack.register_buffer("sinusoids", torch.empty((config.block_size, config.n_embd), device="meta"), persistent=False)
+
+
+def _leave() -> None:
+    """Gradients stay where they are."""
+
+
+class _NothingIsPadded(TorchFunctionMode):
+    """An encoder asks whether all of a row is text, and the meta device cannot answer."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return torch.ones((), dtype=torch.bool, device="cpu") if func is Tensor.all else func(*args, **(kwargs or {}))
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that live, of those made while it holds; views of what was there before are not."""
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kept = [tensor.untyped_storage() for tensor in before]  # or their numbers would be given to others
+        self.before = {storage._cdata for storage in self.kept}
+        self.peak = self.live = 0
+        self.known: dict[int, tuple[int, weakref.ref[Any]]] = {}
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, Tensor):
+                self._add(one.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.known and key not in self.before:
+            self.known[key] = (storage.nbytes(), weakref.ref(storage, lambda _: self._drop(key)))
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self.known.pop(key)[0]
+
+
+class _Kernels(TorchFunctionMode):
+    """What the meta device cannot tell: which kernels a real one has, and what autocast changes."""
+
+    def __init__(self, dtype: torch.dtype, on_cpu: bool) -> None:
+        super().__init__()
+        self.dtype, self.on_cpu = dtype, on_cpu
+        self.copies: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query, key, value = (self._cast(part) for part in args)
+            spelled = self.on_cpu and given["dropout_p"] > 0
+            return _spelled(query, key, value, given["dropout_p"]) if spelled else _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+        if func is F.linear and self.dtype != torch.float32:
+            return func(*(part if part is None else self._cast(part) for part in args))
+        if func is F.embedding_bag:
+            return _Rows.apply(*args[:2], self.on_cpu)  # type: ignore[no-untyped-call]
+        if func is F.rms_norm and not self.on_cpu:
+            return F.layer_norm(args[0], args[1], given.get("weight"))
+        return func(*args, **given)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """As autocast does it: a weight once, anything else each time."""
+        if self.dtype == torch.float32 or x.dtype == self.dtype:
+            return x
+        if not isinstance(x, nn.Parameter):
+            return x.to(self.dtype)
+        return self.copies.setdefault(id(x), x.to(self.dtype))
+
+
+class _Fused(Function):
+    """Attention as one kernel: it keeps what goes in, what comes out, and a number a row; no matrix of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(part) for part in ctx.saved_tensors[:3])
+
+
+class _Rows(Function):
+    """Sums of rows of a table: a CPU makes the gradients of the rows that were looked up, and the table's whole gradient is no part of a pass."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, sparse: bool) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.sparse = sparse
+        return weight.new_empty(len(rows), weight.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, None]:
+        (rows,) = ctx.saved_tensors
+        if ctx.sparse:
+            gradients[0].new_empty(rows.numel(), gradients[0].shape[1])
+        return None, None, None
+
+
+def _spelled(query: Tensor, key: Tensor, value: Tensor, drop: float) -> Tensor:
+    """Attention with its matrix of scores."""
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    scores = (query * 1.0) @ (key * 1.0).transpose(-2, -1)
+    return F.dropout((scores + scores.new_empty(scores.shape[-2:])).softmax(-1), drop) @ value
+
 
 FLOAT, INDEX = 4, 8
 """Bytes of a number, and of the number of a row."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gptloom.config import RunConfig
-from gptloom.training.display import duration
+from gptloom.config.run import RunConfig
 from gptloom.training.memory import held_bytes
+from gptloom.training.progress import duration
 
 LONG_RUN = 12 * 3600.0
 """Seconds from which a run is called long."""

@@ -8,25 +8,24 @@ from typing import Any
 import torch
 
 from gptloom.bundle import Bundle
-from gptloom.config import RunConfig
+from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
+from gptloom.checkpoint.state import State, read_checkpoint
+from gptloom.config.load import merge, parse, to_toml
+from gptloom.config.run import RunConfig
 from gptloom.data.sources import open_corpus
+from gptloom.data.splits import Tokens, prepare
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
-from gptloom.data.tokens import Tokens, prepare
-from gptloom.durable import recover, replace_text, set_aside
+from gptloom.devices import pick_device, thread_count, threads
+from gptloom.distributed.launch import launch
 from gptloom.errors import ConfigError, InputError
-from gptloom.locate import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
+from gptloom.generate.task import end_of_text, reads_pairs
+from gptloom.io.atomic import recover, replace_text, set_aside
 from gptloom.model.build import build_model, check_memory
-from gptloom.runtime import pick_device, thread_count, threads
-from gptloom.settings import merge, parse, to_toml
-from gptloom.tasks import end_of_text, reads_pairs
-from gptloom.training.changes import change, check_changes, code_notes, read_settings, same_length
-from gptloom.training.checkpoint import State, read_checkpoint
-from gptloom.training.display import Display, make_display
-from gptloom.training.folder import check_empty, create_run, find_parts, make_folder, make_parts
-from gptloom.training.job import Progress
-from gptloom.training.launching import launch
-from gptloom.training.lock import only_writer
-from gptloom.training.session import Result, Session
+from gptloom.training.interfaces import Progress
+from gptloom.training.progress import Display, make_display
+from gptloom.training.resume import change, check_changes, code_notes, read_settings, same_length
+from gptloom.training.run_dir import check_empty, create_run, find_parts, make_folder, make_parts, only_writer
+from gptloom.training.setup import Result, Session
 
 
 def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, display: Display | None = None) -> Result:
@@ -131,7 +130,7 @@ def validation_split(path: str | Path, *, device: str = "auto", checkpoint: str 
 
     Args:
         path: a run folder, or a checkpoint inside one.
-        device: see `runtime.pick_device`.
+        device: see `devices.pick_device`.
         checkpoint: of a run folder: best, latest or a name.
 
     Raises:

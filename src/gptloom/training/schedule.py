@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from gptloom.config import TrainConfig
+from gptloom.config.run import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:

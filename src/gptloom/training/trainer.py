@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gptloom.config import TrainConfig
+from gptloom.config.run import TrainConfig
 from gptloom.errors import DivergedError
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.gradients import Gradients, shorten
-from gptloom.training.job import Divergence, End, Interrupted, Job, Progress
+from gptloom.training.interfaces import Divergence, End, Interrupted, Job, Progress
 from gptloom.training.schedule import Horizon, rate_share
 
 MOST_SKIPPED = 10

@@ -1,4 +1,4 @@
-"""A rank other than the first: python -m gptloom.training.worker, started by `launching.launch`, never by hand."""
+"""A rank other than the first: python -m gptloom.training.worker, started by `launch.launch`, never by hand."""
 
 import os
 import signal
@@ -7,19 +7,19 @@ import threading
 from pathlib import Path
 
 from gptloom.bundle import Bundle
-from gptloom.config import RunConfig
+from gptloom.checkpoint.state import State, read_checkpoint
+from gptloom.config.load import parse, read_toml
+from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import load_tokenizer
+from gptloom.devices import thread_count, threads
+from gptloom.distributed.launch import own_device, ready
+from gptloom.distributed.process_group import Group
 from gptloom.errors import DivergedError, GptloomError
-from gptloom.runtime import thread_count, threads
-from gptloom.settings import parse, read_toml
-from gptloom.training.checkpoint import State, read_checkpoint
-from gptloom.training.display import Display
-from gptloom.training.folder import find_parts
-from gptloom.training.job import Progress
-from gptloom.training.launching import own_device, ready
-from gptloom.training.parallel import Group
+from gptloom.training.interfaces import Progress
+from gptloom.training.progress import Display
 from gptloom.training.run import begin
-from gptloom.training.session import Session
+from gptloom.training.run_dir import find_parts
+from gptloom.training.setup import Session
 
 
 def main(words: list[str]) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gptloom.flags import Parser
+from gptloom.cli.flags import Parser
 
 TEXTS = "a file, a folder, a glob, - for standard input, or shakespeare; .jsonl, .csv and .tsv are read by field"
 RUN = "a run folder, a checkpoint folder or a bundle"

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from gptloom.config import RunConfig
+from gptloom.cli.flags import add_flags, given
+from gptloom.config.load import check_early, nest, recipe_names
+from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError
-from gptloom.flags import add_flags, given
-from gptloom.settings import check_early, nest, recipe_names
 from gptloom.words import loading, make_parser
 
 GROUPS = ("step", "sampling", "data", "start")

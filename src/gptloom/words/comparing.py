@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gptloom.config import RunConfig
+from gptloom.cli.flags import add_flags, given
+from gptloom.config.load import SHORT, nest, read_toml, recipe_names
+from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError
-from gptloom.flags import add_flags, given
-from gptloom.settings import SHORT, nest, read_toml, recipe_names
 from gptloom.words import TEXTS, loading, make_parser
 
 MOST = 1000

@@ -1,11 +1,11 @@
 """`gptloom plan`."""
 
-from gptloom.config import RunConfig
+from gptloom.cli.flags import add_flags, given
+from gptloom.config.load import check_early, nest, recipe_names
+from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError
-from gptloom.flags import add_flags, given
-from gptloom.peaks import PEAKS
-from gptloom.settings import check_early, nest, recipe_names
-from gptloom.studies.planning.amounts import read_amount
+from gptloom.hardware import PEAKS
+from gptloom.studies.plan.amounts import read_amount
 from gptloom.words import loading, make_parser
 
 RECKONED = """\

@@ -3,10 +3,10 @@
 from argparse import Namespace
 from pathlib import Path
 
-from gptloom.config import LadderConfig, RunConfig
+from gptloom.cli.flags import add_flags, given
+from gptloom.config.load import SHORT, nest, parse
+from gptloom.config.run import LadderConfig, RunConfig
 from gptloom.errors import ConfigError
-from gptloom.flags import add_flags, given
-from gptloom.settings import SHORT, nest, parse
 from gptloom.words import NUMBERS, TEXTS, loading, make_parser
 
 LADDER = f"""\

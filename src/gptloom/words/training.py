@@ -4,10 +4,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from gptloom.config import RunConfig
+from gptloom.cli.flags import add_flags, given
+from gptloom.config.load import SHORT, check_early, nest, read_toml, recipe_names
+from gptloom.config.run import RunConfig
 from gptloom.errors import ExitCode
-from gptloom.flags import add_flags, given
-from gptloom.settings import SHORT, check_early, nest, read_toml, recipe_names
 from gptloom.words import NUMBERS, TEXTS, loading, make_parser
 
 

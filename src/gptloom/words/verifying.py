@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from gptloom.config.load import recipe_names
 from gptloom.errors import ConfigError
-from gptloom.settings import recipe_names
 from gptloom.words import RUN, loading, make_parser
 
 CHECKING = """\

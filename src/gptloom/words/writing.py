@@ -2,10 +2,10 @@
 
 from typing import get_args
 
-from gptloom.config import SampleConfig, Weights
+from gptloom.cli.flags import Parser, add_flags, given
+from gptloom.config.load import parse
+from gptloom.config.run import SampleConfig, Weights
 from gptloom.errors import ConfigError
-from gptloom.flags import Parser, add_flags, given
-from gptloom.settings import parse
 from gptloom.words import NUMBERS, RUN, TEXTS, add_model_flags, loading, make_parser
 
 SAMPLING = """\

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from gptloom.data.corpus import Corpus
 from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, EncodedPiece, Ids, Tokenizer, id_dtype, read_side_file
-from gptloom.data.tokenizers.characters import ByteTokenizer, CharTokenizer
+from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer
 from gptloom.errors import ConfigError, InputError, nearest
-from gptloom.files import json_object
+from gptloom.io.read import json_object
 
 __all__ = ["END_OF_TEXT", "CharTokenizer", "EncodedPiece", "Ids", "Tokenizer", "id_dtype", "load_tokenizer", "make_tokenizer", "ready_tokenizer"]
 
@@ -33,11 +33,11 @@ def make_tokenizer(spec: str, corpus: Corpus) -> Tokenizer:
         alphabet = "".join(map(chr, corpus.scan.alphabet))
         return CharTokenizer(alphabet, ends=corpus.several) if kind == "char" else ByteTokenizer(ends=corpus.several)
     if kind == "bpe":
-        from gptloom.data.tokenizers.huggingface import HuggingFaceTokenizer
+        from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
 
         return HuggingFaceTokenizer.train(corpus, _size(spec, detail))
     if kind == "sentencepiece":
-        from gptloom.data.tokenizers.sentence_piece import SentencePieceTokenizer
+        from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
 
         return SentencePieceTokenizer.train(corpus, _size(spec, detail))
     return ready_tokenizer(spec)
@@ -54,7 +54,7 @@ def ready_tokenizer(spec: str) -> Tokenizer:
     """
     kind, _, detail = spec.partition(":")
     if kind == "tiktoken" and detail:
-        from gptloom.data.tokenizers.tik_token import TiktokenTokenizer
+        from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
 
         return TiktokenTokenizer.named(detail)
     return _from_path(spec)
@@ -82,7 +82,7 @@ def _from_path(spec: str) -> Tokenizer:
     if path.suffix == ".json":
         return _from_json(path)
     if path.suffix == ".model":
-        from gptloom.data.tokenizers.sentence_piece import SentencePieceTokenizer
+        from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
 
         return SentencePieceTokenizer(read_side_file(path, None), str(path))
     cure = nearest(spec.partition(":")[0], _KINDS) or "choose char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or a tokenizer.json or .model file"
@@ -102,15 +102,15 @@ def _from_json(path: Path) -> Tokenizer:
         case "byte":
             return ByteTokenizer.load(path, content)
         case "sentencepiece":
-            from gptloom.data.tokenizers.sentence_piece import SentencePieceTokenizer
+            from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
 
             return SentencePieceTokenizer.load(path, content)
         case "tiktoken":
-            from gptloom.data.tokenizers.tik_token import TiktokenTokenizer
+            from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
 
             return TiktokenTokenizer.load(path, content)
         case None:
-            from gptloom.data.tokenizers.huggingface import HuggingFaceTokenizer
+            from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
 
             return HuggingFaceTokenizer(text, str(path))
         case kind:

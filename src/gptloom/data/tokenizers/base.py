@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Integer, UInt
 
-from gptloom.config import OnUnknown
-from gptloom.data.documents import Piece
+from gptloom.config.run import OnUnknown
+from gptloom.data.readers import Piece
 from gptloom.errors import InputError
-from gptloom.files import read_bytes
+from gptloom.io.read import read_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"

@@ -1,0 +1,1 @@
+"""What a run keeps: its format, where it is, its state, and when it is written."""

@@ -1,0 +1,133 @@
+"""The command line: which words are commands, and how each of them ends."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TextIO
+
+from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
+from gptloom.words.benching import bench_command
+from gptloom.words.comparing import compare_command
+from gptloom.words.importing import import_command
+from gptloom.words.looking import inspect_command
+from gptloom.words.planning import plan_command
+from gptloom.words.reporting import data_command, doctor_command
+from gptloom.words.studying import ladder_command
+from gptloom.words.training import resume_command, train_command
+from gptloom.words.verifying import verify_command
+from gptloom.words.writing import eval_command, sample_command
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train_command,
+    "resume": resume_command,
+    "sample": sample_command,
+    "eval": eval_command,
+    "inspect": inspect_command,
+    "compare": compare_command,
+    "ladder": ladder_command,
+    "verify": verify_command,
+    "bench": bench_command,
+    "plan": plan_command,
+    "import": import_command,
+    "data": data_command,
+    "doctor": doctor_command,
+}
+
+
+def run() -> NoReturn:
+    """The whole process: one command, and then the end at once.
+
+    What must survive is on the disk by then. Python's own way out would let a late signal interrupt the libraries' clearing up, and
+    would end a thread that is still writing in the midst of native code, which aborts the process.
+    """
+    try:
+        code = main()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except SystemExit as ended:  # --help
+        code = int(ended.code or 0)
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # whoever read it is gone; a full disk has been told of
+            stream.flush()
+    os._exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (see `ExitCode`)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not under a test's or a notebook's own stream
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("once", GptloomWarning)
+            warnings.showwarning = _warn
+            code = _dispatch(words)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a result that cannot be written is an error
+            return code
+    except GptloomError as error:
+        return _fail(error, words)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python must not complain again while it closes standard output.
+        sys.stdout = None
+        return ExitCode.DONE
+    except OSError as error:
+        return _fail(MachineError(error.strerror or str(error), where=str(error.filename or ""), cure="check the disk and the path"), words)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
+        return _fail(MachineError("the memory is used up", cure="make the model, the batch or the text smaller"), words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return ExitCode.DONE
+    if words[0] == "--version":
+        from gptloom import __version__
+
+        print(f"gptloom {__version__}")
+        return ExitCode.DONE
+    if words[0] not in COMMANDS:
+        raise ConfigError(
+            f"there is no command {words[0]!r}", where="gptloom", cure=nearest(words[0], COMMANDS, count=1) or f"choose from {', '.join(COMMANDS)}"
+        )
+    return COMMANDS[words[0]](words[1:])
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """As `devices.is_out_of_memory`, without PyTorch: its errors say so."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None) -> None:
+    """Ours in one line, for the user; those of libraries as Python prints them."""
+    ours = issubclass(category, GptloomWarning)
+    print(f"warning: {' '.join(str(message).split())}" if ours else warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr)
+
+
+def _fail(error: GptloomError, words: list[str]) -> int:
+    if "--json" in words:
+        print(json.dumps({"error": {"what": error.what, "where": error.where, "cure": error.cure}}, ensure_ascii=False))
+    print(f"error: {error.line()}", file=sys.stderr)
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exc()
+    return error.code
+
+
+def _overview() -> str:
+    lines = ["usage: gptloom COMMAND ...", "", "Train GPTs from scratch on any text, write with them, and trust the numbers.", ""]
+    lines += [f"  {name:<8} {(command.__doc__ or '').rstrip('.')}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "`gptloom COMMAND --help` explains each. Try:  gptloom train shakespeare"])

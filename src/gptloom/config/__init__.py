@@ -1,0 +1,1 @@
+"""Every setting: its fields, its checks, and the recipes."""

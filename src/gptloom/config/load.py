@@ -1,0 +1,124 @@
+"""Settings from mappings, TOML files and recipes: checked, laid over one another, and written down again."""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import ValidationError
+
+from gptloom.config.base import Config
+from gptloom.config.errors import mistakes
+from gptloom.config.run import RunConfig
+from gptloom.errors import ConfigError, InputError, nearest
+from gptloom.io.read import read_text
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {f"data.{name}": name for name in ("tokenizer", "encoding", "on_unknown")}
+"""Settings that also go by a name without their group, as flags and as keywords."""
+
+DEFAULTS = ("tiny", "baby", "translate")
+"""The recipes that are taken where none is named: on a CPU, on an accelerator, for number words."""
+
+LONGEST_TOML = 1 << 14
+"""Bytes of a file of settings; a complete one has 3,000. Python's parser needs time quadratic in the length of a dotted key."""
+
+
+def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> AnyConfig:
+    """Check a (nested) mapping and build the settings from it.
+
+    Args:
+        cls: the group to build.
+        values: key to value; strings are read as the field's type.
+        where: the file or the command line that the values came from.
+
+    Raises:
+        ConfigError: naming every wrong key at once, each with what was received and what is expected.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(" | ".join(mistakes(cls, values, error)), where=where) from None
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with `changes` laid over `base`."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model.n_layer": 4} as {"model": {"n_layer": 4}}."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split(".")
+        for group in reversed(groups):
+            name, value = group, {name: value}
+        nested = merge(nested, {name: value})
+    return nested
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a nested dict.
+
+    Raises:
+        InputError: it cannot be read, is longer than any file of settings, or is not TOML; names the line.
+    """
+    text = read_text(path, limit=LONGEST_TOML)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise InputError("is nested too deeply", where=str(path), cure="write the settings in tables of their own") from None
+    except ValueError as error:  # bad TOML, and numbers of thousands of digits
+        raise InputError(f"is not valid TOML: {error}", where=str(path), cure="correct that line") from None
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with gptloom."""
+    return sorted(p.name.removesuffix(".toml") for p in resources.files("gptloom.config").joinpath("recipes").iterdir() if p.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe's settings as a nested dict, its own name included."""
+    if name not in recipe_names():
+        raise ConfigError(f"there is no recipe {name!r}", where="--recipe", cure=nearest(name, recipe_names()) or f"choose from {', '.join(recipe_names())}")
+    return tomllib.loads(resources.files("gptloom.config").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")) | {"recipe": name}
+
+
+def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
+    """A run's settings: the recipe, then each layer over it; a run length in a layer replaces the one below."""
+    values = read_recipe(recipe)
+    for layer in layers:
+        lengths = {"steps", "minutes", "epochs"}
+        if isinstance(layer.get("train"), Mapping) and lengths & set(layer["train"]):
+            values["train"] = {k: v for k, v in values.get("train", {}).items() if k not in lengths}
+        values = merge(values, layer)
+    return parse(RunConfig, values, where=where)
+
+
+def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, where: str) -> None:
+    """Find mistakes before PyTorch is loaded, which takes seconds. What is wrong with only some of `DEFAULTS` is left to `resolve`.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    found, named = [], recipe or file.get("recipe")
+    for name in [str(named)] if named else DEFAULTS:
+        try:
+            resolve(name, {key: value for key, value in file.items() if key != "recipe"}, changes, where=where)
+            return
+        except ConfigError as error:
+            found.append(error)
+    alike = len({error.line() for error in found}) == 1
+    raise found[0] if alike else ConfigError(found[0].what, where=f"{where}, with the recipe {DEFAULTS[0]}", cure=found[0].cure)
+
+
+def to_toml(config: Config) -> str:
+    """The complete settings as TOML; a setting that is not set (None) has no line, for TOML has no null."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -1,0 +1,235 @@
+"""The token file: a text as ids in one safetensors file, written as a stream, checked against its hash, and read as a memory map.
+
+The cache folder, and files that exist whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import UInt, UInt64
+
+from gptloom.config.run import DataConfig
+from gptloom.data.corpus import Corpus
+from gptloom.data.tokenizers import Tokenizer
+from gptloom.errors import InputError, MachineError
+from gptloom.io.read import json_object, regular_size
+
+VERSION = 2
+
+_HEADER = 4096
+_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
+_STARTS = np.dtype("<u8")
+_SUM = "sha256"
+_BLOCK = 1 << 22  # bytes read at once
+_TOGETHER = 1 << 18  # ids written at once
+_CURE = "delete it; it is made again from the text"
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A tokenized text on disk.
+
+    Attributes:
+        path: the file.
+        ids: all token ids, memory-mapped.
+        document_starts: the index in `ids` of each document's first token, ascending from 0.
+        text_sha256: hash of the text.
+        tokenizer_fingerprint: of the tokenizer that made the ids.
+        characters: number of characters of the text.
+        bytes: its length as UTF-8.
+    """
+
+    path: Path
+    ids: UInt[np.ndarray, " tokens"]
+    document_starts: UInt64[np.ndarray, " documents"]
+    text_sha256: str
+    tokenizer_fingerprint: str
+    characters: int
+    bytes: int
+
+
+def open_store(path: Path) -> TokenStore:
+    """Map a token file into memory.
+
+    Raises:
+        InputError: it is missing, not a token file, or its size or its hash is not what its header says.
+    """
+    cure = "run again with the text, so that it is made again"
+    size = regular_size(path, cure=cure)
+    try:
+        with path.open("rb") as file:
+            ids, starts, metadata = _parse(file.read(_HEADER), size)
+            # Read, not mapped: what a process has read of a map counts as its memory.
+            digest = _digest(file, ids[1])
+        store = TokenStore(
+            path=path,
+            ids=_map(path, *ids),
+            document_starts=_map(path, *starts),
+            text_sha256=metadata["text_sha256"],
+            tokenizer_fingerprint=metadata["tokenizer_fingerprint"],
+            characters=int(metadata["characters"]),
+            bytes=int(metadata["bytes"]),
+        )
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=cure) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError("is not a whole token file", where=str(path), cure=_CURE) from None
+    if metadata.pop(_SUM, None) != _seal(digest, store.document_starts, metadata):
+        raise InputError("is damaged: its hash is not the one that it was written with", where=str(path), cure=_CURE)
+    begins = store.document_starts
+    if begins[0] != 0 or begins[-1] > len(store.ids) or (begins[1:] < begins[:-1]).any():
+        raise InputError("has documents outside its tokens", where=str(path), cure=_CURE)
+    return store
+
+
+def write_store(file: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> None:
+    """Write the ids behind room for the header and the document starts, which are known last."""
+    name = next(name for name, dtype in _DTYPES.items() if dtype.itemsize == tokenizer.dtype.itemsize)
+    ends = [tokenizer.end_of_text] if corpus.several and tokenizer.end_of_text is not None else []
+    end_ids = np.array(ends, dtype=_DTYPES[name])
+    file.seek(_HEADER + _STARTS.itemsize * corpus.documents)
+    starts, begins, ids = array("Q"), True, _Ids(file, _DTYPES[name])
+    for piece in tokenizer.encode_pieces(corpus.pieces(), config.on_unknown):
+        if begins:
+            starts.append(ids.written)
+        ids.add(piece.ids)
+        begins = piece.ends_document
+        if begins:
+            ids.add(end_ids)
+    ids.flush()
+    if len(starts) != corpus.documents:
+        raise InputError("changed while it was read", where=", ".join(corpus.sources[:3]), cure="run again when nothing writes to it")
+    if not ids.written:
+        raise InputError("has no token that the tokenizer knows", where=", ".join(corpus.sources[:3]), cure="choose another tokenizer (--data.tokenizer)")
+    document_starts, metadata = np.array(starts, dtype=_STARTS), _metadata(corpus, tokenizer)
+    file.seek(0)
+    file.write(_header(name, len(starts), ids.written, metadata | {_SUM: _seal(ids.digest, document_starts, metadata)}))
+    file.write(document_starts.tobytes())
+
+
+class _Ids:
+    """Ids on their way into the file, many at a time.
+
+    Attributes:
+        written: how many there are so far.
+        digest: of those that are in the file.
+    """
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype[Any]) -> None:
+        self.written, self.digest = 0, hashlib.sha256()
+        self._file, self._dtype = file, dtype
+        self._held: list[np.ndarray] = []
+        self._flushed = 0
+
+    def add(self, ids: UInt[np.ndarray, " tokens"]) -> None:
+        """Write some ids, sooner or later."""
+        self._held.append(ids)
+        self.written += len(ids)
+        if self.written - self._flushed >= _TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write them now."""
+        if self._held:
+            content = np.concatenate(self._held, dtype=self._dtype, casting="same_kind").data
+            self.digest.update(content)
+            self._file.write(content)
+        self._held, self._flushed = [], self.written
+
+
+def _metadata(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, str]:
+    return {
+        "format": f"gptloom tokens {VERSION}",
+        "text_sha256": corpus.sha256,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "characters": str(corpus.characters),
+        "bytes": str(corpus.bytes),
+    }
+
+
+def _digest(file: BinaryIO, offset: int) -> Any:
+    """SHA-256 of a file from an offset on."""
+    digest, block = hashlib.sha256(), bytearray(_BLOCK)
+    file.seek(offset)
+    while count := file.readinto(block):  # type: ignore[attr-defined]  # BinaryIO knows no readinto, all binary files do
+        digest.update(memoryview(block)[:count])
+    return digest
+
+
+def _seal(digest: Any, document_starts: np.ndarray, metadata: dict[str, str]) -> str:
+    """Hex SHA-256 of the ids, which `digest` has read, and of all else that the file says."""
+    digest.update(np.ascontiguousarray(document_starts))
+    digest.update(json.dumps(metadata, sort_keys=True).encode())
+    return str(digest.hexdigest())
+
+
+def _header(name: str, documents: int, tokens: int, metadata: dict[str, str]) -> bytes:
+    middle = _STARTS.itemsize * documents
+    content = {
+        "__metadata__": metadata,
+        "document_starts": {"dtype": "U64", "shape": [documents], "data_offsets": [0, middle]},
+        "ids": {"dtype": name, "shape": [tokens], "data_offsets": [middle, middle + _DTYPES[name].itemsize * tokens]},
+    }
+    return (_HEADER - 8).to_bytes(8, "little") + json.dumps(content).encode().ljust(_HEADER - 8)
+
+
+def _parse(head: bytes, size: int) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
+    """Dtype, offset and length of the two tensors, and the metadata; ValueError, KeyError or TypeError when anything is off."""
+    content = json_object(head[8:].decode())
+    metadata, tokens, documents = content["__metadata__"], content["ids"]["shape"][0], content["document_starts"]["shape"][0]
+    name = content["ids"]["dtype"]
+    middle = _HEADER + _STARTS.itemsize * documents
+    whole = head == _header(name, documents, tokens, metadata) and min(tokens, documents) > 0
+    if not whole or metadata["format"] != f"gptloom tokens {VERSION}" or size != middle + _DTYPES[name].itemsize * tokens:
+        raise ValueError
+    return (_DTYPES[name], middle, tokens), (_STARTS, _HEADER, documents), metadata
+
+
+def _map(path: Path, dtype: np.dtype[Any], offset: int, length: int) -> np.ndarray:
+    # A plain array over the map: the subclass would cost microseconds at each indexing.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,)))
+
+
+_CACHE_CURE = "free some disk space, or name another folder (--data.cache)"
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """The folder for token files and data sets: `config.cache`, else the user's cache folder. It need not exist yet."""
+    if config.cache is not None:
+        return Path(config.cache)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("gptloom", appauthor=False))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write `path` under a temporary name; it is synced and takes its place only when the block ends well.
+
+    Raises:
+        MachineError: the folder or the file cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            yield file  # type: ignore[misc]  # the wrapper is a BinaryIO in all but name
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise MachineError(f"cannot be written: {error.strerror or error}", where=str(path), cure=_CACHE_CURE) from None
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

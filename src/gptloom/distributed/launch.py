@@ -1,0 +1,87 @@
+"""Starting the other ranks of a run: processes of the same Python, which find all they need in the run folder."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from gptloom.errors import MachineError
+from gptloom.training.interfaces import Ranks
+
+_PATIENCE = 10.0
+"""Seconds for the others to end by themselves."""
+
+
+@contextmanager
+def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None = None) -> Iterator[Ranks]:
+    """This process as rank 0 of `world`, the others beside it; they end with it, however it ends.
+
+    Args:
+        run: the run folder, complete.
+        world: number of processes.
+        device: of this process; on CUDA, rank n takes device n.
+        checkpoint: where all go on from; None for the beginning.
+
+    Raises:
+        MachineError: there are fewer devices than ranks, or a process could not be started.
+    """
+    if world == 1:
+        yield Ranks()
+        return
+    if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < world):
+        count = torch.cuda.device_count() if device.type == "cuda" else 1
+        raise MachineError(f"{world} ranks need {world} devices, and there are {count}", where="--train.ranks", cure="use --train.ranks 1, or --device cpu")
+    from gptloom.distributed.process_group import Group  # torch.distributed is not loaded for nothing
+
+    with tempfile.TemporaryDirectory(prefix="gptloom-") as folder:
+        meeting = Path(folder) / "meeting"
+        words = [str(run.absolute()), str(world), str(meeting), device.type, str(checkpoint.absolute()) if checkpoint else ""]
+        others = [_start(rank, words) for rank in range(1, world)]
+        try:
+            _await(others, meeting)
+            group = Group(0, world, meeting, own_device(device.type, 0))
+            yield group
+            group.leave()
+        finally:
+            for process in others:
+                _end(process)
+
+
+def own_device(kind: str, rank: int) -> torch.device:
+    """The device of a rank: with CUDA one each, else the same for all."""
+    return torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+
+
+def _start(rank: int, words: list[str]) -> subprocess.Popen[bytes]:
+    """Standard input is a pipe that closes when this process ends: then the other one ends, too."""
+    command = [sys.executable, "-m", "gptloom.training.worker", str(rank), *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def _await(others: Sequence[subprocess.Popen[bytes]], meeting: Path) -> None:
+    """Wait until all have read what they need; joining a group whose members have died would wait in vain."""
+    while not all(ready(meeting, rank).exists() for rank in range(1, len(others) + 1)):
+        for process in others:
+            if process.poll() is not None:
+                raise MachineError(f"a process of the run ended at once, with exit code {process.returncode}", where="--train.ranks", cure="see what it said")
+        time.sleep(0.02)
+
+
+def ready(meeting: Path, rank: int) -> Path:
+    """The file by which a rank says that it is about to join."""
+    return meeting.with_name(f"ready-{rank}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin:
+        process.stdin.close()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

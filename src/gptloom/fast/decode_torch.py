@@ -1,0 +1,187 @@
+"""Operations on tensors (n, c): many rows side by side, or a whole prompt; on any device."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptloom.fast.int8 import FEW, Int8Linear
+from gptloom.fast.ops import Kit, Unknown
+from gptloom.model.attention import Attention
+from gptloom.model.cache import Slot
+from gptloom.model.layers import MLP, CausalMean, activate, rotate
+from gptloom.model.ngram import HashedNgrams, ngram_rows
+from gptloom.model.transformer import Decoder
+
+Map = Callable[[Tensor], Tensor]
+
+LARGE = 1_500_000
+"""Multiplications in a product from which oneDNN pays: it is quicker than MKL, which does without AVX-512 on AMD's processors, but begins later."""
+
+MANY = 8
+"""Rows from which it pays to copy matrices for them."""
+
+
+class Place(NamedTuple):
+    """Where the vectors stand: `tokens` of each of `rows`, from `position` on."""
+
+    position: int
+    rows: int
+    tokens: int
+    rotation: tuple[Tensor, Tensor] | None
+
+
+class TensorKit(Kit[Tensor, Place]):
+    """See `Kit`.
+
+    Args:
+        model: whose layers.
+        turned: keep copies of the larger matrices, input by input, as oneDNN reads them a quarter faster, and of int8 as float32: for many steps.
+    """
+
+    def __init__(self, model: Decoder, *, turned: bool = False) -> None:
+        """Take the tables."""
+        super().__init__()
+        self.turned = turned
+        self.device, self.table = model.device, model.token_table.weight
+        self.take(model.token_table)
+        self.on_cpu = self.device.type == "cpu" and self.table.dtype == torch.float32
+        self.positions: Tensor | None = None
+        if model.position_table is not None:
+            self.take(model.position_table)
+            self.positions = model.position_table.weight
+        elif model.config.positions == "sinusoidal":
+            self.positions = model.get_buffer("sinusoids")
+        self.rotary = model.get_buffer("rotary") if model.config.positions == "rotary" else None
+        self.ngrams = model.ngrams
+        if self.ngrams is not None:
+            self.take(self.ngrams)
+
+    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: Slot) -> tuple[Tensor, Place]:
+        """See `Kit.begin`."""
+        ids = torch.tensor(rows, device=self.device)
+        tokens, here = ids.shape[1], slice(position, position + ids.shape[1])
+        x = torch.embedding(self.table, ids)
+        if self.positions is not None:
+            x += self.positions[here]
+        if self.ngrams is not None:
+            x += _ngrams(self.ngrams, ids, slot["recent"], begins=not position)
+        rotation = None if self.rotary is None else (self.rotary[0, here], self.rotary[1, here])
+        return x.flatten(0, 1), Place(position, len(rows), tokens, rotation)
+
+    def end(self, x: Tensor) -> Tensor:
+        """See `Kit.end`."""
+        return x
+
+    def last(self, x: Tensor, place: Place) -> Tensor:
+        """See `Kit.last`."""
+        return x if len(x) == place.rows else x.view(place.rows, place.tokens, -1)[:, -1]
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """See `Kit.add`."""
+        return x.add_(branch)
+
+    def norm(self, layer: nn.Module | None) -> Map:
+        """See `Kit.norm`."""
+        if layer is None or type(layer) is nn.Identity:
+            return _same
+        if type(layer) is nn.LayerNorm:
+            self.take(layer)
+            shape, weight, bias, eps = layer.normalized_shape, layer.weight, layer.bias, layer.eps
+            return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+        if type(layer) is nn.RMSNorm:
+            self.take(layer)
+            return partial(torch.rms_norm, normalized_shape=layer.normalized_shape, weight=layer.weight, eps=layer.eps)
+        raise Unknown(type(layer).__name__)
+
+    def linear(self, layer: nn.Module | None) -> Map:
+        """See `Kit.linear`."""
+        if layer is None or type(layer) is nn.Identity:
+            return _same
+        if type(layer) is not nn.Linear and type(layer) is not Int8Linear:
+            raise Unknown(type(layer).__name__)
+        self.take(layer)
+        bias, product = layer.bias, torch.ops.mkldnn._linear_pointwise.default
+        if not (self.on_cpu and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+            return layer.forward
+        if type(layer) is Int8Linear and not self.turned:
+            few = layer.forward
+            return lambda x: few(x) if len(x) <= FEW else product(x, layer.weight, bias, "none", [], "")
+        weight, size = layer.weight, layer.weight.numel()
+        if self.turned and MANY * size >= LARGE:
+            weight = nn.Parameter(weight.detach().t().contiguous().t(), requires_grad=False)
+
+        def apply(x: Tensor) -> Tensor:
+            return F.linear(x, weight, bias) if len(x) * size < LARGE else product(x, weight, bias, "none", [], "")
+
+        return apply
+
+    def mlp(self, layer: MLP) -> Map:
+        """See `Kit.mlp`."""
+        up, down, kind = self.linear(layer.up), self.linear(layer.down), layer.kind
+        return lambda x: down(activate(up(x), kind))
+
+    def attention(self, layer: Attention, ends: bool) -> Callable[[Tensor, Slot, Place], Tensor]:
+        """See `Kit.attention`."""
+        project, out = self.linear(layer.qkv), self.linear(layer.out)
+        query_norm, key_norm = self.norm(layer.query_norm), self.norm(layer.key_norm)
+        heads, shared, width, scale = layer.n_head, layer.n_kv_head, layer.width, layer.scale
+        grouped, attend = heads != shared, F.scaled_dot_product_attention
+
+        def mix(x: Tensor, slot: Slot, place: Place) -> Tensor:
+            position, rows, tokens, rotation = place
+            parts = project(x).view(rows, tokens, heads + 2 * shared, width).transpose(1, 2)
+            query, key, value = parts.split((heads, shared, shared), dim=1)  # type: ignore[no-untyped-call]
+            query, key = query_norm(query), key_norm(key)
+            if rotation is not None:
+                query, key = rotate(query, rotation), rotate(key, rotation)
+            seen = position + tokens
+            keys, values = slot["keys"].narrow(2, 0, seen), slot["values"].narrow(2, 0, seen)
+            keys.narrow(2, position, tokens).copy_(key)
+            values.narrow(2, position, tokens).copy_(value)
+            if tokens == 1 and self.on_cpu:
+                return out(_look_back(query, keys, values, scale))
+            if ends:
+                query = query[:, :, -1:]
+            joined = attend(query, keys, values, is_causal=tokens > 1 and not ends, scale=scale, enable_gqa=grouped)
+            return out(joined.transpose(1, 2).reshape(-1, heads * width))
+
+        return mix
+
+    def mean(self, layer: CausalMean) -> Callable[[Tensor, Slot, Place], Tensor]:
+        """See `Kit.mean`."""
+        out = self.linear(layer.out)
+
+        def mix(x: Tensor, slot: Slot, place: Place) -> Tensor:
+            total = slot["total"]
+            sums = x.view(place.rows, place.tokens, -1).cumsum(dim=1)
+            if place.position:
+                sums += total
+            total.copy_(sums[:, -1:])
+            counts = torch.arange(place.position + 1, place.position + place.tokens + 1, device=x.device)
+            return out((sums / counts[:, None]).flatten(0, 1))
+
+        return mix
+
+
+def _ngrams(layer: HashedNgrams, ids: Tensor, recent: Tensor, *, begins: bool) -> Tensor:
+    """The sum of each token's n-grams, (b, t, c); `recent`, the tokens before them, then holds the last of these."""
+    known = torch.cat((torch.full_like(recent, -1) if begins else recent, ids), dim=1)
+    recent.copy_(known[:, 1 - layer.longest :])
+    rows = ngram_rows(known, layer.longest, len(layer.weight)).flatten(0, 1)
+    return F.embedding_bag(rows, layer.weight, mode="sum").view(*ids.shape, -1)
+
+
+def _look_back(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attention of one query a row, (b, h, 1, d), (b, h d): numpy's products of a matrix and a vector begin sooner than PyTorch's and read memory faster."""
+    rows, shared, _, width = keys.shape
+    scores = torch.from_numpy(np.matmul(query.mul(scale).view(rows, shared, -1, width).numpy(), keys.mT.numpy()))
+    return torch.from_numpy(np.matmul(scores.softmax(dim=-1).numpy(), values.numpy())).view(rows, -1)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

@@ -1,0 +1,55 @@
+"""Beam search: the likeliest continuation as a whole, not token by token."""
+
+from collections.abc import Sequence
+
+import torch
+
+from gptloom.config.run import SampleConfig
+from gptloom.generate.batch import Rows, evaluating
+from gptloom.model.base import LanguageModel
+
+
+def beam_search(
+    model: LanguageModel, prompt: Sequence[int], config: SampleConfig, *, end: int | None = None, cached: bool = True
+) -> list[tuple[list[int], float]]:
+    """The likeliest continuations that a beam of `config.beams` finds.
+
+    Args:
+        model: a causal language model.
+        prompt: at least one id.
+        config: beams, tokens and length_penalty are used: a score is the summed log-probability / length ** length_penalty.
+        end: an id that ends a continuation.
+        cached: see `Rows`.
+
+    Returns:
+        Up to `config.beams` (new ids, score), best first.
+    """
+    texts = Rows(model, [prompt], room=config.tokens, cached=cached)
+    sums, done = torch.zeros(1, dtype=torch.float64), list[tuple[list[int], float]]()
+    with torch.inference_mode(), evaluating(model):
+        for _ in range(config.tokens):
+            totals = sums[:, None] + texts.logits().cpu().double().log_softmax(dim=-1)
+            best = totals.flatten().topk(min(2 * config.beams, totals.numel()))
+            parents, ids = (best.indices // totals.shape[1]).tolist(), (best.indices % totals.shape[1]).tolist()
+            going: list[int] = []
+            for place, (parent, one) in enumerate(zip(parents, ids, strict=True)):
+                if one == end and place < config.beams:
+                    done.append(_scored([*texts.rows[parent][len(prompt) :], one], float(best.values[place]), config))
+                elif one != end and len(going) < config.beams:
+                    going.append(place)
+            if not going:
+                break
+            # Sums only fall, so what goes on can at best keep its sum and be divided by the full length.
+            hope = float(best.values[going[0]]) / config.tokens**config.length_penalty
+            if len(done) >= config.beams and sorted((score for _, score in done), reverse=True)[config.beams - 1] >= hope:
+                break
+            sums = best.values[going]
+            texts.take([parents[place] for place in going])
+            texts.append([ids[place] for place in going])
+        else:
+            done += [_scored(row[len(prompt) :], float(total), config) for row, total in zip(texts.rows, sums, strict=True)]
+    return sorted(done, key=lambda one: -one[1])[: config.beams]
+
+
+def _scored(ids: list[int], total: float, config: SampleConfig) -> tuple[list[int], float]:
+    return ids, total / len(ids) ** config.length_penalty

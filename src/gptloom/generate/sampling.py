@@ -1,0 +1,123 @@
+"""From logits to a token. Pure functions on (b, v) logits, applied in one fixed order.
+
+The order is: repetition penalty, temperature, top-k, top-p, min-p. The field has no common order (nanoGPT: temperature, k;
+LitGPT: k, temperature, p; mlx-lm: p, min-p, k, temperature), so this one is a promise, and tested.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gptloom.config.run import SampleConfig
+
+
+def choose(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None, config: SampleConfig, uniforms: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """One token a row.
+
+    Args:
+        logits: the model's scores of the next token.
+        seen: which tokens have occurred in each row; needed only with a repetition penalty.
+        config: the settings; temperature 0 takes the likeliest token (the lowest id among equals).
+        uniforms: one number in [0, 1) a row, which alone decides the draw.
+    """
+    if seen is not None and config.repetition_penalty != 1.0:
+        logits = penalise(logits, seen, config.repetition_penalty)
+    if config.temperature == 0.0:
+        return logits.argmax(dim=-1)
+    # The likeliest at 0 and float64: no temperature, however small, divides into infinities that cancel.
+    scores = (logits.double() - logits.amax(dim=-1, keepdim=True)) / config.temperature
+    return draw(keep_likely(scores, config), uniforms)
+
+
+def keep_likely(logits: Float[Tensor, "b v"], config: SampleConfig) -> Float[Tensor, "b v"]:
+    """The logits with everything that top-k, then top-p, then min-p leaves out at minus infinity; one token always stays."""
+    if config.top_k is not None:
+        logits = keep_top_k(logits, config.top_k)
+    if config.top_p is not None and config.top_p < 1.0:
+        logits = keep_top_p(logits, config.top_p)
+    if config.min_p is not None:
+        logits = keep_min_p(logits, config.min_p)
+    return logits
+
+
+def penalise(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"], penalty: float) -> Float[Tensor, "b v"]:
+    """Divide the positive and multiply the negative logits of seen tokens by the penalty (Keskar et al. 2019, section 4.1)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Float[Tensor, "b v"], k: int) -> Float[Tensor, "b v"]:
+    """Keep exactly the k largest, however many are tied (Fan et al. 2018)."""
+    if k >= logits.shape[-1]:
+        return logits
+    top = logits.topk(k, dim=-1)
+    return torch.full_like(logits, float("-inf")).scatter(-1, top.indices, top.values)
+
+
+def keep_top_p(logits: Float[Tensor, "b v"], p: float) -> Float[Tensor, "b v"]:
+    """Keep the smallest set of likeliest tokens whose probability reaches p (Holtzman et al. 2020)."""
+    ordered = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.values.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    beyond = (before >= p).scatter(-1, ordered.indices, before >= p)
+    beyond.scatter_(-1, ordered.indices[:, :1], False)
+    return logits.masked_fill(beyond, float("-inf"))
+
+
+def keep_min_p(logits: Float[Tensor, "b v"], p: float) -> Float[Tensor, "b v"]:
+    """Keep tokens at least p times as probable as the likeliest (Nguyen et al. 2024)."""
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
+
+
+def draw(logits: Float[Tensor, "b v"], uniforms: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """The token at which the running sum of probabilities passes each row's uniform number; never one of probability 0."""
+    sums = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    aims = uniforms.to(sums)[:, None] * sums[:, -1:]
+    return torch.searchsorted(sums, aims, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def is_plain(config: SampleConfig) -> bool:
+    """Whether `draw_plainly` draws as these settings say: nothing is filtered, and no division overflows."""
+    return (
+        config.temperature > 1e-200
+        and config.repetition_penalty == 1.0
+        and config.top_k is None
+        and (config.top_p is None or config.top_p == 1.0)
+        and config.min_p is None
+    )
+
+
+def draw_plainly(logits: npt.NDArray[np.float32], temperature: float, uniforms: list[float]) -> list[int]:
+    """What `choose` does without penalty and filters, in numpy, which has less to do before it begins.
+
+    Args:
+        logits: (b, v).
+        temperature: above 0.
+        uniforms: a number in [0, 1) for each row.
+    """
+    if len(uniforms) == 1:
+        scores = logits[0].astype(np.float64)
+        scores -= np.maximum.reduce(scores)
+        scores /= temperature
+        total = np.add.accumulate(np.exp(scores, scores))
+        return [min(int(total.searchsorted(uniforms[0] * total[-1], side="right")), len(total) - 1)]
+    scores = logits.astype(np.float64)
+    scores -= np.maximum.reduce(scores, axis=1, keepdims=True)
+    scores /= temperature
+    sums = np.add.accumulate(np.exp(scores, scores), axis=1)
+    below = np.add.reduce(sums <= np.array(uniforms)[:, None] * sums[:, -1:], axis=1, dtype=np.intp)
+    return np.minimum(below, logits.shape[1] - 1).tolist()  # type: ignore[no-any-return]
+
+
+class Uniforms:
+    """A stream of uniform numbers for each row, which depends on the seed and the row's number and on nothing else."""
+
+    def __init__(self, seed: int, rows: int) -> None:
+        """Open the streams."""
+        self.streams = [np.random.default_rng([seed, row]) for row in range(rows)]
+
+    def next(self, rows: list[int]) -> list[float]:
+        """The next number of each of these rows."""
+        return [self.streams[row].random() for row in rows]

@@ -1,0 +1,1 @@
+"""Pictures from plain numbers, and pages that show them."""

@@ -1,0 +1,206 @@
+"""Any model of `ModelConfig` once more, from the papers' formulas: float64, one row at a time, a loop for each head.
+
+It shares nothing with the fast models but the names of their weights, so that what both say alike is hardly wrong in both.
+Attention: Vaswani et al. 2017, section 3.2; rotary positions: Su et al. 2021, in the half-split pairing of Llama and Qwen; shared heads: Ainslie
+et al. 2023; SwiGLU: Shazeer 2020; RMSNorm: Zhang and Sennrich 2019; LSTM: Hochreiter and Schmidhuber 1997; GRU: Cho et al. 2014.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gptloom.config.model import ModelConfig
+
+Stir = Callable[[Tensor], Tensor]
+
+
+class Reference:
+    """A model in formulas.
+
+    Args:
+        config: the shape.
+        model: where the weights are taken from, by name.
+        stir: is applied to every weight and angle, to see what a rounding of them would do.
+    """
+
+    def __init__(self, config: ModelConfig, model: nn.Module, stir: Stir = lambda x: x) -> None:
+        """Copy the weights to float64 on the CPU."""
+        self.config, self.stir = config, stir
+        self.weights = {name: stir(p.detach().to("cpu", torch.float64)) for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def logits(self, *inputs: Int[Tensor, "b _"]) -> Float[Tensor, "b t v"]:
+        """Logits for (ids) or (sources, ids); ids below 0 are padding, which nobody looks at."""
+        return torch.stack([self._row(*(ids.cpu() for ids in row)) for row in zip(*inputs, strict=True)])
+
+    def _row(self, *inputs: Tensor) -> Tensor:
+        c = self.config
+        if c.is_recurrent:
+            return self._head(self._recurrent(inputs[0]))
+        if c.architecture == "encoder-decoder":
+            source, ids = inputs
+            memory = self._stack("encoder.", source, None, None)
+            return self._head(self._stack("", ids, memory, source >= 0))
+        return self._head(self._stack("", inputs[0], None, None))
+
+    def _stack(self, prefix: str, ids: Tensor, memory: Tensor | None, memory_seen: Tensor | None) -> Tensor:
+        """The stream after the last block, (t, c); a decoder's where the mask is causal, else an encoder's."""
+        c, t = self.config, len(ids)
+        encodes = c.architecture == "encoder" or prefix == "encoder."
+        seen = (ids >= 0).expand(t, t) if encodes else torch.ones(t, t, dtype=torch.bool).tril()
+        table = prefix + "token_table.weight"
+        x = self.weights.get(table, self.weights["token_table.weight"])[ids.clamp(min=0)]
+        if c.positions == "learned":
+            x = x + self.weights[prefix + "position_table.weight"][:t]
+        if c.positions == "sinusoidal":
+            angles = self._angles(t, c.n_embd, 10_000.0)
+            x = x + torch.stack((angles.sin(), angles.cos()), -1).reshape(t, c.n_embd)
+        if c.ngrams > 1:
+            x = x + self._ngrams(prefix + "ngrams.weight", ids.tolist())
+        for layer in range(c.n_layer):
+            name = f"{prefix}blocks.{layer}."
+            if c.mixer == "attention":
+                x = self._join(x, name + "norm1", partial(self._self_attention, name + "mixer", seen))
+            if c.mixer == "mean":
+                x = self._join(x, name + "norm1", partial(self._mean, name + "mixer.out"))
+            if memory is not None and memory_seen is not None:
+                x = self._join(x, name + "norm_cross", partial(self._cross_attention, name + "cross", memory, memory_seen))
+            if c.mlp != "none":
+                x = self._join(x, name + "norm2", partial(self._mlp, name + "mlp"))
+        return self._norm(prefix + "final_norm", x) if c.norm_position == "pre" and c.head != "none" else x
+
+    def _ngrams(self, name: str, ids: list[int]) -> Tensor:
+        """A row for each n-gram of 2 tokens and more, found by Horner's rule and Knuth's multiplication, in whole numbers modulo 2 ** 64."""
+        table, golden = self.weights[name], 0x9E3779B97F4A7C15
+        out = torch.zeros(len(ids), table.shape[1], dtype=torch.float64)
+        for place in range(len(ids)):
+            key = max(ids[place], 0) + 1
+            for back in range(1, self.config.ngrams):
+                before = max(ids[place - back], 0) + 1 if place >= back else 0
+                key = (key * golden + before) % 2**64
+                mixed = (key ^ _signed(key) >> 32) * golden % 2**64
+                out[place] += table[(_signed(mixed) >> 33) % len(table)]
+        return out
+
+    def _join(self, x: Tensor, norm: str, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        post, adds = self.config.norm_position == "post", self.config.residual == "add"
+        found = branch(x if post else self._norm(norm, x))
+        joined = x + found if adds else found
+        return self._norm(norm, joined) if post else joined
+
+    def _self_attention(self, name: str, seen: Tensor, x: Tensor) -> Tensor:
+        return self._attention(name, x, x, seen, rotary=self.config.positions == "rotary")
+
+    def _cross_attention(self, name: str, memory: Tensor, seen: Tensor, x: Tensor) -> Tensor:
+        return self._attention(name, x, memory, seen.expand(len(x), len(memory)), rotary=False)
+
+    def _mean(self, name: str, x: Tensor) -> Tensor:
+        """The mean of each place and all before it."""
+        return self._linear(name, x.cumsum(0) / torch.arange(1, len(x) + 1)[:, None])
+
+    def _attention(self, name: str, x: Tensor, source: Tensor, seen: Tensor, *, rotary: bool) -> Tensor:
+        """softmax(q k / sqrt(width)) v, head by head; query heads share the keys and values of their group."""
+        c, d = self.config, self.config.width_per_head
+        if name + ".qkv.weight" in self.weights:
+            query, key, value = torch.split(self._linear(name + ".qkv", x), [c.n_head * d, c.kv_heads * d, c.kv_heads * d], -1)
+        else:
+            query = self._linear(name + ".query", x)
+            key, value = torch.split(self._linear(name + ".kv", source), c.kv_heads * d, -1)
+        scale = 1.0 / math.sqrt(d if c.score_scale == "head" else c.n_embd)
+        heads = []
+        for head in range(c.n_head):
+            group = head // (c.n_head // c.kv_heads)
+            q, k, v = query[:, head * d : (head + 1) * d], key[:, group * d : (group + 1) * d], value[:, group * d : (group + 1) * d]
+            if c.qk_norm:
+                q, k = self._rms(name + ".query_norm", q), self._rms(name + ".key_norm", k)
+            if rotary:
+                q, k = self._rotate(q), self._rotate(k)
+            weights = (scale * (q @ k.T)).masked_fill(~seen, -math.inf).softmax(-1)
+            heads.append(weights @ v)
+        return self._linear(name + ".out", torch.cat(heads, -1))
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        """Features i and i + d/2 are a point in a plane, which turns by position * theta ** (-2 i / d)."""
+        half = x.shape[-1] // 2
+        angles = self._angles(len(x), x.shape[-1], self.config.rope_theta)
+        a, b = x[:, :half], x[:, half:]
+        return torch.cat((a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()), -1)
+
+    def _angles(self, t: int, width: int, base: float) -> Tensor:
+        rates = torch.tensor([base ** (-2.0 * i / width) for i in range(width // 2)], dtype=torch.float64)
+        return self.stir(torch.arange(t, dtype=torch.float64)[:, None] * rates)
+
+    def _mlp(self, name: str, x: Tensor) -> Tensor:
+        h = self._linear(name + ".up", x)
+        match self.config.mlp:
+            case "swiglu":
+                gate, value = h.chunk(2, -1)
+                h = gate * torch.sigmoid(gate) * value
+            case "relu":
+                h = h.clamp(min=0.0)
+            case "relu2":
+                h = h.clamp(min=0.0) ** 2
+            case "gelu":
+                h = 0.5 * h * (1.0 + torch.erf(h / math.sqrt(2.0)))
+            case "gelu-tanh":
+                h = 0.5 * h * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (h + 0.044715 * h**3)))
+        return self._linear(name + ".down", h)
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        if self.config.norm == "none":
+            return x
+        if self.config.norm == "rmsnorm":
+            return self._rms(name, x)
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5)
+        return scaled * self.weights[name + ".weight"] + self.weights.get(name + ".bias", torch.zeros(()))
+
+    def _rms(self, name: str, x: Tensor) -> Tensor:
+        return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * self.weights[name + ".weight"]
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        """Multiply by W^T and add b; a layer that the configuration leaves out passes x on."""
+        weight = self.weights.get(name + ".weight")
+        return x if weight is None else x @ weight.T + self.weights.get(name + ".bias", torch.zeros(()))
+
+    def _head(self, x: Tensor) -> Tensor:
+        if self.config.head == "none":
+            return x
+        weight = self.weights["token_table.weight" if self.config.head == "tied" else "head.weight"]
+        return x @ weight.T + self.weights.get("head.bias", torch.zeros(()))
+
+    def _recurrent(self, ids: Tensor) -> Tensor:
+        x = self.weights["token_table.weight"][ids]
+        for layer in range(self.config.n_layer):
+            hidden, cell = x.new_zeros(self.config.n_embd), x.new_zeros(self.config.n_embd)
+            outputs = []
+            for one in x:
+                hidden, cell = self._cell(layer, one, hidden, cell)
+                outputs.append(hidden)
+            x = torch.stack(outputs)
+        return x
+
+    def _cell(self, layer: int, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of one recurrent layer; the gates stand in PyTorch's order: i f g o, or r z n."""
+        w = {kind: self.weights[f"layers.{kind}_l{layer}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        read, kept = w["weight_ih"] @ x + w["bias_ih"], w["weight_hh"] @ hidden + w["bias_hh"]
+        match self.config.architecture:
+            case "lstm":
+                i, f, g, o = (read + kept).chunk(4)
+                cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+                return torch.sigmoid(o) * torch.tanh(cell), cell
+            case "gru":
+                (a, b, c), (d, e, f) = read.chunk(3), kept.chunk(3)
+                update = torch.sigmoid(b + e)
+                return (1.0 - update) * torch.tanh(c + torch.sigmoid(a + d) * f) + update * hidden, cell
+            case _:
+                return torch.tanh(read + kept), cell
+
+
+def _signed(number: int) -> int:
+    """The whole number that 64 bits are in two's complement."""
+    return number - 2**64 if number >= 2**63 else number

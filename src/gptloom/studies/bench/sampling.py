@@ -1,0 +1,149 @@
+"""How fast a model writes as its context fills up, and how fast its numbers could be read from memory for it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gptloom.bundle import Bundle
+from gptloom.config.run import RunConfig, SampleConfig
+from gptloom.devices import derive, is_out_of_memory
+from gptloom.model.build import build_model
+from gptloom.model.size import cache_bytes, operations_per_token, read_weights
+from gptloom.studies.bench.limits import Memory
+from gptloom.studies.bench.step import made_tokenizer
+from gptloom.studies.bench.timing import Budget, Say, Spread
+
+STREAMS = 1, 32
+"""Texts that are written side by side."""
+
+SMALLEST = 16
+"""Tokens of the shortest context, unless the window is shorter."""
+
+LARGEST_ALPHABET = 1_000_000
+"""Tokens that there are characters for, to spell them."""
+
+_LIMIT = 0.3  # seconds for each measurement of memory
+_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What writing on from a context of one length came to.
+
+    Attributes:
+        context: tokens that the last token written looks back on.
+        streams: texts side by side.
+        seconds: for one token of each.
+        read: bytes of weights and memory that this reads.
+        rate: bytes a second at which as many are read here by as many threads, measured.
+        threads: that computed.
+    """
+
+    context: int
+    streams: int
+    seconds: Spread
+    read: int
+    rate: float
+    threads: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        limit = self.read / self.rate
+        return {
+            "value": self.context,
+            "streams": self.streams,
+            "ms": 1000 * self.seconds.median,
+            "ms_quartiles": [1000 * self.seconds.low, 1000 * self.seconds.high],
+            "repeats": self.seconds.repeats,
+            "threads": self.threads,
+            "tokens_per_second": self.streams / self.seconds.median,
+            "bytes_per_token": self.read / self.streams,
+            "bytes_per_second": self.read / self.seconds.median,
+            "limit_bytes_per_second": self.rate,
+            "limit_tokens_per_second": self.streams / limit,
+            "share_of_limit": limit / self.seconds.median,
+        }
+
+
+def why_not(config: RunConfig) -> str | None:
+    """Why a model cannot write on from a text; None where it can."""
+    if config.model.architecture in ("encoder", "encoder-decoder"):
+        return f"an {config.model.architecture} does not write on from a text"
+    if config.model.vocab_size > LARGEST_ALPHABET:
+        return f"there are no characters for {config.model.vocab_size:,} tokens"
+    return None
+
+
+def time_writing(config: RunConfig, device: torch.device, budget: Budget, rate: float, say: Say) -> Iterator[Writing | tuple[int, int, str]]:
+    """Write on from contexts of more and more tokens, as `gptloom sample` does, with weights that nothing has trained.
+
+    Args:
+        config: the model.
+        device: where to write.
+        budget: of time.
+        rate: operations a second that are to be expected when a context is read.
+        say: told of each.
+
+    Yields:
+        What was measured; or the context, the number of streams, and why it was left out.
+    """
+    torch.manual_seed(config.seed)
+    bundle = Bundle(build_model(config.model).to(device).eval(), made_tokenizer(config.model, ends=False))
+    contexts = _contexts(config.model.block_size)
+    plan = [(context, streams) for streams in STREAMS for context in contexts]
+    memory = Memory(device)
+    for number, (context, streams) in enumerate(plan):
+        reading = operations_per_token(config.model) / 3 * context * streams / rate
+        if 2 * reading > budget.left:
+            yield context, streams, f"not enough time: reading the context would take about {reading:.1f} s"
+            continue
+        try:
+            found = _measure(config, bundle, memory, context, streams, budget.of(budget.left / (len(plan) - number)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            yield context, streams, "out of memory"
+            continue
+        say(f"sampling at {context:,}, {streams} at once: {streams / found.seconds.median:,.0f} tokens/s")
+        yield found
+
+
+def _contexts(block: int) -> list[int]:
+    """The model's window, halved up to four times."""
+    return sorted({max(min(block, SMALLEST), block >> power) for power in range(5)})
+
+
+def _measure(config: RunConfig, bundle: Bundle, memory: Memory, context: int, streams: int, budget: Budget) -> Writing:
+    """Write a few tokens at the end of the context, again and again while there is time."""
+    count = max(1, min(context // 4, 64))
+    draws = np.random.default_rng(derive(config.seed, "bench", context))
+    prompt = bundle.tokenizer.decode(draws.integers(0, config.model.vocab_size, max(1, context - count - 1)))
+    stamps = _Stamps(budget)
+    for _ in range(_ROUNDS):
+        stamps.fresh = True
+        bundle.write(prompt, SampleConfig(tokens=count + 1, samples=streams, seed=config.seed), show=stamps)
+        if budget.left <= 2 * _LIMIT:
+            break
+    look = config.model.block_size if not config.model.is_recurrent else 1
+    read = 4 * read_weights(config.model) + streams * cache_bytes(config.model, look) * min(context, look) // look
+    rate = memory.rate(read, stamps.threads, budget.of(_LIMIT))
+    return Writing(context, streams, Spread.of(stamps.seconds), read, rate, stamps.threads)
+
+
+class _Stamps:
+    """Reads the clock as the first text grows; what lies before its first token, the reading of the prompt, is left out."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.clock, self.seconds = budget.clock, list[float]()
+        self.fresh, self.before, self.threads = True, 0.0, 1
+
+    def __call__(self, row: int, piece: str) -> None:
+        if row != 0:
+            return
+        now = self.clock()
+        if not self.fresh:
+            self.seconds.append(now - self.before)
+        self.before, self.fresh, self.threads = now, False, torch.get_num_threads()

@@ -1,0 +1,267 @@
+"""What a module does, found out by changing its input: who sees whom.
+
+One class or function of a learner against its reference.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from gptloom.errors import nearest
+from gptloom.studies.check.exercises import WORDS, Exercise
+from gptloom.studies.check.match import Match, Unit, fill, match
+from gptloom.studies.check.mutants import rescaled
+from gptloom.studies.check.solution import Failure, UnknownArgumentError, attempt, build, run
+
+
+def dependence(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Bool[Tensor, "t s"], bool]:
+    """Which output position changes with which input position in the first text of a batch, and whether the other texts change.
+
+    Args:
+        forward: (b, t, ...) to (b, t, ...), without randomness.
+        x: floating-point input (b, t, c), or ids (b, t).
+    """
+    base = forward(x)
+    t = x.shape[1]
+    seen = torch.zeros(t, t, dtype=torch.bool)
+    leaks = False
+    for source in range(t):
+        changed = x.clone()
+        changed[0, source] = (changed[0, source] + 1) % 5 if not x.is_floating_point() else changed[0, source].flip(-1) + 1
+        # NaN equals NaN here: a row that is never a number depends on nothing.
+        moved = ~torch.isclose(forward(changed), base, atol=1e-6, rtol=1e-6, equal_nan=True).flatten(2).all(dim=-1)
+        seen[:, source] = moved[0]
+        leaks = leaks or bool(moved[1:].any())
+    return seen, leaks
+
+
+def name_dependence(seen: Bool[Tensor, "t s"], leaks: bool, *, causal: bool) -> str:
+    """The finding that this dependence amounts to, or an empty string: who may see whom is as it should be."""
+    t = len(seen)
+    below, above = torch.ones(t, t).tril(-1).bool(), torch.ones(t, t).triu(1).bool()
+    if leaks:
+        return "batch-mixed"
+    if not causal:
+        return "positions-mixed" if bool((seen & (below | above)).any()) else ""
+    if bool((seen & above).any()):
+        if not (seen & below).any():
+            return "mask-upside-down"
+        return "mask-off-by-one" if not (seen & above.triu(2)).any() else "mask-sees-future"
+    if not seen.diagonal().all():
+        return "mask-hides-self"
+    return "mask-hides-past" if bool((below & ~seen).any()) else ""
+
+
+CLOSE = 1e-5
+"""Outputs of about 1 that differ by less are equal; those of different mistakes differ by far more."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes:
+        name: short and fit for programs, such as mask-sees-future.
+        passed: False if it must be mended.
+        what: in words.
+        hint: what to do about it.
+    """
+
+    name: str
+    passed: bool
+    what: str
+    hint: str = ""
+
+
+def judge(exercise: Exercise, module: ModuleType, path: Path) -> list[Finding]:
+    """Everything that can be said about the learner's solution of one exercise."""
+    found = next((getattr(module, name) for name in (exercise.name, *exercise.aliases) if hasattr(module, name)), None)
+    if found is None:
+        kind = "function" if exercise.is_function else "class"
+        close = nearest(exercise.name, [name for name in vars(module) if not name.startswith("_")])
+        return [Finding("missing-class", False, f"the file has no {kind} {exercise.name}", close or f"write {exercise.usage}")]
+    return list(_Judge(exercise, path).findings(found))
+
+
+class _Judge:
+    """Holds what all the checks of one exercise need."""
+
+    def __init__(self, exercise: Exercise, path: Path) -> None:
+        self.exercise, self.path = exercise, path
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.reference = exercise.reference()
+            if isinstance(self.reference, nn.Module):
+                _shake(self.reference)
+                self.reference.eval()
+        self.x = exercise.source()
+
+    def say(self, name: str, detail: str = "", *, passed: bool = False, hint: str = "") -> Finding:
+        """A finding in the words that belong to its name; variants of a mistake follow its name after a colon."""
+        short = name.split(":")[0]
+        words, cure = WORDS.get(short, ("", ""))
+        return Finding(short, passed, f"{self.exercise.name}: {words}{': ' if words and detail else ''}{detail}", hint or cure)
+
+    def findings(self, found: Any) -> Iterator[Finding]:
+        """One after the other, until nothing more can be said."""
+        if self.exercise.is_function:
+            if not callable(found):
+                yield self.say("not-a-function", "it is not a function", hint=f"write def {self.exercise.usage}")
+                return
+            yield from self._compare(found, [None])
+            return
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            yield self.say("not-a-module", "it is not a class derived from torch.nn.Module", hint=f"class {self.exercise.name}(nn.Module)")
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            learner = attempt(lambda: build(found, self.exercise.values()), self.path)
+        if isinstance(learner, Failure):
+            wrong = learner.error is UnknownArgumentError
+            hint = f"it is built as {self.exercise.usage}" if wrong else f"its constructor raises this when built as {self.exercise.usage}"
+            yield self.say("wrong-signature" if wrong else "exception", f"cannot be built: {learner.line}", hint=hint)
+            return
+        learner.eval()
+        matches = match(learner, self.reference)
+        complaints = list(self._parameters(learner, matches))
+        yield from complaints
+        fills: list[Callable[[], None] | None] = [partial(fill, learner, pairs) for fit in matches for pairs in fit.assignments]
+        yield from self._compare(learner, fills, explained=bool(complaints))
+        if self.exercise.dropout:
+            yield from self._dropout(learner)
+
+    def _parameters(self, learner: nn.Module, matches: list[Match]) -> Iterator[Finding]:
+        fit = matches[0]
+        missing, extra = list(fit.missing), list(fit.extra)
+        for piece in list(missing):
+            # The same kind of thing in another shape is one finding, not two.
+            other = next((unit for unit in extra if unit.kind == piece.kind), None)
+            if other is not None:
+                missing.remove(piece)
+                extra.remove(other)
+                detail = f"{other.weight} has the shape {_seen(learner, other)}; the reference's {piece.role} {tuple(piece.weight.shape)}"
+                yield self.say("parameter-shape", detail)
+        for role in dict.fromkeys(piece.role for piece in missing):
+            yield self.say("missing-projection" if role == "projection" else "missing-parameters", f"nothing has the shape of {role or 'its weight'}")
+        if extra:
+            yield self.say("extra-parameters", ", ".join(unit.weight for unit in extra))
+        for unit, piece in fit.assignments[0]:
+            mine, yours = unit.name or unit.weight, piece.role or "weight"
+            if unit.bias and piece.bias is None:
+                yield self.say("extra-bias", f"{mine} has one, the reference's {yours} has none")
+            if not unit.bias and piece.bias is not None:
+                yield self.say("missing-bias", f"{mine} has none, the reference's {yours} has one")
+                piece.bias.zero_()  # the reference's own, so that the rest can still be compared
+
+    def _compare(self, learner: Callable[[Tensor], Any], fills: list[Callable[[], None] | None], *, explained: bool = False) -> Iterator[Finding]:
+        expected = run(self.reference, self.x)
+        outputs: list[Tensor] = []
+        for put in fills or [None]:
+            if put is not None:
+                put()
+            out = attempt(partial(run, learner, self.x), self.path)
+            if isinstance(out, Failure):
+                yield self.say("exception", f"it stops with {out.line}", hint=f"it is called with a tensor of shape {tuple(self.x.shape)}")
+                return
+            if out.shape != expected.shape:
+                yield self.say("shape", f"{tuple(out.shape)}; the reference's is {tuple(expected.shape)}")
+                return
+            if not outputs and not _same(out, run(learner, self.x, seed=1)):
+                yield self.say("dropout-in-evaluation")
+                return
+            outputs.append(out)
+            if _same(out, expected):
+                yield from self._confirm(learner, out, expected)
+                return
+        yield from self._explain(learner, outputs, expected, explained)
+
+    def _confirm(self, learner: Callable[[Tensor], Any], out: Tensor, expected: Tensor) -> Iterator[Finding]:
+        """Equal at full length; also at others?"""
+        for length in (1, self.x.shape[1] - 3):
+            short = self.x[:, :length]
+            out = attempt(partial(run, learner, short), self.path)
+            if isinstance(out, Failure):
+                yield self.say("short-context", f"with {length} of {self.x.shape[1]} it stops: {out.line}")
+                return
+            if not _same(out, run(self.reference, short)):
+                yield self.say("short-context", f"with {length} of {self.x.shape[1]} the result differs")
+                return
+        yield self.say("equal", f"equal to the reference (within {CLOSE:g})", passed=True)
+
+    def _explain(self, learner: Callable[[Tensor], Any], outputs: list[Tensor], expected: Tensor, explained: bool) -> Iterator[Finding]:
+        """The mutant that it equals; else what probing shows; else how far off it is."""
+        slip = self._named(self.reference, outputs)
+        if slip:
+            yield self.say(slip, passed=slip in self.exercise.accepted)
+            return
+        # Many write the lecture's scale or none, so a second mistake must show behind that one.
+        for first in ("scale-wrong-width", "missing-scale"):
+            base = rescaled(self.reference, first) if isinstance(self.reference, nn.Module) else None
+            second = self._named(base, outputs) if base is not None else ""
+            if second:
+                yield self.say(first, passed=first in self.exercise.accepted)
+                yield self.say(second)
+                return
+        name = self._probe(learner)
+        if name:
+            yield self.say(name)
+        elif not explained:
+            yield self.say("differs", f"by {min((out - expected).abs().max().item() for out in outputs):.2g} at most; its values are about 1")
+
+    def _named(self, reference: Any, outputs: list[Tensor]) -> str:
+        """The mutant that gives one of these outputs."""
+        for slip, mutant in self.exercise.mutants.items():
+            wrong = mutant(reference, self.x)
+            if any(_same(out, wrong) for out in outputs):
+                return slip
+        return ""
+
+    def _probe(self, learner: Callable[[Tensor], Any]) -> str:
+        past = self.exercise.sees == "past"
+        probed = attempt(lambda: dependence(partial(run, learner), self.exercise.source()), self.path)
+        return "" if isinstance(probed, Failure) else name_dependence(*probed, causal=past)
+
+    def _dropout(self, learner: nn.Module) -> Iterator[Finding]:
+        """Half of everything is dropped: is it, and where?"""
+        calm, again = (attempt(partial(run, learner, self.x, seed=seed), self.path) for seed in range(2))
+        if isinstance(calm, Failure) or not _same(calm, again):
+            return  # and that has been said
+        if calm.shape != run(self.reference, self.x).shape:
+            return  # as has this
+        learner.train()
+        drawn = [attempt(partial(run, learner, self.x, seed=seed), self.path) for seed in range(4)]
+        learner.eval()
+        if any(isinstance(out, Failure) for out in drawn):
+            return
+        if _same(drawn[0], drawn[1]):
+            yield self.say("dropout-missing")
+            return
+        if self.exercise.dropout == "weights":
+            # The first position has one weight, 1, which becomes 0 or 2.
+            whole = all(_same(row, 0 * own) or _same(row, 2 * own) for out in drawn for row, own in zip(out[:, 0], calm[:, 0], strict=True))
+        else:
+            share = torch.stack([out == 0 for out in drawn]).float().mean().item()
+            whole = 0.4 < share < 0.6
+        yield self.say("dropout", "dropout works in training and is off in evaluation", passed=True) if whole else self.say("dropout-place")
+
+
+def _shake(reference: nn.Module) -> None:
+    """Weights with which every mistake shows: matrices that give scores of some size, gains and biases that are not 1 and 0."""
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.copy_(torch.randn_like(p) * (1.5 / p.shape[-1] ** 0.5) if p.ndim > 1 else p + 0.3 * torch.randn_like(p))
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.allclose(ours.float(), theirs.float(), atol=CLOSE, rtol=1e-4, equal_nan=True)
+
+
+def _seen(learner: nn.Module, unit: Unit) -> tuple[int, ...]:
+    return tuple(dict(learner.named_parameters())[unit.weight].shape)

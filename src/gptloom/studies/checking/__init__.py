@@ -1,1 +1,0 @@
-"""A learner's own code against the reference: what differs, in words."""

@@ -1,1 +1,0 @@
-"""The ladder: lessons as data, trained one after the other, shown and reported."""

@@ -1,0 +1,171 @@
+"""What a comparison compares: factors, as words or as data, to arms, each with its complete settings checked."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from gptloom.config.base import Config, field_names
+from gptloom.config.load import nest, resolve
+from gptloom.config.run import RunConfig
+from gptloom.errors import ConfigError, nearest
+
+SHORT_NAMES = {
+    "lr": "train.learning_rate",
+    "batch": "train.batch_size",
+    "warmup": "train.warmup_steps",
+    "layers": "model.n_layer",
+    "heads": "model.n_head",
+    "width": "model.n_embd",
+    "context": "model.block_size",
+}
+"""Customary names of a few settings; every setting also goes by its own name where only one group has it."""
+
+NO_FACTORS = {
+    "seed": "a comparison varies the seed by itself; see --seeds",
+    "model.vocab_size": "it follows from the tokenizer",
+    **{
+        f"data.{name}": "the arms must be judged on the same text; give it as a flag, for all of them"
+        for name in ("text_field", "encoding", "val_fraction", "val_tokens", "val_text", "split", "cache")
+    },
+}
+"""Settings that cannot be compared, with the reason."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A setting and the values it takes, the baseline's first; a value is a string, as typed, or already typed."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of a comparison.
+
+    Attributes:
+        name: the values that make it what it is.
+        config: all settings; the seed is that of the first training.
+        changes: {dotted key: (baseline's value, its own)}, for every setting that differs; empty for the baseline.
+    """
+
+    name: str
+    config: RunConfig
+    changes: dict[str, tuple[Any, Any]]
+
+
+def is_factor(word: str) -> bool:
+    """Whether a word is KEY=VALUES and not a text; `./a=b.txt` is a text."""
+    return re.match(r"[A-Za-z][\w.-]*=", word) is not None
+
+
+def read_factor(word: str) -> Factor:
+    """`lr=1e-3,4e-3` as a factor.
+
+    Raises:
+        ConfigError: no such setting, one that cannot be compared, or fewer than two values.
+    """
+    name, _, text = word.partition("=")
+    key = find_key(name)
+    values = [value.strip() for value in text.split(",")]
+    if len(values) < 2 or "" in values:
+        raise ConfigError(f"{text!r} is not two values or more", where=name, cure=f"separate them by commas, the baseline first: {name}=A,B")
+    can_be_unset = type(None) in get_args(field_names(RunConfig)[key].annotation)
+    return Factor(key, tuple(None if value == "none" and can_be_unset else value for value in values))
+
+
+def find_key(name: str) -> str:
+    """The dotted key that a word stands for: itself, a customary short name, or a field's name that only one group has.
+
+    Raises:
+        ConfigError: there is none, there are several, or it is one that cannot be compared.
+    """
+    plain = name.replace("-", "_")
+    known = field_names(RunConfig)
+    by_field: dict[str, list[str]] = {}
+    for key in known:
+        by_field.setdefault(key.rpartition(".")[2], []).append(key)
+    keys = [plain] if plain in known else [SHORT_NAMES[plain]] if plain in SHORT_NAMES else by_field.get(plain, [])
+    if len(keys) > 1:
+        raise ConfigError("stands for several settings", where=name, cure=f"choose {' or '.join(keys)}")
+    if not keys:
+        hint = nearest(plain.rpartition(".")[2], [*by_field, *SHORT_NAMES])
+        raise ConfigError("unknown setting", where=name, cure=hint or "`gptloom train --help` lists the settings")
+    if keys[0] in NO_FACTORS:
+        raise ConfigError("cannot be a factor", where=name, cure=NO_FACTORS[keys[0]])
+    return keys[0]
+
+
+def plan_arms(factors: Sequence[Factor], recipe: str, *layers: Mapping[str, Any], together: bool = False, where: str = "settings") -> list[Arm]:
+    """The arms, the baseline first: every factor at its first value.
+
+    By default each further value of each factor is an arm of its own, with all other factors at the baseline. With `together`
+    arm number i has the i-th value of every factor.
+
+    Args:
+        factors: at least one, each setting once.
+        recipe: what the settings start from.
+        layers: settings over it, nested, the later the stronger; the factors go over them all.
+        together: change all factors at once.
+        where: where the settings were given.
+
+    Raises:
+        ConfigError: naming everything that is wrong with any arm.
+    """
+    keys = [factor.key for factor in factors]
+    if not keys:
+        raise ConfigError("nothing is to be compared", where=where, cure="give a setting and two values, such as lr=1e-3,4e-3")
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ConfigError(f"{', '.join(twice)} is given twice", where=where, cure="give each setting once, with all its values")
+    if together and len({len(factor.values) for factor in factors}) > 1:
+        raise ConfigError("with --together every setting needs the same number of values", where=where, cure="give each as many values")
+    first = {factor.key: factor.values[0] for factor in factors}
+    if together:
+        rows = [{factor.key: factor.values[i] for factor in factors} for i in range(len(factors[0].values))]
+        varied = [keys for _ in rows]
+    else:
+        rows = [first, *(first | {factor.key: value} for factor in factors for value in factor.values[1:])]
+        varied = [keys if len(keys) == 1 else [], *([factor.key] for factor in factors for _ in factor.values[1:])]
+    configs = _resolve_all(rows, recipe, layers, where)
+    base = flatten(configs[0])
+    arms: list[Arm] = []
+    for config, named in zip(configs, varied, strict=True):
+        own = flatten(config) | {"recipe": config.recipe}
+        name = " ".join(f"{key.rpartition('.')[2]}={show(own[key])}" for key in named) or "baseline"
+        same = sum(arm.name.partition(" (again")[0] == name for arm in arms)
+        changes = {key: (base[key], own[key]) for key in base if base[key] != own[key]}
+        arms.append(Arm(f"{name} (again{f' {same}' if same > 1 else ''})" if same else name, config, changes))
+    return arms
+
+
+def _resolve_all(rows: Sequence[Mapping[str, Any]], recipe: str, layers: Sequence[Mapping[str, Any]], where: str) -> list[RunConfig]:
+    """Every arm's settings, or one error with everything that is wrong."""
+    resolve(recipe, *layers, where=where)  # what is wrong without any factor is said once
+    configs, wrong = [], []
+    for row in rows:
+        try:
+            configs.append(resolve(str(row.get("recipe", recipe)), *layers, nest({k: v for k, v in row.items() if k != "recipe"}), where=where))
+        except ConfigError as error:
+            wrong.append(error)
+    if wrong:
+        cures = dict.fromkeys(error.cure for error in wrong if error.cure)
+        raise ConfigError(" | ".join(dict.fromkeys(part for error in wrong for part in error.what.split(" | "))), where=wrong[0].where, cure="; ".join(cures))
+    return configs
+
+
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted key, without the seed and the recipe's name, which is no setting of its own."""
+    found: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            found |= flatten(value, f"{prefix}{name}.")
+        elif prefix + name not in ("seed", "recipe"):
+            found[prefix + name] = value
+    return found
+
+
+def show(value: Any) -> str:
+    """A value as a person would type it."""
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

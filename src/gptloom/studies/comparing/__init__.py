@@ -1,1 +1,0 @@
-"""Settings compared over several seeds: paired differences, intervals, verdicts."""

@@ -1,0 +1,224 @@
+"""The lecture as an executable ladder: every step trained on the same text with the same number of tokens, round by round of seeds.
+
+A round climbs all steps with one seed, so that the table is complete after each; whatever is climbed is kept in the ladder's
+folder, and a ladder that was interrupted goes on from there.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptloom.config.load import merge, parse
+from gptloom.config.run import DataConfig, LadderConfig, SampleConfig
+from gptloom.devices import derive
+from gptloom.errors import ConfigError, InputError
+from gptloom.studies.ladder.lessons import CURE, LECTURE_STEPS, WINDOW, Lesson, Plan, Rung, RungStore, choose_lessons, configure_lesson, fingerprint
+from gptloom.studies.ladder.ngram_counts import NGram
+from gptloom.studies.ladder.progress import Watch
+from gptloom.studies.trial import Material, Pace, affordable_tokens, open_material, rehearse, run_trial
+from gptloom.training.progress import duration
+from gptloom.training.run_dir import next_folder
+
+SEEDS = 2
+"""Trainings of each step where nothing else was asked for."""
+
+MOST_SEEDS = 5
+"""As many as left-over time is spent on."""
+
+LEAST_TOKENS = 20 * WINDOW
+"""A smaller budget than this is not planned, however short the time."""
+
+SAMPLE_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """A ladder that has been climbed.
+
+    Attributes:
+        folder: where everything lies.
+        text: the name of the text.
+        lessons: the steps in order.
+        rungs: by step, a result for each seed.
+        seeds: rounds.
+        tokens: training tokens of each step.
+        vocab_size: of the text's tokenizer.
+        texts: what was asked for, or what the ladder in the folder began with.
+        settings: the fields of `LadderConfig` that differ from their defaults.
+    """
+
+    folder: Path
+    text: str
+    lessons: list[Lesson]
+    rungs: dict[str, list[Rung]]
+    seeds: int
+    tokens: int
+    vocab_size: int
+    texts: list[str]
+    settings: dict[str, Any]
+
+
+def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watch: Watch) -> Climbed:
+    """Climb the ladder, or go on with one.
+
+    Args:
+        texts: as for `gptloom train`; none means shakespeare, or the text that the ladder in `run` began with.
+        given: the fields of `LadderConfig` that were asked for; where a ladder goes on, they must be what it began with.
+        run: the ladder's folder; by default a new one under runs/.
+        watch: shows the progress.
+
+    Raises:
+        ConfigError: a setting or a step does not exist, or differs from what the ladder began with.
+        InputError: the text cannot be read, or has changed since the ladder began.
+        DivergedError: a training's loss is no longer a number.
+    """
+    began = time.monotonic()
+    store = RungStore(run or next_folder("ladder"))
+    plan = store.read_plan()
+    config = parse(LadderConfig, merge(plan.settings if plan else {}, given), where="the command line")
+    if plan is not None:
+        _check_same(plan, texts, config, store.folder)
+    texts = list(texts) or (plan.texts if plan else ["shakespeare"])
+    lessons = choose_lessons([name for name in (config.only or "").split(",") if name])
+    material = open_material(texts, DataConfig(tokenizer=config.tokenizer))
+    for note in material.notes:
+        watch.say(f"note: {note}")
+    ladder = _Ladder(config, lessons, material, store, watch, began)
+    tokens = ladder.plan(texts, plan)
+    try:
+        rungs, seeds = ladder.climb(tokens)
+    except KeyboardInterrupt:
+        watch.say(f"interrupted; what has been climbed is kept: gptloom ladder --run {store.folder} goes on")
+        raise
+    finally:
+        watch.close()
+    settings = config.model_dump(exclude_defaults=True)
+    return Climbed(store.folder, material.name, lessons, rungs, seeds, tokens, material.tokenizer.vocab_size, texts, settings)
+
+
+def _check_same(plan: Plan, texts: Sequence[str], config: LadderConfig, folder: Path) -> None:
+    """A ladder goes on with the settings and the text that it began with."""
+    for key, new in config.model_dump().items():
+        if plan.settings.get(key) != new:
+            raise ConfigError(f"{key} was {plan.settings.get(key)} when the ladder began and cannot become {new}", where=str(folder), cure=CURE)
+    if texts and list(texts) != plan.texts:
+        raise ConfigError(f"the ladder began with {' '.join(plan.texts)}, not with {' '.join(texts)}", where=str(folder), cure=CURE)
+
+
+class _Ladder:
+    """The steps, the text and the folder of one ladder."""
+
+    def __init__(self, config: LadderConfig, lessons: list[Lesson], material: Material, store: RungStore, watch: Watch, began: float) -> None:
+        self.config, self.lessons, self.material, self.store, self.watch = config, lessons, material, store, watch
+        self.trained = [lesson for lesson in lessons if lesson.trains]
+        self.paces: dict[str, Pace] = {}
+        self.began, self.spent_before = began, store.spent()
+        self.seconds = None if config.minutes is None else 60.0 * config.minutes
+
+    def plan(self, texts: Sequence[str], plan: Plan | None) -> int:
+        """Measure, decide how many tokens each step gets, and write the plan; or check the plan that there is."""
+        if plan is not None and self._identity(plan.tokens) != plan.identity:
+            raise InputError("the text or the steps are not those that the ladder began with", where=str(self.store.folder), cure=CURE)
+        self.watch.say(f"ladder   {self.store.folder}: {len(self.lessons)} steps on {self.material.name}")
+        if plan is not None:
+            self.paces = plan.paces
+            tokens: int = plan.tokens
+        else:
+            self._rehearse()
+            tokens = self._budget()
+            self.store.write_plan(Plan(list(texts), self.config.model_dump(), tokens, self._identity(tokens), self.paces))
+        self.watch.say(f"budget   {tokens:,} training tokens a step; a round of all steps takes about {duration(self._round(tokens))}")
+        return tokens
+
+    def climb(self, tokens: int) -> tuple[dict[str, list[Rung]], int]:
+        """Round after round, as many as were asked for or as fit; returns the results by step, and the number of rounds."""
+        rungs: dict[str, list[Rung]] = {lesson.name: [] for lesson in self.lessons}
+        most = self.config.seeds or (SEEDS if self.seconds is None else MOST_SEEDS)
+        rounds = 0
+        if self.seconds is None:
+            self.watch.expect(most * self._round(tokens))
+        while rounds < most and (rounds == 0 or self._fits(rounds, tokens)):
+            if self.seconds is not None:
+                self.watch.expect(self._round(tokens))
+            for lesson in self.lessons:
+                if lesson.trains or not rungs[lesson.name]:
+                    rungs[lesson.name].append(self._rung(lesson, self.config.seed + rounds, tokens))
+            rounds += 1
+        return rungs, rounds
+
+    def _rung(self, lesson: Lesson, seed: int, tokens: int) -> Rung:
+        """One result: found in the folder, or made and put there."""
+        label = f"{lesson.name}, seed {seed}" if lesson.trains else lesson.name
+        rung = self.store.load(lesson.name, seed if lesson.trains else None)
+        weight = self.paces[lesson.name].seconds(tokens) if lesson.trains else 0.0
+        if rung is not None:
+            self.watch.expect(-weight)
+            return rung
+        self.watch.begin(label, weight)
+        rung = self._train(lesson, seed, tokens) if lesson.trains else self._count(lesson)
+        self.store.keep(rung)
+        self.watch.finish(f"{label:<26} validation loss {rung.val_loss:.4f}  {rung.parameters:>9,} parameters  {rung.seconds:6.1f} s")
+        return rung
+
+    def _train(self, lesson: Lesson, seed: int, tokens: int) -> Rung:
+        start = time.perf_counter()
+        trial, bundle = run_trial(self._configure(lesson, tokens, seed), self.material, callbacks=[self.watch])
+        sampling = SampleConfig(tokens=SAMPLE_TOKENS, temperature=1.0, seed=derive(seed, "sample"))
+        sample = bundle.write("\n", sampling, on_unknown="skip")[0].text
+        if seed == self.config.seed:
+            bundle.save(self.store.model_folder(lesson.name))
+        spent = time.perf_counter() - start
+        return Rung(lesson.name, seed, trial.parameters, trial.steps, trial.tokens, trial.seconds, spent, trial.val_loss, trial.val_bpb, sample)
+
+    def _count(self, lesson: Lesson) -> Rung:
+        start, parts, tokenizer = time.perf_counter(), self.material.parts, self.material.tokenizer
+        model = NGram(parts.train.ids, tokenizer.vocab_size, lesson.counts or 0)
+        seconds = time.perf_counter() - start
+        score = model.score(parts.val.ids, self.material.val_bytes)
+        prompt = tokenizer.encode("\n", "skip").tolist()[:1] or [0]
+        sample = tokenizer.decode(model.write(prompt, SAMPLE_TOKENS, derive(self.config.seed, "sample")))
+        spent = time.perf_counter() - start
+        return Rung(lesson.name, None, model.parameters, 0, len(parts.train), seconds, spent, score.loss, score.bpb, sample)
+
+    def _configure(self, lesson: Lesson, tokens: int, seed: int) -> Any:
+        return configure_lesson(lesson, tokens=tokens, seed=seed, device=self.config.device, vocab_size=self.material.tokenizer.vocab_size)
+
+    def _rehearse(self) -> None:
+        for lesson in self.trained[:1] + self.trained:  # the first twice: what PyTorch loads late would count as its own
+            self.paces[lesson.name] = rehearse(self._configure(lesson, WINDOW, self.config.seed), self.material)
+
+    def _identity(self, tokens: int) -> str:
+        """Changes when the text, the tokenizer or any setting of any step does."""
+        settings = [self._configure(lesson, tokens, self.config.seed).model_dump() for lesson in self.trained]
+        names = [lesson.name for lesson in self.lessons]
+        return fingerprint([self.material.text_sha256, self.material.tokenizer.fingerprint, tokens, names, settings])
+
+    def _budget(self) -> int:
+        """Tokens for each step: as asked for, or the lecture's, or as many as fit into the time with all seeds.
+
+        Without a number of seeds there are to be two: one would leave no spread to judge by.
+        """
+        most = WINDOW * (self.config.steps or LECTURE_STEPS)
+        if self.seconds is None or not self.trained:
+            return most
+        left = self.seconds - (time.monotonic() - self.began)
+        tokens = affordable_tokens(self.paces, left / (self.config.seeds or SEEDS), most, LEAST_TOKENS)
+        if tokens < most:
+            self.watch.say(f"note: the lecture's {most:,} tokens a step do not fit into the time; every step gets {tokens:,}")
+        return tokens
+
+    def _round(self, tokens: int) -> float:
+        """Expected seconds of one round."""
+        return sum((pace.seconds(tokens) for pace in self.paces.values()), 0.0)
+
+    def _fits(self, rounds: int, tokens: int) -> bool:
+        """Whether one more round fits into the time, by what the first one took."""
+        seed = self.config.seed
+        if self.seconds is None or all(self.store.load(lesson.name, seed + rounds) for lesson in self.trained):
+            return True
+        first = [rung for lesson in self.trained if (rung := self.store.load(lesson.name, seed)) is not None]
+        todo = [rung for rung in first if self.store.load(rung.name, seed + rounds) is None]
+        left = self.seconds - self.spent_before - (time.monotonic() - self.began)
+        return sum(rung.spent for rung in todo) <= left

@@ -1,0 +1,252 @@
+"""The ladder's report: one HTML file that needs nothing else, light or dark as the reader's screen is.
+
+What a ladder came to: a row for each step, and whether each step did what the lecture says.
+"""
+
+import base64
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from gptloom.config.base import field_names
+from gptloom.config.run import RunConfig
+from gptloom.studies.ladder.lessons import Lesson, Published, Rung, changes_of, find_lesson
+
+COMPARABLE = 0.05
+"""A published loss stands beside a measured one when their training tokens differ by at most this share."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A step's figures over all seeds.
+
+    Attributes:
+        lesson: the step.
+        parameters: trained numbers, or kept counts.
+        losses: validation losses, a seed each; one for a step that only counts.
+        val_loss: their mean, in nats per token.
+        val_loss_sd: their standard deviation; None for fewer than two.
+        seconds: of training, mean over seeds.
+        bought: how much lower than the base's the loss is, on average over seeds; None where the base was not climbed.
+        sample: a text drawn from the first seed's model.
+        tokens: trained on.
+    """
+
+    lesson: Lesson
+    parameters: int
+    losses: tuple[float, ...]
+    val_loss: float
+    val_loss_sd: float | None
+    seconds: float
+    bought: float | None
+    sample: str
+    tokens: int
+
+    @property
+    def published(self) -> Published | None:
+        """A published validation loss of this step after about as many training tokens, if there is one."""
+        for one in self.lesson.published:
+            if one.tokens is not None and abs(one.tokens - self.tokens) <= COMPARABLE * self.tokens * self.lesson.trains:
+                return one
+            if one.tokens == 0 and not self.lesson.trains:
+                return one
+        return None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a step made it worse.
+
+    Attributes:
+        step: its name.
+        difference: its loss minus its base's.
+        spread: the standard deviation of such a difference over seeds; 0 where there is only one seed.
+        worse: the difference is positive and larger than the spread.
+        explained: the step's text says why it may be worse.
+    """
+
+    step: str
+    difference: float
+    spread: float
+    worse: bool
+    explained: bool
+
+
+def summarise(lessons: Sequence[Lesson], rungs: Mapping[str, Sequence[Rung]]) -> list[Row]:
+    """A row for each step, from its rungs in the order of their seeds."""
+    rows = []
+    for lesson in lessons:
+        climbed = rungs[lesson.name]
+        losses = tuple(rung.val_loss for rung in climbed)
+        below = [rung.val_loss for rung in rungs.get(lesson.base or "", ())]
+        rows.append(
+            Row(
+                lesson=lesson,
+                parameters=climbed[0].parameters,
+                losses=losses,
+                val_loss=statistics.fmean(losses),
+                val_loss_sd=statistics.stdev(losses) if len(losses) > 1 else None,
+                seconds=statistics.fmean(rung.seconds for rung in climbed),
+                bought=statistics.fmean(below) - statistics.fmean(losses) if below else None,
+                sample=climbed[0].sample,
+                tokens=climbed[0].tokens,
+            )
+        )
+    return rows
+
+
+def monotone(rows: Sequence[Row]) -> list[Verdict]:
+    """For each step with a base: is it worse than that beyond the spread, and does its text say why?
+
+    The losses of one seed belong together, for the seed decides on the data; so the spread is that of the differences. Two or
+    three seeds tell little about one step's spread, so a step is held against its own or all steps' (pooled), whichever is
+    larger.
+    """
+    by_name = {row.lesson.name: row for row in rows}
+    differences = {row.lesson.name: _differences(row, by_name[row.lesson.base]) for row in rows if row.lesson.base in by_name}
+    spreads = {name: statistics.stdev(some) if len(some) > 1 else 0.0 for name, some in differences.items()}
+    known = [spreads[name] ** 2 for name, some in differences.items() if len(some) > 1]
+    pooled = statistics.fmean(known) ** 0.5 if known else 0.0
+    verdicts = []
+    for name, some in differences.items():
+        difference = statistics.fmean(some)
+        spread = max(spreads[name], pooled) if by_name[name].lesson.trains else 0.0
+        verdicts.append(Verdict(name, difference, spread, difference > spread, bool(by_name[name].lesson.worse_is_expected)))
+    return verdicts
+
+
+def table(rows: Sequence[Row], width: int) -> list[str]:
+    """The rows as lines of at most about `width` characters, the sample cut to what is left."""
+    lines = [f"{'step':<14} {'parameters':>10} {'val loss':>8} {'sd':>7} {'bought':>8} {'seconds':>8}  sample"]
+    for row in rows:
+        spread = "" if row.val_loss_sd is None else f"{row.val_loss_sd:.4f}"
+        bought = "" if row.bought is None else f"{row.bought:+.4f}"
+        line = f"{row.lesson.name:<14} {row.parameters:>10,} {row.val_loss:>8.4f} {spread:>7} {bought:>8} {row.seconds:>8.1f}  "
+        lines.append(line + one_line(row.sample)[: max(20, width - len(line))])
+    return lines
+
+
+def one_line(text: str) -> str:
+    """A text on one line, its line ends to be seen."""
+    return "".join(character if character.isprintable() else "·" for character in text.strip("\n").replace("\n", "↵"))
+
+
+def _differences(row: Row, base: Row) -> list[float]:
+    """The losses minus the base's, seed by seed; one loss that was only counted stands for all seeds."""
+    count = max(len(row.losses), len(base.losses))
+    above, below = (losses * count if len(losses) == 1 else losses for losses in (row.losses, base.losses))
+    return [one - other for one, other in zip(above, below, strict=True)]
+
+
+STYLE = """
+:root { color-scheme: light dark; --back: #ffffff; --ink: #1a1a1a; --soft: #5c5c5c; --line: #d9d9d9; --card: #f6f7f9; --good: #00588a; --bad: #a34700; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #16181c; --ink: #ececec; --soft: #a8a8a8; --line: #3a3d44; --card: #1e2127; --good: #7cc4ee; --bad: #f0a35e; }
+}
+body { background: var(--back); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.15rem; margin: 0 0 .3rem; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; }
+th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; }
+td.text { font-family: ui-monospace, monospace; color: var(--soft); overflow-wrap: anywhere; }
+.wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; margin: 1rem 0; }
+section p { margin: .35rem 0; } .soft { color: var(--soft); } .better { color: var(--good); } .worse { color: var(--bad); }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; margin: .5rem 0 0; } code { font-family: ui-monospace, monospace; }
+a { color: var(--good); }
+"""
+
+
+def write_report(path: Path, rows: Sequence[Row], story: Sequence[Verdict], pictures: Mapping[str, Path], *, text: str, seeds: int, tokens: int) -> None:
+    """Write the report.
+
+    Args:
+        path: the HTML file.
+        rows: the steps.
+        story: their verdicts.
+        pictures: the PNG files for light and dark pages, which are put into the page.
+        text: the name of the text.
+        seeds: trainings of each step.
+        tokens: training tokens of each.
+    """
+    verdicts = {verdict.step: verdict for verdict in story}
+    times = "once" if seeds == 1 else f"{seeds} times, each with another seed"
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>The ladder on {escape(text)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>The ladder on {escape(text)}</h1>",
+        f"<p>Every step was trained {times}, on {tokens:,} tokens. Losses are nats per token on the whole validation split after the last step, with their "
+        "standard deviation over seeds; <em>bought</em> is how much lower that is than what the step started from. Counted baselines read the whole training "
+        "text, and their contexts reach back over the windows that the trained models are evaluated on.</p>",
+        _picture(pictures),
+        f'<div class="wide">{_table(rows)}</div>',
+        *(_section(row, verdicts.get(row.lesson.name)) for row in rows),
+        "</body></html>",
+    ]
+    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def describe_changes(lesson: Lesson) -> list[str]:
+    """The settings that a step changes, each with what it was, such as `model.n_head: 1 -> 4`."""
+    below = {} if lesson.base is None else changes_of(find_lesson(lesson.base))
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in field_names(RunConfig).items()}
+    lines = []
+    for group, fields in lesson.changes.items():
+        for name, new in fields.items():
+            old = below.get(group, {}).get(name, defaults.get(f"{group}.{name}"))
+            lines.append(f"{group}.{name}: {new}" if not below else f"{group}.{name}: {old} -> {new}")
+    return lines
+
+
+def describe_verdict(row: Row, verdict: Verdict | None) -> str:
+    """In words: what the step bought, and whether that is more than noise."""
+    if verdict is None:
+        return ""
+    base, amount = row.lesson.base, abs(verdict.difference)
+    if row.lesson.trains and len(row.losses) == 1:
+        return f"{amount:.4f} {'worse' if verdict.difference > 0 else 'better'} than {base}; with one seed there is no telling this from noise."
+    if amount <= verdict.spread:
+        return f"Within noise of {base}: {amount:.4f} {'worse' if verdict.difference > 0 else 'better'}, where seeds differ by {verdict.spread:.4f}."
+    return f"{amount:.4f} {'worse' if verdict.difference > 0 else 'better'} than {base}."
+
+
+def _picture(pictures: Mapping[str, Path]) -> str:
+    data = {name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{data["dark"]}">' if "dark" in data else ""
+    return f'<picture>{dark}<img src="{data["light"]}" alt="Validation loss of each step; the figures are in the table below."></picture>'
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [
+        "<table><thead><tr><th>step</th><th>parameters</th><th>validation loss</th><th>bought</th><th>published</th><th>seconds</th>"
+        '<th class="text">a line of its text</th></tr></thead><tbody>'
+    ]
+    for row in rows:
+        name = row.lesson.name
+        spread = "" if row.val_loss_sd is None else f" ± {row.val_loss_sd:.4f}"
+        bought = "" if row.bought is None else f'<span class="{"better" if row.bought >= 0 else "worse"}">{row.bought:+.4f}</span>'
+        published = "" if row.published is None else f"{row.published.value:.4f}"
+        lines.append(
+            f'<tr><td><a href="#{name}">{name}</a></td><td>{row.parameters:,}</td><td>{row.val_loss:.4f}{spread}</td><td>{bought}</td>'
+            f'<td>{published}</td><td>{row.seconds:.1f}</td><td class="text">{escape(one_line(row.sample)[:60])}</td></tr>'
+        )
+    return "".join([*lines, "</tbody></table>"])
+
+
+def _section(row: Row, verdict: Verdict | None) -> str:
+    lesson = row.lesson
+    came = f' <span class="soft">from {lesson.base}</span>' if lesson.base else ""
+    lines = [f'<section id="{lesson.name}"><h2>{lesson.name}: {escape(lesson.title)}{came}</h2>']
+    lines += [f"<p>{escape(' '.join(part.split()))}</p>" for part in (lesson.idea, lesson.why)]
+    if changes := describe_changes(lesson):
+        lines.append(f'<p class="soft">Changes: {", ".join(f"<code>{escape(change)}</code>" for change in changes)}</p>')
+    if verdict is not None:
+        worse = verdict.difference > verdict.spread
+        lines.append(f'<p class="{"worse" if worse else "better"}">{escape(describe_verdict(row, verdict))}</p>')
+        if lesson.worse_is_expected and verdict.difference > 0:
+            lines.append(f"<p>{escape(' '.join(lesson.worse_is_expected.split()))}</p>")
+    lines += [f'<p class="soft">Published: {one.value} ({escape(one.what)}; {escape(one.source)})</p>' for one in lesson.published]
+    return "".join([*lines, f"<pre>{escape(row.sample.strip(chr(10)))}</pre></section>"])

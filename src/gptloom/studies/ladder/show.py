@@ -1,0 +1,219 @@
+"""`gptloom ladder show encoder` and its siblings: the one line in which decoder, encoder and encoder-decoder differ.
+
+`gptloom ladder show STEP`: the idea, the changed settings, the shape of every tensor on the way, and the plain code.
+"""
+
+import inspect
+import math
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptloom.config.model import ModelConfig
+from gptloom.model.base import LanguageModel
+from gptloom.model.build import build_model
+from gptloom.model.cache import Context, Trace
+from gptloom.reference import PLAIN, lecture
+from gptloom.studies.ladder.lessons import LECTURE_STEPS, WINDOW, Lesson, configure_lesson
+from gptloom.studies.ladder.report import describe_changes
+
+ABOUT: dict[str, dict[str, str]] = {
+    "decoder": {
+        "title": "who may look at whom: a decoder",
+        "idea": "Every position sees itself and what came before it, so every position can be trained to guess what comes next, "
+        "and a trained model can go on writing. All steps of the ladder are decoders.",
+        "why": "The mask is one line; leave it out and the same code is an encoder. Try it: gptloom train shakespeare",
+    },
+    "encoder": {
+        "title": "who may look at whom: an encoder",
+        "idea": "Every position sees all others. Guessing the next token would be copying, so some tokens are hidden and the model is "
+        "trained to fill them in (Devlin et al. 2019).",
+        "why": "It knows both sides of a gap, which a decoder never does, but it cannot write on. Try it: "
+        'gptloom train shakespeare --recipe encoder, then gptloom sample RUN --prompt "To be, or n[MASK]t to be"',
+    },
+    "encoder-decoder": {
+        "title": "who may look at whom: an encoder-decoder",
+        "idea": "An encoder reads a source whole; a decoder writes the target and, between looking at itself and thinking, asks the "
+        "source: queries come from what is written, keys and values from what was read (Vaswani et al. 2017).",
+        "why": "It is the first Transformer, made for translation. Try it: gptloom train numbers:en-fr, then "
+        'gptloom inspect RUN --prompt "ninety-seven" to see which letters of the source each letter of the translation looked at',
+    },
+}
+_CODE = {
+    "decoder": (lecture.Attention, lecture.decoder_step),
+    "encoder": (lecture.Attention, lecture.encoder_step),
+    "encoder-decoder": (lecture.Attention, lecture.decoder_step, lecture.encoder_decoder_step),
+}
+
+
+def show_architecture(name: str) -> dict[str, Any]:
+    """What there is to say about an architecture, in the form of `show.show_lesson`."""
+    code = "\n\n".join(inspect.getsource(part) for part in _CODE[name])
+    empty: dict[str, Any] = {"base": None, "worse_is_expected": None, "changes": [], "published": [], "exercise": None, "parameters": None, "shapes": []}
+    return {"name": name, **ABOUT[name], **empty, "code": code}
+
+
+Shape = tuple[str, str, tuple[int, ...]]
+"""What a tensor is, its axes as letters (B T C), and their sizes."""
+
+OUTPUTS = {
+    r"token_table": ("token vectors", "B T C"),
+    r"position_table": ("position vectors", "T C"),
+    r"dropout": ("the stream before the first block", "B T C"),
+    r".*\.norm1": ("normalised (attention)", "B T C"),
+    r".*\.qkv": ("queries, keys and values in one", "B T (H+2G)D"),
+    r".*\.query_norm": ("queries", "B H T D"),
+    r".*\.key_norm": ("keys", "B G T D"),
+    r".*\.mixer\.out": ("gathered, projected", "B T C"),
+    r".*\.norm2": ("normalised (MLP)", "B T C"),
+    r".*\.mlp\.up": ("widened", "B T F"),
+    r".*\.mlp\.down": ("narrowed again", "B T C"),
+    r"blocks\.\d+": ("the stream after the block", "B T C"),
+    r"layers": ("the last layer's memory after each token", "B T C"),
+    r"final_norm": ("normalised for the head", "B T C"),
+    r"head": ("logits", "B T V"),
+}
+"""What the modules of a decoder return, by the pattern of their names."""
+
+
+def show_lesson(lesson: Lesson) -> dict[str, Any]:
+    """All that there is to say about a step without training it, ready for JSON.
+
+    Sizes are those of the alphabet of tiny Shakespeare, 65 characters.
+    """
+    found: dict[str, Any] = {
+        "name": lesson.name,
+        "title": lesson.title,
+        "base": lesson.base,
+        "idea": " ".join(lesson.idea.split()),
+        "why": " ".join(lesson.why.split()),
+        "worse_is_expected": " ".join(lesson.worse_is_expected.split()) or None,
+        "changes": describe_changes(lesson),
+        "published": [f"{one.value} ({one.what}; {one.source})" for one in lesson.published],
+        "exercise": None if lesson.exercise is None else " ".join(lesson.exercise.task.split()) + f" [{', '.join(lesson.exercise.classes)}]",
+        "parameters": None,
+        "shapes": [],
+        "code": plain_code(lesson),
+    }
+    if lesson.trains:
+        config = configure_lesson(lesson, tokens=WINDOW * LECTURE_STEPS)
+        model = build_model(config.model)
+        found["parameters"] = model.parameter_count()
+        found["shapes"] = [{"tensor": what, "axes": axes, "shape": list(sizes)} for what, axes, sizes in shapes(model, config.train.batch_size)]
+    return found
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """The same as a person reads it."""
+    lines = [f"{found['name']}: {found['title']}" + (f" (from {found['base']})" if found["base"] else ""), ""]
+    for part in ("idea", "why"):
+        lines += [*textwrap.wrap(found[part], 110), ""]
+    if found["worse_is_expected"]:
+        lines += [*textwrap.wrap("It may be worse: " + found["worse_is_expected"], 110), ""]
+    lines += [f"changes     {change}" for change in found["changes"]]
+    if found["parameters"] is not None:
+        lines.append(f"parameters  {found['parameters']:,} with an alphabet of 65 characters")
+    lines += [f"published   {one}" for one in found["published"]]
+    if found["shapes"]:
+        width = max(len(row["tensor"]) for row in found["shapes"])
+        lines += ["", "tensors on the way (B sequences, T tokens, C width, V vocabulary, H heads, G key-value heads, D head width, F MLP width)"]
+        lines += [f"  {row['tensor']:<{width}}  ({', '.join(row['axes'].split())})  {' x '.join(map(str, row['shape']))}" for row in found["shapes"]]
+    if found["exercise"]:
+        lines += ["", *textwrap.wrap("exercise: " + found["exercise"], 110)]
+    return [*lines, "", *(found["code"] or "").rstrip("\n").splitlines()]
+
+
+@torch.no_grad()
+def shapes(model: LanguageModel, batch: int) -> list[Shape]:
+    """The shape of every tensor on the way from ids to logits, in the order in which they arise; blocks alike are told once."""
+    rows: list[Shape] = [("token ids", "B T", (batch, model.config.block_size))]
+    context = Context(trace=Trace())
+    handles = [module.register_forward_hook(_note(rows, name, model.config)) for name, module in model.named_modules() if name]
+    handles += [module.register_forward_pre_hook(_before(rows, name, model.config, context)) for name, module in model.named_modules() if name]
+    try:
+        ids = torch.zeros(batch, model.config.block_size, dtype=torch.int64)
+        model.eval().unembed(model.hidden(ids, context))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows
+
+
+def plain_code(lesson: Lesson) -> str | None:
+    """The step's plain code, as it stands in `gptloom.reference`; None where there is none."""
+    return "\n\n".join(inspect.getsource(part) for part in PLAIN.get(lesson.name, ())) or None
+
+
+def sizes_of(config: ModelConfig, batch: int) -> dict[str, int]:
+    """What the letters stand for."""
+    joined = (config.n_head + 2 * config.kv_heads) * config.width_per_head
+    return {
+        "B": batch,
+        "T": config.block_size,
+        "C": config.stream_width,
+        "V": config.vocab_size,
+        "H": config.n_head,
+        "G": config.kv_heads,
+        "D": config.width_per_head,
+        "F": config.hidden_width,
+        "2F": 2 * config.hidden_width,
+        "HD": config.n_head * config.width_per_head,
+        "(H+2G)D": joined,
+        "1": 1,
+    }
+
+
+def _note(rows: list[Shape], name: str, config: ModelConfig) -> Callable[[nn.Module, Any, Any], None]:
+    """A hook that notes what a module returned."""
+
+    def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+        described = next((about for pattern, about in OUTPUTS.items() if re.fullmatch(pattern, name)), None)
+        absent = isinstance(module, nn.Identity) and not name.endswith(("query_norm", "key_norm"))
+        output = output[0] if isinstance(output, tuple) else output  # recurrent layers return their state, too
+        if described is None or absent or _repeats(name):
+            return
+        what, axes = described
+        if name == "token_table" and config.head == "none":
+            what, axes = "logits: rows of the table", "B T V"
+        if name.endswith("mlp.up") and config.mlp == "swiglu":
+            what, axes = "widened: gate and value", "B T 2F"
+        if name == "dropout" and (config.head == "none" or not config.n_layer or config.is_recurrent):
+            return
+        if re.fullmatch(r"blocks\.\d+", name) and config.n_layer > 1:
+            what += f" (and after each of the {config.n_layer})"
+        rows.append((what, axes, tuple(output.shape)))
+
+    return hook
+
+
+def _before(rows: list[Shape], name: str, config: ModelConfig, context: Context) -> Callable[[nn.Module, Any], None]:
+    """A hook that notes what a module is given, where no module returned it."""
+
+    def hook(_module: nn.Module, inputs: Any) -> None:
+        if _repeats(name):
+            return
+        if name.endswith("mixer.out") and context.trace is not None:
+            mean = config.mixer == "mean"
+            rows.append(
+                ("equal weights of the mean" if mean else "attention weights", "B 1 T T" if mean else "B H T T", tuple(context.trace.attention[-1].shape))
+            )
+            rows.append(("the means" if mean else "gathered by the heads, side by side", "B T C" if mean else "B T HD", tuple(inputs[0].shape)))
+        elif name.endswith("mlp.down"):
+            rows.append(("activated", "B T F", tuple(inputs[0].shape)))
+
+    return hook
+
+
+def _repeats(name: str) -> bool:
+    """Whether a module lies in a block after the first, which are all alike."""
+    found = re.match(r"blocks\.(\d+)", name)
+    return found is not None and int(found[1]) > 0
+
+
+def product(axes: str, sizes: dict[str, int]) -> int:
+    """How many numbers a tensor with these axes holds."""
+    return math.prod(sizes[axis] for axis in axes.split())

@@ -1,0 +1,207 @@
+"""The lecture's random numbers: every draw comes from torch's global CPU generator, in one fixed order.
+
+Everywhere else in gptloom a batch is a function of (seed, step). The published tables were measured differently: weights, training
+batches and evaluation batches share one generator, so a run can only meet them if it draws the same things in the same order. The
+order was checked against the tables (shared/lecture/PROTOCOL.md); the layers that the draws end up in are the production model's.
+
+A training as the documents ran theirs: the production model, objective and optimizer, with the lecture's sampler.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gptloom.data.batches import Batch
+from gptloom.data.splits import Split
+from gptloom.errors import DivergedError
+from gptloom.fast.train import TrainingPass
+from gptloom.generate.evaluate import evaluate
+from gptloom.model.attention import Attention
+from gptloom.model.loss import Objective
+from gptloom.model.transformer import Decoder
+from gptloom.studies.reproduce.published import PublishedRun
+from gptloom.training.gradients import shorten
+from gptloom.training.optim.adamw import make_optimizer
+
+Part = Literal["train", "val"]
+PARTS: tuple[Part, Part] = ("train", "val")
+
+
+class LectureSampler:
+    """Windows that start anywhere, drawn with replacement.
+
+    Args:
+        parts: the ids that train and those that validate.
+        block_size: tokens in a window.
+        batch_size: windows in a batch.
+        device: where batches are put; the draws are the CPU's, whatever the device.
+    """
+
+    def __init__(self, parts: Split, block_size: int, batch_size: int, device: torch.device | None = None) -> None:
+        """Copy the ids from the memory map, once."""
+        self.block_size, self.batch_size = block_size, batch_size
+        self.ids = {part: torch.from_numpy(tokens.ids.astype("int64")).to(device) for part, tokens in zip(PARTS, (parts.train, parts.val), strict=True)}
+        self._columns = torch.arange(block_size + 1, device=device)
+
+    def starts(self, part: Part) -> Int[Tensor, " b"]:
+        """Where the windows of the next batch begin: one draw from the global generator."""
+        return torch.randint(len(self.ids[part]) - self.block_size, (self.batch_size,))
+
+    def batch(self, part: Part = "train") -> Batch:
+        """The next batch."""
+        return self._read(part, self.starts(part))
+
+    def evaluation(self, batches: int, rows: int) -> dict[Part, Iterator[Batch]]:
+        """What one evaluation reads: `batches` batches of each split, drawn now, one after the other, train before val.
+
+        Args:
+            batches: of each split.
+            rows: windows at a time to hand them out by, however many a batch has: as all batches are equally large, the mean over
+                batches is the mean over windows, and large passes are faster.
+        """
+        drawn = {part: torch.cat([self.starts(part) for _ in range(batches)]) for part in PARTS}
+        return {part: self._hand_out(part, drawn[part], rows) for part in PARTS}
+
+    def _hand_out(self, part: Part, starts: Int[Tensor, " n"], rows: int) -> Iterator[Batch]:
+        for first in range(0, len(starts), rows):
+            yield self._read(part, starts[first : first + rows])
+
+    def _read(self, part: Part, starts: Int[Tensor, " b"]) -> Batch:
+        windows = self.ids[part][starts.to(self._columns.device)[:, None] + self._columns]
+        return Batch(windows[:, :-1], windows[:, 1:])
+
+
+def draw_lecture_weights(model: Decoder) -> None:
+    """Draw a model's weights as the lecture's modules would draw theirs, with PyTorch's default initialisers.
+
+    The order: token table, position table; in each block the heads one after the other (`draw_heads`), the projection behind them
+    and the MLP's two layers; at last the output layer. Norms draw nothing. The layers are made anew, and only their numbers are
+    kept, because a constructor is what draws.
+
+    Args:
+        model: attention without biases and with as many key heads as query heads, like all of the lecture's.
+    """
+    _draw_layer(model.token_table)
+    _draw_layer(model.position_table)
+    for block in model.blocks:
+        if isinstance(attention := block.mixer, Attention):
+            draw_heads(attention)
+            _draw_layer(attention.out)
+        if isinstance(block.mlp, nn.Module):
+            _draw_layer(block.mlp.up)
+            _draw_layer(block.mlp.down)
+    _draw_layer(model.head)
+
+
+def draw_heads(attention: Attention) -> None:
+    """Draw key, query and value of each head as three layers of their own, and put them into the one matrix of all heads.
+
+    That matrix holds the queries of all heads, then the keys, then the values.
+    """
+    heads, width, fused = attention.n_head, attention.width, attention.qkv
+    if attention.n_kv_head != heads or "bias" in fused.state_dict():
+        raise ValueError("the lecture's heads have no biases, and share no keys and values")
+    rows = fused.weight.detach().view(3, heads, width, fused.in_features)
+    queries, keys, values = 0, 1, 2
+    for head in range(heads):
+        for kind in (keys, queries, values):
+            rows[kind, head] = _linear_weight(fused.in_features, width)
+
+
+def _linear_weight(inputs: int, outputs: int) -> Float[Tensor, "outputs inputs"]:
+    return nn.Linear(inputs, outputs, bias=False).weight.detach()
+
+
+def _draw_layer(layer: object) -> None:
+    """Draw one layer as its constructor would; what is no table and no linear layer (an absent projection) draws nothing."""
+    drawn: nn.Embedding | nn.Linear
+    if isinstance(layer, nn.Embedding):
+        drawn = nn.Embedding(layer.num_embeddings, layer.embedding_dim)
+    elif isinstance(layer, nn.Linear):
+        drawn = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    else:
+        return
+    layer.load_state_dict(drawn.state_dict())
+
+
+EVAL_TOKENS = 4096
+"""Tokens in one forward pass of an evaluation: enough to hide the cost of a call, and few enough for a CPU's cache."""
+
+
+class LectureRun:
+    """Weights first, then training and evaluation batches in the order in which they are asked for, all from one generator.
+
+    `Trainer` cannot serve here: its batches are a function of (seed, step), and its evaluations draw nothing, so that resuming is
+    exact and evaluating changes no training loss. In the documents' runs each evaluation moves the batches after it.
+
+    Args:
+        run: whose settings.
+        parts: the text's ids.
+        device: where the model is; data are drawn on the CPU anyway.
+    """
+
+    def __init__(self, run: PublishedRun, parts: Split, device: torch.device) -> None:
+        """Seed torch's global generator, and draw the weights."""
+        config, self.device = run.config, device
+        torch.manual_seed(config.seed)
+        self.model = Decoder(config.model)
+        if run.lecture_weights:  # from the beginning again: the constructor has drawn as well, in an order of its own
+            torch.manual_seed(config.seed)
+            draw_lecture_weights(self.model)
+        self.model.to(device).train()
+        self.sampler = LectureSampler(parts, config.model.block_size, config.train.batch_size, device)
+        self.objective = Objective(self.model)
+        self.optimizer = make_optimizer(self.model, config.train)
+        self.passes = TrainingPass(self.objective, self.optimizer.zero_grad)
+        self.eval_iters, self.clip = run.eval_iters, config.train.grad_clip
+
+    def evaluate(self) -> tuple[float, float]:
+        """Train and validation loss, nats per character, each the mean over `eval_iters` batches drawn now."""
+        rows = max(1, EVAL_TOKENS // self.sampler.block_size)
+        scores = [evaluate(self.objective, batches, device=self.device) for batches in self.sampler.evaluation(self.eval_iters, rows).values()]
+        return scores[0].loss, scores[1].loss
+
+    def step(self) -> Tensor:
+        """Draw a batch and take one optimizer step; the loss before it, nats per character (a scalar, on the device)."""
+        batch = self.sampler.batch()
+        targets = batch[-1].numel()
+        loss = self.passes(batch, 1.0 / targets) / targets
+        if self.clip:
+            gradients = self.optimizer.gradients()
+            shorten(gradients, self.clip, float(nn.utils.get_total_norm(gradients)))
+        self.optimizer.step()
+        return loss
+
+    def advance(self, steps: int) -> None:
+        """Take so many steps.
+
+        Raises:
+            DivergedError: the last loss is not a number.
+        """
+        loss = torch.zeros(())
+        for _ in range(steps):
+            loss = self.step()
+        if not torch.isfinite(loss):
+            raise DivergedError("the loss is no longer a number", where="ladder --reproduce", cure="this is a fault of gptloom or of this machine's torch")
+
+
+def expected_seconds(run: PublishedRun, parts: Split, device: torch.device, steps: int | None = None) -> float:
+    """About how long a run up to step `steps` would take here, from small steps (at most 512 tokens each) of the same model."""
+    train = run.config.train
+    rows = max(1, min(train.batch_size, 512 // run.config.model.block_size))
+    small = replace(run, config=run.config.model_copy(update={"train": train.model_copy(update={"batch_size": rows})}))
+    rehearsal = LectureRun(small, parts, device)
+    seconds: list[float] = []
+    while sum(seconds[1:]) < 0.2:  # the first step is always slower
+        start = time.perf_counter()
+        float(rehearsal.step())
+        seconds.append(time.perf_counter() - start)
+    step = min(seconds[1:]) * train.batch_size / rows
+    due = run.due(steps)
+    # Without a backward pass, an evaluation's batch costs about a third of a step.
+    return due[-1] * step + len(due) * 2 * run.eval_iters * step / 3

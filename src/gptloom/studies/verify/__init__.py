@@ -1,0 +1,158 @@
+"""All checks: what each is called, what its failure means, which models it is for, and the verdict."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gptloom.devices import SMALL_MODEL, is_out_of_memory, threads
+from gptloom.errors import ConfigError, GptloomError, MachineError, nearest
+from gptloom.fast.whole_block import make_plan
+from gptloom.studies.verify import forward, measurement, precision, runs, training
+from gptloom.studies.verify.subject import Subject
+from gptloom.studies.verify.tolerance import Impossible, Outcome
+
+FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, GptloomError)
+"""What a broken part may end in: then its check has failed, and says with what."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim.
+
+    Attributes:
+        name: a word for the command line.
+        claim: what is compared, in a few words.
+        meaning: what it means if it fails.
+        run: measures it.
+        applies: whether it says anything about this model.
+    """
+
+    name: str
+    claim: str
+    meaning: str
+    run: Callable[[Subject], Outcome | Impossible]
+    applies: Callable[[Subject], bool] = lambda _subject: True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a check.
+
+    Attributes:
+        name: of the check.
+        claim: of the check.
+        passed: None where the check is not possible here.
+        deviation: how far the two sides lie apart; None where that is no number.
+        tolerance: how far they may.
+        meaning: of a failure.
+        note: where the deviation lies, or why there is none.
+        seconds: that it took.
+    """
+
+    name: str
+    claim: str
+    passed: bool | None
+    deviation: float | None
+    tolerance: float | None
+    meaning: str
+    note: str
+    seconds: float
+
+
+def _attends(subject: Subject) -> bool:
+    return subject.model.mixer == "attention" and not subject.model.is_recurrent and subject.model.n_layer > 0
+
+
+def _is_by_hand(subject: Subject) -> bool:
+    return not subject.model.is_recurrent and subject.model.architecture != "encoder-decoder" and make_plan(subject.model) is not None
+
+
+def _writes(subject: Subject) -> bool:
+    return subject.causal and (subject.model.is_recurrent or subject.model.n_layer > 0)
+
+
+def _reads_text(subject: Subject) -> bool:
+    return subject.model.architecture not in ("encoder", "encoder-decoder")
+
+
+CHECKS = (
+    Check("formula", "fast model = the papers' formulas", "the model is not the one that the settings name", forward.formula),
+    Check("fused", "fused attention = explicit attention", "attention maps do not show what the model does", forward.fused, _attends),
+    Check("cached", "cached generation = uncached", "texts depend on how they are computed", forward.cached, _writes),
+    Check("by-hand", "hand-written passes = autograd's", "what is learned on a CPU is not what the model computes", forward.by_hand, _is_by_hand),
+    Check("compiled", "compiled = eager", "compiled runs train another model", forward.compiled),
+    Check("precision", "float32 = float64, logits and a step", "rounding changes what is learned", precision.precision),
+    Check("accelerator", "accelerator = CPU, logits and a step", "the accelerator computes wrongly", precision.accelerator),
+    Check("gradients", "gradients = finite differences", "some weights learn from wrong gradients", precision.slopes),
+    Check(
+        "future", "no place sees what comes after it", "losses are too good to be true, and texts worse than they promise", forward.future, lambda s: s.causal
+    ),
+    Check("both-sides", "every place sees all others", "the encoder fills in from one side only", forward.both_sides, lambda s: not s.causal),
+    Check("micro-batches", "k micro-batches = one batch", "what is learned depends on the memory of the machine", training.micro_batches),
+    Check("ranks", "two ranks = one", "several processes train another model than one", runs.two_ranks),
+    Check("fresh-gradients", "a step forgets the last one's gradients", "steps add up what should be forgotten", training.fresh_gradients),
+    Check("clipping", "clipping shortens the whole gradient", "clipping turns the gradient", training.clipping, lambda s: s.config.train.grad_clip > 0),
+    Check("learning-rate", "rates follow the schedule", "the run does not keep to its schedule", training.learning_rates),
+    Check("update", "trainer's steps = the optimizer as published", "the optimizer is not the one that the settings name", training.update),
+    Check("groups", "every weight is in one group, decays if it should", "norms and biases shrink, or matrices do not", training.groups),
+    Check("initial-loss", "first loss = ln(vocabulary)", "training begins from confident errors", measurement.first_loss, lambda s: s.model.init != "pytorch"),
+    Check("targets", "targets are what the text says", "something else is learned than the next token", measurement.targets),
+    Check("loss", "reported loss = mean of -ln p", "losses are not what they are called", measurement.loss),
+    Check("windows", "evaluation reads every target once", "the validation loss is of another text", measurement.windows),
+    Check("evaluation", "evaluation draws nothing and repeats itself", "validation losses are noisy and too high", measurement.evaluation),
+    Check("bits-per-byte", "bits per byte count the text's bytes", "models with other tokenizers cannot be compared", measurement.bits_per_byte, _reads_text),
+    Check("tokens", "tokens decode to the text", "the model reads another text than yours", measurement.tokens),
+    Check("saved", "saved = loaded, bit for bit", "a checkpoint is not the model that was trained", runs.saved),
+    Check("resume", "stopped and resumed = uninterrupted, bit for bit", "a resumed run is another run", runs.resumed),
+)
+
+
+def chosen(names: Sequence[str] | None) -> list[Check]:
+    """The checks of these names, in their own order; None means all.
+
+    Raises:
+        ConfigError: there is no such check.
+    """
+    known = {check.name: check for check in CHECKS}
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"there is no check {name!r}", where="--checks", cure=nearest(name, known) or f"choose from {', '.join(known)}")
+    return [check for check in CHECKS if names is None or check.name in names]
+
+
+def verify(subject: Subject, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
+    """Run the checks that apply, one after another.
+
+    Raises:
+        MachineError: the memory or the disk did not suffice.
+    """
+    with torch.random.fork_rng(), threads(1 if subject.bundle.model.parameter_count() < SMALL_MODEL else None):
+        for check in checks:
+            if check.applies(subject):
+                yield _run(check, subject)
+
+
+def passed(findings: Sequence[Finding]) -> bool:
+    """Whether no check has failed; one that was not possible has not."""
+    return all(finding.passed is not False for finding in findings)
+
+
+def _run(check: Check, subject: Subject) -> Finding:
+    start = time.perf_counter()
+    try:
+        outcome = check.run(subject)
+    except MachineError:
+        raise
+    except FAILURES as error:
+        if is_out_of_memory(error):
+            raise MachineError(f"the memory did not suffice for {check.name}", cure="verify on --device cpu, or a smaller model") from None
+        outcome = Outcome(math.nan, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
+    seconds = time.perf_counter() - start
+    if isinstance(outcome, Impossible):
+        return Finding(check.name, check.claim, None, None, None, check.meaning, outcome.reason, seconds)
+    deviation = outcome.deviation if math.isfinite(outcome.deviation) else None
+    note = "" if outcome.passed else outcome.note
+    return Finding(check.name, check.claim, outcome.passed, deviation, outcome.tolerance, check.meaning, note, seconds)

@@ -1,0 +1,208 @@
+"""Checks of what is measured: targets, windows, the loss, bits per byte, evaluation, the first loss, and tokens as text."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from gptloom.bundle import Bundle
+from gptloom.config.run import IGNORED
+from gptloom.data.splits import Tokens
+from gptloom.data.tokenizers import CharTokenizer
+from gptloom.devices import derive
+from gptloom.generate.evaluate import evaluate
+from gptloom.generate.task import evaluation_batches, reads_pairs
+from gptloom.model.build import build_model
+from gptloom.model.loss import Objective
+from gptloom.reference.formulas import Reference
+from gptloom.studies.verify.subject import Batch, Subject, first_tokens, logits, mean_loss
+from gptloom.studies.verify.tolerance import SAFETY, SINGLE, Outcome, stirrer, worst
+
+FIRST_SPREAD, DRAWN_SPREAD = 0.1, 0.02
+"""What gptloom promises of a fresh model: logits of at most this standard deviation behind a last norm, else matrices of this one."""
+
+DROPOUT = 0.2
+
+
+def targets(subject: Subject) -> Outcome:
+    """How many targets of some training batches are not what the text says: the next token, the hidden one, or the translation's."""
+    wrong = 0
+    for step in range(3):
+        batch = subject.batch(step)
+        if reads_pairs(subject.model):
+            known = _documents(subject.parts.train)
+            wrong += sum(pair not in known for pair in _pairs(batch, subject))
+            continue
+        known_rows = subject.parts.train.ids.astype(np.int64)
+        for inputs, wanted in zip(*(part.numpy() for part in batch), strict=True):
+            if subject.causal:
+                counted = wanted != IGNORED
+                text = np.append(inputs[:1], wanted[counted])
+                wrong += int((inputs[: counted.sum()] != text[:-1]).sum()) if len(text) > 1 else 0
+            else:
+                hidden = wanted != IGNORED
+                wrong += int((inputs[hidden] != subject.model.vocab_size).sum()) + int((inputs[~hidden] == subject.model.vocab_size).sum())
+                text = np.where(hidden, wanted, inputs)[inputs >= 0]
+            wrong += not _occurs(text, known_rows)
+    return Outcome(float(wrong), 0.0)
+
+
+def windows(subject: Subject) -> Outcome:
+    """How many targets of an evaluation are missing, or read more than once."""
+    tokens, found = subject.few, list[Any]()
+    for batch in evaluation_batches(subject.model, tokens, subject.bundle.tokenizer, 3):
+        if reads_pairs(subject.model):
+            found += _pairs(batch, subject)
+        elif subject.causal:
+            found += batch[1][batch[1] != IGNORED].tolist()
+        else:
+            inputs, wanted = batch
+            found += torch.where(wanted != IGNORED, wanted, inputs)[inputs >= 0].tolist()
+    if reads_pairs(subject.model):
+        gap = Counter(found)
+        gap.subtract(_documents(tokens))
+        return Outcome(float(sum(map(abs, gap.values()))), 0.0)
+    expected = tokens.ids.astype(np.int64)[1:] if subject.causal else tokens.ids.astype(np.int64)[:-1]
+    return Outcome(float(abs(len(found) - len(expected)) + sum(a != b for a, b in zip(found, expected.tolist(), strict=False))), 0.0)
+
+
+def loss(subject: Subject) -> Outcome:
+    """The objective on a batch with padding against -ln p by the formulas, targets that do not count left out."""
+    *inputs, wanted = subject.uneven()
+    scores = Reference(subject.model, subject.drawn).logits(*inputs)
+    logprobs = scores - torch.logsumexp(scores, -1, keepdim=True)
+    places = [(row, place) for row, place in (wanted != IGNORED).nonzero().tolist()]
+    expected = -sum(float(logprobs[row, place, wanted[row, place]]) for row, place in places) / len(places)
+    model = subject.placed(subject.drawn)
+    with torch.no_grad():
+        nats, count = Objective(model)(*(part.to(model.device) for part in (*inputs, wanted)))
+    # A loss moves at most twice as far as the logits do: its own, and the sum over all.
+    moved = Reference(subject.model, subject.drawn, stirrer(SAFETY * SINGLE, 0)).logits(*inputs)
+    tolerance = 2 * float((moved - scores).abs().max()) + SAFETY * SINGLE * abs(expected)
+    gaps = Outcome(abs(float(nats) / len(places) - expected), tolerance)
+    return worst([gaps, Outcome(float(abs(int(count) - len(places))), 0.0, f"{int(count)} targets counted, {len(places)} there")])
+
+
+def bits_per_byte(subject: Subject) -> Outcome:
+    """Bits per byte as reported against the bits of each token over the bytes of the text that they spell."""
+    tokenizer, ids = subject.bundle.tokenizer, _whole(subject)
+    text = tokenizer.decode(ids[1:])
+    bundle = Bundle(subject.placed(subject.drawn), tokenizer)
+    score = bundle.score_tokens(Tokens(ids, np.zeros(1, dtype=np.int64)))
+    nats, largest, block = 0.0, 0.0, subject.model.block_size
+    for start in range(0, len(ids) - 1, block):
+        window = torch.from_numpy(ids[start : start + block + 1].astype(np.int64))
+        scores = logits(bundle.model, window[None, :-1])[0].cpu().double()
+        nats -= float(scores.log_softmax(-1).gather(-1, window[1:, None]).sum())
+        largest = max(largest, float(scores.abs().max()))
+    expected = nats / math.log(2) / len(text.encode())
+    per_byte = (len(ids) - 1) / math.log(2) / len(text.encode())
+    # The sum of up to thousands of float32 losses is rounded too, relative to itself.
+    tolerance = 4 * subject.logit_tolerance * largest * per_byte + SAFETY * SINGLE * expected
+    # Where every character of the user's text is one byte, a count of characters would pass; here it does not.
+    wide = CharTokenizer("aé世🙂", ends=False)
+    miscounted = abs(wide.count_bytes(wide.encode("aé世🙂")) - len("aé世🙂".encode()))
+    return Outcome(abs((score.bpb or math.nan) - expected) + miscounted, tolerance, f"{score.bytes} bytes counted, {len(text.encode())} there")
+
+
+def evaluation(subject: Subject) -> Outcome:
+    """The loss of a model with dropout, in the midst of training, against that without; and the same again, which must be the same bits."""
+    update = {"dropout": max(DROPOUT, subject.model.dropout), "attn_dropout": None, "embd_dropout": None}
+    model = build_model(subject.model.model_copy(update=update))
+    model.load_state_dict(subject.drawn.state_dict())
+    objective = Objective(subject.placed(model), label_smoothing=0.1).train()
+    tokens = first_tokens(subject.few, max(256, subject.time), pairs=reads_pairs(subject.model))
+    batches = list(evaluation_batches(subject.model, tokens, subject.bundle.tokenizer, subject.rows))
+    first, second = (evaluate(objective, batches, device=subject.device) for _ in range(2))
+    plain, count, peak = 0.0, 0, 0.0
+    for batch in batches:
+        here = int((batch[-1] != IGNORED).sum())
+        with torch.no_grad():
+            plain += float(mean_loss(subject.placed(subject.drawn), batch)) * here if here else 0.0
+        count += here
+        peak = max(peak, float(logits(subject.placed(subject.drawn), *batch[:-1]).abs().max()))
+    left = sum(not module.training for module in objective.modules())
+    return worst(
+        [
+            Outcome(abs(first.nats - second.nats), 0.0, "two evaluations differ"),
+            Outcome(abs(first.nats / max(1, first.tokens) - plain / max(1, count)), 4 * subject.logit_tolerance * peak, "a loss without dropout"),
+            Outcome(float(left), 0.0, "parts that are not in training mode afterwards"),
+        ]
+    )
+
+
+def first_loss(subject: Subject) -> Outcome:
+    """The loss of a fresh model on targets drawn alike from the vocabulary, against ln(vocabulary)."""
+    c = subject.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(subject.seed, "verify", "fresh"))
+        model = build_model(c).eval()
+    *inputs, _ = subject.batch(rows=max(subject.rows, 1_000 // subject.time))
+    scores = logits(model, *inputs).double()
+    drawn = torch.randint(c.vocab_size, scores.shape[:2], generator=torch.Generator().manual_seed(subject.seed))
+    found = float(-scores.log_softmax(-1).gather(-1, drawn[..., None]).mean())
+    normed = c.norm != "none" and c.head != "none" and not c.is_recurrent and (c.norm_position == "pre" or c.head == "linear")
+    # Else the head reads numbers of about unit size, or twice that variance where positions are added.
+    spread = FIRST_SPREAD if normed else max(FIRST_SPREAD, DRAWN_SPREAD * math.sqrt(c.n_embd * (1 if c.is_recurrent else 2)))
+    # For normal logits of this spread, ln(mean of exp) is spread ** 2 / 2 above the mean; the drawn targets' own logits vary by
+    # spread / sqrt(number), and five standard deviations of that are once in two million seeds.
+    return Outcome(abs(found - math.log(c.vocab_size)), spread**2 + 5 * spread / math.sqrt(drawn.numel()))
+
+
+def tokens(subject: Subject) -> Outcome:
+    """Characters of the text that its tokens do not decode to, and of the decoded text that do not survive a second time."""
+    tokenizer = subject.bundle.tokenizer
+    text = tokenizer.decode(subject.parts.train.ids[: len(subject.raw) + 1] if subject.raw else subject.parts.train.ids[:20_000])
+    found = []
+    if subject.raw:
+        shorter = min(len(text), len(subject.raw)) - 4  # the last token may have been cut within a character
+        found.append(Outcome(_unlike(text[:shorter], subject.raw[:shorter]), 0.0, "the tokens against the text"))
+    again = tokenizer.decode(tokenizer.encode(text, "skip"))
+    found.append(Outcome(_unlike(again, text) if "\ufffd" not in text else 0.0, 0.0, "the decoded text, encoded and decoded"))
+    return worst(found)
+
+
+def _unlike(one: str, other: str) -> float:
+    return float(sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other)))
+
+
+def _whole(subject: Subject) -> np.ndarray:
+    """Tokens to evaluate on that begin and end with whole characters."""
+    tokenizer, ids = subject.bundle.tokenizer, np.array(subject.few.ids)
+
+    def broken(one: int) -> bool:
+        return "\ufffd" in tokenizer.decode([one]) or not tokenizer.decode([one])
+
+    first, last = 0, len(ids)
+    while first < last - 3 and broken(int(ids[first])):
+        first += 1
+    while last > first + 3 and broken(int(ids[last - 1])):
+        last -= 1
+    return ids[first:last]
+
+
+def _occurs(row: np.ndarray, text: np.ndarray) -> bool:
+    """Whether a row of ids stands somewhere in the text."""
+    starts = np.flatnonzero(text[: len(text) - len(row) + 1] == row[0])
+    for place in range(1, len(row)):
+        starts = starts[text[starts + place] == row[place]]
+    return bool(len(starts))
+
+
+def _documents(tokens: Tokens) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Every pair of a text: the ids of the source, and of the target with the end that follows it."""
+    bounds = [*tokens.document_starts.tolist(), len(tokens)]
+    sides = [tuple(tokens.ids[start:end].tolist()) for start, end in pairwise(bounds)]
+    return Counter((source[:-1], target) for source, target in zip(sides[0::2], sides[1::2], strict=True))
+
+
+def _pairs(batch: Batch, subject: Subject) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The pairs of a batch as `_documents` gives them; one whose inputs are not its targets, moved by one, is spoilt."""
+    for source, inputs, wanted in zip(*(part.tolist() for part in batch), strict=True):
+        target = [one for one in wanted if one != IGNORED]
+        moved = [subject.bundle.tokenizer.end_of_text, *target[:-1]] == inputs[: len(target)]
+        yield tuple(one for one in source if one >= 0), tuple(target) if moved else ()

@@ -1,0 +1,165 @@
+"""From a run, a bundle or a recipe to the subject of the checks."""
+
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gptloom.api import configure
+from gptloom.bundle import Bundle
+from gptloom.checkpoint.find import find_bundle
+from gptloom.checkpoint.state import read_checkpoint
+from gptloom.config.load import merge, parse
+from gptloom.config.run import DataConfig, RunConfig
+from gptloom.data.datasets import DATASETS
+from gptloom.data.pair_batches import pair_texts
+from gptloom.data.sources import open_corpus
+from gptloom.data.splits import Split, Tokens, prepare
+from gptloom.data.token_store import cache_folder
+from gptloom.data.tokenizers import Tokenizer, make_tokenizer
+from gptloom.devices import pick_device
+from gptloom.errors import GptloomError, InputError
+from gptloom.generate.task import cut, reads_pairs
+from gptloom.model.build import build_model
+from gptloom.studies.verify.subject import Subject
+from gptloom.training.resume import read_settings
+from gptloom.training.run_dir import find_parts
+
+TEXT = 100_000
+"""Characters of a text that are read where it is not a run's own."""
+
+EXCERPT = 6_000
+"""Characters of the text that the training for the resume check gets."""
+
+
+def open_run(path: Path, *, device: str, checkpoint: str, seed: int) -> Subject:
+    """A run folder, a checkpoint folder or a bundle.
+
+    Raises:
+        GptloomError: it is none of these, or damaged.
+    """
+    folder = find_bundle(path, checkpoint)
+    bundle = Bundle.read(folder, device=device)
+    run, notes = folder.parent.parent, []
+    parts, raw = None, ""
+    config = RunConfig(model=bundle.model.config, seed=seed)
+    if folder.parent.name == "checkpoints" and (run / "config.toml").exists():
+        config = read_settings(run, read_checkpoint(folder).config)
+        try:
+            parts = find_parts(run, config, bundle.tokenizer)
+            raw = _beginning(run, config)
+        except GptloomError as error:
+            notes.append(f"the run's text cannot be had ({error.line()}); a made-up one stands in")
+    else:
+        notes.append("a bundle names no text and no training settings; a made-up text and the default settings stand in")
+    if parts is None:
+        raw, parts = _made_up_for(bundle.tokenizer, config, seed)
+    return Subject(path.name or str(path), config, bundle, True, parts, raw, _excerpt(parts, bundle.tokenizer, config), seed, notes)
+
+
+def open_recipe(recipe: str | None, changes: Mapping[str, Any], *, seed: int) -> Subject:
+    """A fresh model of a recipe, on tiny Shakespeare where it has been downloaded before, else on a made-up text.
+
+    Args:
+        recipe: its name (default: as for `gptloom train`).
+        changes: settings over the recipe's, nested.
+        seed: of the model, and of whatever is drawn.
+
+    Raises:
+        GptloomError: there is no such recipe or device, or the recipe's tokenizer cannot be had.
+    """
+    config = configure(recipe, {}, merge(changes, {"seed": seed}), where="the command line")
+    known, notes = cache_folder(config.data) / "datasets" / "shakespeare.txt", []
+    pairs = reads_pairs(config.model)
+    if not pairs and known.is_file() and known.stat().st_size == DATASETS["shakespeare"].size:
+        text = known.read_text(encoding="utf-8")[:TEXT]
+    else:
+        text = made_up_pairs(seed) if pairs else made_up_text(seed)
+        notes.append("the text is made up" if pairs else "tiny Shakespeare has not been downloaded yet; the text is made up")
+    tokenizer, parts = _read(text, config, None)
+    config = parse(RunConfig, merge(config.model_dump(), {"model": {"vocab_size": tokenizer.vocab_size}}), where="the tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config.model).to(pick_device(config.device)).eval()
+    raw = text.replace("\t", "").replace("\n", "") if pairs else text
+    return Subject(config.recipe, config, Bundle(model, tokenizer), False, parts, raw, _excerpt(parts, tokenizer, config), seed, notes)
+
+
+def made_up_text(seed: int, words: int = 12_000) -> str:
+    """Lines of words that come again, some of them with letters of two and three bytes."""
+    draw = random.Random(seed)
+    known = ["".join(draw.choices("aeioubcdfghlmnprstéßλж€", k=draw.randint(2, 7))) for _ in range(400)]
+    return "".join(draw.choice(known) + draw.choice("     \n") for _ in range(words))
+
+
+def made_up_pairs(seed: int, count: int = 2_000) -> str:
+    """Lines of a word, a tab, and the word backwards."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choices("abcdefghé", k=draw.randint(2, 12))) for _ in range(count)]
+    return "".join(f"{word}\t{word[::-1]}\n" for word in words)
+
+
+def write_text(folder: Path, text: str, *, pairs: bool) -> Path:
+    """A text as the file that `open_corpus` expects."""
+    path = folder / ("pairs.tsv" if pairs else "text.txt")
+    path.write_bytes(text.encode())
+    return path
+
+
+def _read(text: str, config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Split]:
+    """A text as tokens, on the way that any text goes; nothing of it stays on the disk."""
+    pairs = reads_pairs(config.model)
+    with tempfile.TemporaryDirectory() as name:
+        data = DataConfig(cache=name, on_unknown="skip", val_fraction=config.data.val_fraction, sampling=config.data.sampling)
+        corpus = open_corpus([str(write_text(Path(name), text, pairs=pairs))], data, pairs=pairs)
+        tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, corpus)
+        parts = cut(config.model_copy(update={"data": data}), prepare(corpus, tokenizer, data))
+        return tokenizer, Split(_copied(parts.train), _copied(parts.val))
+
+
+def _made_up_for(tokenizer: Tokenizer, config: RunConfig, seed: int) -> tuple[str, Split]:
+    """A text of a tokenizer's own tokens."""
+    draw = random.Random(seed)
+
+    def word() -> str:
+        return tokenizer.decode([draw.randrange(tokenizer.vocab_size) for _ in range(draw.randint(2, 8))]).replace("\t", "").replace("\n", "")
+
+    if reads_pairs(config.model):
+        pairs = [pair for pair in ((word(), word()) for _ in range(2_000)) if all(pair)]
+        return "", _read("".join(f"{one}\t{other}\n" for one, other in pairs), config, tokenizer)[1]
+    text = tokenizer.decode([draw.randrange(tokenizer.vocab_size) for _ in range(20_000)])
+    return "", _read(text, config, tokenizer)[1]
+
+
+def _copied(tokens: Tokens) -> Tokens:
+    """In memory, so that the file that they were mapped from may go."""
+    return Tokens(np.array(tokens.ids), np.array(tokens.document_starts))
+
+
+def _beginning(run: Path, config: RunConfig) -> str:
+    """What a run's text begins with; empty where the tokenizer was allowed to leave characters out, or the text cannot be read twice."""
+    texts = json.loads((run / "run.json").read_text(encoding="utf-8"))["texts"]
+    if config.data.on_unknown != "error" or "-" in texts:
+        return ""
+    pieces: Iterator[tuple[str, bool]] = open_corpus(texts, config.data, pairs=reads_pairs(config.model)).pieces()
+    found = ""
+    for piece, _ in pieces:
+        found += piece[:TEXT]
+        if len(found) >= TEXT:
+            break
+    return found
+
+
+def _excerpt(parts: Split, tokenizer: Tokenizer, config: RunConfig) -> str:
+    """The beginning of the training part, written out again."""
+    if not reads_pairs(config.model):
+        return tokenizer.decode(parts.train.ids[:EXCERPT])
+    lines = [f"{tokenizer.decode(source)}\t{tokenizer.decode(target)}\n" for source, target in pair_texts(parts.train)[: EXCERPT // 20]]
+    if not lines:
+        raise InputError("has no pairs", where="the text", cure="give lines of SOURCE<tab>TARGET")
+    return "".join(lines)

@@ -1,0 +1,180 @@
+"""Checks of the training loop, through the real trainer: micro-batches, zeroing, clipping, the rate and the update, in float64."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gptloom.config.run import TrainConfig
+from gptloom.generate.evaluate import Score
+from gptloom.model.base import LanguageModel
+from gptloom.model.loss import Objective
+from gptloom.model.ngram import HashedNgrams
+from gptloom.reference.optimizers import EPSILON, length, rate_at, shrinking, written_out
+from gptloom.studies.verify.subject import Batch, Subject, gradients
+from gptloom.studies.verify.tolerance import DOUBLE, Outcome, norms, worst
+from gptloom.training.interfaces import Job, Progress
+from gptloom.training.optim.adamw import Several, make_optimizer
+from gptloom.training.schedule import Horizon
+from gptloom.training.trainer import Trainer
+
+
+@dataclass
+class Walk:
+    """What some steps of the trainer did.
+
+    Attributes:
+        gradients: what the optimizer got at each step, clipped, by parameter.
+        rates: the learning rate of each step.
+        before: the weights at the start.
+        after: the weights at the end.
+    """
+
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    before: dict[str, Tensor] = field(default_factory=dict)
+    after: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Watched(Several):
+    """The run's optimizer, which writes down what it is given; a frozen one then does nothing."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, walk: Walk, *, frozen: bool) -> None:
+        """Make the one that the configuration asks for."""
+        super().__init__([make_optimizer(model, config)])
+        self.named, self.walk, self.frozen, self.rate = dict(model.named_parameters()), walk, frozen, config.learning_rate
+
+    def set_rate(self, share: float) -> None:
+        """Write AdamW's rate down, and pass it on."""
+        self.walk.rates.append(self.rate * share)
+        super().set_rate(share)
+
+    def step(self) -> None:
+        """Write down, then step."""
+        self.walk.gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone() for name, p in self.named.items()})
+        if not self.frozen:
+            super().step()
+
+
+class Listed:
+    """A source of batches: these, one a step."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        """Keep them."""
+        self.batches = batches
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        return self.batches[step]
+
+
+def walk(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig, *, rows: int = 0, frozen: bool = False) -> Walk:
+    """Train a copy of a model with the real trainer, a step for each batch.
+
+    Args:
+        model: stays as it is; in evaluation mode, that is without dropout.
+        batches: what the steps see.
+        train: the settings of the steps.
+        rows: sequences per forward pass (0: all).
+        frozen: the weights do not change.
+    """
+    model, found = copy.deepcopy(model), Walk()
+    optimizer = Watched(model, train, found, frozen=frozen)
+    found.before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    job = Job(
+        objective=Objective(model, train.label_smoothing),
+        optimizer=optimizer,
+        source=Listed(batches),
+        evaluate=lambda: Score(0.0, 1),
+        autocast=nullcontext,
+        device=model.device,
+        seed=0,
+    )
+    train = train.model_copy(update={"batch_size": len(batches[0][0]), "micro_batch_size": None, "patience": None, "ranks": 1})
+    Trainer(job, train, Horizon(None, len(batches)), Progress(rows=rows)).fit()
+    found.after = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return found
+
+
+def micro_batches(subject: Subject) -> Outcome:
+    """Gradients of a batch in passes of 1, of 3, and of all rows, whose numbers of targets differ, against those of its mean loss."""
+    batch, train = subject.uneven(), subject.config.train.model_copy(update={"grad_clip": 0.0})
+    expected = gradients(subject.exact, batch, train.label_smoothing)
+    found = []
+    for rows in sorted({1, max(1, len(batch[0]) - 1), len(batch[0])}):
+        (got,) = walk(subject.exact, [batch], train, rows=rows, frozen=True).gradients
+        found.append(Outcome(norms(_values(got), _values(expected)), subject.double_tolerance, f"{rows} rows a pass"))
+    return worst(found)
+
+
+def fresh_gradients(subject: Subject) -> Outcome:
+    """A second step's gradients against those of its batch alone."""
+    batches, train = [subject.batch(0), subject.batch(1)], subject.config.train.model_copy(update={"grad_clip": 0.0})
+    got = walk(subject.exact, batches, train, frozen=True).gradients[-1]
+    expected = gradients(subject.exact, batches[1], train.label_smoothing)
+    return Outcome(norms(_values(got), _values(expected)), subject.double_tolerance)
+
+
+def clipping(subject: Subject) -> Outcome:
+    """Gradients that are three times too long against the same ones, shortened together."""
+    batch = subject.uneven()
+    raw = gradients(subject.exact, batch, subject.config.train.label_smoothing)
+    size = length(raw)
+    train = subject.config.train.model_copy(update={"grad_clip": size / 3})
+    (got,) = walk(subject.exact, [batch], train, frozen=True).gradients
+    expected = [g * shrinking(size, size / 3) for g in raw.values()]
+    # The length is a plain sum of as many squares as there are parameters, each addition of which may round (Higham 2002, section 4.2).
+    return Outcome(norms(_values(got), expected), subject.double_tolerance + subject.drawn.parameter_count() * DOUBLE)
+
+
+def learning_rates(subject: Subject) -> Outcome:
+    """The rates that a run of ten steps uses against the schedule's formula."""
+    train = subject.config.train.model_copy(update={"warmup_steps": min(3, subject.config.train.warmup_steps)})
+    batch = subject.batch(rows=1, time=min(8, subject.time))
+    rates = walk(subject.exact, [batch] * 10, train, frozen=True).rates
+    expected = [rate_at(train, step, 10) for step in range(10)]
+    gap = max(abs(one - other) for one, other in zip(rates, expected, strict=True)) / train.learning_rate
+    return Outcome(gap, 16 * DOUBLE)
+
+
+def update(subject: Subject) -> Outcome:
+    """Weights after three steps of the trainer against the optimizers written out, in units of the learning rate."""
+    batches = [subject.uneven(step) for step in range(3)]
+    size = length(gradients(subject.exact, batches[0]))
+    clip = size / 2 if subject.config.train.grad_clip else 0.0
+    train = subject.config.train.model_copy(update={"grad_clip": clip, "warmup_steps": 1})
+    got = walk(subject.exact, batches, train)
+    expected = written_out(subject.exact, batches, train)
+    gap = float(torch.stack([(got.after[name] - p).abs().max() for name, p in expected.items()]).max()) / train.learning_rate
+    # A gradient that is 0 by the formulas is a rounding error in practice, which AdamW divides by 1e-8; a step is then of that ratio's size.
+    # Gradients are rounded by SAFETY roundings of the longest; three steps and their two means add up.
+    noise = subject.double_tolerance * size / EPSILON
+    return Outcome(gap, 10 * (noise + DOUBLE / train.learning_rate * max(float(p.abs().max()) for p in expected.values())))
+
+
+def groups(subject: Subject) -> Outcome:
+    """How many parameters are trained by nobody, by several, or decay when they should not or the other way round."""
+    train = subject.config.train.model_copy(update={"weight_decay": subject.config.train.weight_decay or 0.1})
+    model = copy.deepcopy(subject.drawn)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams)}
+    hashed = {id(m.weight) for m in _hashed(model)}
+    matrices = {id(p) for p in model.parameters() if p.ndim > 1} - tables
+    expected = {name: id(p) not in hashed and (train.decay == "all" or id(p) in matrices) for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, train)
+    parts = optimizer.parts if isinstance(optimizer, Several) else [optimizer]
+    trained = [(name, decay) for part in parts for name, decay in part.decays.items()]
+    wrong = [name for name, decays in expected.items() if [decay > 0 for one, decay in trained if one == name] != [decays]]
+    held = sum(flat.whole.numel() for part in parts for flat in getattr(part, "flats", [])) + sum(m.weight.numel() for m in _hashed(model))
+    wrong += [f"{held:,} numbers instead of {model.parameter_count():,}"] * (held != model.parameter_count())
+    return Outcome(float(len(wrong)), 0.0, ", ".join(wrong[:3]))
+
+
+def _hashed(model: nn.Module) -> list[HashedNgrams]:
+    return [module for module in model.modules() if isinstance(module, HashedNgrams)]
+
+
+def _values(slopes: dict[str, Tensor]) -> list[Tensor]:
+    return list(slopes.values())

@@ -1,1 +1,0 @@
-"""`gptloom verify`: the claims that every number rests on, checked on this machine, for this model and this text."""

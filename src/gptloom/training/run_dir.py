@@ -1,0 +1,194 @@
+"""One run folder has one writer.
+
+The run folder: made before the first step, and read again to continue.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gptloom.config.load import to_toml
+from gptloom.config.run import RunConfig
+from gptloom.data.sources import open_corpus
+from gptloom.data.splits import Split, prepare
+from gptloom.data.token_store import TokenStore, open_store
+from gptloom.data.tokenizers import Tokenizer
+from gptloom.devices import describe_machine
+from gptloom.errors import GptloomWarning, InputError, MachineError
+from gptloom.generate.task import cut, reads_pairs
+from gptloom.io.atomic import logged, replace_text
+from gptloom.io.read import read_json
+from gptloom.plots.core import draw_losses
+from gptloom.training.interfaces import Progress
+
+LOCK = ".lock"
+
+
+@contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Hold the run folder's lock. The operating system holds it for the process, so that a killed writer leaves none behind.
+
+    Raises:
+        InputError: another process holds it.
+        MachineError: the folder cannot be written, or its file system has no locks.
+    """
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError("another process is training this run", where=str(run), cure="wait until it has ended, or stop it") from None
+    except (OSError, NotImplementedError) as error:
+        what = f"the run folder cannot be locked: {getattr(error, 'strerror', None) or error}"
+        raise MachineError(what, where=str(run), cure="choose another folder with --run") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def next_folder(stem: str) -> Path:
+    """runs/STEM-N for the first N that is free."""
+    return next(folder for number in itertools.count(1) if not (folder := Path("runs") / f"{stem}-{number}").exists())
+
+
+def make_folder(run: Path | None, stem: str) -> Path:
+    """Make a run's folder: the one that is asked for, or the next free one under runs/.
+
+    Raises:
+        MachineError: it cannot be made.
+    """
+    try:
+        while run is None:
+            folder = next_folder(stem)
+            with suppress(FileExistsError):  # taken in this very moment
+                folder.mkdir(parents=True)
+                return folder
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(run or Path("runs"), error) from None
+    return run
+
+
+def check_empty(run: Path) -> None:
+    """InputError when the folder that a run is to be written into holds something else."""
+    if run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
+        going_on = f", or continue it with `gptloom resume {run}`" if (run / "run.json").exists() else ""
+        raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run{going_on}")
+
+
+def code_hash() -> str:
+    """SHA-256 of gptloom's own source."""
+    sources = Path(__file__).parent.parent.rglob("*.py")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+
+
+def create_run(
+    run: Path, config: RunConfig, tokenizer: Tokenizer, *, texts: Sequence[str], store: TokenStore, val_text_sha256: str | None, device: str
+) -> None:
+    """Create the run folder with everything that is known before the first step."""
+    about = {
+        "command": sys.argv,
+        "texts": [str(Path(text).absolute()) if Path(text).exists() else text for text in texts],
+        "text_sha256": store.text_sha256,
+        "val_text_sha256": val_text_sha256,
+        "tokens": str(store.path.absolute()),
+        "tokenizer": tokenizer.fingerprint,
+        "seed": config.seed,
+        "device": device,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "code_sha256": code_hash(),
+        **describe_machine(),
+    }
+    try:
+        (run / "checkpoints").mkdir(exist_ok=True)
+        replace_text(run / "config.toml", to_toml(config))
+        tokenizer.save(run)
+        replace_text(run / "run.json", json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        raise _unwritable(run, error) from None
+
+
+def _unwritable(run: Path, error: OSError) -> MachineError:
+    return MachineError(f"the run folder cannot be written: {error.strerror or error}", where=str(run), cure="choose another folder with --run")
+
+
+def make_parts(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> tuple[Split, str | None]:
+    """What trains and what validates, and the hash of a validation text of its own."""
+    val_text, pairs = config.data.val_text, reads_pairs(config.model)
+    val_store = None if val_text is None else prepare(open_corpus([val_text], config.data, pairs=pairs), tokenizer, config.data)
+    return cut(config, store, val_store), None if val_store is None else val_store.text_sha256
+
+
+def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
+    """The parts that a run was begun with: from its token file, or from its text read again, provided that nothing has changed.
+
+    Raises:
+        InputError: the text, the validation text or the tokenizer is another one, or gone.
+    """
+    path = run / "run.json"
+    try:
+        about = read_json(path)
+        texts, sha256, tokens = [str(text) for text in about["texts"]], about["text_sha256"], Path(about["tokens"])
+        fingerprint, val_sha256 = about["tokenizer"], about["val_text_sha256"]
+    except (InputError, KeyError, TypeError):
+        raise InputError("is missing or damaged, so the run's text is not known", where=str(path), cure="start a new run") from None
+    if tokenizer.fingerprint != fingerprint:
+        raise InputError("the tokenizer is not the one that the run began with", where=str(run), cure="start a new run")
+    store = _stored(tokens, sha256, fingerprint)
+    if store is None:
+        if "-" in texts:
+            raise InputError("the text came from standard input, and its token file is gone", where=str(tokens), cure="start a new run")
+        store = prepare(open_corpus(texts, config.data, pairs=reads_pairs(config.model)), tokenizer, config.data)
+    parts, found = make_parts(config, store, tokenizer)
+    if store.text_sha256 != sha256 or found != val_sha256:
+        changed = ", ".join(texts) if store.text_sha256 != sha256 else str(config.data.val_text)
+        raise InputError("the text has changed since the run began", where=changed, cure="restore it, or start a new run")
+    return parts
+
+
+def _stored(path: Path, text_sha256: str, fingerprint: str) -> TokenStore | None:
+    """A token file, if it is there, whole, and the right one."""
+    if not path.exists():
+        return None
+    try:
+        store = open_store(path)
+    except InputError:
+        return None
+    return store if (store.text_sha256, store.tokenizer_fingerprint) == (text_sha256, fingerprint) else None
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl with losses; a disk that does not give them costs a warning."""
+    path = run / "metrics.jsonl"
+    try:
+        return [line for line in logged(path) if line.get("event") in _CURVES and _is_point(line.get("step"), line.get("loss"))]
+    except OSError as error:
+        warnings.warn(f"{path}: cannot be read: {error.strerror or error}", GptloomWarning, stacklevel=2)
+        return []
+
+
+def draw_history(run: Path, lines: Sequence[Mapping[str, Any]], config: RunConfig, progress: Progress) -> None:
+    """Draw loss.png; a disk that does not take the picture costs a warning."""
+    curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event] for event in _CURVES}
+    best = (progress.best_step, progress.best_loss) if progress.best_step is not None and progress.best_loss is not None else None
+    try:
+        draw_losses(run / "loss.png", curve["train"], curve["evaluation"], title=run.name, uniform=math.log(config.model.vocab_size), best=best)
+    except OSError as error:
+        warnings.warn(f"{run / 'loss.png'}: cannot be drawn: {error.strerror or error}", GptloomWarning, stacklevel=2)
+
+
+def _is_point(step: Any, loss: Any) -> bool:
+    return isinstance(step, int) and isinstance(loss, int | float)
+
+
+_CURVES = ("train", "evaluation")
