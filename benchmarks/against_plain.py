@@ -1,4 +1,4 @@
-"""How much faster the production model trains than `model.plain`, the lecture's way, and than nanoGPT's, at the lecture's size.
+"""How much faster the production model trains than `gptloom.reference`, the lecture's way, and than nanoGPT's, at the lecture's size.
 
     python benchmarks/against_plain.py [--nanogpt PATH] [--out FILE]
 

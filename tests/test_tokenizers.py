@@ -33,9 +33,9 @@ ANY = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_fro
 
 def tiktoken_of(pattern: str) -> TiktokenTokenizer:
     """An encoding of our own: all bytes, and merges in an order that leaves every prefix a token."""
-    bpe = ["th", "the", " t", " th", " the", "an", "and", "..", "...", "\n\n", ".\n", "  ", "   ", "ing", "in", "😀".encode()[:2].decode("latin-1")]
+    words = ["th", "the", " t", " th", " the", "an", "and", "..", "...", "\n\n", ".\n", "  ", "   ", "ing", "in", "😀".encode()[:2].decode("latin-1")]
     ranks = {bytes([value]): value for value in range(256)}
-    for word in bpe:
+    for word in words:
         ranks.setdefault(word.encode("latin-1"), len(ranks))
     return TiktokenTokenizer("ours", pattern, ranks, {END_OF_TEXT: len(ranks) + 7})
 
@@ -88,7 +88,7 @@ def test_round_trip(made, kind, data):
     cuts=st.lists(st.integers(1, 150), max_size=5),
 )
 def test_where_pieces_are_cut_changes_nothing(made, kind, words, cuts):
-    text = "".join(bpe)
+    text = "".join(words)
     if kind == "char":
         text = "".join(char for char in text if char in made[kind].alphabet)
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +102,7 @@ def test_where_pieces_are_cut_changes_nothing(made, kind, words, cuts):
 @settings(max_examples=60)
 @given(words=st.lists(st.sampled_from([" the", "  and", "   thing.", " an end.\n", " the\n\n", " It's", " ...", " 13"]), min_size=1, max_size=40))
 def test_chunks_end_where_no_token_would_cross(made, kind, words):
-    text = "".join(bpe)
+    text = "".join(words)
     whole = made[kind]._encode_chunks([text])[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunking, "CHUNK", 20)
@@ -281,8 +281,8 @@ def test_a_saved_bpe_is_a_plain_hugging_face_file(made, tmp_path):
 
 
 def test_a_foreign_tokenizer_json(tmp_path):
-    bpe = {"[UNK]": 0, "</s>": 1, "hello": 2, "world": 5}
-    foreign = tokenizers.Tokenizer(tokenizers.models.WordLevel(bpe, unk_token="[UNK]"))
+    words = {"[UNK]": 0, "</s>": 1, "hello": 2, "world": 5}
+    foreign = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     foreign.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     foreign.enable_truncation(1)
     foreign.save(str(tmp_path / "tokenizer.json"))

@@ -241,7 +241,7 @@ def draw_gradient_by_distance(path: Path, curves: Mapping[str, tuple[Sequence[in
 
     Args:
         path: where to write.
-        curves: {name: (distances in tokens, gradient norms)} as `probe.gradient_by_distance` gives them, from distance 0 on.
+        curves: {name: (distances in tokens, gradient norms)} as `trace.gradient_by_distance` gives them, from distance 0 on.
         title: above the picture.
     """
     figure = new_figure(9, 5)

@@ -1,6 +1,6 @@
 """The reference with one mistake in it: if a learner's output equals that of a mutant, the mistake has a name.
 
-Each function computes what a class of `model.plain` computes, from its weights, and with `slip` makes one mistake on the way.
+Each function computes what a class of `gptloom.reference` computes, from its weights, and with `slip` makes one mistake on the way.
 Without a slip it is the reference itself, in other words. The slips' texts are in `check_words`.
 """
 
