@@ -1,9 +1,10 @@
 # `make train` and `make test` do all the set-up from nothing. The environment is .venv, made by uv where it is installed.
 PYTHON ?= python3
+BASE ?= ff6eb0a
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test format bench faults clean
+.PHONY: train test format golden bench faults clean
 
 train: .venv/.users
 	$(BIN)/gptloom train shakespeare
@@ -18,6 +19,10 @@ test: .venv/.developers
 format: .venv/.developers
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Whether losses, weights and texts of every recipe are those of commit BASE, bit for bit; NAMES="tiny 'run muon'" takes some.
+golden: .venv/.developers
+	$(BIN)/python tests/golden/compare.py --base $(BASE) $(if $(NAMES),--names $(NAMES))
 
 # Kills, damage, full disks, signals: hours of bad luck in about one. NANOGPT=PATH tries the same on a checkout of nanoGPT.
 faults: .venv/.developers
