@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from conftest import CONFIGS, SMALL, build, random_ids
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORED, SampleConfig
-from gptloom.generate.batch import Generation, Rows, Token, evaluating, window_start
+from gptloom.generate.batch import Generation, Rows, Token, window_start
 from gptloom.generate.beam import beam_search
 from gptloom.generate.evaluate import Score, evaluate
+from gptloom.model.base import evaluating
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder
 

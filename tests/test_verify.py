@@ -23,7 +23,7 @@ from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokenizers.char import CharTokenizer
 from gptloom.distributed import process_group
-from gptloom.fast import decode_torch, flat, train, whole_block
+from gptloom.fast import decode_torch, flat, train
 from gptloom.fast import layers as handwritten
 from gptloom.fast.decode_numpy import ArrayKit
 from gptloom.fast.decode_torch import TensorKit
@@ -186,7 +186,7 @@ BUGS = {
     "by hand, scores are scaled by the width of all heads": (
         "formula",
         "tiny",
-        edit(whole_block, "make_plan", ("config.width_per_head if", "config.n_embd if")),
+        edit(train, "make_plan", ("config.width_per_head if", "config.n_embd if")),
     ),
     "by hand, keys learn as if they were queries": (
         "by-hand",

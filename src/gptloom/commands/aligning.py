@@ -10,9 +10,10 @@ import torch
 from gptloom.bundle import Bundle
 from gptloom.commands.output import Output
 from gptloom.errors import InputError
-from gptloom.generate.batch import describe, evaluating
+from gptloom.generate.batch import describe
 from gptloom.generate.seq2seq import translate
 from gptloom.generate.task import end_of_text
+from gptloom.model.base import evaluating
 from gptloom.model.cache import Context, Trace
 from gptloom.model.transformer import EncoderDecoder
 from gptloom.plots.html import tokens_page

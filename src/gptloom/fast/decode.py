@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gptloom.config.model import ModelConfig
 from gptloom.devices import SMALL_STEP, cores, keep_memory, threads
+from gptloom.fast import why_not_decode
 from gptloom.fast.decode_numpy import ArrayKit
 from gptloom.fast.decode_torch import MANY, TensorKit
 from gptloom.fast.ops import Kit, Unknown
 from gptloom.model.attention import Attention
-from gptloom.model.base import LanguageModel
+from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.cache import Context, Slot, State
 from gptloom.model.layers import CausalMean
 from gptloom.model.transformer import Block, Decoder
@@ -28,17 +28,12 @@ Ids = Sequence[Sequence[int]]
 """What each row reads next; all rows equally much."""
 Layer = Callable[[Any, Slot, Any], Any]
 
-# fmt: off
-KNOWN = {
-    "architecture", "vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_size", "mixer", "output_projection", "score_scale",
-    "qk_norm", "positions", "rope_theta", "mlp", "mlp_width", "residual", "norm", "norm_position", "bias", "head", "head_bias", "tables", "dropout",
-    "attn_dropout", "embd_dropout", "init", "ngrams", "ngram_rows", "ngram_dropout",
-}
-# fmt: on
-"""The fields of `ModelConfig` that the lines below follow. Another one with another value than its default takes the reference path."""
-
 BIG_MODEL = 50_000_000
 """Parameters from which one row, too, is work enough for several threads."""
+COMPARED_TOKENS = 5
+"""Tokens that are read both ways before the first step."""
+TOLERANCE = 2000.0
+"""Units of rounding (`torch.finfo.eps`) that the two ways may be apart."""
 CACHED = 1_000_000
 """Numbers that are soon needed again, a few megabytes."""
 
@@ -84,9 +79,9 @@ class Stepper:
 
     def __init__(self, model: LanguageModel) -> None:
         """Resolve the layers."""
-        if type(model) is not Decoder or not model.causal:
-            raise Unknown(type(model).__name__)
-        check_fields(model.config)
+        reason = why_not_decode(model)
+        if reason is not None or not isinstance(model, Decoder):
+            raise Unknown(reason)
         parameters = list(model.parameters())
         self.model, self.size, self.parameters = model, sum(map(torch.numel, parameters)), set(map(id, parameters))
         self.tensors = Line(model, TensorKit(model), self.parameters)
@@ -96,6 +91,26 @@ class Stepper:
             self.single = Line(model, ArrayKit(model), self.parameters) if self.size < BIG_MODEL else self._several
         except Unknown:
             self.single = self._several
+        apart, limit = self.compare(), TOLERANCE * torch.finfo(model.token_table.weight.dtype).eps
+        if not apart <= limit:
+            raise Unknown(f"its scores differ from the model's own by {apart:.1e} (rounding explains {limit:.1e})")
+
+    @torch.inference_mode()
+    def compare(self) -> float:
+        """How far the steps are from the model's own forward pass: a few made-up tokens are read at once, and one more by itself.
+
+        Returns:
+            The largest difference of scores, relative to the largest score.
+        """
+        tokens = max(1, min(COMPARED_TOKENS, self.model.config.block_size))
+        ids = [one % self.model.config.vocab_size for one in range(tokens)]
+        with evaluating(self.model):
+            wanted = self.model(torch.tensor([ids], device=self.model.device))[0]
+            state = self.model.init_state(1, tokens)
+            found = [self([ids[:-1]], state)] if tokens > 1 else []
+            found.append(self([ids[-1:]], state))
+        gaps = [(one[0] - want).abs().max() for one, want in zip(found, wanted[-len(found) :], strict=True)]
+        return float(torch.stack(gaps).max() / wanted.abs().max().clamp(min=1e-6))
 
     def __call__(self, rows: Ids, state: State) -> Float[Tensor, "b v"]:
         """See `make_stepper`."""
@@ -167,10 +182,3 @@ def _layer(kit: Kit[Any, Any], block: object, *, ends: bool) -> Layer:
         return x
 
     return step
-
-
-def check_fields(config: ModelConfig) -> None:
-    """Unknown: a field that the lines do not follow has another value than its default."""
-    for name, about in ModelConfig.model_fields.items():
-        if name not in KNOWN and getattr(config, name) != about.get_default():
-            raise Unknown(name)

@@ -13,37 +13,73 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORED
+from gptloom.fast import LONGEST, hooks_of, why_not
 from gptloom.fast import layers as by_hand
 from gptloom.fast.block import Backward, Forward, Plan, Scratch, Weights
-from gptloom.fast.layers import make_norm
-from gptloom.fast.whole_block import LONGEST
+from gptloom.fast.layers import NormPlan, make_norm
 from gptloom.model.cache import Context
-from gptloom.model.loss import Objective
 from gptloom.model.ngram import look_up
 from gptloom.model.transformer import Block, Decoder
 
 Batch = Sequence[Int[Tensor, "b _"]]
 
+COMPARED_ROWS = 4
+"""Sequences that are computed both ways before a run: enough to see a difference, and a small part of a step."""
+
+TOLERANCE = 500.0
+"""Units of rounding (`torch.finfo.eps`) that the two ways may be apart."""
+
 _SUM = 2  # reduction="sum", as PyTorch's operators call it
 
 
 class TrainingPass:
-    """The forward and the backward pass of an objective over a batch: in a straight line where that is possible, else by autograd.
+    """The forward and the backward pass of an objective over a batch: in a straight line if the gate of `fast` allows it, else by autograd.
+
+    Before the straight line is used, a few rows of the first batch are computed both ways. If the two differ by more than rounding
+    explains, autograd is used from then on.
 
     Args:
-        objective: a batch to (summed nats, count); possibly compiled. From now on its model's layers stay what they are.
+        objective: a batch to (summed nats, count); possibly compiled.
         zero_grad: makes all gradients zero.
         autocast: a fresh context for each forward pass.
+        say: is told, once, when the path changes after the first batch, for example because a hook has been registered.
+
+    Attributes:
+        why: why autograd is used; None for the straight line.
+        deviation: how far the two ways were apart in the comparison (see `compare`); None before it, or without one.
     """
 
-    def __init__(self, objective: nn.Module, zero_grad: Callable[[], None], autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """Nothing is laid out before the first batch."""
-        self.objective, self.zero_grad, self.autocast = objective, zero_grad, autocast
+    def __init__(
+        self,
+        objective: nn.Module,
+        zero_grad: Callable[[], None],
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """Ask the gate; nothing is laid out before the first batch."""
+        self.objective, self.zero_grad, self.autocast, self.say = objective, zero_grad, autocast, say
         with autocast():
-            self.model = None if torch.is_autocast_enabled("cpu") else _plain_model(objective)
-        self.hooks = [hooks for module in objective.modules() for hooks in _hooks(module)]
+            self.why = why_not(objective)
+        self.deviation: float | None = None
         self.line: _Line | None = None
+        if self.why is None:
+            modules = list(objective.modules())
+            self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
+            self._attributes = [vars(module) for module in modules]
+            self._parameters = list(objective.parameters())
+
+    def describe(self) -> str:
+        """The path in words, for a log."""
+        if self.why is not None:
+            return f"reference: {self.why}"
+        return "fast" if self.deviation is None else f"fast (compared with the reference: {self.deviation:.1e} apart)"
+
+    @property
+    def path(self) -> str:
+        """Which passes are used: fast or reference."""
+        return "fast" if self.why is None else "reference"
 
     def __call__(self, batch: Batch, share: float, *, fresh: bool = True) -> Float[Tensor, ""]:
         """The summed loss in nats.
@@ -53,13 +89,32 @@ class TrainingPass:
             share: what the gradients are those of, as a share of that sum.
             fresh: whether they replace the parameters' gradients, or are added to them.
         """
-        # Nobody listens to a part that would be passed over, and the attention's weights are few enough to keep.
-        if self.model is not None and not any(self.hooks) and batch[0].shape[1] <= min(LONGEST, self.model.config.block_size):
-            inputs, targets = batch
-            if self.line is None or not self.line.holds(inputs.shape):
-                self.line = None  # its memory is for the next one
-                self.line = _Line(self.model, inputs.shape)
-            return self.line.run(inputs, targets, share, fresh)
+        if self.why is None:
+            self._look_again(batch)
+        if self.why is not None or batch[0].shape[1] > LONGEST:
+            return self.by_autograd(batch, share, fresh)
+        inputs, targets = batch
+        if self.line is None or not self.line.holds(inputs.shape):
+            self.line = None  # its memory is for the next one
+            self.line = _Line(cast(Decoder, self.objective.model), inputs.shape)
+        return self.line.run(inputs, targets, share, fresh)
+
+    def _look_again(self, batch: Batch) -> None:
+        """Compare both ways at the first batch; later, notice a hook, a patched forward or a frozen parameter."""
+        seen = self.deviation is not None
+        changed = any(self._hooks) or any("forward" in one for one in self._attributes) or not all(p.requires_grad for p in self._parameters)
+        if changed:
+            self.why = why_not(self.objective) or "the model has changed"
+        elif not seen and batch[0].shape[1] <= LONGEST and batch[0].device.type == "cpu":
+            self.deviation = compare(self.objective, batch)
+            limit = TOLERANCE * torch.finfo(self._parameters[0].dtype).eps
+            if not self.deviation <= limit:
+                self.why = f"its loss or gradients differ from the model's own by {self.deviation:.1e} (rounding explains {limit:.1e})"
+        if self.why is not None and seen and self.say is not None:
+            self.say(f"training path: reference from here on: {self.why}")
+
+    def by_autograd(self, batch: Batch, share: float, fresh: bool) -> Float[Tensor, ""]:
+        """The objective's own passes."""
         if fresh:
             self.zero_grad()
         with self.autocast():
@@ -68,19 +123,44 @@ class TrainingPass:
         return nats.detach()  # type: ignore[no-any-return]
 
 
-def _plain_model(objective: nn.Module) -> Decoder | None:
-    """The model of an objective whose passes are known by hand, if all of its parameters are trained."""
-    if type(objective) is not Objective or objective.label_smoothing or type(objective.model) is not Decoder:
-        return None
-    model, blocks = objective.model, cast(list[Block], objective.model.blocks)
-    ends = (model.token_table, nn.Embedding), (model.head, nn.Linear)
-    as_built = all(type(part) is kind for part, kind in ends) and type(model.final_norm) in (nn.LayerNorm, nn.RMSNorm) and not model.dropout.p
-    known = as_built and model.causal and len(blocks) > 0 and all(block.plan is not None and block.is_as_built() for block in blocks)
-    return model if known and model.device.type in ("cpu", "meta") and all(p.requires_grad for p in model.parameters()) else None
+def straight_pass(objective: nn.Module) -> Callable[[Batch, float, bool], Float[Tensor, ""]]:
+    """The straight line without the gate and the comparison, for whoever compares; arguments and result as those of `TrainingPass`."""
+
+    def both(batch: Batch, share: float, fresh: bool) -> Float[Tensor, ""]:
+        inputs, targets = batch
+        return _Line(cast(Decoder, objective.model), inputs.shape).run(inputs, targets, share, fresh)
+
+    return both
 
 
-def _hooks(module: nn.Module) -> list[dict[int, Any]]:
-    return [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
+def compare(objective: nn.Module, batch: Batch) -> float:
+    """How far the straight line and autograd are apart on the first rows of a batch, with the same random draws.
+
+    Gradients, and the state of the generator, are left as they were.
+
+    Returns:
+        The larger of two relative differences: of the loss, and of a parameter's gradient over the norm of all gradients together.
+    """
+    batch, state = [part[:COMPARED_ROWS] for part in batch], torch.get_rng_state()
+    parameters = list(objective.parameters())
+    kept, found = [p.grad for p in parameters], []
+    for by_line in (False, True):
+        torch.set_rng_state(state)
+        for parameter in parameters:
+            parameter.grad = None
+        if by_line:
+            nats = straight_pass(objective)(batch, 1.0, True)
+        else:
+            nats, _ = objective(*batch)
+            nats.backward()
+        found.append((nats.detach(), [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]))
+    for parameter, grad in zip(parameters, kept, strict=True):
+        parameter.grad = grad
+    torch.set_rng_state(state)
+    (wanted, slopes), (nats, others) = found
+    length = torch.linalg.vector_norm(torch.stack([slope.norm() for slope in slopes]))
+    apart = [float((one - other).norm() / length.clamp(min=1e-30)) for one, other in zip(slopes, others, strict=True)]
+    return max(float((nats - wanted).abs() / wanted.abs().clamp(min=1e-30)), *apart)
 
 
 class _Line:
@@ -94,7 +174,7 @@ class _Line:
     @torch.no_grad()
     def __init__(self, model: Decoder, shape: torch.Size) -> None:
         (b, t), context, blocks = shape, Context(), cast(list[Block], model.blocks)
-        context.place(t, model.device)
+        context.place(t, model.device) if model.causal else context.open(torch.ones(shape, dtype=torch.bool, device="cpu"))
         like = model.look_up(torch.zeros(shape, dtype=torch.int64, device=model.device), context).flatten(0, 1)
         self.model, self.shape, self.ngrams = model, shape, model.ngrams
         self.trained = [p for p in model.parameters() if self.ngrams is None or p is not self.ngrams.weight]
@@ -105,9 +185,9 @@ class _Line:
 
         sinusoids = model.get_buffer("sinusoids")[:t] if model.config.positions == "sinusoidal" else None
         self.positions = sinusoids if model.position_table is None else model.position_table.weight.detach()[:t]
-        plan, layers = cast(Plan, blocks[0].plan), [block.weights(context) for block in blocks]
+        plan, layers = make_plan(model.config), [_weights(block, context) for block in blocks]
         scratch = Scratch(like, plan, layers[0], (b, t))
-        self.there = [Forward(plan, Weights(*map(_bare, w)), (b, t), True, scratch) for w in layers]
+        self.there = [Forward(plan, Weights(*map(_bare, w)), (b, t), model.causal, scratch) for w in layers]
         self.back = [Backward(there, Weights(*map(_grad, w))) for there, w in zip(self.there, layers, strict=True)]
         # RMSNorm keeps what it needs of the stream itself, so that one place is enough for all of it.
         places = [torch.empty_like(like) for _ in range(2 * len(layers) + 1 if plan.norm.centred else 1)]
@@ -171,6 +251,33 @@ class _Line:
             if fresh:
                 grad[length:].zero_()
             by_hand.put_sum(self.grad.view(*inputs.shape, -1), grad[:length], fresh)
+
+
+def make_plan(config: ModelConfig) -> Plan:
+    """The plan of a configuration's blocks, if the gate lets it pass."""
+    centred = config.norm == "layernorm"
+    return Plan(
+        norm=NormPlan(centred, 1e-5 if centred else 1e-6),
+        heads=config.n_head,
+        scale=(config.width_per_head if config.score_scale == "head" else config.n_embd) ** -0.5,
+        head_norm=NormPlan(False, 1e-6) if config.qk_norm else None,
+        mlp=config.mlp,
+    )
+
+
+def _weights(block: Block, context: Context) -> Weights:
+    """A block's parameters, and the rotation of its positions."""
+    mixer, mlp, norm1, norm2 = cast(Any, (block.mixer, block.mlp, block.norm1, block.norm2))
+    cos, sin = context.rotation or (None, None)
+    return Weights(
+        norm1=norm1.weight, norm1_bias=getattr(norm1, "bias", None),
+        qkv=mixer.qkv.weight, qkv_bias=mixer.qkv.bias,
+        query_norm=getattr(mixer.query_norm, "weight", None), key_norm=getattr(mixer.key_norm, "weight", None),
+        out=mixer.out.weight, out_bias=mixer.out.bias,
+        norm2=norm2.weight, norm2_bias=getattr(norm2, "bias", None),
+        up=mlp.up.weight, up_bias=mlp.up.bias, down=mlp.down.weight, down_bias=mlp.down.bias,
+        cos=cos, sin=sin,
+    )  # fmt: skip
 
 
 def _bare(tensor: Any) -> Any:

@@ -1,7 +1,6 @@
 """Token ids in, token ids out: prefill, decoding with a cache, and contexts that slide."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,25 +11,9 @@ from gptloom.config.run import SampleConfig
 from gptloom.devices import SMALL_STEP, threads
 from gptloom.fast.decode import make_stepper
 from gptloom.generate.sampling import Uniforms, choose, draw_plainly, is_plain
-from gptloom.model.base import LanguageModel
+from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.cache import Context, State
 from gptloom.model.transformer import cut_rows
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off, and back to what it was afterwards."""
-    if not model.training:  # the usual case, and worth not walking through the model for every token
-        yield
-        return
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def window_start(length: int, window: int | None) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from gptloom.config.run import SampleConfig
-from gptloom.generate.batch import Rows, evaluating
-from gptloom.model.base import LanguageModel
+from gptloom.generate.batch import Rows
+from gptloom.model.base import LanguageModel, evaluating
 
 
 def beam_search(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gptloom.generate.batch import evaluating
+from gptloom.model.base import evaluating
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from gptloom.config.run import SampleConfig
-from gptloom.generate.batch import Generation, Token, describe, evaluating
-from gptloom.model.base import LanguageModel
+from gptloom.generate.batch import Generation, Token, describe
+from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.transformer import Conditioned, EncoderDecoder, pad_sources
 
 

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gptloom.generate.batch import evaluating
 from gptloom.interpret.trace import attention_entropy
 from gptloom.model.attention import Attention
-from gptloom.model.base import LanguageModel
+from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.cache import Context, Trace
 from gptloom.model.layers import MLP, CausalMean, activate
 

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptloom.config.run import IGNORED
-from gptloom.generate.batch import Token, evaluating
-from gptloom.model.base import LanguageModel
+from gptloom.generate.batch import Token
+from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.cache import Context, Trace
 
 

@@ -1,6 +1,8 @@
 """What training, generation and probing ask of any model."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -58,3 +60,19 @@ class LanguageModel(nn.Module, ABC):
     def parameter_count(self) -> int:
         """Number of trainable numbers; a tied head counts once."""
         return sum(p.numel() for p in self.parameters())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and back to what it was afterwards."""
+    if not model.training:  # the usual case, and worth not walking through the model for every token
+        yield
+        return
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

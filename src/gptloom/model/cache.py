@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,7 +88,6 @@ class Context:
         mask: (b, 1, t, s), or (b, 1, 1, s) for all queries alike: which keys a query may see; None where `causal` says enough.
         causal: the queries are all the keys there are, so the plain causal mask applies.
         rotation: cosines and sines of the positions for rotary attention.
-        scratch: memory that the blocks of this call share (see `whole_block`).
     """
 
     state: State | None = None
@@ -100,7 +98,6 @@ class Context:
     mask: Bool[Tensor, "b 1 _ s"] | None = field(init=False, default=None)
     causal: bool = field(init=False, default=True)
     rotation: tuple[Tensor, Tensor] | None = field(init=False, default=None)
-    scratch: Any = field(init=False, default=None)
 
     def place(self, tokens: int, device: torch.device) -> None:
         """Find the positions of the next `tokens` tokens, and which earlier ones each may see."""

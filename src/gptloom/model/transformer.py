@@ -6,7 +6,7 @@ The first Transformer: an encoder reads a source, a decoder writes a target and 
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from gptloom.config.load import parse, read_recipe
 from gptloom.config.model import ModelConfig
-from gptloom.fast.block import Weights
-from gptloom.fast.whole_block import make_plan, pays, whole_block
 from gptloom.model.attention import Attention, CrossAttention
 from gptloom.model.base import LanguageModel
 from gptloom.model.cache import Context, Memory, Slot, State
@@ -45,12 +43,9 @@ class Block(nn.Module):
         self.norm2 = make_norm(config) if self.mlp else None
         self.cross = CrossAttention(config) if cross else None
         self.norm_cross = make_norm(config) if cross else None
-        self.plan = None if cross else make_plan(config)
 
     def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
         """One step along the residual stream."""
-        if self.plan is not None and slot is None and pays(x, context) and self.is_as_built():
-            return whole_block(x, self.plan, context, self.weights(context))
         if self.mixer is not None and self.norm1 is not None:
             x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, slot), self.norm1)
         if self.cross is not None and self.norm_cross is not None:
@@ -62,27 +57,6 @@ class Block(nn.Module):
     def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
         """Empty memory of this block's mixer, in the type and on the device of `like`."""
         return self.mixer.init_slot(batch, length, like) if self.mixer else {}
-
-    def is_as_built(self) -> bool:
-        """No other layer stands in a layer's place (an adapter, a parametrization), and nobody listens to one: `whole_block` would pass over both."""
-        mixer, mlp, *norms = cast(Any, (self.mixer, self.mlp, self.norm1, self.norm2))
-        layers = mixer.qkv, mixer.out, mlp.up, mlp.down
-        heard = any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks for one in (mixer, mlp, *norms, *layers))
-        return not heard and all(type(one) is nn.Linear for one in layers)
-
-    def weights(self, context: Context) -> Weights:
-        """All that `whole_block` needs, where there is a plan for it."""
-        mixer, mlp, norm1, norm2 = cast(Any, (self.mixer, self.mlp, self.norm1, self.norm2))
-        cos, sin = context.rotation or (None, None)
-        return Weights(
-            norm1=norm1.weight, norm1_bias=getattr(norm1, "bias", None),
-            qkv=mixer.qkv.weight, qkv_bias=mixer.qkv.bias,
-            query_norm=getattr(mixer.query_norm, "weight", None), key_norm=getattr(mixer.key_norm, "weight", None),
-            out=mixer.out.weight, out_bias=mixer.out.bias,
-            norm2=norm2.weight, norm2_bias=getattr(norm2, "bias", None),
-            up=mlp.up.weight, up_bias=mlp.up.bias, down=mlp.down.weight, down_bias=mlp.down.bias,
-            cos=cos, sin=sin,
-        )  # fmt: skip
 
     def _join(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
         x = x + branch if self.adds else branch

@@ -16,7 +16,7 @@ class Gradients:
     def __init__(self, job: Job, progress: Progress) -> None:
         """`progress` tells the step, and remembers how many rows memory allows at once."""
         self.job, self.progress = job, progress
-        self.passes = TrainingPass(job.objective, job.optimizer.zero_grad, job.autocast)
+        self.passes = TrainingPass(job.objective, job.optimizer.zero_grad, job.autocast, job.say)
 
     def of(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, int]:
         """The mean loss over the global batch and its count of targets; `batch` is this rank's part.

@@ -172,6 +172,7 @@ class Job:
         interrupted: whether a signal has come that asks to stop.
         validation: tokens that `evaluate` reads, to tell how long it will take.
         epoch: steps in which the source gives all it has once; 0 where that is not known.
+        say: shows a line to the user.
     """
 
     objective: nn.Module
@@ -186,3 +187,4 @@ class Job:
     interrupted: Callable[[], bool] = lambda: False
     validation: int = 0
     epoch: int = 0
+    say: Callable[[str], None] | None = None

@@ -24,7 +24,7 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.build import outline
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
-from gptloom.model.transformer import Block, Stack
+from gptloom.model.transformer import Stack
 from gptloom.training.optim.adamw import hidden_matrices
 
 _LONGEST = 16  # steps that a recurrent network is followed for; after that each is like the last
@@ -42,37 +42,36 @@ def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = tor
         dtype: of matrix products: float32, or the type that autocast multiplies in.
         on_cpu: what fused kernels there are. A CPU's attention has none with dropout, and its RMSNorm has none at all.
     """
-    model = _prepare(config, by_hand=on_cpu and dtype == torch.float32)
+    model = _prepare(config)
     alive = _Alive([*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)])
     time = min(config.block_size, _LONGEST) if config.is_recurrent else config.block_size
-    _run(model, rows, time, _Kernels(dtype, on_cpu), alive)
+    _run(model, rows, time, _Kernels(dtype, on_cpu), alive, fast=on_cpu and dtype == torch.float32)
     return alive.peak * config.block_size // time
 
 
-def _prepare(config: ModelConfig, *, by_hand: bool) -> LanguageModel:
-    """An outline that can be run: with its tables of fixed positions, and a place for every gradient.
-
-    Its blocks may be `whole_block` with `by_hand`, as they are on a CPU in float32.
-    """
+def _prepare(config: ModelConfig) -> LanguageModel:
+    """An outline that can be run: with its tables of fixed positions, and a place for every gradient."""
     model = outline(config)
     for part in model.modules():
         if isinstance(part, Stack):
             _add_tables(part, config)
-        elif isinstance(part, Block) and not by_hand:
-            part.plan = None
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     return model
 
 
-def _run(model: LanguageModel, rows: int, time: int, *watching: AbstractContextManager[object]) -> None:
+def _run(model: LanguageModel, rows: int, time: int, *watching: AbstractContextManager[object], fast: bool) -> None:
     """A forward and backward pass in training mode over `rows` sequences of `time` tokens (on each side, for an encoder-decoder)."""
     ids = torch.empty((rows, time), dtype=torch.int64, device="meta")
     with ExitStack() as stack:
         stack.enter_context(_NothingIsPadded())
         for one in watching:
             stack.enter_context(one)
-        TrainingPass(Objective(model), _leave)([ids] * (3 if model.config.architecture == "encoder-decoder" else 2), 1.0)
+        objective, batch = Objective(model), [ids] * (3 if model.config.architecture == "encoder-decoder" else 2)
+        if fast:
+            TrainingPass(objective, _leave)(batch, 1.0)
+        else:
+            objective(*batch)[0].backward()
 
 
 def _add_tables(stack: Stack, config: ModelConfig) -> None:

@@ -118,6 +118,15 @@ def create_run(
         raise _unwritable(run, error) from None
 
 
+def note_passes(run: Path, *, path: str, why: str | None, deviation: float | None) -> None:
+    """Add to run.json which passes train: `path` is fast or reference, `why` says why not fast, `deviation` how far the two were apart."""
+    about = read_json(run / "run.json") | {"path": path, "why": why, "deviation": deviation}
+    try:
+        replace_text(run / "run.json", json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        raise _unwritable(run, error) from None
+
+
 def _unwritable(run: Path, error: OSError) -> MachineError:
     return MachineError(f"the run folder cannot be written: {error.strerror or error}", where=str(run), cure="choose another folder with --run")
 

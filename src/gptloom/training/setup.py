@@ -31,7 +31,7 @@ from gptloom.training.loggers import Metrics, Samples, TensorBoard
 from gptloom.training.optim.adamw import make_optimizer
 from gptloom.training.plan import Plan
 from gptloom.training.progress import Display
-from gptloom.training.run_dir import draw_history, read_history
+from gptloom.training.run_dir import draw_history, note_passes, read_history
 from gptloom.training.schedule import Horizon, make_horizon
 from gptloom.training.trainer import Trainer
 
@@ -155,6 +155,7 @@ class Session:
             stopping,
             len(self.parts.val.ids),
             -(-self.batches.tokens_per_epoch // (train.batch_size * self.config.model.block_size)),
+            self.display.say,
         )
         first = self.ranks.rank == 0
         trainer = Trainer(job, train, horizon, progress, self._callbacks(progress) if first else [])
@@ -163,6 +164,9 @@ class Session:
             horizon.plan(progress.step, progress.seconds, per_step)
         if first:
             self._announce(progress, horizon, per_step, dtype)
+            passes = trainer.gradients.passes
+            self.display.say(f"passes   {passes.describe()}")
+            note_passes(self.run, path=passes.path, why=passes.why, deviation=passes.deviation)
             self.display.peak = self._tokens_at_most(dtype)
         return trainer.fit(), trainer.train_loss
 

@@ -110,8 +110,10 @@ def _observe(job: Job, batch: tuple[torch.Tensor, ...], rows: int) -> Counter[Pr
     """The products of a step, seen in one pass and one update."""
     inside, update = Products(), Products()
     parts = [part[:rows].to(job.device) for part in batch]
+    both = TrainingPass(job.objective, job.optimizer.zero_grad, job.autocast)
+    both(parts, 1.0 / parts[-1].numel())  # the first also compares the two ways
     with inside:
-        TrainingPass(job.objective, job.optimizer.zero_grad, job.autocast)(parts, 1.0 / parts[-1].numel())
+        both(parts, 1.0 / parts[-1].numel())
     with update:
         job.optimizer.step()
     job.optimizer.zero_grad()

@@ -9,7 +9,8 @@ import torch
 
 from gptloom.devices import SMALL_MODEL, is_out_of_memory, threads
 from gptloom.errors import ConfigError, GptloomError, MachineError, nearest
-from gptloom.fast.whole_block import make_plan
+from gptloom.fast import why_not
+from gptloom.model.loss import Objective
 from gptloom.studies.verify import forward, measurement, precision, runs, training
 from gptloom.studies.verify.subject import Subject
 from gptloom.studies.verify.tolerance import Impossible, Outcome
@@ -67,7 +68,7 @@ def _attends(subject: Subject) -> bool:
 
 
 def _is_by_hand(subject: Subject) -> bool:
-    return not subject.model.is_recurrent and subject.model.architecture != "encoder-decoder" and make_plan(subject.model) is not None
+    return why_not(Objective(subject.exact)) is None
 
 
 def _writes(subject: Subject) -> bool:
