@@ -7,10 +7,10 @@ How far another processor or number of threads moves them was measured where val
     python tests/golden/compare.py a.json b.json
 
 with two threads, ATEN_CPU_CAPABILITY=avx2 (MKL in oneDNN's place, narrower loops), ATEN_CPU_CAPABILITY=default,
-ONEDNN_MAX_CPU_ISA=AVX2, and avx2 with MKL_CBWR=COMPATIBLE. Losses moved by up to 3e-7 of themselves; those of tiny, whose
-rows of n-grams learn at full rate from however small a gradient, by 2e-7 at step 4 and then more and more, to 3e-6 at
-step 20. Log-probabilities moved by up to 3e-4 nats. No text changed. About ten times that is allowed here. A learning
-rate that is larger by a thousandth moves the losses by 5e-5 to 2e-4.
+ONEDNN_MAX_CPU_ISA=AVX2, and avx2 with MKL_CBWR=COMPATIBLE. Losses moved by up to 3e-7 of themselves; those of tiny,
+whose rows of n-grams learn at full rate from however small a gradient, by 2e-7 at step 4 and then more and more, to
+3e-6 at step 20. Log-probabilities moved by up to 2e-4 nats. No text changed. About ten times that is allowed here. A
+learning rate that is larger by a thousandth moves the losses by 5e-5 to 2e-4.
 """
 
 import json
