@@ -184,7 +184,7 @@ BUGS = {
     ),
     "by hand, a norm's gradient forgets its length": ("by-hand", "tiny", edit(handwritten, "rms_backward", (".addcmul_(unit, along)", ""))),
     "by hand, scores are scaled by the width of all heads": (
-        "formula",
+        "by-hand",
         "tiny",
         edit(train, "make_plan", ("config.width_per_head if", "config.n_embd if")),
     ),
@@ -194,7 +194,7 @@ BUGS = {
         edit(handwritten.Attention, "backward", ("self.scores_t, self.query", "self.scores, self.query")),
     ),
     "by hand, positions turn the other way": (
-        "formula",
+        "by-hand",
         "tiny",
         edit(
             handwritten.Rotation,
@@ -203,7 +203,7 @@ BUGS = {
             ("second, self.sin, value=-self.sign", "second, self.sin, value=self.sign"),
         ),
     ),
-    "by hand, the second norm is the first": ("by-hand", "tiny", edit(transformer.Block, "weights", ("norm2=norm2.weight", "norm2=norm1.weight"))),
+    "by hand, the second norm is the first": ("by-hand", "tiny", edit(train, "_weights", ("norm2=norm2.weight", "norm2=norm1.weight"))),
     "n-grams know the next token": ("future", "tiny", edit(ngram.HashedNgrams, "rows", ("ngram_rows(known,", "ngram_rows(known.roll(-1, 1),"))),
     "n-grams are hashed backwards": (
         "formula",

@@ -7,13 +7,20 @@ import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from gptloom.config.load import recipe_names
+import torch
+
+from gptloom.config.load import recipe_names, resolve
 from gptloom.config.run import DataConfig
 from gptloom.data.report import Report, describe
 from gptloom.data.sources import open_corpus
+from gptloom.devices import describe_machine, pick_device, pick_precision
 from gptloom.errors import ExitCode
+from gptloom.fast.train import TrainingPass
 from gptloom.io.atomic import logged
+from gptloom.model.build import build_model
+from gptloom.model.loss import Objective
 from gptloom.training.setup import Result
 
 
@@ -68,26 +75,26 @@ def _lines(report: Report) -> list[str]:
 
 def doctor(args: argparse.Namespace) -> int:
     """Print what there is and what will be used."""
-    import torch
     from platformdirs import user_cache_dir
-
-    from gptloom.devices import describe_machine, pick_device, pick_precision
 
     device = pick_device("auto")
     machine = describe_machine()
     extras = {name: find_spec(name) is not None for name in ("sentencepiece", "tiktoken", "tensorboard", "transformers")}
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
-    used = {
+    used: dict[str, Any] = {
         "device": str(device),
         "why": {"cuda": "the first CUDA device", "mps": "no CUDA device, but Apple's GPU", "cpu": "no CUDA or MPS device"}[device.type],
         "precision": str(pick_precision("auto", device)).removeprefix("torch."),
         "recipe": "tiny" if device.type == "cpu" else "baby",
     }
+    passes = _passes(used["recipe"], device)
+    used |= {"path": passes.path, "why_not_fast": passes.why, "deviation": passes.deviation}
     found = {"used": used, **machine, "extras": extras, "compiler": compiler, "recipes": recipe_names(), "cache": user_cache_dir("gptloom")}
     if args.json:
         print(json.dumps(found))
         return ExitCode.DONE
     print(f"will use   {used['device']} ({used['why']}) in {used['precision']}, recipe {used['recipe']}, {torch.get_num_threads()} CPU threads")
+    print(f"passes     {passes.describe()}")
     print(f"python     {machine['python']} on {machine['system']}, CPU kernels for {machine['cpu']}")
     print("versions   " + ", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
     print("extras     " + ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in extras.items()))
@@ -95,3 +102,13 @@ def doctor(args: argparse.Namespace) -> int:
     print(f"recipes    {', '.join(recipe_names())}")
     print(f"cache      {found['cache']}")
     return ExitCode.DONE
+
+
+def _passes(recipe: str, device: torch.device) -> TrainingPass:
+    """Which passes would train a recipe's model on this machine, compared on made-up tokens."""
+    config = resolve(recipe).model
+    model = build_model(config).to(device)
+    passes = TrainingPass(Objective(model), model.zero_grad)
+    ids = torch.arange(config.block_size, device=device)[None] % config.vocab_size
+    passes.check([ids, ids])
+    return passes

@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict
 
 from gptloom.errors import ExitCode
+from gptloom.fast.train import TrainingPass
+from gptloom.model.loss import Objective
 from gptloom.studies.verify import Finding, chosen, passed, verify
 from gptloom.studies.verify.open import open_recipe, open_run
 
@@ -21,6 +23,9 @@ def verify_model(args: argparse.Namespace) -> int:
         subject = open_recipe(args.recipe, {"device": args.device}, seed=args.seed)
     for note in subject.notes:
         print(f"note: {note}", file=sys.stderr)
+    passes = TrainingPass(Objective(subject.exact), subject.exact.zero_grad)
+    passes.check([part.clamp(min=0) for part in subject.batch()])
+    print(f"note: passes: {passes.describe()}", file=sys.stderr)
     findings = []
     for finding in verify(subject, checks):
         findings.append(finding)
@@ -29,6 +34,7 @@ def verify_model(args: argparse.Namespace) -> int:
     good = passed(findings)
     if args.json:
         about = {"subject": subject.name, "device": str(subject.device), "seed": subject.seed, "notes": subject.notes}
+        about |= {"path": passes.path, "why": passes.why, "deviation": passes.deviation}
         print(json.dumps({"passed": good, "checks": [asdict(one) for one in findings], **about}, ensure_ascii=False))
     else:
         counts = [sum(one.passed is kind for one in findings) for kind in (True, False, None)]

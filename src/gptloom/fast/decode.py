@@ -38,11 +38,12 @@ CACHED = 1_000_000
 """Numbers that are soon needed again, a few megabytes."""
 
 
-def make_stepper(model: LanguageModel) -> "Stepper | Reference":
+def make_stepper(model: LanguageModel, *, compare: bool = True) -> "Stepper | Reference":
     """The quickest way to a model's next-token scores.
 
     Args:
         model: its weights are taken as they are now; after training it further, make another stepper.
+        compare: compute a few tokens both ways first, and leave the steps alone if they differ; False is for whoever looks for such differences.
 
     Returns:
         A function of what each row reads, (b lists of t ids), and a state whose rows are equally long, and empty where t is not 1.
@@ -50,7 +51,7 @@ def make_stepper(model: LanguageModel) -> "Stepper | Reference":
     """
     keep_memory()
     try:
-        return Stepper(model)
+        return Stepper(model, compare=compare)
     except Unknown:
         return Reference(model)
 
@@ -77,7 +78,7 @@ class Stepper:
         Unknown: the model has something that the lines do not follow.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, *, compare: bool = True) -> None:
         """Resolve the layers."""
         reason = why_not_decode(model)
         if reason is not None or not isinstance(model, Decoder):
@@ -91,6 +92,8 @@ class Stepper:
             self.single = Line(model, ArrayKit(model), self.parameters) if self.size < BIG_MODEL else self._several
         except Unknown:
             self.single = self._several
+        if not compare:
+            return
         apart, limit = self.compare(), TOLERANCE * torch.finfo(model.token_table.weight.dtype).eps
         if not apart <= limit:
             raise Unknown(f"its scores differ from the model's own by {apart:.1e} (rounding explains {limit:.1e})")

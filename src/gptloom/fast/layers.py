@@ -1,4 +1,4 @@
-"""Forward and backward passes written by hand, for the CPU; `whole_block` makes a block of them, and `whole_pass` a training step.
+"""Forward and backward passes written by hand, for the CPU; `fast/block.py` makes a block of them, and `fast/train.py` a training step.
 
 PyTorch's own passes are many small operations there, each of which asks for memory, and each of which the autograd engine has to
 call: on a small model that is most of a training step. Here each part owns its memory, laid out once for one shape, so that a pass is

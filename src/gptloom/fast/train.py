@@ -89,9 +89,8 @@ class TrainingPass:
             share: what the gradients are those of, as a share of that sum.
             fresh: whether they replace the parameters' gradients, or are added to them.
         """
-        if self.why is None:
-            self._look_again(batch)
-        if self.why is not None or batch[0].shape[1] > LONGEST:
+        self.check(batch)
+        if self.why is not None or not self._fits(batch[0]):
             return self.by_autograd(batch, share, fresh)
         inputs, targets = batch
         if self.line is None or not self.line.holds(inputs.shape):
@@ -99,19 +98,26 @@ class TrainingPass:
             self.line = _Line(cast(Decoder, self.objective.model), inputs.shape)
         return self.line.run(inputs, targets, share, fresh)
 
-    def _look_again(self, batch: Batch) -> None:
+    def check(self, batch: Batch) -> None:
         """Compare both ways at the first batch; later, notice a hook, a patched forward or a frozen parameter."""
+        if self.why is not None:
+            return
         seen = self.deviation is not None
         changed = any(self._hooks) or any("forward" in one for one in self._attributes) or not all(p.requires_grad for p in self._parameters)
         if changed:
             self.why = why_not(self.objective) or "the model has changed"
-        elif not seen and batch[0].shape[1] <= LONGEST and batch[0].device.type == "cpu":
+        elif not seen and batch[0].device.type == "cpu" and self._fits(batch[0]):
             self.deviation = compare(self.objective, batch)
             limit = TOLERANCE * torch.finfo(self._parameters[0].dtype).eps
             if not self.deviation <= limit:
                 self.why = f"its loss or gradients differ from the model's own by {self.deviation:.1e} (rounding explains {limit:.1e})"
         if self.why is not None and seen and self.say is not None:
             self.say(f"training path: reference from here on: {self.why}")
+
+    def _fits(self, inputs: Int[Tensor, "b t"]) -> bool:
+        """Whether a batch's windows are short enough, and none is padded, as an encoder's may be."""
+        model = cast(Decoder, self.objective.model)
+        return inputs.shape[1] <= min(LONGEST, model.config.block_size) and (model.causal or bool((inputs >= 0).all()))
 
     def by_autograd(self, batch: Batch, share: float, fresh: bool) -> Float[Tensor, ""]:
         """The objective's own passes."""

@@ -36,9 +36,10 @@ class Rows:
         rows: the texts so far, each with at least one id.
         room: most tokens that any of them will grow by.
         cached: keep the model's state between calls; without it every call reads each whole view again.
+        compare: see `fast.decode.make_stepper`.
     """
 
-    def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]], *, room: int, cached: bool = True) -> None:
+    def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]], *, room: int, cached: bool = True, compare: bool = True) -> None:
         """Take copies of the texts; nothing is computed yet."""
         if not rows or not all(rows):
             raise ValueError("every row needs at least one token to go on from")
@@ -48,7 +49,7 @@ class Rows:
         longest = max(map(len, rows)) + room
         self.capacity = min(self.window or longest, longest)
         self.state = model.init_state(len(self.rows), self.capacity) if cached else None
-        self.stepper = make_stepper(model)
+        self.stepper = make_stepper(model, compare=compare)
         self.device, self.size = model.device, self.stepper.size
         self.unread, self.ahead = 0, 0
 
