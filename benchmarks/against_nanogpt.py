@@ -2,11 +2,11 @@
 
     python benchmarks/against_nanogpt.py --nanogpt PATH [--repeats 5] [--minutes 0.07] [--short-only] [--out FILE]
 
-PATH is a checkout of nanoGPT with data/shakespeare_char prepared. A repeat is its command as its README has it, then `gptloom train
-shakespeare` with the short budget, then with as much time as nanoGPT has just taken. Everything counts, from a process's start to its
-end: imports, evaluation, saving; for the short run also until its checkpoint exists. All checkpoints are then measured alike, on the whole
-validation split in fixed windows of 64 tokens, nanoGPT's context here; and ours in windows of its own context too. Prints one JSON object,
-raw figures included.
+PATH is a checkout of nanoGPT with data/shakespeare_char prepared. A repeat is its command as its README has it, then
+`gptloom train shakespeare` with the short budget, then with as much time as nanoGPT has just taken. Everything counts,
+from a process's start to its end: imports, evaluation, saving; for the short run also until its checkpoint exists. All
+checkpoints are then measured alike, on the whole validation split in fixed windows of 64 tokens, nanoGPT's context
+here; and ours in windows of its own context too. Prints one JSON object, raw figures included.
 """
 
 import argparse
@@ -55,7 +55,11 @@ def our_loss(run: Path, text: str, context: int | None) -> float:
     """Nats per token of a run's best checkpoint, in windows of `context` or of its own."""
     bundle = Bundle.load(run, device="cpu")
     ids = Tokens(bundle.tokenizer.encode(text), torch.zeros(1, dtype=torch.int64).numpy())
-    return evaluate(Objective(bundle.model), evaluation_windows(ids, context or bundle.model.config.block_size, 64), device=torch.device("cpu")).loss
+    return evaluate(
+        Objective(bundle.model),
+        evaluation_windows(ids, context or bundle.model.config.block_size, 64),
+        device=torch.device("cpu"),
+    ).loss
 
 
 @torch.no_grad()
@@ -66,7 +70,12 @@ def their_loss(checkout: Path, folder: Path, text: str) -> float:
     model = module.GPT(module.GPTConfig(**saved["model_args"]))
     model.load_state_dict(saved["model"])
     model.eval()
-    vocabulary = {character: place for place, character in enumerate(sorted(set((checkout / "data/shakespeare_char/input.txt").read_text(encoding="utf-8"))))}
+    vocabulary = {
+        character: place
+        for place, character in enumerate(
+            sorted(set((checkout / "data/shakespeare_char/input.txt").read_text(encoding="utf-8")))
+        )
+    }
     ids = torch.tensor([vocabulary[character] for character in text])
     nats, count = 0.0, 0
     for start in range(0, len(ids) - 1, CONTEXT):
@@ -78,18 +87,28 @@ def their_loss(checkout: Path, folder: Path, text: str) -> float:
 
 def repeat(checkout: Path, folder: Path, minutes: float, seed: int, text: str, *, long: bool) -> dict[str, float]:
     """One after another: nanoGPT, the short run, and, if it is wanted, the run of the same length."""
-    theirs = [sys.executable, "train.py", "config/train_shakespeare_char.py", *README.split(), f"--out_dir={folder}/nanogpt"]
+    theirs = [
+        sys.executable,
+        "train.py",
+        "config/train_shakespeare_char.py",
+        *README.split(),
+        f"--out_dir={folder}/nanogpt",
+    ]
     ours = [sys.executable, "-m", "gptloom", "train", "shakespeare", "--recipe", "tiny", "--seed", str(seed)]
     found = {"nanogpt_seconds": seconds(theirs, checkout)}
     launched = time.time()
     found["short_seconds"] = seconds([*ours, "--minutes", str(minutes), "--run", f"{folder}/short"], folder)
     found["checkpoint_seconds"] = (folder / "short" / "best").stat().st_mtime - launched
-    budget = (found["nanogpt_seconds"] - 4.0) / 60  # what it takes besides training: measured below, and checked against the time taken
+    budget = (
+        found["nanogpt_seconds"] - 4.0
+    ) / 60  # what it takes besides training: measured below, and checked against the time taken
     if long:
         found["long_seconds"] = seconds([*ours, "--minutes", f"{budget:.4f}", "--run", f"{folder}/long"], folder)
     found["nanogpt_loss"] = their_loss(checkout, folder / "nanogpt", text)
     for name in ("short", "long")[: 1 + long]:
-        found[f"{name}_loss"], found[f"{name}_loss_own_context"] = (our_loss(folder / name, text, context) for context in (CONTEXT, None))
+        found[f"{name}_loss"], found[f"{name}_loss_own_context"] = (
+            our_loss(folder / name, text, context) for context in (CONTEXT, None)
+        )
     return {name: round(value, 4) for name, value in found.items()}
 
 
@@ -105,17 +124,25 @@ def main() -> None:
     text = validation(checkout)
     for seed in range(1337, 1337 + args.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            raw.append({"seed": seed} | repeat(checkout, Path(folder), args.minutes, seed, text, long=not args.short_only))
+            raw.append(
+                {"seed": seed} | repeat(checkout, Path(folder), args.minutes, seed, text, long=not args.short_only)
+            )
         print(json.dumps(raw[-1]), file=sys.stderr, flush=True)
     columns = {name: [row[name] for row in raw] for name in raw[0] if name != "seed"}
     result: dict[str, Any] = {
         "machine": {"processor": peers.processor(), "threads": torch.get_num_threads()},
         "versions": {"gptloom": gptloom.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "nanogpt": README,
-        "1 times quicker, to the checkpoint": peers.spread(a / b for a, b in zip(columns["nanogpt_seconds"], columns["checkpoint_seconds"], strict=True)),
-        "1 times quicker, to the end of the command": peers.spread(a / b for a, b in zip(columns["nanogpt_seconds"], columns["short_seconds"], strict=True)),
+        "1 times quicker, to the checkpoint": peers.spread(
+            a / b for a, b in zip(columns["nanogpt_seconds"], columns["checkpoint_seconds"], strict=True)
+        ),
+        "1 times quicker, to the end of the command": peers.spread(
+            a / b for a, b in zip(columns["nanogpt_seconds"], columns["short_seconds"], strict=True)
+        ),
         f"1 all at most {WANTED}": max(columns["short_loss"]) <= WANTED,
-        "2 all within nanoGPT's time": all(row["nanogpt_seconds"] >= row["long_seconds"] for row in raw if "long_seconds" in row),
+        "2 all within nanoGPT's time": all(
+            row["nanogpt_seconds"] >= row["long_seconds"] for row in raw if "long_seconds" in row
+        ),
         **{name: peers.spread(values) for name, values in columns.items()},
         "raw": raw,
     }

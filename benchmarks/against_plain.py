@@ -2,10 +2,11 @@
 
     python benchmarks/against_plain.py [--nanogpt PATH] [--out FILE]
 
-All run in this process, in turn, 0.21M parameters, batch 16, context 32, width 64, 4 heads, 4 layers, no dropout, no compiler: ours and the
-lecture's with the same arithmetic (209,729 parameters; AdamW), nanoGPT's with its own model in that shape, its clipping and its
-optimizer; theirs as PyTorch runs them, ours as the library does (`devices.threads`). Prints one JSON object: milliseconds, and ratios with
-their spread over the rounds. (`gptloom bench` says what share of a step the matrix products would take alone.)
+All run in this process, in turn, 0.21M parameters, batch 16, context 32, width 64, 4 heads, 4 layers, no dropout, no
+compiler: ours and the lecture's with the same arithmetic (209,729 parameters; AdamW), nanoGPT's with its own model in
+that shape, its clipping and its optimizer; theirs as PyTorch runs them, ours as the library does (`devices.threads`).
+Prints one JSON object: milliseconds, and ratios with their spread over the rounds. (`gptloom bench` says what share of
+a step the matrix products would take alone.)
 """
 
 import argparse
@@ -47,7 +48,9 @@ def milliseconds(action: Callable[[], object]) -> float:
 
 def our_step(inputs: torch.Tensor, targets: torch.Tensor) -> Callable[[], object]:
     shape = {"vocab_size": VOCABULARY, "block_size": BLOCK, "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS}
-    model = Decoder(ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch"))
+    model = Decoder(
+        ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch")
+    )
     assert model.parameter_count() == 209_729
     optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-3, beta2=0.999, weight_decay=0.01, decay="all"))
     both_passes = TrainingPass(Objective(model), optimizer.zero_grad)
@@ -76,7 +79,17 @@ def plain_step(inputs: torch.Tensor, targets: torch.Tensor) -> Callable[[], obje
 def nanogpt_step(checkout: Path, inputs: torch.Tensor, targets: torch.Tensor) -> Callable[[], object]:
     module = peers.nanogpt(checkout)
     with contextlib.redirect_stdout(sys.stderr):
-        model = module.GPT(module.GPTConfig(block_size=BLOCK, vocab_size=VOCABULARY, n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, dropout=0.0, bias=True))
+        model = module.GPT(
+            module.GPTConfig(
+                block_size=BLOCK,
+                vocab_size=VOCABULARY,
+                n_layer=LAYERS,
+                n_head=HEADS,
+                n_embd=WIDTH,
+                dropout=0.0,
+                bias=True,
+            )
+        )
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
 
     def step() -> None:
@@ -91,19 +104,28 @@ def nanogpt_step(checkout: Path, inputs: torch.Tensor, targets: torch.Tensor) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it, that comparison is left out")
+    parser.add_argument(
+        "--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it, that comparison is left out"
+    )
     parser.add_argument("--out", type=Path, help="where to keep the JSON, besides printing it")
     args = parser.parse_args()
     torch.manual_seed(1337)
     batch = torch.randint(VOCABULARY, (2, BATCH, BLOCK)).unbind()
-    sides = {"plain": plain_step(*batch)} | ({"nanogpt": nanogpt_step(args.nanogpt.resolve(), *batch)} if args.nanogpt else {})
+    sides = {"plain": plain_step(*batch)} | (
+        {"nanogpt": nanogpt_step(args.nanogpt.resolve(), *batch)} if args.nanogpt else {}
+    )
     ours, found = our_step(*batch), {name: [] for name in ("ours", *sides)}
     for _ in range(ROUNDS):
         for name, step in sides.items():
             found[name].append(milliseconds(step))
         with threads(None):
             found["ours"].append(milliseconds(ours))
-    result: dict[str, Any] = {"processor": peers.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "gptloom": gptloom.__version__}
+    result: dict[str, Any] = {
+        "processor": peers.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "gptloom": gptloom.__version__,
+    }
     result["milliseconds a training step"] = {name: peers.spread(times, 3) for name, times in found.items()}
     for name in sides:
         result[f"{name} / ours"] = peers.spread((a / b for a, b in zip(found[name], found["ours"], strict=True)), 2)

@@ -2,8 +2,9 @@
 
     python benchmarks/bookkeeping.py [REPEATS]
 
-A whole `gptloom train shakespeare --steps 600` in this process, under stop-watches: the loop's time, less that of gradients, their norm,
-the optimizer's update, evaluations and saves, is what is left for everything else. Prints microseconds a step and shares of the step.
+A whole `gptloom train shakespeare --steps 600` in this process, under stop-watches: the loop's time, less that of
+gradients, their norm, the optimizer's update, evaluations and saves, is what is left for everything else. Prints
+microseconds a step and shares of the step.
 """
 
 import contextlib
@@ -67,8 +68,26 @@ def timed(real: Any, spent: dict[str, float], name: str) -> Any:
 
 def once() -> dict[str, float]:
     """Microseconds a step, and the share that is no arithmetic."""
-    with tempfile.TemporaryDirectory() as folder, watched() as spent, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        code = gptloom(["train", "shakespeare", "--recipe", "tiny", "--steps", str(STEPS), "--train.eval-every", "100000", "--run", f"{folder}/run"])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        watched() as spent,
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        code = gptloom(
+            [
+                "train",
+                "shakespeare",
+                "--recipe",
+                "tiny",
+                "--steps",
+                str(STEPS),
+                "--train.eval-every",
+                "100000",
+                "--run",
+                f"{folder}/run",
+            ]
+        )
     assert code == 0
     arithmetic = spent["of"] + spent["gradients"] + spent["get_total_norm"] + spent["step"]
     rest = spent["_loop"] - spent["_evaluate"] - spent["_save"] - arithmetic
@@ -83,7 +102,10 @@ def once() -> dict[str, float]:
 def main() -> None:
     runs = [once() for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 3)]
     digits = {"share": 5}
-    figures = {name: [round(pick(run[name] for run in runs), digits.get(name, 1)) for pick in (statistics.median, min, max)] for name in runs[0]}
+    figures = {
+        name: [round(pick(run[name] for run in runs), digits.get(name, 1)) for pick in (statistics.median, min, max)]
+        for name in runs[0]
+    }
     print(json.dumps({"microseconds a step: median, min, max": figures}, indent=2))
 
 

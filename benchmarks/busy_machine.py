@@ -1,8 +1,8 @@
 """What a training step of the tiny recipe costs beside other programs, with and without the limit on OpenMP's spinning.
 
-GNU OpenMP reads GOMP_SPINCOUNT when torch is first imported, so each measurement is a process of its own; the two settings take
-turns, five times for each neighbour: none, a busy loop, and another training with the same setting. Prints milliseconds a step:
-median, minimum and maximum.
+GNU OpenMP reads GOMP_SPINCOUNT when torch is first imported, so each measurement is a process of its own; the two
+settings take turns, five times for each neighbour: none, a busy loop, and another training with the same setting.
+Prints milliseconds a step: median, minimum and maximum.
 """
 
 import json
@@ -21,12 +21,23 @@ NEIGHBOURS = {"none": None, "a busy loop": "while True: pass", "another training
 
 
 def milliseconds(setting: dict[str, str], neighbour: str | None) -> float:
-    """The mean step of a process beside its neighbour. Torch is imported before gptloom there, so only `setting` counts."""
+    """The mean step of a process beside its neighbour.
+
+    Torch is imported before gptloom there, so only `setting` counts.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"} | setting
-    beside = None if neighbour is None else subprocess.Popen([sys.executable, "-c", neighbour], env=environment, stdout=subprocess.DEVNULL)
+    beside = (
+        None
+        if neighbour is None
+        else subprocess.Popen([sys.executable, "-c", neighbour], env=environment, stdout=subprocess.DEVNULL)
+    )
     try:
         time.sleep(3.0 if beside else 0.0)  # the neighbour, too, has torch to import
-        return float(subprocess.run([sys.executable, "-c", STEP], env=environment, check=True, capture_output=True, text=True).stdout)
+        return float(
+            subprocess.run(
+                [sys.executable, "-c", STEP], env=environment, check=True, capture_output=True, text=True
+            ).stdout
+        )
     finally:
         if beside is not None:
             beside.kill()
@@ -39,7 +50,9 @@ def main() -> None:
         for _ in range(5):
             for setting, environment in SETTINGS.items():
                 found[setting].append(milliseconds(environment, neighbour))
-        figures = {setting: [round(f(times), 1) for f in (statistics.median, min, max)] for setting, times in found.items()}
+        figures = {
+            setting: [round(f(times), 1) for f in (statistics.median, min, max)] for setting, times in found.items()
+        }
         print(json.dumps({"neighbour": name, **figures}), flush=True)
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/false_alarms.py [COMPARISONS] [FIRST SEED] [SEEDS]
 
-Each of the 200 comparisons trains one tiny setting (a GPT of 288 parameters, 20 steps, a text of numbers in words) twice with
-5 seeds each, all seeds different, and asks for the verdict. Prints one JSON object: how many verdicts claim a difference, how
-many 95 % intervals leave out 0 (about 5 % should: that is why the verdict asks for more), and where the p-values lie.
+Each of the 200 comparisons trains one tiny setting (a GPT of 288 parameters, 20 steps, a text of numbers in words)
+twice with 5 seeds each, all seeds different, and asks for the verdict. Prints one JSON object: how many verdicts claim
+a difference, how many 95 % intervals leave out 0 (about 5 % should: that is why the verdict asks for more), and where
+the p-values lie.
 """
 
 import json
@@ -34,10 +35,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = folder / "numbers.txt"
-        text.write_text("\n".join(f"{tens}-{one} {other}" for tens in TENS for one in ONES for other in TENS), encoding="utf-8")
+        text.write_text(
+            "\n".join(f"{tens}-{one} {other}" for tens in TENS for one in ONES for other in TENS), encoding="utf-8"
+        )
         data = DataConfig(cache=str(folder / "cache")).model_dump()
         for number in range(comparisons):
-            base = {"seed": derive(first, "false alarms", number), "device": "cpu", "data": data, "model": MODEL, "train": TRAIN}
+            base = {
+                "seed": derive(first, "false alarms", number),
+                "device": "cpu",
+                "data": data,
+                "model": MODEL,
+                "train": TRAIN,
+            }
             arms = plan_arms([Factor("train.learning_rate", (1e-2, 1e-2))], "tiny", base)
             plan = Plan(arms, seeds, own_seeds=True)
             if not number:

@@ -2,10 +2,12 @@
 
     python benchmarks/on_a_gpu.py --nanogpt PATH [--seeds 5] [--out FILE]
 
-PATH is a checkout of nanoGPT with data/shakespeare_char prepared. Its README's GPU command runs once; then `gptloom train shakespeare --recipe baby`
-with each seed: seconds from launch until a validation loss of 1.4697 (nanoGPT's published best) was measured, the loss at the end on the
-whole split, and the best checkpoint's by nanoGPT's own protocol (200 random batches of 64 windows). Then `gptloom bench --recipe gpt2 --only step`
-for the share of the device's published rate, and 2,048 tokens written by the last run. It has not been run yet: no GPU was at hand. Prints one JSON object.
+PATH is a checkout of nanoGPT with data/shakespeare_char prepared. Its README's GPU command runs once; then `gptloom
+train shakespeare --recipe baby` with each seed: seconds from launch until a validation loss of 1.4697 (nanoGPT's
+published best) was measured, the loss at the end on the whole split, and the best checkpoint's by nanoGPT's own
+protocol (200 random batches of 64 windows). Then `gptloom bench --recipe gpt2 --only step` for the share of the
+device's published rate, and 2,048 tokens written by the last run. It has not been run yet: no GPU was at hand. Prints
+one JSON object.
 """
 
 import argparse
@@ -45,7 +47,21 @@ def nanogpt_seconds(checkout: Path, folder: Path) -> float:
 def baby(folder: Path, seed: int, validation: str) -> dict[str, Any]:
     """One run; when its validation loss first was low enough, counted from the launch of the command."""
     run = folder / f"baby-{seed}"
-    command = [sys.executable, "-m", "gptloom", "train", "shakespeare", "--recipe", "baby", "--device", DEVICE, "--seed", str(seed), "--run", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "gptloom",
+        "train",
+        "shakespeare",
+        "--recipe",
+        "baby",
+        "--device",
+        DEVICE,
+        "--seed",
+        str(seed),
+        "--run",
+        str(run),
+    ]
     start = time.perf_counter()
     subprocess.run([*command, "--json"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     whole = time.perf_counter() - start
@@ -97,11 +113,33 @@ def main() -> None:
     text = (checkout / "data/shakespeare_char/input.txt").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result: dict[str, Any] = {**describe_machine(), "gptloom": gptloom.__version__, "nanogpt seconds": nanogpt_seconds(checkout, folder)}
-        runs = result["baby"] = [baby(folder, seed, text[int(len(text) * 0.9) :]) for seed in range(1337, 1337 + args.seeds)]
+        result: dict[str, Any] = {
+            **describe_machine(),
+            "gptloom": gptloom.__version__,
+            "nanogpt seconds": nanogpt_seconds(checkout, folder),
+        }
+        runs = result["baby"] = [
+            baby(folder, seed, text[int(len(text) * 0.9) :]) for seed in range(1337, 1337 + args.seeds)
+        ]
         result["best loss"] = peers.spread(run["best loss"] for run in runs)
-        command = [sys.executable, "-m", "gptloom", "bench", "--recipe", "gpt2", "--only", "step", "--device", DEVICE, "--out", f"{folder}/bench", "--json"]
-        result["bench of gpt2"] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        command = [
+            sys.executable,
+            "-m",
+            "gptloom",
+            "bench",
+            "--recipe",
+            "gpt2",
+            "--only",
+            "step",
+            "--device",
+            DEVICE,
+            "--out",
+            f"{folder}/bench",
+            "--json",
+        ]
+        result["bench of gpt2"] = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        )
         result["tokens a second, one stream"] = sampling(folder / f"baby-{1337 + args.seeds - 1}")
     print(text := json.dumps(result, indent=2))
     if args.out:

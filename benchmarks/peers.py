@@ -54,4 +54,8 @@ def processor() -> str:
 def spread(values: Iterable[float], digits: int = 4) -> dict[str, float]:
     """Median, least and most."""
     values = list(values)
-    return {"median": round(statistics.median(values), digits), "min": round(min(values), digits), "max": round(max(values), digits)}
+    return {
+        "median": round(statistics.median(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+    }

@@ -2,9 +2,10 @@
 
     python benchmarks/products.py
 
-First the products of the tiny recipe's training step, in turn with PyTorch's switch off and on, and how exact each is (the largest error
-against float64, of products of numbers between -1 and 1). Then whole training steps in fresh processes, five times each in turn: as the library
-runs them, without the switch, without keeping memory, and without both. Prints JSON: medians, least and most.
+First the products of the tiny recipe's training step, in turn with PyTorch's switch off and on, and how exact each is
+(the largest error against float64, of products of numbers between -1 and 1). Then whole training steps in fresh
+processes, five times each in turn: as the library runs them, without the switch, without keeping memory, and without
+both. Prints JSON: medians, least and most.
 """
 
 import json
@@ -16,7 +17,13 @@ import time
 import peers
 import torch
 
-SHAPES = {"qkv": (1024, 128, 384), "out": (1024, 128, 128), "up": (1024, 128, 512), "down": (1024, 512, 128), "up, gradient of weights": (512, 1024, 128)}
+SHAPES = {
+    "qkv": (1024, 128, 384),
+    "out": (1024, 128, 128),
+    "up": (1024, 128, 512),
+    "down": (1024, 512, 128),
+    "up, gradient of weights": (512, 1024, 128),
+}
 
 STEP = """
 import sys, time
@@ -50,18 +57,43 @@ def product(shape: tuple[int, int, int]) -> dict[str, object]:
             found.append(20 * 2e-9 * n * k * m / (time.perf_counter() - start))
     switch.fp32_precision = before
     names = {"ieee": "off", "bf16": "on"}
-    return {names[setting]: {"GFLOP/s": spread(found, 1), "error": float(f"{errors[setting]:.1e}")} for setting, found in rates.items()}
+    return {
+        names[setting]: {"GFLOP/s": spread(found, 1), "error": float(f"{errors[setting]:.1e}")}
+        for setting, found in rates.items()
+    }
 
 
 def main() -> None:
-    print(json.dumps({"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "torch": torch.__version__}))
+    print(
+        json.dumps(
+            {
+                "capability": torch.backends.cpu.get_cpu_capability(),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+        )
+    )
     for name, shape in SHAPES.items():
         print(json.dumps({"product": name, "shape": shape, **product(shape)}), flush=True)
-    settings = {"as the library runs them": [], "without the switch": ["mkl"], "without keeping memory": ["fresh"], "without both": ["mkl", "fresh"]}
+    settings = {
+        "as the library runs them": [],
+        "without the switch": ["mkl"],
+        "without keeping memory": ["fresh"],
+        "without both": ["mkl", "fresh"],
+    }
     found: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(5):
         for name, words in settings.items():
-            found[name].append(float(subprocess.run([sys.executable, "-c", STEP + peers.TINY_STEP, *words], check=True, capture_output=True, text=True).stdout))
+            found[name].append(
+                float(
+                    subprocess.run(
+                        [sys.executable, "-c", STEP + peers.TINY_STEP, *words],
+                        check=True,
+                        capture_output=True,
+                        text=True,
+                    ).stdout
+                )
+            )
     print(json.dumps({"milliseconds a step of tiny": {name: spread(times, 1) for name, times in found.items()}}))
 
 

@@ -2,12 +2,13 @@
 
     python benchmarks/sampling.py [--nanogpt PATH] [--pairs 9] [--out FILE]
 
-Everything runs in this process, on freshly drawn weights (a token costs the same whatever they are), the two sides of a pair in turn;
-tokens are drawn at temperature 1, each side by its own means. Shapes: the lecture's (209,729 parameters, context 32), 256 tokens from one;
-and the baby's (10.65M, context 256), from one token, and where the context is full: nanoGPT then reads 256 tokens for each that it writes, and
-gptloom a cached one, and half a context anew at every 128th, which is counted. Prints one JSON object: tokens a second (median), the
-ratios' medians, least and most over the pairs, what share of the memory's bandwidth the weights' reading takes, and whether
-greedy text was the same with the cache and without.
+Everything runs in this process, on freshly drawn weights (a token costs the same whatever they are), the two sides of a
+pair in turn; tokens are drawn at temperature 1, each side by its own means. Shapes: the lecture's (209,729 parameters,
+context 32), 256 tokens from one; and the baby's (10.65M, context 256), from one token, and where the context is full:
+nanoGPT then reads 256 tokens for each that it writes, and gptloom a cached one, and half a context anew at every 128th,
+which is counted. Prints one JSON object: tokens a second (median), the ratios' medians, least and most over the pairs,
+what share of the memory's bandwidth the weights' reading takes, and whether greedy text was the same with the cache and
+without.
 """
 
 import argparse
@@ -45,13 +46,18 @@ def rate(tokens: int, action: Callable[[int], object]) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def compare(one: tuple[int, Callable[[int], object]], other: tuple[int, Callable[[int], object]], pairs: int) -> dict[str, float]:
+def compare(
+    one: tuple[int, Callable[[int], object]], other: tuple[int, Callable[[int], object]], pairs: int
+) -> dict[str, float]:
     """Both in turn; the first's rate as a multiple of the second's."""
     for _, action in (one, other):
         action(8)
     found = [(rate(*one), rate(*other)) for _ in range(pairs)]
     ratios = sorted(a / b for a, b in found)
-    print(f"{ratios[len(ratios) // 2]:.2f} times, {found[0][0]:.0f} against {found[0][1]:.0f} tokens a second", file=sys.stderr)
+    print(
+        f"{ratios[len(ratios) // 2]:.2f} times, {found[0][0]:.0f} against {found[0][1]:.0f} tokens a second",
+        file=sys.stderr,
+    )
     return {
         "tokens_per_second": round(statistics.median(a for a, _ in found)),
         "against_tokens_per_second": round(statistics.median(b for _, b in found)),
@@ -104,13 +110,17 @@ def bandwidth(count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it, that comparison is left out")
+    parser.add_argument(
+        "--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it, that comparison is left out"
+    )
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--out", type=Path, help="where to keep the JSON, besides printing it")
     args = parser.parse_args()
     torch.manual_seed(1337)
     shape = {"vocab_size": VOCABULARY, "block_size": LECTURE, "n_embd": 64, "n_head": 4, "n_layer": 4}
-    small = Decoder(ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch")).eval()
+    small = Decoder(
+        ModelConfig(**shape, mlp="relu", bias="not-qkv", head_bias=True, score_scale="embedding", init="pytorch")
+    ).eval()
     plain = PlainGPT(VOCABULARY, LECTURE, 64, 4, 4, scale=64**-0.5).eval()
     baby = Decoder.from_recipe("baby", vocab_size=VOCABULARY).eval()
     assert small.parameter_count() == sum(p.numel() for p in plain.parameters()) == 209_729
@@ -126,21 +136,36 @@ def main() -> None:
     if args.nanogpt:
         theirs = nanogpt(args.nanogpt.resolve())
         assert baby.parameter_count() == sum(p.numel() for p in theirs.parameters())
-        result["10.65M, batch 1, full context, against nanoGPT"] = compare((256, writer(baby, full)), (16, lambda n: theirs.generate(ids, n)), args.pairs)
+        result["10.65M, batch 1, full context, against nanoGPT"] = compare(
+            (256, writer(baby, full)), (16, lambda n: theirs.generate(ids, n)), args.pairs
+        )
     for name, model in (("0.21M", small), ("10.65M", baby)):
-        result[f"{name}, 32 rows against one"] = compare((32 * 256, writer(model, [0], 32)), (256, writer(model, [0])), args.pairs)
-    result["10.65M, full context, 32 rows against one"] = compare((32 * 128, writer(baby, full, 32)), (128, writer(baby, full)), args.pairs)
+        result[f"{name}, 32 rows against one"] = compare(
+            (32 * 256, writer(model, [0], 32)), (256, writer(model, [0])), args.pairs
+        )
+    result["10.65M, full context, 32 rows against one"] = compare(
+        (32 * 128, writer(baby, full, 32)), (128, writer(baby, full)), args.pairs
+    )
     small8, baby8 = quantise(small), quantise(baby)
     for name, model, other in (("0.21M", small8, small), ("10.65M", baby8, baby)):
-        result[f"{name}, batch 1, int8 weights against float32"] = compare((256, writer(model, [0])), (256, writer(other, [0])), args.pairs)
-    result["10.65M, 32 rows, int8 weights against float32"] = compare((32 * 64, writer(baby8, [0], 32)), (32 * 64, writer(baby, [0], 32)), args.pairs)
+        result[f"{name}, batch 1, int8 weights against float32"] = compare(
+            (256, writer(model, [0])), (256, writer(other, [0])), args.pairs
+        )
+    result["10.65M, 32 rows, int8 weights against float32"] = compare(
+        (32 * 64, writer(baby8, [0], 32)), (32 * 64, writer(baby, [0], 32)), args.pairs
+    )
     read = 4 * sum(p.numel() for name, p in baby.named_parameters() if "position" not in name)
     speed = {f"{count} threads": bandwidth(count) for count in (1, 2)}
     alone = result["10.65M, 32 rows against one"]["against_tokens_per_second"]
     result["memory"] = {f"GB a second, {name}": round(value / 1e9, 1) for name, value in speed.items()} | {
-        "share read for the weights, 10.65M, batch 1": {name: round(alone * read / value, 2) for name, value in speed.items()}
+        "share read for the weights, 10.65M, batch 1": {
+            name: round(alone * read / value, 2) for name, value in speed.items()
+        }
     }
-    result["greedy text is the same without the cache"] = {"0.21M": same_text(small, [0], 300), "10.65M": same_text(baby, full[:250], 40)}
+    result["greedy text is the same without the cache"] = {
+        "0.21M": same_text(small, [0], 300),
+        "10.65M": same_text(baby, full[:250], 40),
+    }
     text = json.dumps(result, indent=2)
     print(text)
     if args.out:

@@ -2,8 +2,8 @@
 
     python benchmarks/saving.py [PAIRS] [RECIPE] [ROWS]
 
-A stretch is long enough for the whole save to happen beside it. Prints the median extra seconds of a stretch with a save, with the
-quartiles over the pairs, and what share of a run that is at one save a minute.
+A stretch is long enough for the whole save to happen beside it. Prints the median extra seconds of a stretch with a
+save, with the quartiles over the pairs, and what share of a run that is at one save a minute.
 """
 
 import itertools
@@ -29,7 +29,9 @@ class Stretches(Display):
     def __init__(self, pairs: int) -> None:
         """Measure this many pairs."""
         self.wanted = pairs
-        super().__init__(lambda line: print(line, file=sys.stderr) if line.startswith(("model", "time", "warning")) else None)
+        super().__init__(
+            lambda line: print(line, file=sys.stderr) if line.startswith(("model", "time", "warning")) else None
+        )
         self.marks: list[float] = []
         self.length = 0
 
@@ -54,7 +56,15 @@ class Stretches(Display):
 def main(pairs: int, recipe: str, rows: int) -> None:
     """Train for as long as the pairs need."""
     watch = Stretches(pairs)
-    settings = {"steps": 1_000_000, "batch_size": rows, "micro_batch_size": rows, "eval_every": 10**9, "save_every": 10**9, "sample_tokens": 0, "keep": 1}
+    settings = {
+        "steps": 1_000_000,
+        "batch_size": rows,
+        "micro_batch_size": rows,
+        "eval_every": 10**9,
+        "save_every": 10**9,
+        "sample_tokens": 0,
+        "keep": 1,
+    }
     config = configure(recipe, {}, {"device": "cpu", "train": settings, "data": {"val_tokens": 1000}})
     with tempfile.TemporaryDirectory() as folder:
         result = train(["shakespeare"], config, run=Path(folder) / "run", display=watch)
@@ -62,11 +72,17 @@ def main(pairs: int, recipe: str, rows: int) -> None:
     found = watch.pairs()
     extra = sorted(with_save - without for with_save, without in found)
     middle, low, high = statistics.median(extra), extra[len(extra) // 4], extra[-1 - len(extra) // 4]
-    print(f"{recipe}: {result.parameters:,} parameters, checkpoint {size:.1f} MB, {len(found)} pairs of {watch.length} steps")
-    print(f"a save costs {middle * 1e3:.0f} ms of training (quartiles {low * 1e3:.0f} to {high * 1e3:.0f}): {middle / 60:.2%} at one save a minute")
+    print(
+        f"{recipe}: {result.parameters:,} parameters, checkpoint {size:.1f} MB, {len(found)} pairs of {watch.length} steps"
+    )
+    print(
+        f"a save costs {middle * 1e3:.0f} ms of training (quartiles {low * 1e3:.0f} to {high * 1e3:.0f}): {middle / 60:.2%} at one save a minute"
+    )
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    main(int(words[0]) if words else 10, words[1] if len(words) > 1 else "tiny", int(words[2]) if len(words) > 2 else 16)
+    main(
+        int(words[0]) if words else 10, words[1] if len(words) > 1 else "tiny", int(words[2]) if len(words) > 2 else 16
+    )

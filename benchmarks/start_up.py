@@ -2,9 +2,9 @@
 
     python benchmarks/start_up.py [ROUNDS]
 
-`python`, `import torch` (the floor of everything that computes), `--help` and each command's; `gptloom train shakespeare` until it says
-that its first step is done, with the text's token file in the cache and without; `gptloom sample` until its first character. All are
-measured in turn, and given as median and quartiles in seconds.
+`python`, `import torch` (the floor of everything that computes), `--help` and each command's; `gptloom train
+shakespeare` until it says that its first step is done, with the text's token file in the cache and without; `gptloom
+sample` until its first character. All are measured in turn, and given as median and quartiles in seconds.
 """
 
 import json
@@ -59,7 +59,9 @@ def first_step(cache: Path, cached: bool) -> float:
     if not cached:
         shutil.rmtree(cache / "tokens", ignore_errors=True)
     with tempfile.TemporaryDirectory() as run:
-        return until_line(b"step 1 of", [*GPTLOOM, "train", "shakespeare", "--run", f"{run}/run", "--data.cache", str(cache)])
+        return until_line(
+            b"step 1 of", [*GPTLOOM, "train", "shakespeare", "--run", f"{run}/run", "--data.cache", str(cache)]
+        )
 
 
 def main() -> None:
@@ -68,7 +70,11 @@ def main() -> None:
         cache, run = Path(folder, "cache"), str(Path(folder, "run"))
         (cache / "datasets").mkdir(parents=True)
         shutil.copy(fetch("shakespeare", cache_folder(DataConfig()))[0], cache / "datasets")
-        subprocess.run([*GPTLOOM, "train", "shakespeare", "--steps", "1", "--run", run, "--data.cache", str(cache)], check=True, capture_output=True)
+        subprocess.run(
+            [*GPTLOOM, "train", "shakespeare", "--steps", "1", "--run", run, "--data.cache", str(cache)],
+            check=True,
+            capture_output=True,
+        )
         measures: dict[str, Callable[[], float]] = {
             "python": lambda: whole(sys.executable, "-c", "pass"),
             "import torch": lambda: whole(sys.executable, "-c", "import os, torch; os._exit(0)"),

@@ -2,7 +2,8 @@
 
     python benchmarks/tiny_recipe.py [SEEDS]
 
-Each seed is a run of the command line, a minute long. The loss is that of the whole validation split, at the best checkpoint.
+Each seed is a run of the command line, a minute long. The loss is that of the whole validation split, at the best
+checkpoint.
 """
 
 import json
@@ -18,12 +19,44 @@ def main() -> None:
     losses = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            command = [sys.executable, "-m", "gptloom", "train", "shakespeare", "--run", str(Path(folder) / str(seed)), "--seed", str(seed), "--json"]
-            result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout)
+            command = [
+                sys.executable,
+                "-m",
+                "gptloom",
+                "train",
+                "shakespeare",
+                "--run",
+                str(Path(folder) / str(seed)),
+                "--seed",
+                str(seed),
+                "--json",
+            ]
+            result = json.loads(
+                subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+            )
             losses.append(result["val_loss"])
-            print(json.dumps({"seed": seed, **{key: result[key] for key in ("val_loss", "val_bpb", "steps", "tokens", "seconds", "parameters")}}))
+            print(
+                json.dumps(
+                    {
+                        "seed": seed,
+                        **{
+                            key: result[key]
+                            for key in ("val_loss", "val_bpb", "steps", "tokens", "seconds", "parameters")
+                        },
+                    }
+                )
+            )
     spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    print(json.dumps({"runs": len(losses), "val_loss_mean": round(statistics.mean(losses), 4), "val_loss_sd": round(spread, 4), "val_loss_max": max(losses)}))
+    print(
+        json.dumps(
+            {
+                "runs": len(losses),
+                "val_loss_mean": round(statistics.mean(losses), 4),
+                "val_loss_sd": round(spread, 4),
+                "val_loss_max": max(losses),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     python benchmarks/tokenizing.py [MB ...]
 
-The sizes (default: 1 10 100; 1000 takes two minutes and 4 GB of disk) are those of generated texts for `stages`, each in a process
-of its own on one text: `find` (which file, which encoding), `scan` (counts and hash), `learn` (the tokenizer), `prepare` (encode, write,
-sync, check), and `peak_mb`, that process's largest resident memory. `report` is `gptloom data` as a command. `rates` are of strings in memory.
-`bpe` is our encoding of tiny Shakespeare, no word of which has been met before, and `tokenizers`' encode_batch of the same pieces, in turn.
-Figures are medians, with quartiles in brackets where there are several.
+The sizes (default: 1 10 100; 1000 takes two minutes and 4 GB of disk) are those of generated texts for `stages`, each
+in a process of its own on one text: `find` (which file, which encoding), `scan` (counts and hash), `learn` (the
+tokenizer), `prepare` (encode, write, sync, check), and `peak_mb`, that process's largest resident memory. `report` is
+`gptloom data` as a command. `rates` are of strings in memory. `bpe` is our encoding of tiny Shakespeare, no word of
+which has been met before, and `tokenizers`' encode_batch of the same pieces, in turn. Figures are medians, with
+quartiles in brackets where there are several.
 """
 
 import json
@@ -44,16 +45,36 @@ def main() -> None:
         generate(Path(sys.argv[2]), int(sys.argv[3]))
         return
     sizes = [int(word) for word in sys.argv[1:]] or [1, 10, 100]
-    with tempfile.TemporaryDirectory() as folder:  # first, and by others: a process's peak counts what its parent held when it was started
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # first, and by others: a process's peak counts what its parent held when it was started
         for size in sizes:
             path = Path(folder, f"{size}.txt")
             subprocess.run([sys.executable, __file__, "--generate", str(path), str(size)], check=True)
             for spec in TOKENIZERS:
-                print(json.dumps({"stages": spec, "mb": size, **in_a_process([__file__, "--stages", str(path), spec, folder])}), flush=True)
-            print(json.dumps({"report": "gptloom data", "mb": size, **in_a_process(["-m", "gptloom", "data", str(path), "--json"], whole=True)}), flush=True)
+                print(
+                    json.dumps(
+                        {"stages": spec, "mb": size, **in_a_process([__file__, "--stages", str(path), spec, folder])}
+                    ),
+                    flush=True,
+                )
+            print(
+                json.dumps(
+                    {
+                        "report": "gptloom data",
+                        "mb": size,
+                        **in_a_process(["-m", "gptloom", "data", str(path), "--json"], whole=True),
+                    }
+                ),
+                flush=True,
+            )
             path.unlink()
     shakespeare = fetch("shakespeare", cache_folder(DataConfig()))[0].read_text()
-    texts = {"ascii": shakespeare * 8, "crlf": shakespeare.replace("\n", "\r\n") * 8, "bengali and emoji": BENGALI * 100_000}
+    texts = {
+        "ascii": shakespeare * 8,
+        "crlf": shakespeare.replace("\n", "\r\n") * 8,
+        "bengali and emoji": BENGALI * 100_000,
+    }
     print(json.dumps({"rates": {name: rates(text) for name, text in texts.items()}}))
     print(json.dumps({"bpe": against_library(shakespeare)}))
 
@@ -69,9 +90,13 @@ def rates(text: str) -> dict[str, str]:
         found["decode the file"] = rate(megabytes, lambda: consume(corpus.pieces()))
         for spec in ("char", "byte"):
             tokenizer = make_tokenizer(spec, corpus)
-            ids = tokenizer.encode(text, "skip")  # carriage returns are no part of the alphabet: reading makes line ends of them
+            ids = tokenizer.encode(
+                text, "skip"
+            )  # carriage returns are no part of the alphabet: reading makes line ends of them
             found[f"{spec} encode"] = rate(megabytes, lambda t=tokenizer: t.encode(text, "skip"))
-            found[f"{spec} encode_pieces"] = rate(megabytes, lambda t=tokenizer: consume(t.encode_pieces(pieces, "skip")))
+            found[f"{spec} encode_pieces"] = rate(
+                megabytes, lambda t=tokenizer: consume(t.encode_pieces(pieces, "skip"))
+            )
             found[f"{spec} decode"] = rate(megabytes, lambda t=tokenizer, i=ids: t.decode(i))
     return found
 
@@ -81,14 +106,24 @@ def against_library(text: str) -> dict[str, str]:
     with tempfile.NamedTemporaryFile("w", suffix=".txt", newline="", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        saved = HuggingFaceTokenizer.train(open_corpus([file.name], DataConfig()), 4096).files()["tokenizer.json"].decode()
-    pieces = [Piece(text[start : start + PIECE // 16], start + PIECE // 16 >= len(text)) for start in range(0, len(text), PIECE // 16)]
+        saved = (
+            HuggingFaceTokenizer.train(open_corpus([file.name], DataConfig()), 4096).files()["tokenizer.json"].decode()
+        )
+    pieces = [
+        Piece(text[start : start + PIECE // 16], start + PIECE // 16 >= len(text))
+        for start in range(0, len(text), PIECE // 16)
+    ]
     library, ours, theirs = tokenizers.Tokenizer.from_str(saved), [], []
     for _ in range(9):
         fresh = HuggingFaceTokenizer(saved)
         ours.append(seconds(lambda fresh=fresh: [piece.ids for piece in fresh.encode_pieces(pieces)]))
         theirs.append(
-            seconds(lambda: [np.array(one.ids, np.uint16) for one in library.encode_batch([piece.text for piece in pieces], add_special_tokens=False)])
+            seconds(
+                lambda: [
+                    np.array(one.ids, np.uint16)
+                    for one in library.encode_batch([piece.text for piece in pieces], add_special_tokens=False)
+                ]
+            )
         )
     megabytes = len(text.encode()) / 1e6
     return {
@@ -113,7 +148,11 @@ def stages(text: str, spec: str, folder: str) -> dict[str, float]:
     store.path.unlink()
     took = np.diff(marks).tolist()
     named = dict(zip(("find", "scan", "learn", "prepare"), (round(one, 3) for one in took), strict=True))
-    return {"seconds": named, "ms_per_mb": round(1000 * sum(took) / megabytes, 2), "mb_per_s": round(megabytes / sum(took), 1)}
+    return {
+        "seconds": named,
+        "ms_per_mb": round(1000 * sum(took) / megabytes, 2),
+        "mb_per_s": round(megabytes / sum(took), 1),
+    }
 
 
 def in_a_process(words: list[str], *, whole: bool = False) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
     python benchmarks/verify_alarms.py [RUNS] [RECIPE ...]
 
-Prints, for each recipe, runs, runs in which all checks passed, seconds (median, largest), and how near the worst deviation came to its tolerance.
+Prints, for each recipe, runs, runs in which all checks passed, seconds (median, largest), and how near the worst
+deviation came to its tolerance.
 """
 
 import json
@@ -34,7 +35,10 @@ def main(runs: int, recipes: list[str]) -> None:
                 if check["passed"] is not None and check["tolerance"]:
                     nearest = max(nearest, (check["deviation"] / check["tolerance"], check["name"]))
         times = f"{statistics.median(seconds):.0f} s (at most {max(seconds):.0f})"
-        print(f"{recipe}: {clean} of {runs} runs without an alarm, {times}; the nearest to its tolerance was {nearest[1]} at {nearest[0]:.0%}", flush=True)
+        print(
+            f"{recipe}: {clean} of {runs} runs without an alarm, {times}; the nearest to its tolerance was {nearest[1]} at {nearest[0]:.0%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,13 @@ CONFIGS = {
         "no-blocks": {"n_layer": 0, "head_bias": True},
         "bare-mean": BARE | {"mixer": "mean", "positions": "none", "bias": "none"},
         "mean": {"mixer": "mean", "mlp": "relu2"},
-        "mean-post": {"mixer": "mean", "norm_position": "post", "norm": "rmsnorm", "positions": "sinusoidal", "bias": "not-qkv"},
+        "mean-post": {
+            "mixer": "mean",
+            "norm_position": "post",
+            "norm": "rmsnorm",
+            "positions": "sinusoidal",
+            "bias": "not-qkv",
+        },
         "position-wise": {"mixer": "none", "mlp": "gelu"},
         "single-head": LECTURE | BARE | {"n_head": 1, "n_layer": 1, "score_scale": "embedding"},
         "lecture": LECTURE,
@@ -46,7 +52,14 @@ CONFIGS = {
         "gpt2": {"head": "tied", "dropout": 0.2, "attn_dropout": 0.1, "embd_dropout": 0.0},
         "multi-query": {"n_kv_head": 1, "mlp": "gelu", "bias": "none", "positions": "none"},
         "no-residual": {"residual": "none", "norm_position": "post", "positions": "rotary"},
-        "narrow-heads": {"head_size": 6, "n_head": 2, "positions": "rotary", "bias": "not-qkv", "mlp": "swiglu", "mlp_width": 24},
+        "narrow-heads": {
+            "head_size": 6,
+            "n_head": 2,
+            "positions": "rotary",
+            "bias": "not-qkv",
+            "mlp": "swiglu",
+            "mlp_width": 24,
+        },
         "tiny": QWEN | {"mlp": "relu2", "init": "zero-projection"},
         "modern": QWEN | {"n_kv_head": 2, "head": "tied", "rope_theta": 500.0},
         "ngrams": QWEN | {"mlp": "relu", "ngrams": 4, "ngram_rows": 64},
@@ -62,7 +75,10 @@ def build(config: ModelConfig, seed: int = 0) -> Decoder:
         model = Decoder(config)
         with torch.no_grad():
             for p in model.parameters():
-                p.copy_(torch.randn_like(p) * (1.5 / p.shape[-1] ** 0.5 if p.ndim > 1 else 0.3) + (p if p.ndim == 1 else 0.0))
+                p.copy_(
+                    torch.randn_like(p) * (1.5 / p.shape[-1] ** 0.5 if p.ndim > 1 else 0.3)
+                    + (p if p.ndim == 1 else 0.0)
+                )
             # Tables at unit variance, so that tokens differ a great deal.
             model.token_table.weight.copy_(torch.randn_like(model.token_table.weight))
     return model.eval()

@@ -46,7 +46,12 @@ def fails(capsys, *words, code=2):
     """The error line of a command that must fail."""
     assert main([str(word) for word in words]) == code
     printed = capsys.readouterr()
-    assert printed.err.count("\n") <= 3 and "error: " in printed.err and "Traceback" not in printed.err and len(printed.err) < 8000
+    assert (
+        printed.err.count("\n") <= 3
+        and "error: " in printed.err
+        and "Traceback" not in printed.err
+        and len(printed.err) < 8000
+    )
     assert printed.err.splitlines()[-1].isprintable()
     return printed.err
 
@@ -88,20 +93,39 @@ WEIGHTS = {
     "no JSON": header(b"not JSON at all"),
     "nested deeply": header(DEEP.encode()),
     "no tensors": header({}),
-    "shapes without end": header({"token_table.weight": {"dtype": "F32", "shape": [10**6, 10**6, 10**6], "data_offsets": [0, 4]}}, b"\0" * 4),
-    "a name twice": header(
-        b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', bytes(4)
+    "shapes without end": header(
+        {"token_table.weight": {"dtype": "F32", "shape": [10**6, 10**6, 10**6], "data_offsets": [0, 4]}}, b"\0" * 4
     ),
-    "a name that climbs": header({"../../../etc/passwd": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4),
-    "a shape that is no list": header({"token_table.weight": {"dtype": "F32", "shape": "256", "data_offsets": [0, 4]}}, b"\0" * 4),
+    "a name twice": header(
+        b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
+        bytes(4),
+    ),
+    "a name that climbs": header(
+        {"../../../etc/passwd": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4
+    ),
+    "a shape that is no list": header(
+        {"token_table.weight": {"dtype": "F32", "shape": "256", "data_offsets": [0, 4]}}, b"\0" * 4
+    ),
 }
 TENSORS = {
     "one is missing": (lambda found: found.pop("token_table.weight"), "token_table.weight is missing"),
     "one too many": (lambda found: found.update(extra=np.zeros(3, np.float32)), "extra is not expected"),
-    "another shape": (lambda found: found.update({"token_table.weight": np.zeros((3, 16), np.float32)}), "has shape (3, 16) instead of (256, 16)"),
-    "another type": (lambda found: found.update({"token_table.weight": np.zeros((256, 16), np.int32)}), "is of type I32 instead of F32"),
-    "NaN": (lambda found: found["token_table.weight"].__setitem__((3, 4), np.nan), "token_table.weight has 1 values that are NaN or infinite"),
-    "infinity": (lambda found: found["token_table.weight"].__setitem__(slice(2), np.inf), "token_table.weight has 32 values"),
+    "another shape": (
+        lambda found: found.update({"token_table.weight": np.zeros((3, 16), np.float32)}),
+        "has shape (3, 16) instead of (256, 16)",
+    ),
+    "another type": (
+        lambda found: found.update({"token_table.weight": np.zeros((256, 16), np.int32)}),
+        "is of type I32 instead of F32",
+    ),
+    "NaN": (
+        lambda found: found["token_table.weight"].__setitem__((3, 4), np.nan),
+        "token_table.weight has 1 values that are NaN or infinite",
+    ),
+    "infinity": (
+        lambda found: found["token_table.weight"].__setitem__(slice(2), np.inf),
+        "token_table.weight has 32 values",
+    ),
 }
 TOKENIZER = {
     "empty": "",
@@ -117,7 +141,12 @@ TOKENIZER = {
     "ranks that are gone": '{"kind": "tiktoken", "ranks_sha256": "00", "special_tokens": {}, "name": "x", "pattern": "x"}',
     "of another model": '{"kind": "byte", "end_of_text": true}',
 }
-ELSEWHERE = ("of another model", "another shape", "a model that is gone", "ranks that are gone")  # told of by the other file
+ELSEWHERE = (
+    "of another model",
+    "another shape",
+    "a model that is gone",
+    "ranks that are gone",
+)  # told of by the other file
 FILES = [
     (name, kind, content)
     for name, kinds in (("config.json", CONFIG), ("model.safetensors", WEIGHTS), ("tokenizer.json", TOKENIZER))
@@ -159,8 +188,14 @@ def test_what_is_no_file_is_not_opened(name, kind, bundle, capsys):
 
 def test_an_absurd_shape_is_refused_before_anything_is_allocated(bundle, trained, tmp_path, capsys):
     text = write_text(tmp_path)
-    for flags in (["--model.n-embd", "1048576"], ["--model.n-layer", "1024", "--model.n-embd", "65536"], ["--train.batch-size", "2000000000"]):
-        assert "GB" in fails(capsys, "train", text, "--run", tmp_path / "run", "--device", "cpu", "--model.n-head", "1", *flags, code=3)
+    for flags in (
+        ["--model.n-embd", "1048576"],
+        ["--model.n-layer", "1024", "--model.n-embd", "65536"],
+        ["--train.batch-size", "2000000000"],
+    ):
+        assert "GB" in fails(
+            capsys, "train", text, "--run", tmp_path / "run", "--device", "cpu", "--model.n-head", "1", *flags, code=3
+        )
     assert "at most" in fails(capsys, "train", text, "--run", tmp_path / "run", "--model.n-embd", "1000000000")
     assert not (tmp_path / "run").exists()
     saved = json.loads((bundle / "config.json").read_text())
@@ -172,7 +207,9 @@ def test_an_absurd_shape_is_refused_before_anything_is_allocated(bundle, trained
 @pytest.mark.parametrize("architecture", ["decoder", "encoder", "encoder-decoder", "rnn", "lstm", "gru"])
 @pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal"])
 def test_an_outline_has_the_model_s_names_and_shapes_and_the_estimate_its_size(architecture, positions):
-    config = ModelConfig(architecture=architecture, positions=positions, n_layer=5, n_embd=16, n_head=2, block_size=8, head="tied")
+    config = ModelConfig(
+        architecture=architecture, positions=positions, n_layer=5, n_embd=16, n_head=2, block_size=8, head="tied"
+    )
     model = build_model(config)
     assert {name: (one.shape, one.dtype) for name, one in outline(config).named_parameters()} == {
         name: (one.shape, one.dtype) for name, one in model.named_parameters()
@@ -198,7 +235,11 @@ def test_an_outline_has_the_model_s_names_and_shapes_and_the_estimate_its_size(a
         ("config.toml", b"seed = " + b"9" * 5000),
         ("config.toml", b".".join([b"a"] * 100_000) + b" = 1"),
         ("config.toml", b"\xff"),
-        ("metrics.jsonl", b'{"step": 1}\n{"step": 2, "event": "train", "loss": 3.5}\n{"step": 3, "event": "train", "loss": "x"}\n' * 10_000),
+        (
+            "metrics.jsonl",
+            b'{"step": 1}\n{"step": 2, "event": "train", "loss": 3.5}\n{"step": 3, "event": "train", "loss": "x"}\n'
+            * 10_000,
+        ),
         ("metrics.jsonl", b"\xff" * 1000 + DEEP.encode()),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
@@ -233,7 +274,9 @@ TEXTS = {
 @pytest.mark.parametrize("name", [name for name in TEXTS if name != "open-quote.csv"])
 def test_a_text_that_cannot_be_read_is_named(name, tmp_path, capsys):
     (tmp_path / name).write_bytes(TEXTS[name])
-    assert name in fails(capsys, "train", tmp_path / name, "--run", tmp_path / "run", "--data.cache", tmp_path / "cache", "--steps", "1")
+    assert name in fails(
+        capsys, "train", tmp_path / name, "--run", tmp_path / "run", "--data.cache", tmp_path / "cache", "--steps", "1"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -243,7 +286,21 @@ def test_a_quote_that_never_ends_is_one_long_text(tmp_path):
     assert main(["data", str(tmp_path / "open-quote.csv")]) == 0
 
 
-@pytest.mark.parametrize("word", ["x" * 300, "x" * 100_000, "a/" * 3000, "**x", "[", "\udcff.txt", "no\0where", "/dev/zero", "numbers:", "tab\there\x1b[31m"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "x" * 300,
+        "x" * 100_000,
+        "a/" * 3000,
+        "**x",
+        "[",
+        "\udcff.txt",
+        "no\0where",
+        "/dev/zero",
+        "numbers:",
+        "tab\there\x1b[31m",
+    ],
+)
 def test_a_word_that_is_no_text_is_named(word, tmp_path, capsys):
     fails(capsys, "train", word, "--run", tmp_path / "run", "--data.cache", tmp_path / "cache")
 
@@ -256,9 +313,23 @@ def test_a_loop_of_links_ends(tmp_path, capsys):
     fails(capsys, "data", tmp_path / "self")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", DEEP.encode(), b'{"own_seeds": 1}', b'{"own_seeds": false, "seed": 1, "arms": []}', b"\xff", b'{"seed": NaN}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        DEEP.encode(),
+        b'{"own_seeds": 1}',
+        b'{"own_seeds": false, "seed": 1, "arms": []}',
+        b"\xff",
+        b'{"seed": NaN}',
+    ],
+)
 def test_a_damaged_record_of_a_study_is_named(content, tmp_path, capsys):
-    for name, words in (("comparison.json", ["compare", "lr=1e-3,2e-3", "--seeds", "1", "--steps", "2"]), ("ladder.json", ["ladder", "--steps", "10"])):
+    for name, words in (
+        ("comparison.json", ["compare", "lr=1e-3,2e-3", "--seeds", "1", "--steps", "2"]),
+        ("ladder.json", ["ladder", "--steps", "10"]),
+    ):
         folder = tmp_path / name.removesuffix(".json")
         folder.mkdir()
         (folder / name).write_bytes(content)
@@ -369,7 +440,20 @@ def test_words_that_no_flag_takes_name_the_nearest(trained, capsys):
 # --- shared readers -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "[]", "5", "NaN", '{"a": 1, "a": 2}', '{"a": Infinity}', DEEP, '{"a": ' + "9" * 5000 + "}", '{"a": {"b": 1, "b": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "5",
+        "NaN",
+        '{"a": 1, "a": 2}',
+        '{"a": Infinity}',
+        DEEP,
+        '{"a": ' + "9" * 5000 + "}",
+        '{"a": {"b": 1, "b": 1}}',
+    ],
+)
 def test_json_is_read_strictly(text):
     with pytest.raises(ValueError, match=r"."):
         json_object(text)
@@ -390,7 +474,11 @@ def test_sums_of_a_hostile_bundle_help_it_nothing(bundle, capsys):
 
 
 @pytest.mark.parametrize(
-    "said", ["[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes", "CUDA out of memory. Tried ..."]
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes",
+        "CUDA out of memory. Tried ...",
+    ],
 )
 def test_memory_that_is_used_up_is_the_machine_s_fault(said, capsys, monkeypatch):
     def full(words):

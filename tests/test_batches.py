@@ -22,7 +22,12 @@ def batches(tokens: Tokens, sampling: str = "random", **changes) -> Batches:
 
 def targets_of(maker: Batches, tokens_of_epoch: int, epoch: int, rows: int) -> list[int]:
     """The targets of the windows numbered epoch * rows ... (epoch + 1) * rows, read one window a step."""
-    found = [target for step in range(epoch * rows, (epoch + 1) * rows) for target in maker.batch(step).targets.flatten().tolist() if target != IGNORED]
+    found = [
+        target
+        for step in range(epoch * rows, (epoch + 1) * rows)
+        for target in maker.batch(step).targets.flatten().tolist()
+        if target != IGNORED
+    ]
     assert len(found) == tokens_of_epoch
     return found
 
@@ -39,7 +44,11 @@ def test_targets_are_the_tokens_that_follow(sampling):
         assert torch.equal(batch.inputs[real] + 1, batch.targets[real])
         rows = batch.inputs.numpy()
         for row, valid in zip(rows, real.numpy(), strict=True):
-            assert valid[0] and np.array_equal(row[valid], np.arange(row[0], row[0] + valid.sum())) and not row[~valid].any()
+            assert (
+                valid[0]
+                and np.array_equal(row[valid], np.arange(row[0], row[0] + valid.sum()))
+                and not row[~valid].any()
+            )
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -122,7 +131,9 @@ def test_steps_run_on_across_epochs(sampling):
     assert torch.equal(singles, torch.cat([many.batch(0).inputs, many.batch(1).inputs]))
 
 
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12).filter(lambda x: max(x) > 1), block=st.integers(1, 12))
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12).filter(lambda x: max(x) > 1), block=st.integers(1, 12)
+)
 def test_document_windows_never_cross_and_visit_each_target_once_an_epoch(lengths, block):
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     maker = batches(positions(sum(lengths), tuple(starts.tolist())), "documents", block_size=block, batch_size=1)
@@ -136,7 +147,9 @@ def test_document_windows_never_cross_and_visit_each_target_once_an_epoch(length
 
 
 def test_empty_documents_do_no_harm():
-    maker = batches(Tokens(np.arange(5, dtype=np.uint8), np.array([0, 0, 3, 5])), "documents", block_size=1, batch_size=3)
+    maker = batches(
+        Tokens(np.arange(5, dtype=np.uint8), np.array([0, 0, 3, 5])), "documents", block_size=1, batch_size=3
+    )
     assert sorted(maker.batch(0).targets.flatten().tolist()) == [1, 2, 4]
 
 

@@ -27,7 +27,20 @@ from gptloom.training.optim.adamw import make_optimizer
 
 CPU = torch.device("cpu")
 SHAPE = {"vocab_size": 13, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "ngram_rows": 50}
-WORDS = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "32", "--train.batch-size", "2", "--device", "cpu"]
+WORDS = [
+    "--model.n-layer",
+    "1",
+    "--model.n-head",
+    "2",
+    "--model.n-embd",
+    "16",
+    "--model.block-size",
+    "32",
+    "--train.batch-size",
+    "2",
+    "--device",
+    "cpu",
+]
 NEIGHBOURS = {
     "encoder": {"architecture": "encoder"},
     "encoder-decoder": {"architecture": "encoder-decoder", "positions": "sinusoidal"},
@@ -67,7 +80,11 @@ class Known(Multiplier):
 
 def run_sweeps(config, budget, *names):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps, "FACTORS", [replace(one, powers=(one.powers[0], -2, 3)) for one in sweeps.FACTORS if one.name in names])
+        patch.setattr(
+            sweeps,
+            "FACTORS",
+            [replace(one, powers=(one.powers[0], -2, 3)) for one in sweeps.FACTORS if one.name in names],
+        )
         for found in sweeps.Sweeper(CPU, budget, Known(CPU), [].append).around(config):
             result = found
     return {one.factor.name: one.as_dict(1e12) for one in result}
@@ -110,7 +127,9 @@ def test_the_limit_adds_up_the_products_and_halves_causal_ones(monkeypatch):
 
 
 def test_measured_limits_are_numbers_of_this_world():
-    seconds = Multiplier(CPU).seconds({Product(1, 64, 64, 64): 1, Product(300, 16, 16, 16): 1}, torch.float32, Budget(0.1))
+    seconds = Multiplier(CPU).seconds(
+        {Product(1, 64, 64, 64): 1, Product(300, 16, 16, 16): 1}, torch.float32, Budget(0.1)
+    )
     assert 0 < seconds < 1
     memory = Memory(CPU)
     large, less = memory.rate(4_000_000, 1, Budget(0.05)), memory.rate(400_000, 1, Budget(0.05))
@@ -120,7 +139,18 @@ def test_measured_limits_are_numbers_of_this_world():
 MEMORY = {
     "tiny": ("tiny", {"n_embd": 64, "vocab_size": 300}),
     "gpt2": ("gpt2", {"n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 64, "vocab_size": 300}),
-    "modern": ("modern", {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 64, "block_size": 64, "vocab_size": 300, "mlp_width": 192}),
+    "modern": (
+        "modern",
+        {
+            "n_layer": 2,
+            "n_head": 4,
+            "n_kv_head": 2,
+            "n_embd": 64,
+            "block_size": 64,
+            "vocab_size": 300,
+            "mlp_width": 192,
+        },
+    ),
     "dropout": ("baby", {"n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 64}),
     "post-norm": ("tiny", {"norm_position": "post", "positions": "learned", "n_embd": 64}),
     "few tokens": ("gpt2", {"n_layer": 6, "n_head": 4, "n_embd": 64, "block_size": 4, "vocab_size": 300}),
@@ -158,7 +188,9 @@ def test_memory_grows_with_the_rows_and_halves_in_bfloat16_on_a_gpu():
 # --- fitting ------------------------------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(-3.0, 3.0), st.floats(1e-6, 1e3), st.lists(st.integers(1, 10_000), min_size=2, max_size=8, unique=True))
+@given(
+    st.floats(-3.0, 3.0), st.floats(1e-6, 1e3), st.lists(st.integers(1, 10_000), min_size=2, max_size=8, unique=True)
+)
 def test_a_planted_power_is_found(power, factor, values):
     assert exponent(values, [factor * value**power for value in values]) == pytest.approx(power, abs=1e-6)
 
@@ -186,7 +218,9 @@ def test_a_spread_is_in_order_and_repeats_stop_where_the_time_does():
 def test_a_step_whose_time_is_that_of_its_rows_grows_with_the_batch_and_nothing_else(monkeypatch):
     clock = Clock(monkeypatch)
     found = run_sweeps(small(), Budget(6.0, clock), "batch", "width")
-    assert found["batch"]["exponent"] == pytest.approx(1.0, abs=0.01) and found["batch"]["exponent_at_the_end"] == pytest.approx(1.0, abs=0.01)
+    assert found["batch"]["exponent"] == pytest.approx(1.0, abs=0.01) and found["batch"][
+        "exponent_at_the_end"
+    ] == pytest.approx(1.0, abs=0.01)
     assert found["width"]["exponent"] == pytest.approx(0.0, abs=0.01) and len(found["width"]["points"]) == 6
     by_rows = {point["value"]: point for point in found["batch"]["points"]}
     assert by_rows[8]["ms"] == pytest.approx(80.0, rel=0.01) and by_rows[8]["tokens"] == 8 * 16
@@ -198,7 +232,9 @@ def test_a_step_whose_time_is_that_of_its_rows_grows_with_the_batch_and_nothing_
 def test_a_machine_that_others_use_meanwhile_is_noticed(monkeypatch, later):
     clock = Clock(monkeypatch, per_row=lambda now: 0.01 * (later if now > 1.0 else 1.0))
     monkeypatch.setattr(sweeps, "FACTORS", [one for one in sweeps.FACTORS if one.name == "depth"])
-    found = benching.bench(small(), CPU, groups=("step",), seconds=4.0, largest=False, say=lambda line: None, clock=clock)
+    found = benching.bench(
+        small(), CPU, groups=("step",), seconds=4.0, largest=False, say=lambda line: None, clock=clock
+    )
     assert found["drift"] == pytest.approx(later, rel=0.01)
     assert [f"took {later:.2f} times as long" in note for note in found["notes"]] == ([True] if later > 1 else [])
 
@@ -208,7 +244,9 @@ def test_what_does_not_fit_into_the_time_is_left_out_and_named(monkeypatch):
     found = run_sweeps(small(), Budget(30.0, clock), "batch")
     assert clock.now < 2 * 30.0
     left = {one["value"]: one["why"] for one in found["batch"]["left_out"]}
-    assert left[32].startswith("a step would take about 3.2 s") and 4 in {point["value"] for point in found["batch"]["points"]}
+    assert left[32].startswith("a step would take about 3.2 s") and 4 in {
+        point["value"] for point in found["batch"]["points"]
+    }
     values = [point["value"] for point in found["batch"]["points"]]
     assert sorted([*left, *values]) == [1, 2, 4, 8, 16, 32]
 
@@ -226,7 +264,9 @@ def test_memory_that_runs_out_at_a_point_is_reported_and_the_sweep_goes_on(monke
     if error is None:
         monkeypatch.setattr(sweeps, "memory_size", lambda device: 2 * activation_bytes(small().model, 4))
     found = run_sweeps(small(), Budget(8.0, Clock(monkeypatch)), "context", "depth")
-    assert {one["value"]: one["why"] for one in found["context"]["left_out"]}[64].startswith("out of memory" if error else "a pass takes about")
+    assert {one["value"]: one["why"] for one in found["context"]["left_out"]}[64].startswith(
+        "out of memory" if error else "a pass takes about"
+    )
     assert [point["value"] for point in found["context"]["points"]][:3] == [4, 8, 16]
     assert len(found["depth"]["points"]) > 2
 
@@ -245,7 +285,10 @@ def test_settings_that_hang_together_grow_together():
     factors = {one.name: one for one in sweeps.FACTORS}
     wide = factors["width"].at(config, 2.0).model
     assert (wide.n_embd, wide.head_size, wide.mlp_width) == (32, 16, 48)
-    assert factors["batch"].at(config, 2.0).train.micro_batch_size == 2 and factors["batch"].at(config, 0.25).train.micro_batch_size is None
+    assert (
+        factors["batch"].at(config, 2.0).train.micro_batch_size == 2
+        and factors["batch"].at(config, 0.25).train.micro_batch_size is None
+    )
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
@@ -278,7 +321,9 @@ def test_a_model_without_products_has_no_limit_but_a_time(monkeypatch):
 
 
 def test_passes_are_counted():
-    steps = step.time_steps(small(train={"micro_batch_size": 1, "optimizer": "adamw"}), CPU, Budget(0.001), lambda line: None)
+    steps = step.time_steps(
+        small(train={"micro_batch_size": 1, "optimizer": "adamw"}), CPU, Budget(0.001), lambda line: None
+    )
     assert steps.passes == 4
     assert operations(steps) == operations_per_token(small().model) * steps.tokens
 
@@ -319,7 +364,9 @@ def test_preparing_and_starting_are_measured_in_processes_of_their_own(monkeypat
     monkeypatch.setattr(data, "LAUNCHES", {"python": ["-c", "pass"], "again": ["-c", "pass"]})
     result = benching.bench(small(), CPU, groups=("data", "start"), seconds=30.0, largest=False, say=lambda line: None)
     found = result["preparing"]
-    assert [one["value"] for one in found["points"]] == [30_000, 60_000] and [one["tokens"] for one in found["points"]] == [30_000, 60_000]
+    assert [one["value"] for one in found["points"]] == [30_000, 60_000] and [
+        one["tokens"] for one in found["points"]
+    ] == [30_000, 60_000]
     for one in found["points"]:
         assert 0 < one["share_of_limit"] < 1.2 and one["peak_memory"] > 10e6
         assert one["seconds"] == pytest.approx(one["scan"] + one["learn"] + one["encode"])
@@ -344,10 +391,17 @@ def test_bench_prints_tables_draws_both_pictures_and_keeps_everything(tmp_path, 
     assert "step against vocabulary" in printed.err and "left out: " in printed.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"bench.png", "bench-dark.png", "bench.json"}
     kept = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert [one["name"] for one in kept["sweeps"]] == ["batch", "context", "width", "depth", "vocabulary"] and not kept["interrupted"]
+    assert [one["name"] for one in kept["sweeps"]] == ["batch", "context", "width", "depth", "vocabulary"] and not kept[
+        "interrupted"
+    ]
     for point in (point for one in kept["sweeps"] for point in one["points"]):
-        assert point["share_of_limit"] > 0 and point["ms_best"] <= point["ms_quartiles"][0] <= point["ms"] <= point["ms_quartiles"][1]
-        assert point["operations_per_second"] == pytest.approx(point["operations_per_token"] * point["tokens"] / point["ms"] * 1000)
+        assert (
+            point["share_of_limit"] > 0
+            and point["ms_best"] <= point["ms_quartiles"][0] <= point["ms"] <= point["ms_quartiles"][1]
+        )
+        assert point["operations_per_second"] == pytest.approx(
+            point["operations_per_token"] * point["tokens"] / point["ms"] * 1000
+        )
     assert {"machine", "limits", "seconds", "model", "command"} <= kept.keys()
 
 
@@ -357,14 +411,30 @@ def test_sampling_is_measured_as_a_user_samples(tmp_path, capsys):
     points = json.loads((tmp_path / "bench.json").read_text())["sampling"]["points"]
     assert {(point["value"], point["streams"]) for point in points} >= {(16, 1), (32, 1)}
     for point in points:
-        assert 0 < point["share_of_limit"] < 1.5 and point["tokens_per_second"] * point["ms"] == pytest.approx(1000 * point["streams"])
+        assert 0 < point["share_of_limit"] < 1.5 and point["tokens_per_second"] * point["ms"] == pytest.approx(
+            1000 * point["streams"]
+        )
 
 
 def test_json_is_one_object_and_a_model_that_does_not_write_is_named(tmp_path, capsys):
-    words = ["bench", "--recipe", "encoder", "--minutes", "0.01", "--only", "sampling", "--json", "--out", str(tmp_path), *WORDS]
+    words = [
+        "bench",
+        "--recipe",
+        "encoder",
+        "--minutes",
+        "0.01",
+        "--only",
+        "sampling",
+        "--json",
+        "--out",
+        str(tmp_path),
+        *WORDS,
+    ]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["notes"] == ["sampling: an encoder does not write on from a text"] and found["sampling"]["points"] == []
+    assert (
+        found["notes"] == ["sampling: an encoder does not write on from a text"] and found["sampling"]["points"] == []
+    )
 
 
 def test_an_interrupt_keeps_what_has_been_measured(tmp_path, capsys, monkeypatch):
@@ -425,6 +495,12 @@ def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
     assert model is not None
     found = [one for one in time_writing(config, CPU, Budget(0.5), 1e12, lambda line: None) if isinstance(one, Writing)]
     by_streams = {one.streams: one.read for one in found if one.context == 16}
-    weights = sum(parameter.numel() for name, parameter in build_model(config.model).named_parameters() if "token_table" not in name and "ngrams" not in name)
-    cache = 2 * 2 * 17 * 16 + 2 * (config.model.ngrams - 1)  # layers, keys and values, places with the spare one, width; ids of 8 bytes
+    weights = sum(
+        parameter.numel()
+        for name, parameter in build_model(config.model).named_parameters()
+        if "token_table" not in name and "ngrams" not in name
+    )
+    cache = 2 * 2 * 17 * 16 + 2 * (
+        config.model.ngrams - 1
+    )  # layers, keys and values, places with the spare one, width; ids of 8 bytes
     assert by_streams == {1: 4 * (weights + cache), 32: 4 * (weights + 32 * cache)}

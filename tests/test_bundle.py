@@ -37,11 +37,19 @@ def test_a_run_a_checkpoint_and_a_saved_bundle_are_the_same_model(run, tmp_path)
     bundle = gptloom.load(run)
     (tmp_path / "saved").mkdir()
     bundle.save(tmp_path / "saved")
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json", "SHA256SUMS"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "SHA256SUMS",
+    }
     ids = torch.tensor([bundle.prompt_ids("the lazy")])
     for path in (best_checkpoint(run), tmp_path / "saved"):
         other = gptloom.load(path)
-        assert torch.equal(other.model(ids), bundle.model(ids)) and other.tokenizer.fingerprint == bundle.tokenizer.fingerprint
+        assert (
+            torch.equal(other.model(ids), bundle.model(ids))
+            and other.tokenizer.fingerprint == bundle.tokenizer.fingerprint
+        )
     assert "head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")  # tied: saved once
     assert bundle.model.head.weight is bundle.model.token_table.weight
 
@@ -64,7 +72,9 @@ def test_stop_strings_end_a_text_and_are_not_part_of_it(run):
     bundle = gptloom.load(run)
     whole = bundle.generate("the", tokens=60, temperature=0)[3:]
     stop = whole[20:23]
-    assert bundle.write("the", SampleConfig(tokens=60, temperature=0, stop=(stop,)))[0].text == whole[: whole.index(stop)]
+    assert (
+        bundle.write("the", SampleConfig(tokens=60, temperature=0, stop=(stop,)))[0].text == whole[: whole.index(stop)]
+    )
 
 
 def test_what_is_shown_as_it_grows_is_the_text(run):
@@ -74,7 +84,9 @@ def test_what_is_shown_as_it_grows_is_the_text(run):
         shown[row] += piece
 
     written = gptloom.load(run).write("fox", SampleConfig(tokens=40, samples=3, stop=("z",)), show=show)
-    assert [shown[row] for row in range(3)] == [text.text for text in written] and len({text.text for text in written}) == 3
+    assert [shown[row] for row in range(3)] == [text.text for text in written] and len(
+        {text.text for text in written}
+    ) == 3
 
 
 def test_details_are_the_models_own_probabilities(run):
@@ -112,7 +124,9 @@ def test_score_is_cross_entropy_over_fixed_windows_with_exact_bytes(run):
         nats -= sum(float(logprobs[i, target]) for i, target in enumerate(targets))
     score = bundle.score(text)
     assert score.nats == pytest.approx(nats, rel=1e-5) and score.tokens == len(ids) - 1 == score.bytes
-    assert score.bpb == pytest.approx(score.loss / math.log(2)) and score.perplexity == pytest.approx(math.exp(score.loss))
+    assert score.bpb == pytest.approx(score.loss / math.log(2)) and score.perplexity == pytest.approx(
+        math.exp(score.loss)
+    )
 
 
 def test_unknown_characters_are_named_skipped_or_replaced(run):
@@ -164,7 +178,10 @@ def other_tokenizer(path):
     (path / "tokenizer.json").write_text(json.dumps(saved))
 
 
-@pytest.mark.parametrize("damage", [damage_config, foreign_config, bad_field, cut_weights, wrong_shape, missing_tensor, no_tokenizer, other_tokenizer])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_config, foreign_config, bad_field, cut_weights, wrong_shape, missing_tensor, no_tokenizer, other_tokenizer],
+)
 def test_a_damaged_bundle_is_refused_with_a_cause(copy, damage):
     Bundle.load(copy)
     damage(copy)

@@ -380,8 +380,16 @@ MISTAKES = {
     "mask-sees-future": ("one-head", HEAD, (f"wei.masked_fill({MASK})", "wei")),
     "mask-upside-down": ("one-head", HEAD, ("torch.tril(", "torch.triu(")),
     "mask-upside-down (strict)": ("one-head", HEAD, ("== 0", "== 1")),
-    "mask-off-by-one": ("one-head", HEAD, ("torch.ones(block_size, block_size)", "torch.ones(block_size, block_size), diagonal=1")),
-    "mask-hides-self": ("one-head", HEAD, ("torch.ones(block_size, block_size)", "torch.ones(block_size, block_size), diagonal=-1")),
+    "mask-off-by-one": (
+        "one-head",
+        HEAD,
+        ("torch.ones(block_size, block_size)", "torch.ones(block_size, block_size), diagonal=1"),
+    ),
+    "mask-hides-self": (
+        "one-head",
+        HEAD,
+        ("torch.ones(block_size, block_size)", "torch.ones(block_size, block_size), diagonal=-1"),
+    ),
     "mask-hides-self (finite)": (
         "one-head",
         HEAD,
@@ -389,15 +397,30 @@ MISTAKES = {
         ('float("-inf")', "-1e9"),
     ),
     "mask-fill": ("one-head", HEAD, ('float("-inf")', "0")),
-    "mask-after-softmax": ("one-head", HEAD, (f"wei = wei.masked_fill({MASK})", ""), ("F.softmax(wei, dim=-1)", "F.softmax(wei, dim=-1) * self.tril[:T, :T]")),
+    "mask-after-softmax": (
+        "one-head",
+        HEAD,
+        (f"wei = wei.masked_fill({MASK})", ""),
+        ("F.softmax(wei, dim=-1)", "F.softmax(wei, dim=-1) * self.tril[:T, :T]"),
+    ),
     "softmax-axis": ("one-head", HEAD, ("dim=-1", "dim=1")),
     "softmax-axis (batch)": ("one-head", HEAD, ("dim=-1", "dim=0")),
-    "missing-softmax": ("one-head", HEAD, (f"wei = wei.masked_fill({MASK})", ""), ("F.softmax(wei, dim=-1)", "wei * self.tril[:T, :T]")),
+    "missing-softmax": (
+        "one-head",
+        HEAD,
+        (f"wei = wei.masked_fill({MASK})", ""),
+        ("F.softmax(wei, dim=-1)", "wei * self.tril[:T, :T]"),
+    ),
     "query-key-swapped": ("one-head", HEAD, ("q @ k.transpose(-2, -1)", "k @ q.transpose(-2, -1)")),
     "batch-mixed": ("one-head", HEAD, ("return wei @ self.value(x)", "return wei @ self.value(x).flip(0)")),
     "heads-mixed (join)": ("score-scale", HEAD + HEADS, (JOIN, "(att @ v).reshape(B, T, C)")),
     "heads-mixed (split)": ("score-scale", HEAD + HEADS, (SPLIT, "view(B, self.n_head, T, C // self.n_head)")),
-    "heads-mixed (both)": ("score-scale", HEAD + HEADS, (SPLIT, "view(B, self.n_head, T, C // self.n_head)"), (JOIN, "(att @ v).view(B, T, C)")),
+    "heads-mixed (both)": (
+        "score-scale",
+        HEAD + HEADS,
+        (SPLIT, "view(B, self.n_head, T, C // self.n_head)"),
+        (JOIN, "(att @ v).view(B, T, C)"),
+    ),
     "heads-mixed (order)": ("dropout", ANONYMOUS, ("h(x) for h in self.heads", "h(x) for h in reversed(self.heads)")),
     "heads-mixed (interleaved)": (
         "dropout",
@@ -411,8 +434,17 @@ MISTAKES = {
         ("y.transpose(1, 2).reshape", "y.reshape"),
     ),
     "missing-projection": ("score-scale", HEAD + HEADS, ("self.proj(y)", "y")),
-    "missing-projection (nowhere)": ("score-scale", HEAD + HEADS, ("self.proj(y)", "y"), ("self.proj = nn.Linear(n_embd, n_embd)\n", "pass\n")),
-    "dropout-in-evaluation": ("dropout", HEAD + HEADS + FEED_FORWARD, ("wei = self.dropout(wei)", "wei = F.dropout(wei, 0.5)")),
+    "missing-projection (nowhere)": (
+        "score-scale",
+        HEAD + HEADS,
+        ("self.proj(y)", "y"),
+        ("self.proj = nn.Linear(n_embd, n_embd)\n", "pass\n"),
+    ),
+    "dropout-in-evaluation": (
+        "dropout",
+        HEAD + HEADS + FEED_FORWARD,
+        ("wei = self.dropout(wei)", "wei = F.dropout(wei, 0.5)"),
+    ),
     "dropout-missing": ("dropout", HEAD + HEADS + FEED_FORWARD, ("wei = self.dropout(wei)", "")),
     "dropout-place": (
         "dropout",
@@ -420,7 +452,11 @@ MISTAKES = {
         ("wei = self.dropout(wei)", ""),
         ("return wei @ self.value(x)", "return self.dropout(wei @ self.value(x))"),
     ),
-    "dropout-place (before)": ("dropout", HEAD + HEADS + FEED_FORWARD, ("self.drop2(self.proj(y))", "self.proj(self.drop2(y))")),
+    "dropout-place (before)": (
+        "dropout",
+        HEAD + HEADS + FEED_FORWARD,
+        ("self.drop2(self.proj(y))", "self.proj(self.drop2(y))"),
+    ),
     "missing-residual": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, ("x + self.ffwd(", "self.ffwd(")),
     "norm-post": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, *POST),
     "norm-pre": ("post-norm", HEADS + FEED_FORWARD + BLOCK),
@@ -437,12 +473,24 @@ MISTAKES = {
         ("x = x + self.sa(self.ln1(x))", "y = self.sa(self.ln1(x))"),
         ("x + self.ffwd", "x + y + self.ffwd"),
     ),
-    "missing-scale (in a block)": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, (" * (C // self.n_head) ** -0.5", "")),
+    "missing-scale (in a block)": (
+        "layernorm",
+        HEADS + FEED_FORWARD + BLOCK + NORM,
+        (" * (C // self.n_head) ** -0.5", ""),
+    ),
     "norm-axis": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, ("mean(-1,", "mean(1,"), ("var(-1,", "var(1,")),
     "norm-unbiased": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, (", unbiased=False", "")),
     "missing-eps": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, ("var + self.eps", "var")),
-    "eps-outside-root": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, ("torch.sqrt(var + self.eps)", "(torch.sqrt(var) + self.eps)")),
-    "norm-without-root": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, ("torch.sqrt(var + self.eps)", "(var + self.eps)")),
+    "eps-outside-root": (
+        "layernorm",
+        HEADS + FEED_FORWARD + BLOCK + NORM,
+        ("torch.sqrt(var + self.eps)", "(torch.sqrt(var) + self.eps)"),
+    ),
+    "norm-without-root": (
+        "layernorm",
+        HEADS + FEED_FORWARD + BLOCK + NORM,
+        ("torch.sqrt(var + self.eps)", "(var + self.eps)"),
+    ),
     "gain-unused": ("layernorm", HEADS + FEED_FORWARD + BLOCK + NORM, ("self.gamma * (x", "(x")),
     "missing-bias": (
         "layernorm",
@@ -451,12 +499,20 @@ MISTAKES = {
         (" + self.beta", ""),
     ),
     "norm-centre": ("rmsnorm", RMS, ("return x *", "x = x - x.mean(-1, keepdim=True); return x *")),
-    "extra-bias": ("one-head", HEAD, ("self.query = nn.Linear(n_embd, head_size, bias=False)", "self.query = nn.Linear(n_embd, head_size)")),
+    "extra-bias": (
+        "one-head",
+        HEAD,
+        ("self.query = nn.Linear(n_embd, head_size, bias=False)", "self.query = nn.Linear(n_embd, head_size)"),
+    ),
     "parameter-shape": ("mlp", FEED_FORWARD, ("4 * n_embd", "2 * n_embd")),
     "activation-missing": ("mlp", FEED_FORWARD, ("nn.ReLU(), ", "")),
     "activation-other": ("mlp", FEED_FORWARD, ("nn.ReLU()", "nn.GELU()")),
     "activation-other (gelu)": ("gelu", "def gelu(x): return F.gelu(x)\n"),
-    "gate-swapped": ("swiglu", SWIGLU.replace("w1", "gate").replace("w3", "up"), ("F.silu(self.gate(x)) * self.up(x)", "self.gate(x) * F.silu(self.up(x))")),
+    "gate-swapped": (
+        "swiglu",
+        SWIGLU.replace("w1", "gate").replace("w3", "up"),
+        ("F.silu(self.gate(x)) * self.up(x)", "self.gate(x) * F.silu(self.up(x))"),
+    ),
     "rotation-interleaved": (
         "rope",
         ROTATE,
@@ -464,18 +520,30 @@ MISTAKES = {
         ("torch.cat([", "torch.stack(["),
         ("dim=-1)\n", "dim=-1).flatten(2)\n"),
     ),
-    "rotation-backwards": ("rope", ROTATE, ("a * angle.cos() - b", "a * angle.cos() + b"), ("b * angle.cos() + a", "b * angle.cos() - a")),
+    "rotation-backwards": (
+        "rope",
+        ROTATE,
+        ("a * angle.cos() - b", "a * angle.cos() + b"),
+        ("b * angle.cos() + a", "b * angle.cos() - a"),
+    ),
     "groups-mixed": ("gqa", MODERN, (".repeat_interleave(self.rep, 1)", ".repeat(1, self.rep, 1, 1)")),
     "qk-norm-after-rotation": (
         "gqa",
         MODERN,
-        ("self.turn(self.q_norm(q)), self.turn(self.k_norm(k))", "self.q_norm(self.turn(q)), self.k_norm(self.turn(k))"),
+        (
+            "self.turn(self.q_norm(q)), self.turn(self.k_norm(k))",
+            "self.q_norm(self.turn(q)), self.k_norm(self.turn(k))",
+        ),
     ),
     "missing-division": ("averaging", AVERAGE, ("(mask / mask.sum(1, keepdim=True))", "mask")),
     "mask-sees-future (average)": ("averaging", AVERAGE, ("torch.tril(torch.ones(T, T))", "torch.ones(T, T)")),
     "mask-upside-down (average)": ("averaging", AVERAGE, ("torch.tril", "torch.triu")),
     "mean-axis": ("averaging", AVERAGE, ("mask.sum(1, keepdim=True)", "mask.sum(0, keepdim=True)")),
-    "positions-missing": ("positions", POSITIONED, (" + self.position_embedding_table(torch.arange(idx.shape[1]))", "")),
+    "positions-missing": (
+        "positions",
+        POSITIONED,
+        (" + self.position_embedding_table(torch.arange(idx.shape[1]))", ""),
+    ),
     "shape": ("one-head", HEAD, ("return wei @ self.value(x)", "return (wei @ self.value(x)).flatten(0, 1)")),
     "short-context": ("one-head", HEAD, ("self.tril[:T, :T]", "self.tril")),
     "exception": ("one-head", HEAD, ("k.transpose(-2, -1)", "k")),
@@ -504,14 +572,21 @@ def test_the_lecture_s_scale_passes_with_a_remark_until_the_step_that_corrects_i
 
 
 def test_several_mistakes_in_one_file_are_each_named(judged):
-    report = judged("dropout", HEAD + HEADS + FEED_FORWARD, (SCALE, ""), (JOIN, "(att @ v).reshape(B, T, C)"), ("nn.ReLU(), ", ""))
+    report = judged(
+        "dropout", HEAD + HEADS + FEED_FORWARD, (SCALE, ""), (JOIN, "(att @ v).reshape(B, T, C)"), ("nn.ReLU(), ", "")
+    )
     assert names(report) == ["missing-scale", "heads-mixed", "activation-missing"]
 
 
 def test_a_second_mistake_shows_behind_the_scale(judged):
     report = judged("one-head", HEAD, (SCALE, " * C ** -0.5"), ("dim=-1", "dim=1"))
-    assert [(finding.name, finding.passed) for finding in report.findings] == [("scale-wrong-width", True), ("softmax-axis", False)]
-    report = judged("score-scale", HEAD + HEADS, ("(C // self.n_head) ** -0.5", "1"), (JOIN, "(att @ v).reshape(B, T, C)"))
+    assert [(finding.name, finding.passed) for finding in report.findings] == [
+        ("scale-wrong-width", True),
+        ("softmax-axis", False),
+    ]
+    report = judged(
+        "score-scale", HEAD + HEADS, ("(C // self.n_head) ** -0.5", "1"), (JOIN, "(att @ v).reshape(B, T, C)")
+    )
     assert names(report) == ["missing-scale", "heads-mixed"]
 
 
@@ -574,7 +649,9 @@ def test_without_a_slip_the_mutants_are_the_reference(tmp_path):
     for step, exercise in EVERY:
         if exercise.name in ("Head", "MultiHeadAttention", "GroupedAttention", "Block"):
             judge = _Judge(exercise, tmp_path)
-            form = attention if exercise.name != "Block" else lambda m, x, post=step == "post-norm": block(m, x, post=post)
+            form = (
+                attention if exercise.name != "Block" else lambda m, x, post=step == "post-norm": block(m, x, post=post)
+            )
             assert torch.allclose(form(judge.reference, judge.x), run(judge.reference, judge.x), atol=1e-5, rtol=1e-5)
 
 

@@ -17,7 +17,20 @@ from gptloom.config.base import field_names
 from gptloom.config.run import RunConfig, SampleConfig
 from training_helpers import checkpoint_bytes, losses, write_text
 
-SMALL = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "16", "--train.batch-size", "4", "--device", "cpu"]
+SMALL = [
+    "--model.n-layer",
+    "1",
+    "--model.n-head",
+    "2",
+    "--model.n-embd",
+    "16",
+    "--model.block-size",
+    "16",
+    "--train.batch-size",
+    "4",
+    "--device",
+    "cpu",
+]
 
 
 def gptloom(*words, stdin=None, cwd=None, **environment):
@@ -60,15 +73,35 @@ def failure(capsys, *words):
 
 def test_train_gives_one_json_object_and_talks_on_standard_error(run):
     folder, result, said = run
-    keys = {"run", "checkpoint", "parameters", "steps", "tokens", "seconds", "train_loss", "val_loss", "val_bpb", "best_step"}
+    keys = {
+        "run",
+        "checkpoint",
+        "parameters",
+        "steps",
+        "tokens",
+        "seconds",
+        "train_loss",
+        "val_loss",
+        "val_bpb",
+        "best_step",
+    }
     assert keys <= result.keys() and result["steps"] == 30 and result["run"] == str(folder)
-    for word in ("parameters", "tokens to train on", "30 steps", "weights, gradients and optimizer", "ms a step", "validation loss"):
+    for word in (
+        "parameters",
+        "tokens to train on",
+        "30 steps",
+        "weights, gradients and optimizer",
+        "ms a step",
+        "validation loss",
+    ):
         assert word in said
 
 
 def test_sample_writes_the_prompt_and_goes_on(run):
     done = gptloom("sample", run[0], "--prompt", "the quick", "--tokens", 30, "--device", "cpu")
-    assert done.returncode == 0 and done.stdout.startswith("the quick") and len(done.stdout) == len("the quick") + 30 + 1
+    assert (
+        done.returncode == 0 and done.stdout.startswith("the quick") and len(done.stdout) == len("the quick") + 30 + 1
+    )
     assert "slides" in done.stderr  # 9 + 30 tokens are more than this model's context of 16
 
 
@@ -95,7 +128,9 @@ def test_beams_and_a_prompt_from_standard_input(run):
 def test_eval_of_the_run_is_the_loss_that_training_reported(run, capsys):
     assert main(["eval", str(run[0]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["loss"] == pytest.approx(run[1]["val_loss"], abs=1e-6) and found["bpb"] == pytest.approx(run[1]["val_bpb"], abs=1e-6)
+    assert found["loss"] == pytest.approx(run[1]["val_loss"], abs=1e-6) and found["bpb"] == pytest.approx(
+        run[1]["val_bpb"], abs=1e-6
+    )
     assert found["tokens"] == found["bytes"]
 
 
@@ -124,19 +159,37 @@ def test_data_reports_and_doctor_tells(run, capsys):
 
 
 def test_a_run_can_be_repeated_from_its_own_config(run, tmp_path):
-    again = gptloom("train", run[0].parent / "text.txt", "--run", tmp_path / "again", "--config", run[0] / "config.toml", "--json")
+    again = gptloom(
+        "train", run[0].parent / "text.txt", "--run", tmp_path / "again", "--config", run[0] / "config.toml", "--json"
+    )
     assert again.returncode == 0, again.stderr
-    assert losses(tmp_path / "again") == losses(run[0]) and checkpoint_bytes(tmp_path / "again") == checkpoint_bytes(run[0])
+    assert losses(tmp_path / "again") == losses(run[0]) and checkpoint_bytes(tmp_path / "again") == checkpoint_bytes(
+        run[0]
+    )
 
 
 def test_compiled_equals_eager_to_rounding(run, tmp_path):
-    """In a process of its own, for the shape checks of the tests and the compiler do not go together. Needs a C++ compiler."""
+    """In a process of its own, for the shape checks of the tests and the compiler do not go together.
+
+    Needs a C++ compiler.
+    """
     if not shutil.which("g++") and not shutil.which("clang++"):
         pytest.skip("no C++ compiler on this machine; that a run then goes on without is tested in test_training")
-    words = [run[0].parent / "text.txt", "--steps", 30, "--data.cache", tmp_path / "cache", "--train.log-every", 1, *SMALL]
+    words = [
+        run[0].parent / "text.txt",
+        "--steps",
+        30,
+        "--data.cache",
+        tmp_path / "cache",
+        "--train.log-every",
+        1,
+        *SMALL,
+    ]
     for mode in ("off", "on"):
         done = gptloom("train", *words, "--run", tmp_path / mode, "--train.compile", mode)
-        assert done.returncode == 0 and ("compiling" in done.stderr) == (mode == "on") and "failed" not in done.stderr, done.stderr
+        assert (
+            done.returncode == 0 and ("compiling" in done.stderr) == (mode == "on") and "failed" not in done.stderr
+        ), done.stderr
     assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=5e-4)
     assert load_file(latest_weights(tmp_path / "on")).keys() == load_file(latest_weights(tmp_path / "off")).keys()
 
@@ -147,9 +200,21 @@ def latest_weights(run):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_with_its_state_saved_and_resume_goes_on(run, tmp_path, number, code):
-    words = [run[0].parent / "text.txt", "--run", tmp_path / "run", "--steps", 20_000, "--data.cache", tmp_path / "cache", *SMALL]
+    words = [
+        run[0].parent / "text.txt",
+        "--run",
+        tmp_path / "run",
+        "--steps",
+        20_000,
+        "--data.cache",
+        tmp_path / "cache",
+        *SMALL,
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gptloom", "train", *map(str, words), "--train.eval-every", "20000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "gptloom", "train", *map(str, words), "--train.eval-every", "20000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
@@ -177,7 +242,9 @@ def write(name, content):
 
 def thirty_files(folder):
     for number in range(30):
-        (folder / f"{number:02d}.txt").write_text(f"story {number}: the fox met the dog and they slept under tree number {number}\n" * 3)
+        (folder / f"{number:02d}.txt").write_text(
+            f"story {number}: the fox met the dog and they slept under tree number {number}\n" * 3
+        )
     return folder
 
 
@@ -185,8 +252,14 @@ GOOD = {
     "emoji and Bengali": write("text.txt", "আমার সোনার বাংলা 🌾 আমি তোমায় ভালোবাসি 💚\n" * 60),
     "cp1252": write("text.txt", ("“Café” – déjà vu, naïve façade… he said it’s fine\n" * 60).encode("cp1252")),
     "a folder of 30 files": thirty_files,
-    "300 bytes": write("text.txt", "All the world's a stage, and all the men and women merely players.\n" * 4 + "They have their exits and"),
-    "JSON Lines": write("text.jsonl", "".join(json.dumps({"text": f"document {n} says hello to document {n + 1}"}) + "\n" for n in range(60))),
+    "300 bytes": write(
+        "text.txt",
+        "All the world's a stage, and all the men and women merely players.\n" * 4 + "They have their exits and",
+    ),
+    "JSON Lines": write(
+        "text.jsonl",
+        "".join(json.dumps({"text": f"document {n} says hello to document {n + 1}"}) + "\n" for n in range(60)),
+    ),
     "CSV": write("text.csv", "id,text\n" + "".join(f'{n},"row {n}, with a comma and ""quotes"""\n' for n in range(60))),
     "CRLF": write("text.txt", "the fox\r\nand the dog\r\n" * 100),
 }
@@ -205,7 +278,17 @@ def test_real_texts_train_and_write(kind, tmp_path, capsys):
 
 def test_windows_that_respect_documents_train_and_resume(tmp_path):
     path = GOOD["JSON Lines"](tmp_path)
-    words = ["--steps", 6, "--data.sampling", "documents", "--data.split", "document", "--run", tmp_path / "run", *SMALL]
+    words = [
+        "--steps",
+        6,
+        "--data.sampling",
+        "documents",
+        "--data.split",
+        "document",
+        "--run",
+        tmp_path / "run",
+        *SMALL,
+    ]
     assert main(["train", str(path), *map(str, words)]) == 0
     assert main(["resume", str(tmp_path / "run"), "--steps", "8"]) == 0
 
@@ -232,7 +315,9 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_texts_end_in_one_line(kind, tmp_path, capsys):
     make, word = BAD[kind]
-    code, line = failure(capsys, "train", make(tmp_path), "--run", tmp_path / "run", "--data.cache", tmp_path / "cache", *SMALL)
+    code, line = failure(
+        capsys, "train", make(tmp_path), "--run", tmp_path / "run", "--data.cache", tmp_path / "cache", *SMALL
+    )
     assert code == 2 and word in line.lower()
     assert not (tmp_path / "run").exists()
 
@@ -289,7 +374,16 @@ def test_a_device_that_is_not_there_is_the_machines_fault(capsys, tmp_path):
 
 def test_an_unwritable_run_folder_is_the_machines_fault(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    code, line = failure(capsys, "train", write_text(tmp_path), "--run", tmp_path / "file" / "run", "--data.cache", tmp_path / "cache", *SMALL)
+    code, line = failure(
+        capsys,
+        "train",
+        write_text(tmp_path),
+        "--run",
+        tmp_path / "file" / "run",
+        "--data.cache",
+        tmp_path / "cache",
+        *SMALL,
+    )
     assert code == 3 and "cannot be written" in line
 
 
@@ -309,9 +403,27 @@ print([name for name in ("torch", "numpy", "rich", "matplotlib", "tokenizers") i
 
 def test_the_first_step_loads_nothing_that_it_does_not_need(tmp_path):
     """Each of these would take a tenth of a second or more of the time to the first step; what `import torch` itself loads is not ours."""
-    heavy = {"matplotlib", "rich", "tensorboard", "tokenizers", "sentencepiece", "tiktoken", "charset_normalizer", "sympy", "networkx"}
+    heavy = {
+        "matplotlib",
+        "rich",
+        "tensorboard",
+        "tokenizers",
+        "sentencepiece",
+        "tiktoken",
+        "charset_normalizer",
+        "sympy",
+        "networkx",
+    }
     heavy |= {f"torch.{name}" for name in ("_dynamo", "_inductor", "distributed", "distributions", "onnx")}
-    words = ["train", str(write_text(tmp_path)), "--run", str(tmp_path / "run"), "--data.cache", str(tmp_path / "cache"), *SMALL]
+    words = [
+        "train",
+        str(write_text(tmp_path)),
+        "--run",
+        str(tmp_path / "run"),
+        "--data.cache",
+        str(tmp_path / "cache"),
+        *SMALL,
+    ]
     program = f"""
 import sys, torch
 before = set(sys.modules)
@@ -357,7 +469,9 @@ def test_every_command_explains_its_numbers(capsys):
 
 def test_the_flags_are_the_approved_ones():
     """A new knob must show in review: this file changes with it. Regenerate with GPTLOOM_APPROVE=1."""
-    flags = [f"train --{key.replace('_', '-')}" for key in field_names(RunConfig)] + [f"sample --{key.replace('_', '-')}" for key in field_names(SampleConfig)]
+    flags = [f"train --{key.replace('_', '-')}" for key in field_names(RunConfig)] + [
+        f"sample --{key.replace('_', '-')}" for key in field_names(SampleConfig)
+    ]
     approved = Path(__file__).parent / "approved_flags.txt"
     if os.environ.get("GPTLOOM_APPROVE"):
         approved.write_text("\n".join(flags) + "\n", encoding="utf-8")
@@ -375,5 +489,12 @@ def test_a_result_that_cannot_be_written_is_an_error():
     """Also where it is too short to leave Python's buffer before the end."""
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "gptloom", "--version"], stdout=full, stderr=subprocess.PIPE, env=buffered, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "gptloom", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=buffered,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 3 and done.stderr == "error: No space left on device; check the disk and the path\n"

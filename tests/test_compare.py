@@ -14,13 +14,34 @@ from gptloom.errors import ConfigError, InputError
 from gptloom.studies.compare import Folder, Outcome, Plan
 from gptloom.studies.compare.assignment import check_directions, check_effect, needs, read_claim, read_example
 from gptloom.studies.compare.factors import Factor, find_key, is_factor, plan_arms, read_factor
-from gptloom.studies.compare.statistics import LEVEL, estimate, holm, judge, level_of_look, seeds_needed, t_quantile, t_two_sided
+from gptloom.studies.compare.statistics import (
+    LEVEL,
+    estimate,
+    holm,
+    judge,
+    level_of_look,
+    seeds_needed,
+    t_quantile,
+    t_two_sided,
+)
 from gptloom.studies.compare.summary import pair_notes, summarise
 from gptloom.studies.trial import open_material, run_trial
 from training_helpers import write_text
 
 SHAPE = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "4", "--model.block-size", "8"]
-TINY = [*SHAPE, "--train.batch-size", "2", "--train.threads", "1", "--device", "cpu", "--steps", "6", "--train.warmup-steps", "0"]
+TINY = [
+    *SHAPE,
+    "--train.batch-size",
+    "2",
+    "--train.threads",
+    "1",
+    "--device",
+    "cpu",
+    "--steps",
+    "6",
+    "--train.warmup-steps",
+    "0",
+]
 
 
 @pytest.fixture
@@ -136,7 +157,11 @@ def test_noise_that_a_pair_shares_cancels():
     [
         ([-0.07, -0.09, -0.08, -0.06, -0.10], "better", "0.08 better, 95 % interval 0.06 to 0.10"),
         ([0.07, 0.09, 0.08, 0.06, 0.10], "worse", "0.08 worse, 95 % interval 0.06 to 0.10"),
-        ([0.01, 0.05, -0.02, 0.04, 0.0], "noise", "within seed noise: about 16 more seeds needed (0.02 worse, 95 % interval 0.02 better to 0.05 worse)"),
+        (
+            [0.01, 0.05, -0.02, 0.04, 0.0],
+            "noise",
+            "within seed noise: about 16 more seeds needed (0.02 worse, 95 % interval 0.02 better to 0.05 worse)",
+        ),
         ([0.01, -0.01, 0.0101, -0.01], "noise", "within seed noise: over 100 seeds needed, so it hardly matters"),
         ([0.0] * 5, "same", "no difference at all: the losses are equal, bit for bit"),
         ([1e-6, 2e-6, 3e-6, 1.5e-6], "same", "no difference: no pair differs in its first four decimals"),
@@ -145,7 +170,10 @@ def test_noise_that_a_pair_shares_cancels():
     ],
 )
 def test_verdicts_in_words(differences, decision, words):
-    found = judge([[2.0 + one for one in differences]] if decision != "same" else [differences], [2.0 if decision != "same" else 0.0] * len(differences))[0]
+    found = judge(
+        [[2.0 + one for one in differences]] if decision != "same" else [differences],
+        [2.0 if decision != "same" else 0.0] * len(differences),
+    )[0]
     assert found.decision == decision and found.verdict.startswith(words)
 
 
@@ -177,22 +205,43 @@ def test_settings_by_their_names():
 def test_one_factor_at_a_time_unless_together():
     factors = [Factor("train.learning_rate", ("1e-3", "2e-3", "3e-3")), Factor("model.n_layer", ("1", "2", "3"))]
     alone = plan_arms(factors, "tiny")
-    assert [arm.name for arm in alone] == ["baseline", "learning_rate=0.002", "learning_rate=0.003", "n_layer=2", "n_layer=3"]
+    assert [arm.name for arm in alone] == [
+        "baseline",
+        "learning_rate=0.002",
+        "learning_rate=0.003",
+        "n_layer=2",
+        "n_layer=3",
+    ]
     assert all(len(arm.changes) == 1 for arm in alone[1:]) and alone[3].changes == {"model.n_layer": (1, 2)}
     both = plan_arms(factors, "tiny", together=True)
-    assert [(arm.config.train.learning_rate, arm.config.model.n_layer) for arm in both] == [(1e-3, 1), (2e-3, 2), (3e-3, 3)]
+    assert [(arm.config.train.learning_rate, arm.config.model.n_layer) for arm in both] == [
+        (1e-3, 1),
+        (2e-3, 2),
+        (3e-3, 3),
+    ]
     assert "2 settings change at once (n_layer 1 to 2, learning_rate 0.001 to 0.002)" in pair_notes(Plan(both, 5), 1)[0]
     assert not any("at once" in note for note in pair_notes(Plan(alone, 5), 1))
 
 
 def test_a_recipe_is_a_factor_that_changes_several_settings():
     arms = plan_arms([Factor("recipe", ("tiny", "modern-tiny"))], "tiny", {"train": {"steps": 5}})
-    assert arms[1].config.model.mlp == "swiglu" and arms[1].config.train.steps == 5 and arms[1].config.train.minutes is None
+    assert (
+        arms[1].config.model.mlp == "swiglu"
+        and arms[1].config.train.steps == 5
+        and arms[1].config.train.minutes is None
+    )
     assert any("settings change at once" in note for note in pair_notes(Plan(arms, 3), 1))
 
 
 def test_notes_say_when_pairs_do_not_share_their_batches():
-    arms = plan_arms([Factor("train.batch_size", (8, 16)), Factor("train.steps", (5, 10)), Factor("data.tokenizer", ("char", "byte"))], "tiny")
+    arms = plan_arms(
+        [
+            Factor("train.batch_size", (8, 16)),
+            Factor("train.steps", (5, 10)),
+            Factor("data.tokenizer", ("char", "byte")),
+        ],
+        "tiny",
+    )
     notes = [" ".join(pair_notes(Plan(arms, 3), number)) for number in (1, 2, 3)]
     assert "not the data order" in notes[0] and "10,240 against 5,120" in notes[0]
     assert "data order" not in notes[1] and "10,240 against 5,120" in notes[1]
@@ -203,7 +252,11 @@ def test_pairs_share_a_seed_and_own_seeds_share_none():
     arms = plan_arms([Factor("train.learning_rate", (1e-3, 1e-3))], "tiny")
     assert [arm.name for arm in arms] == ["learning_rate=0.001", "learning_rate=0.001 (again)"]
     shared, own = Plan(arms, 4), Plan(arms, 4, own_seeds=True)
-    assert [shared.seed(0, pair) for pair in range(4)] == [shared.seed(1, pair) for pair in range(4)] == [1337, 1338, 1339, 1340]
+    assert (
+        [shared.seed(0, pair) for pair in range(4)]
+        == [shared.seed(1, pair) for pair in range(4)]
+        == [1337, 1338, 1339, 1340]
+    )
     assert len({own.seed(arm, pair) for arm, pair in own.order()}) == 8
 
 
@@ -233,13 +286,24 @@ def test_what_is_wrong_is_one_line(typed, words, said):
 def test_all_wrong_values_are_named_at_once_and_before_any_text_is_read(capsys):
     assert main(["compare", "no-such-file.txt", "lr=-1,1e-3", "layers=1,many", "dropout=0,2"]) == 2
     said = capsys.readouterr().err
-    assert all(key in said for key in ("train.learning_rate", "model.n_layer", "model.dropout")) and "no-such-file" not in said
+    assert (
+        all(key in said for key in ("train.learning_rate", "model.n_layer", "model.dropout"))
+        and "no-such-file" not in said
+    )
     assert said.count("train.learning_rate") == 1
 
 
 # Claims
 
-KEYS = ("train.learning_rate", "train.steps", "train.batch_size", "model.block_size", "model.n_layer", "model.n_embd", "model.dropout")
+KEYS = (
+    "train.learning_rate",
+    "train.steps",
+    "train.batch_size",
+    "model.block_size",
+    "model.n_layer",
+    "model.n_embd",
+    "model.dropout",
+)
 
 
 @pytest.mark.parametrize(
@@ -288,10 +352,24 @@ def test_a_claimed_effect_is_held_against_the_measured_one():
 
 def test_a_comparison_as_typed(typed, tmp_path):
     code, out, err = typed(
-        "lr=1e-5,3e-2", "--seeds", 4, "--train.schedule", "constant", "--train.batch-size", 8, "--claim", "reduced the learning rate; 9 better", "--json"
+        "lr=1e-5,3e-2",
+        "--seeds",
+        4,
+        "--train.schedule",
+        "constant",
+        "--train.batch-size",
+        8,
+        "--claim",
+        "reduced the learning rate; 9 better",
+        "--json",
     )
     found = json.loads(out)
-    assert code == 0 and found["run"] == "runs/compare-1" and found["unit"] == "nats per token" and found["texts"] == ["text"]
+    assert (
+        code == 0
+        and found["run"] == "runs/compare-1"
+        and found["unit"] == "nats per token"
+        and found["texts"] == ["text"]
+    )
     base, arm = found["arms"]
     assert (
         len(base["losses"]) == 4
@@ -301,7 +379,9 @@ def test_a_comparison_as_typed(typed, tmp_path):
     )
     one = found["comparisons"][0]
     assert one["differences"] == pytest.approx([b - a for a, b in zip(base["losses"], arm["losses"], strict=True)])
-    assert found["difference"] == one["difference"] == pytest.approx(sum(one["differences"]) / 4) and one["difference"] < 0
+    assert (
+        found["difference"] == one["difference"] == pytest.approx(sum(one["differences"]) / 4) and one["difference"] < 0
+    )
     assert found["interval"] == one["interval"] and found["verdict"] == one["verdict"] and "better" in found["verdict"]
     assert "opposite" in one["claims"][0] and "outside" in one["claims"][1]
     assert "8 trainings (2 arms, 4 seeds), about" in err and "8 of 8" in err and "left" in err
@@ -316,13 +396,33 @@ def test_in_words_the_verdicts_go_to_standard_output(typed):
         "learning_rate=0.1 against baseline",
         "n_layer=2 against baseline",
     ]
-    assert "not the same number of parameters" in out and "compare.png" in out and "mean loss" in err and "p <= 0.02" in err
+    assert (
+        "not the same number of parameters" in out
+        and "compare.png" in out
+        and "mean loss" in err
+        and "p <= 0.02" in err
+    )
 
 
 def test_a_loss_is_that_of_an_ordinary_training(typed, tmp_path, capsys):
     _, out, _ = typed("lr=1e-3,1e-1", "--seeds", 1, "--json")
     assert (
-        main(["train", "text.txt", "--run", "single", *TINY, "--data.cache", "cache", "--train.learning-rate", "0.1", "--train.sample-tokens", "0", "--json"])
+        main(
+            [
+                "train",
+                "text.txt",
+                "--run",
+                "single",
+                *TINY,
+                "--data.cache",
+                "cache",
+                "--train.learning-rate",
+                "0.1",
+                "--train.sample-tokens",
+                "0",
+                "--json",
+            ]
+        )
         == 0
     )
     single = json.loads(capsys.readouterr().out)
@@ -336,7 +436,10 @@ def test_the_same_setting_with_the_same_seeds_is_no_difference_at_all(typed):
     assert "no difference at all" in out and "--own-seeds" in err
     _, out, _ = typed("lr=1e-2,1e-2", "--seeds", 3, "--own-seeds", "--json")
     found = json.loads(out)
-    assert len({loss for arm in found["arms"] for loss in arm["losses"]}) == 6 and found["comparisons"][0]["decision"] == "noise"
+    assert (
+        len({loss for arm in found["arms"] for loss in arm["losses"]}) == 6
+        and found["comparisons"][0]["decision"] == "noise"
+    )
 
 
 def test_an_interrupted_comparison_goes_on_and_comes_to_the_same(typed, monkeypatch):
@@ -358,7 +461,9 @@ def test_an_interrupted_comparison_goes_on_and_comes_to_the_same(typed, monkeypa
     _, out, err = typed("lr=1e-3,1e-2", "--seeds", 3, "--run", "parts", "--json")
     found = json.loads(out)
     assert "3 of 6 trainings are there already" in err and len(calls) == 3
-    assert [arm["losses"] for arm in found["arms"]] == [arm["losses"] for arm in whole["arms"]] and found["interval"] == whole["interval"]
+    assert [arm["losses"] for arm in found["arms"]] == [arm["losses"] for arm in whole["arms"]] and found[
+        "interval"
+    ] == whole["interval"]
 
 
 def test_a_comparison_grows_by_seeds_at_half_the_level_and_refuses_other_settings(typed):
@@ -400,7 +505,10 @@ def test_a_plan_trains_nothing_and_leaves_nothing(typed, tmp_path):
     code, out, _ = typed("lr=1e-3,1e-2,1e-1", "--seeds", 7, "--plan", "--json")
     found = json.loads(out)
     assert code == 0 and found["trainings"] == 21 and found["arms"][0]["name"] == "learning_rate=0.001"
-    assert found["seconds"] == pytest.approx(7 * sum(arm["seconds"] for arm in found["arms"])) and not (tmp_path / "runs").exists()
+    assert (
+        found["seconds"] == pytest.approx(7 * sum(arm["seconds"] for arm in found["arms"]))
+        and not (tmp_path / "runs").exists()
+    )
 
 
 def test_the_clock_is_noted(typed):
@@ -466,10 +574,15 @@ def test_the_example_as_typed(tmp_path, capsys, monkeypatch):
 def test_what_a_conclusion_needs_follows_from_the_noise():
     example = read_example("assignment")
     comparisons = [
-        {"changed": {factor.key: [0, 1]}, "sd": sd} for factor, sd in zip(example.factors(10), [0.05, 0.2, 0.01, 0.01, 0.01, 0.01, 0.01], strict=True)
+        {"changed": {factor.key: [0, 1]}, "sd": sd}
+        for factor, sd in zip(example.factors(10), [0.05, 0.2, 0.01, 0.01, 0.01, 0.01, 0.01], strict=True)
     ]
     found = needs(example, {"comparisons": comparisons})
-    assert found[0]["sd"] == 0.2 and found[0]["seeds"] == seeds_needed(0.1, 0.2, LEVEL / 2) and found[0]["trainings"] == found[0]["seeds"] * 3
+    assert (
+        found[0]["sd"] == 0.2
+        and found[0]["seeds"] == seeds_needed(0.1, 0.2, LEVEL / 2)
+        and found[0]["trainings"] == found[0]["seeds"] * 3
+    )
     assert found[2]["sd"] == 0.05 and found[2]["effect"] == pytest.approx(0.1367)
 
 
@@ -480,12 +593,30 @@ def test_an_unknown_setting_is_an_error_with_the_nearest_one():
 
 def test_losses_that_are_about_different_tokens_are_not_compared(capsys, tmp_path):
     for kinds in ("decoder,encoder", "decoder,encoder-decoder"):
-        assert main(["compare", f"model.architecture={kinds}", "--steps", "2", "--seeds", "3", "--run", str(tmp_path / "run")]) == 2
+        assert (
+            main(
+                [
+                    "compare",
+                    f"model.architecture={kinds}",
+                    "--steps",
+                    "2",
+                    "--seeds",
+                    "3",
+                    "--run",
+                    str(tmp_path / "run"),
+                ]
+            )
+            == 2
+        )
         assert "do not compare" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_an_encoders_trial_claims_no_bits_per_byte(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abcdefgh" * 100, encoding="utf-8")
-    config = RunConfig(device="cpu", model={"architecture": "encoder", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}, train={"steps": 2})
+    config = RunConfig(
+        device="cpu",
+        model={"architecture": "encoder", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8},
+        train={"steps": 2},
+    )
     assert run_trial(config, open_material([str(path)], config.data))[0].val_bpb is None

@@ -44,9 +44,17 @@ def test_the_live_panel_shows_the_same_and_the_latest_sample():
     display.show_sample("ROMEO:\n[bold]what is this[/bold]")  # a text is never read as markup
     display.on_end(view(50))
     shown = screen.getvalue()
-    assert "training loss 2.0000" in shown and "50 %" in shown and "[bold]what is this[/bold]" in shown and "latest sample" in shown
+    assert (
+        "training loss 2.0000" in shown
+        and "50 %" in shown
+        and "[bold]what is this[/bold]" in shown
+        and "latest sample" in shown
+    )
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 05 min"), (61_200.0, "17 h 00 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 05 min"), (61_200.0, "17 h 00 min")],
+)
 def test_durations_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text

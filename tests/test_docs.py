@@ -18,11 +18,57 @@ from gptloom.studies.reproduce.published import published
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OTHER_FLAGS = {"--run", "--config", "--recipe", "--json", "--debug", "--help", "--version", "--checkpoint", "--prompt", "--show-probabilities", "--text"}
-STUDY_FLAGS = {"--reproduce", "--example", "--seeds", "--plan", "--claim", "--together", "--show", "--layer", "--head", "--top", "--out", "--n-head", "--mlp"}
+OTHER_FLAGS = {
+    "--run",
+    "--config",
+    "--recipe",
+    "--json",
+    "--debug",
+    "--help",
+    "--version",
+    "--checkpoint",
+    "--prompt",
+    "--show-probabilities",
+    "--text",
+}
+STUDY_FLAGS = {
+    "--reproduce",
+    "--example",
+    "--seeds",
+    "--plan",
+    "--claim",
+    "--together",
+    "--show",
+    "--layer",
+    "--head",
+    "--top",
+    "--out",
+    "--n-head",
+    "--mlp",
+}
 SCRIPT_FLAGS = {"--nanogpt", "--quick"}
-COST_FLAGS = {"--only", "--largest", "--tokens", "--flops", "--hours", "--budget", "--devices", "--mfu", "--price-per-hour", "--text-tokens"}
-SHORT_FLAGS = {"--steps", "--minutes", "--epochs", "--tokenizer", "--encoding", "--on-unknown", "--text-field", "--weights"}
+COST_FLAGS = {
+    "--only",
+    "--largest",
+    "--tokens",
+    "--flops",
+    "--hours",
+    "--budget",
+    "--devices",
+    "--mfu",
+    "--price-per-hour",
+    "--text-tokens",
+}
+SHORT_FLAGS = {
+    "--steps",
+    "--minutes",
+    "--epochs",
+    "--tokenizer",
+    "--encoding",
+    "--on-unknown",
+    "--text-field",
+    "--weights",
+}
 
 
 def test_the_settings_page_is_the_fields():
@@ -48,10 +94,14 @@ def test_the_lessons_are_what_the_steps_the_code_and_the_figures_make(lessons):
 def test_every_step_has_a_page_with_its_figures_its_exercise_and_a_notebook(lessons):
     steps = json.loads(lessons["MEASURED"].read_text(encoding="utf-8"))["steps"]
     assert [step["name"] for step in steps] == list(read_lessons()), "the ladder was climbed as a whole"
-    assert sorted(name for names in lessons["NOTEBOOKS"].values() for name in names) == sorted([*read_lessons(), *ABOUT])
+    assert sorted(name for names in lessons["NOTEBOOKS"].values() for name in names) == sorted(
+        [*read_lessons(), *ABOUT]
+    )
     for step in steps:
         page = (ROOT / "docs" / "lessons" / lessons["file_names"]()[step["name"]]).read_text(encoding="utf-8")
-        assert f"{step['val_loss']:.4f}" in page and (f"gptloom ladder check {step['name']} " in page) == (step["name"] in EXERCISES)
+        assert f"{step['val_loss']:.4f}" in page and (f"gptloom ladder check {step['name']} " in page) == (
+            step["name"] in EXERCISES
+        )
     for path in (ROOT / "docs" / "lessons").glob("*.md"):
         for link in re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", path.read_text(encoding="utf-8")):
             assert (path.parent / "".join(link)).is_file(), f"{path.name}: {link}"
@@ -66,9 +116,18 @@ def test_the_known_errors_are_those_of_the_published_list(lessons):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_command_and_flag_that_a_page_names_exists(page):
-    text = re.sub(r"```text\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)  # what models wrote may hold anything
+    text = re.sub(
+        r"```text\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.S
+    )  # what models wrote may hold anything
     keys = [key for config in (RunConfig, SampleConfig, LadderConfig) for key in field_names(config)]
-    flags = {"--" + key.replace("_", "-") for key in keys} | OTHER_FLAGS | STUDY_FLAGS | SHORT_FLAGS | SCRIPT_FLAGS | COST_FLAGS
+    flags = (
+        {"--" + key.replace("_", "-") for key in keys}
+        | OTHER_FLAGS
+        | STUDY_FLAGS
+        | SHORT_FLAGS
+        | SCRIPT_FLAGS
+        | COST_FLAGS
+    )
     code = re.findall(r"`gptloom ([a-z]+)", text) + [
         word for block in re.findall(r"```sh\n(.*?)```", text, re.S) for word in re.findall(r"gptloom ([a-z]+)", block)
     ]
@@ -89,6 +148,16 @@ def test_the_map_in_the_architecture_page_names_real_places():
 
 def test_constraints_pin_what_the_project_needs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pinned = {re.split("==", line)[0].replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    wanted = {re.split(r"[\[<>=]", need)[0] for need in [*project["dependencies"], *(n for extra in project["optional-dependencies"].values() for n in extra)]}
+    pinned = {
+        re.split("==", line)[0].replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    wanted = {
+        re.split(r"[\[<>=]", need)[0]
+        for need in [
+            *project["dependencies"],
+            *(n for extra in project["optional-dependencies"].values() for n in extra),
+        ]
+    }
     assert wanted - {"gptloom"} == pinned

@@ -22,7 +22,13 @@ MORE = {
     "swiglu with biases": {"mlp": "swiglu", "positions": "rotary", "head_size": 6, "n_head": 2},
     "tied, LayerNorm without biases": {"head": "tied", "bias": "none"},
     "biases everywhere": {"bias": "all", "head_bias": True, "mlp": "gelu"},
-    "n-grams that are left out": {"norm": "rmsnorm", "bias": "none", "ngrams": 3, "ngram_rows": 50, "ngram_dropout": 0.4},
+    "n-grams that are left out": {
+        "norm": "rmsnorm",
+        "bias": "none",
+        "ngrams": 3,
+        "ngram_rows": 50,
+        "ngram_dropout": 0.4,
+    },
     "sinusoids": {"positions": "sinusoidal", "ngrams": 3, "ngram_rows": 50},
 }
 SHAPES = CONFIGS | {name: ModelConfig(**SMALL | fields) for name, fields in MORE.items()}
@@ -37,7 +43,10 @@ def batch(rows, time, seed=0):
 
 
 def gradients(model):
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone() for name, p in model.named_parameters()}
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone()
+        for name, p in model.named_parameters()
+    }
 
 
 def by_autograd(model, *batches):
@@ -53,7 +62,9 @@ def by_autograd(model, *batches):
 def assert_alike(found, wanted):
     assert found.keys() == wanted.keys()
     for name, one in wanted.items():
-        torch.testing.assert_close(found[name], one, atol=1e-11, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], one, atol=1e-11, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def straight(model, zero_grad=None):
@@ -66,7 +77,17 @@ def straight(model, zero_grad=None):
 
 def test_the_models_that_recipes_train_on_a_cpu_go_straight():
     assert {"lecture", "tiny", "ngrams", *MORE} <= set(STRAIGHT)
-    assert not {"gpt2", "mean", "position-wise", "single-head", "original", "no-residual", "multi-query", "modern", "no-mlp"} & set(STRAIGHT)
+    assert not {
+        "gpt2",
+        "mean",
+        "position-wise",
+        "single-head",
+        "original",
+        "no-residual",
+        "multi-query",
+        "modern",
+        "no-mlp",
+    } & set(STRAIGHT)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", None])
@@ -91,7 +112,9 @@ def test_batches_of_other_shapes_are_laid_out_anew(name):
     run = straight(model)
     for rows, time in ((3, 9), (2, 10), (1, 1), (3, 9)):
         found = run(batch(rows, time), SHARE)
-        assert_alike(gradients(model) | {"loss": found}, by_autograd(build(CONFIGS[name]).double().train(), batch(rows, time)))
+        assert_alike(
+            gradients(model) | {"loss": found}, by_autograd(build(CONFIGS[name]).double().train(), batch(rows, time))
+        )
 
 
 @pytest.mark.parametrize("moved", ["weights", "gradients"])
@@ -251,7 +274,12 @@ VALUES = {
     "embd_dropout": [None, 0.0, 0.1],
     "init": ["pytorch", "gpt2", "zero-projection"],
 }
-BESIDE = {"ngram_rows": {"ngrams": 3}, "ngram_dropout": {"ngrams": 3}, "rope_theta": {"positions": "rotary"}, "head_size": {"positions": "rotary"}}
+BESIDE = {
+    "ngram_rows": {"ngrams": 3},
+    "ngram_dropout": {"ngrams": 3},
+    "rope_theta": {"positions": "rotary"},
+    "head_size": {"positions": "rotary"},
+}
 PLAIN = {"vocab_size": 11, "block_size": 10, "n_layer": 2, "n_head": 2, "n_embd": 8, "ngram_rows": 50}
 
 
@@ -287,7 +315,11 @@ def test_unknown_field_is_refused():
         softcap: float = 0.0
 
     config = Wider(**PLAIN)
-    assert fast.unknown_field(config, fast.TRAINED) == fast.unknown_field(config, fast.DECODED) == "softcap is not known to fast/"
+    assert (
+        fast.unknown_field(config, fast.TRAINED)
+        == fast.unknown_field(config, fast.DECODED)
+        == "softcap is not known to fast/"
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "modern", "original", "mean"])
@@ -300,7 +332,10 @@ def test_models_without_a_plan_are_trained_by_autograd(name):
 def test_smoothing_autocast_and_long_windows_are_left_to_autograd(monkeypatch):
     model = build(CONFIGS["lecture"]).train()
     assert TrainingPass(Objective(model, 0.1), model.zero_grad).why == "label smoothing is not known to fast/"
-    assert TrainingPass(Objective(model), model.zero_grad, lambda: torch.autocast("cpu", torch.bfloat16)).why == "autocast is on"
+    assert (
+        TrainingPass(Objective(model), model.zero_grad, lambda: torch.autocast("cpu", torch.bfloat16)).why
+        == "autocast is on"
+    )
     run = TrainingPass(Objective(model), model.zero_grad)
     monkeypatch.setattr(fast_train, "LONGEST", 8)
     run(batch(3, 9), SHARE)
@@ -324,4 +359,6 @@ def test_single_precision_with_the_products_of_a_run_is_as_near_as_it_can_be(nam
             straight(model)(batch(rows, time), SHARE)
         wanted = by_autograd(build(CONFIGS[name]).double().train(), batch(rows, time))
         for label, found in gradients(model).items():
-            torch.testing.assert_close(found.double(), wanted[label], atol=1e-5 * float(wanted[label].abs().max() + 1), rtol=1e-4)
+            torch.testing.assert_close(
+                found.double(), wanted[label], atol=1e-5 * float(wanted[label].abs().max() + 1), rtol=1e-4
+            )

@@ -123,7 +123,9 @@ def test_a_cache_is_rebuilt_only_when_its_row_slides(monkeypatch):
     rows = Rows(model, [[1] * (T - 1), [1] * (T - 3)], room=4 * T)
     hidden, step = model.hidden, rows.stepper
     monkeypatch.setattr(model, "hidden", lambda ids, context: (read.append(ids.shape), hidden(ids, context))[1])
-    monkeypatch.setattr(rows, "stepper", lambda views, state: (read.append((len(views), len(views[0]))), step(views, state))[1])
+    monkeypatch.setattr(
+        rows, "stepper", lambda views, state: (read.append((len(views), len(views[0]))), step(views, state))[1]
+    )
     for _ in range(12):
         rows.logits()
         rows.append([2, 3])
@@ -181,7 +183,9 @@ def test_a_text_does_not_depend_on_its_neighbours(name):
 
 def test_the_seed_and_the_row_decide_the_draws():
     model = build(CONFIGS["modern"])
-    first, again, other = (write(model, [[1], [1], [1]], SampleConfig(tokens=20, temperature=1.5, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        write(model, [[1], [1], [1]], SampleConfig(tokens=20, temperature=1.5, seed=seed)) for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
     assert first[0] != first[1] != first[2]
@@ -314,7 +318,9 @@ def test_a_part_that_was_frozen_stays_so():
 # --- beam search --------------------------------------------------------------------------------------------------------------------
 
 
-def brute_force(model: Decoder, prompt: list[int], tokens: int, end: int | None, length_penalty: float) -> list[tuple[list[int], float]]:
+def brute_force(
+    model: Decoder, prompt: list[int], tokens: int, end: int | None, length_penalty: float
+) -> list[tuple[list[int], float]]:
     """Every continuation that ends, or is `tokens` long, with its score; best first."""
     found = {}
     for path in product(range(model.config.vocab_size), repeat=tokens):
@@ -386,7 +392,10 @@ def test_an_end_takes_no_beam_from_what_goes_on():
 def test_the_length_penalty_chooses_between_short_and_long():
     """Ending at once has probability 0.45, three twos 0.5 * 0.8 * 0.8 = 0.32: the sum prefers the first, the mean the second."""
     model = table_model([[0.9, 0.05, 0.05], [0.45, 0.05, 0.5], [0.2, 0.0, 0.8]])
-    found = {penalty: beam_search(model, [1], SampleConfig(tokens=3, beams=9, length_penalty=penalty), end=0)[0][0] for penalty in (0.0, 1.0)}
+    found = {
+        penalty: beam_search(model, [1], SampleConfig(tokens=3, beams=9, length_penalty=penalty), end=0)[0][0]
+        for penalty in (0.0, 1.0)
+    }
     assert found == {0.0: [0], 1.0: [2, 2, 2]}
 
 

@@ -39,20 +39,40 @@ def state(*, bias=True, tied=True, seed=0, layers=2, width=16, vocab=29, block=1
     def norm(name):
         return {f"{name}.weight": 1 + matrix(width)} | ({f"{name}.bias": matrix(width)} if bias else {})
 
-    found = {"transformer.wte.weight": torch.randn(vocab, width, generator=drawn), "transformer.wpe.weight": matrix(block, width)}
+    found = {
+        "transformer.wte.weight": torch.randn(vocab, width, generator=drawn),
+        "transformer.wpe.weight": matrix(block, width),
+    }
     for n in range(layers):
         at = f"transformer.h.{n}"
-        found |= norm(f"{at}.ln_1") | linear(f"{at}.attn.c_attn", 3 * width, width) | linear(f"{at}.attn.c_proj", width, width)
-        found |= norm(f"{at}.ln_2") | linear(f"{at}.mlp.c_fc", 4 * width, width) | linear(f"{at}.mlp.c_proj", width, 4 * width)
-    return found | norm("transformer.ln_f") | {"lm_head.weight": found["transformer.wte.weight"] if tied else matrix(vocab, width)}
+        found |= (
+            norm(f"{at}.ln_1")
+            | linear(f"{at}.attn.c_attn", 3 * width, width)
+            | linear(f"{at}.attn.c_proj", width, width)
+        )
+        found |= (
+            norm(f"{at}.ln_2")
+            | linear(f"{at}.mlp.c_fc", 4 * width, width)
+            | linear(f"{at}.mlp.c_proj", width, 4 * width)
+        )
+    return (
+        found
+        | norm("transformer.ln_f")
+        | {"lm_head.weight": found["transformer.wte.weight"] if tied else matrix(vocab, width)}
+    )
 
 
 def logits(weights, ids, heads, exact):
-    """GPT-2 as its paper and those it builds on have it (Radford et al. 2019; Vaswani et al. 2017; Hendrycks and Gimpel 2016), row by row."""
+    """GPT-2 as its paper and those it builds on have it (Radford et al.
+
+    2019; Vaswani et al. 2017; Hendrycks and Gimpel 2016), row by row.
+    """
 
     def norm(x, name):
         centred = x - x.mean(-1, keepdim=True)
-        return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0.0)
+        return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * weights[
+            f"{name}.weight"
+        ] + weights.get(f"{name}.bias", 0.0)
 
     def linear(x, name):
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
@@ -82,7 +102,15 @@ def logits(weights, ids, heads, exact):
 def checkpoint(path, weights, **arguments):
     """What nanoGPT's train.py saves."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(3))])
-    torch.save({"model": weights, "optimizer": optimizer.state_dict(), "model_args": SHAPE | {"bias": True, "dropout": 0.1} | arguments, "iter_num": 7}, path)
+    torch.save(
+        {
+            "model": weights,
+            "optimizer": optimizer.state_dict(),
+            "model_args": SHAPE | {"bias": True, "dropout": 0.1} | arguments,
+            "iter_num": 7,
+        },
+        path,
+    )
     return path
 
 
@@ -166,7 +194,9 @@ def test_the_table_of_names_can_be_read_both_ways():
     back = reverse(NANOGPT)
     assert len(back) == len(NANOGPT)
     names = list(state())
-    assert rename(rename(names, NANOGPT).values(), back) == dict(zip(rename(names, NANOGPT).values(), names, strict=True))
+    assert rename(rename(names, NANOGPT).values(), back) == dict(
+        zip(rename(names, NANOGPT).values(), names, strict=True)
+    )
 
 
 class Bomb:
@@ -313,7 +343,11 @@ torch.zeros(2 << 30, dtype=torch.uint8)
 def test_a_reader_that_never_ends_is_ended(tmp_path, text, capsys, monkeypatch):
     checkpoint(tmp_path / "model.pt", state())
     real = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda words, **given: real([sys.executable, "-c", "import time; time.sleep(60)"], **given | {"timeout": 0.5}))
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda words, **given: real([sys.executable, "-c", "import time; time.sleep(60)"], **given | {"timeout": 0.5}),
+    )
     began = time.monotonic()
     assert bring_in(tmp_path / "model.pt", tmp_path / "out", "--text", text) == 3
     assert "could not be read in" in capsys.readouterr().err and time.monotonic() - began < 50
@@ -335,7 +369,12 @@ def test_a_reader_that_never_ends_is_ended(tmp_path, text, capsys, monkeypatch):
     ],
 )
 def test_wrong_words_end_in_one_line(words, expected, tmp_path, text, capsys, in_place):
-    places = {"OUT": tmp_path / "out", "TEXT": text, "FOLDER": tmp_path, "GOOD": checkpoint(tmp_path / "ckpt.pt", state())}
+    places = {
+        "OUT": tmp_path / "out",
+        "TEXT": text,
+        "FOLDER": tmp_path,
+        "GOOD": checkpoint(tmp_path / "ckpt.pt", state()),
+    }
     assert bring_in(*(places.get(word, word) for word in words)) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and expected in said and not (tmp_path / "out").exists()

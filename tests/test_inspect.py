@@ -23,7 +23,14 @@ from gptloom.interpret import trace as probe
 from gptloom.plots import html as pages
 from gptloom.plots import inspect as maps
 from gptloom.plots.canvas import drawable
-from gptloom.plots.inspect import draw_alignment, draw_attention, draw_embedding, draw_gradient_by_distance, draw_head, draw_lens
+from gptloom.plots.inspect import (
+    draw_alignment,
+    draw_attention,
+    draw_embedding,
+    draw_gradient_by_distance,
+    draw_head,
+    draw_lens,
+)
 from gptloom.plots.labels import STEP_NAMES, STEPS, TokenView, kind, visible
 from gptloom.plots.statistics import draw_statistics
 from gptloom.reference import Head
@@ -42,7 +49,9 @@ def run(tmp_path_factory):
 
 def texts(figure):
     """Everything that is written in a picture that is not empty."""
-    return {text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text") and artist.get_visible())} - {""}
+    return {
+        text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text") and artist.get_visible())
+    } - {""}
 
 
 def is_png(path):
@@ -196,8 +205,13 @@ def test_vitals_are_the_sizes_of_what_flows():
     loss = F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:])
     loss.backward()
     assert found.loss == pytest.approx(float(loss.detach()), abs=1e-5)
-    expected = {name: (float(p.detach().square().mean().sqrt()), float(p.grad.square().mean().sqrt())) for name, p in model.named_parameters()}
-    assert {one.name: (pytest.approx(one.weight_rms), pytest.approx(one.gradient_rms, rel=1e-4)) for one in found.parameters} == expected
+    expected = {
+        name: (float(p.detach().square().mean().sqrt()), float(p.grad.square().mean().sqrt()))
+        for name, p in model.named_parameters()
+    }
+    assert {
+        one.name: (pytest.approx(one.weight_rms), pytest.approx(one.gradient_rms, rel=1e-4)) for one in found.parameters
+    } == expected
     assert all(one.ratio == pytest.approx(one.gradient_rms / one.weight_rms) for one in found.parameters)
     trace = probe.look(model, ids[:, :-1])
     assert found.stream == pytest.approx([float(stream.square().mean().sqrt()) for stream in trace.stream])
@@ -207,8 +221,12 @@ def test_vitals_are_the_sizes_of_what_flows():
         off = block.mlp.up(block.norm2(mid)) <= 0
     torch.testing.assert_close(middle, mid, atol=1e-5, rtol=1e-5)
     assert found.branches.keys() == {f"blocks.{n}.{half}" for n in range(2) for half in ("mixer", "mlp")}
-    assert found.branches["blocks.0.mixer"] == pytest.approx(float((mid - trace.stream[0]).square().mean().sqrt()), rel=1e-4)
-    assert found.hidden[0].off == pytest.approx(float(off.float().mean()), abs=0.03)  # a hundredth of the size is off too
+    assert found.branches["blocks.0.mixer"] == pytest.approx(
+        float((mid - trace.stream[0]).square().mean().sqrt()), rel=1e-4
+    )
+    assert found.hidden[0].off == pytest.approx(
+        float(off.float().mean()), abs=0.03
+    )  # a hundredth of the size is off too
     assert found.hidden[0].dead <= found.hidden[0].off
 
 
@@ -265,7 +283,9 @@ def test_steps_of_surprise_meet_their_names():
     for step, chance in enumerate(STEPS):
         assert TokenView("a", -math.log(chance)).step == step  # the bound itself belongs to the step that it names
         assert TokenView("a", -math.log(chance * 0.99)).step == step + 1
-    assert TokenView("a").step is None and len(STEP_NAMES) == len(STEPS) + 1 == len(pages.LIGHT) == len(pages.DARK) == len(surprise.RAMP)
+    assert TokenView("a").step is None and len(STEP_NAMES) == len(STEPS) + 1 == len(pages.LIGHT) == len(
+        pages.DARK
+    ) == len(surprise.RAMP)
 
 
 def test_every_step_can_be_read_and_the_steps_run_in_lightness():
@@ -279,7 +299,9 @@ def test_every_step_can_be_read_and_the_steps_run_in_lightness():
         linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    html = [[[list(bytes.fromhex(color[1:])) for color in pair] for pair in scale] for scale in (pages.LIGHT, pages.DARK)]
+    html = [
+        [[list(bytes.fromhex(color[1:])) for color in pair] for pair in scale] for scale in (pages.LIGHT, pages.DARK)
+    ]
     for scale, direction in ((html[0], -1), (html[1], 1), ([list(map(terminal, pair)) for pair in surprise.RAMP], -1)):
         grounds = [lightness(ground) for ground, _ in scale]
         assert grounds == sorted(grounds, reverse=direction < 0) and len(set(grounds)) == len(grounds)
@@ -302,7 +324,9 @@ def test_the_page_escapes_text_and_fetches_nothing():
         assert raw not in page.replace('<i class="blank">', "")
     assert not re.search(r"https?:|//[a-z]|url\(|@import|<link|<img|src=", page)
     assert "prefers-color-scheme: dark" in page and page.startswith("<!doctype html>")
-    assert re.search(r'class="given" title="[^"]*given', page) and re.search(r'class="s0" title="⏎  p 81.87%, 0.200 nats, rank 0', page)
+    assert re.search(r'class="given" title="[^"]*given', page) and re.search(
+        r'class="s0" title="⏎  p 81.87%, 0.200 nats, rank 0', page
+    )
     assert 'class="s6"' in page and "rank 41" in page and "&quot;&amp;" in page
     assert all(name.replace("≥", "≥") in page for name in STEP_NAMES)
 
@@ -332,7 +356,9 @@ def test_one_head_large_names_both_axes_and_writes_its_numbers(tmp_path):
     weights = np.array([[1.0, 0, 0, 0], [0.25, 0.75, 0, 0], [0.001, 0.009, 0.99, 0], [0.1, 0.2, 0.3, 0.4]])
     figure = draw_head(tmp_path / "head.png", weights, words, title="layer 1, head 2")
     assert is_png(tmp_path / "head.png")
-    assert {"To", "␣be", ",", "⏎", "layer 1, head 2", ".25", ".75", ".01", ".99", ".40", "1"} <= texts(figure) and ".00" not in texts(figure)
+    assert {"To", "␣be", ",", "⏎", "layer 1, head 2", ".25", ".75", ".01", ".99", ".40", "1"} <= texts(
+        figure
+    ) and ".00" not in texts(figure)
     axes = figure.axes[0]
     for axis in (axes.xaxis, axes.yaxis):
         assert [label.get_text() for label in axis.get_ticklabels()] == ["To", "␣be", ",", "⏎"]
@@ -345,7 +371,9 @@ def test_a_long_text_s_large_map_shows_its_end_and_says_so(tmp_path):
     words = [f"w{n}" for n in range(50)]
     figure = draw_head(tmp_path / "head.png", causal(1, 50)[0], words, title="head")
     labels = [label.get_text() for label in figure.axes[0].yaxis.get_ticklabels()]
-    assert labels == words[-maps.LARGE :] and any(f"the last {maps.LARGE} of 50 tokens" in text for text in texts(figure))
+    assert labels == words[-maps.LARGE :] and any(
+        f"the last {maps.LARGE} of 50 tokens" in text for text in texts(figure)
+    )
 
 
 def test_the_grid_has_a_map_a_head_and_thins_labels(tmp_path):
@@ -356,7 +384,10 @@ def test_the_grid_has_a_map_a_head_and_thins_labels(tmp_path):
     assert titles == {text for text in texts(figure) if text.startswith("layer")}
     labels = [label.get_text() for label in figure.axes[0].yaxis.get_ticklabels()]
     assert labels == words[::2] or (labels == words[:: 70 // len(labels) + 1] and len(labels) <= 40)
-    assert len({image.norm.vmax for axes in figure.axes for image in axes.images if image.get_array().shape == (70, 70)}) == 1
+    assert (
+        len({image.norm.vmax for axes in figure.axes for image in axes.images if image.get_array().shape == (70, 70)})
+        == 1
+    )
 
 
 def test_an_alignment_is_not_taken_for_causal(tmp_path):
@@ -374,13 +405,30 @@ def test_an_alignment_is_not_taken_for_causal(tmp_path):
 
 def test_the_lens_frames_right_guesses_and_writes_each(tmp_path):
     guesses = [[("a", 0.5), ("b", 0.25)], [("\n", 0.999), ("c", 0.07)]]
-    figure = draw_lens(tmp_path / "lens.png", guesses, ["x", "y"], ["\n", None], ["embedding", "after layer 0"], title="lens")
+    figure = draw_lens(
+        tmp_path / "lens.png", guesses, ["x", "y"], ["\n", None], ["embedding", "after layer 0"], title="lens"
+    )
     axes = figure.axes[0]
     written = {(round(x), round(y), text.get_text()) for text in axes.texts for x, y in [text.get_position()]}
-    assert {(0, 0, "a"), (0, 0, ".50"), (1, 0, "b"), (1, 0, ".25"), (0, 1, "⏎"), (0, 1, "1"), (1, 1, "c"), (1, 1, ".07")} == written
+    assert {
+        (0, 0, "a"),
+        (0, 0, ".50"),
+        (1, 0, "b"),
+        (1, 0, ".25"),
+        (0, 1, "⏎"),
+        (0, 1, "1"),
+        (1, 1, "c"),
+        (1, 1, ".07"),
+    } == written
     frames = [(round(patch.get_x() + 0.46), round(patch.get_y() + 0.46)) for patch in axes.patches]
-    assert frames == [(0, 1)] and {"x", "y", "?", "embedding", "after layer 0"} <= texts(figure) and is_png(tmp_path / "lens.png")
-    long = draw_lens(tmp_path / "lens.png", [[("word", 0.5)] * 60] * 2, ["w"] * 60, ["w"] * 60, ["0", "1"], title="long")
+    assert (
+        frames == [(0, 1)]
+        and {"x", "y", "?", "embedding", "after layer 0"} <= texts(figure)
+        and is_png(tmp_path / "lens.png")
+    )
+    long = draw_lens(
+        tmp_path / "lens.png", [[("word", 0.5)] * 60] * 2, ["w"] * 60, ["w"] * 60, ["0", "1"], title="long"
+    )
     assert any(re.search(r"the last \d+ of 60 tokens", text) for text in texts(long)) and long.get_figwidth() < 20
 
 
@@ -388,9 +436,20 @@ def test_the_map_of_tokens_names_all_or_those_of_the_text(tmp_path):
     points = np.random.default_rng(0).normal(size=(65, 2))
     tokens = [chr(n) for n in range(32, 97)]
     figure = draw_embedding(tmp_path / "map.png", points, tokens, (0.4, 0.1), marked=[1], title="map")
-    assert {drawable(token) for token in tokens} <= texts(figure) and any("40%" in text for text in texts(figure)) and is_png(tmp_path / "map.png")
+    assert (
+        {drawable(token) for token in tokens} <= texts(figure)
+        and any("40%" in text for text in texts(figure))
+        and is_png(tmp_path / "map.png")
+    )
     assert figure.axes[0].collections and figure.axes[0].get_aspect() == 1
-    many = draw_embedding(tmp_path / "map.png", np.tile(points, (4, 1)), [f" w{n}" for n in range(260)], (0.4, 0.1), marked=[7, 9], title="map")
+    many = draw_embedding(
+        tmp_path / "map.png",
+        np.tile(points, (4, 1)),
+        [f" w{n}" for n in range(260)],
+        (0.4, 0.1),
+        marked=[7, 9],
+        title="map",
+    )
     assert {text for text in texts(many) if text.startswith("␣")} == {"␣w7", "␣w9"}
 
 
@@ -414,8 +473,12 @@ def test_the_statistics_have_a_panel_for_what_there_is(tmp_path):
         "parameters": [("blocks.0.mlp.up.weight", 0.1, 0.002), ("idle.weight", 0.0, 0.0)],
     }
     figure = draw_statistics(tmp_path / "s.png", **everything, title="vitals")
-    assert {"1.25", "50%", "25%", "blocks.0.mlp.up.weight", "0.02", "layer 0", "head 1"} <= texts(figure) and len(figure.axes) == 4
-    bare = draw_statistics(tmp_path / "s.png", **(everything | {"stream": [], "branches": {}, "hidden": [], "entropy": []}), title="table")
+    assert {"1.25", "50%", "25%", "blocks.0.mlp.up.weight", "0.02", "layer 0", "head 1"} <= texts(figure) and len(
+        figure.axes
+    ) == 4
+    bare = draw_statistics(
+        tmp_path / "s.png", **(everything | {"stream": [], "branches": {}, "hidden": [], "entropy": []}), title="table"
+    )
     assert len(bare.axes) == 1 and is_png(tmp_path / "s.png")
 
 
@@ -434,19 +497,34 @@ def test_inspect_writes_every_view_and_one_json_object(run, capsys, tmp_path):
     assert code == 0 and err == ""
     found = json.loads(out)
     folder = run / "inspect"
-    names = {"attention.png", "head-1-0.png", "lens.png", "tokens.html", "embedding.png", "statistics.png", "distance.png", "inspect.json"}
-    assert {path.name for path in folder.iterdir()} == names and set(found["files"].values()) == {str(folder / name) for name in names}
+    names = {
+        "attention.png",
+        "head-1-0.png",
+        "lens.png",
+        "tokens.html",
+        "embedding.png",
+        "statistics.png",
+        "distance.png",
+        "inspect.json",
+    }
+    assert {path.name for path in folder.iterdir()} == names and set(found["files"].values()) == {
+        str(folder / name) for name in names
+    }
     assert all(is_png(path) for path in folder.glob("*.png"))
     assert json.loads((folder / "inspect.json").read_text(encoding="utf-8")) == found
     bundle = gptloom.load(run, device="cpu")
     ids = torch.tensor([bundle.prompt_ids(prompt)])
-    torch.testing.assert_close(torch.tensor(found["attention"]), torch.cat(probe.look(bundle.model, ids).attention), atol=6e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(found["attention"]), torch.cat(probe.look(bundle.model, ids).attention), atol=6e-5, rtol=0
+    )
     assert "".join(token["text"] for token in found["tokens"]) == prompt and found["tokens"][0]["loss"] is None
     assert found["tokens"][3].keys() == {"id", "text", "loss", "logprob", "rank", "alternatives"}
     assert [layer["after"] for layer in found["lens"]] == ["embedding", "after layer 0", "after layer 1"]
     likeliest = found["lens"][-1]["positions"][3]["alternatives"]
     assert [one["id"] for one in likeliest] == [one["id"] for one in found["tokens"][4]["alternatives"]]
-    assert {"stream", "branches", "hidden", "attention_entropy", "parameters"} <= found["statistics"].keys() and found["missing"] == {}
+    assert {"stream", "branches", "hidden", "attention_entropy", "parameters"} <= found["statistics"].keys() and found[
+        "missing"
+    ] == {}
 
 
 def test_the_mean_loss_of_a_long_text_is_that_of_eval(run, capsys, tmp_path):
@@ -458,13 +536,19 @@ def test_the_mean_loss_of_a_long_text_is_that_of_eval(run, capsys, tmp_path):
     score = json.loads(capsys.readouterr().out)
     losses = [token["loss"] for token in found["tokens"][1:]]
     assert len(losses) == score["tokens"] > 100 and None not in losses
-    assert found["loss"] == pytest.approx(score["loss"], abs=1e-6) and found["bpb"] == pytest.approx(score["bpb"], abs=1e-6)
-    assert sum(losses) / len(losses) == pytest.approx(gptloom.load(run).score(text.read_text(encoding="utf-8")).loss, abs=1e-5)
+    assert found["loss"] == pytest.approx(score["loss"], abs=1e-6) and found["bpb"] == pytest.approx(
+        score["bpb"], abs=1e-6
+    )
+    assert sum(losses) / len(losses) == pytest.approx(
+        gptloom.load(run).score(text.read_text(encoding="utf-8")).loss, abs=1e-5
+    )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"tokens.html", "inspect.json"}
 
 
 def test_maps_of_a_long_prompt_show_its_last_window(run, capsys, tmp_path):
-    code, out, err = inspect(capsys, run, "--prompt", "the quick brown fox jumps", "--show", "lens", "--out", tmp_path, "--json")
+    code, out, err = inspect(
+        capsys, run, "--prompt", "the quick brown fox jumps", "--show", "lens", "--out", tmp_path, "--json"
+    )
     assert code == 0 and "the last 16 tokens" in err
     bundle = gptloom.load(run)
     best = bundle.model(torch.tensor([bundle.prompt_ids("the quick brown fox jumps")[-16:]]))[0].argmax(-1).tolist()
@@ -476,7 +560,13 @@ def test_piped_output_is_plain_and_a_terminal_s_is_coloured_unless_no_color(run,
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     code, out, _ = inspect(capsys, *words)
-    assert code == 0 and "\x1b" not in out and "likeliest" in out and str(tmp_path / "tokens.html") in out and "nats per token" in out
+    assert (
+        code == 0
+        and "\x1b" not in out
+        and "likeliest" in out
+        and str(tmp_path / "tokens.html") in out
+        and "nats per token" in out
+    )
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert "\x1b[48;5;" in inspect(capsys, *words)[1]
     monkeypatch.setenv("NO_COLOR", "1")
@@ -503,7 +593,9 @@ def test_models_without_a_view_say_so_and_draw_nothing_empty(model, missing, tmp
     assert found["missing"].keys() == missing and all(f"no {view} view: " in err for view in missing)
     assert ("averages" in err) == (model.get("mixer") == "mean")
     drawn = {path.name.split(".")[0].split("-")[0] for path in (tmp_path / "inspect").iterdir()}
-    assert drawn == ({"attention", "lens", "distance"} - missing) | {"inspect"} | ({"head"} if "attention" not in missing else set())
+    assert drawn == ({"attention", "lens", "distance"} - missing) | {"inspect"} | (
+        {"head"} if "attention" not in missing else set()
+    )
     if "attention" in missing:
         code, _, err = inspect(capsys, "bundle", "--prompt", "the dog", "--layer", 0)
         assert code == 2 and "this model has no attention" in err and err.count("\n") == 1

@@ -48,14 +48,23 @@ def test_each_weight_is_within_half_a_step_of_what_it_was(weight):
 
 @settings(max_examples=60)
 @given(
-    rows=st.integers(1, FEW + 2), width=st.integers(1, 300), out=st.integers(1, 70), seed=st.integers(0, 1000), size=st.integers(-60, 60), bias=st.booleans()
+    rows=st.integers(1, FEW + 2),
+    width=st.integers(1, 300),
+    out=st.integers(1, 70),
+    seed=st.integers(0, 1000),
+    size=st.integers(-60, 60),
+    bias=st.booleans(),
 )
 def test_a_product_is_that_of_the_matrix_as_float64(rows, width, out, seed, size, bias):
     """To the precision of float32, whether the vectors are few or many, and large or small."""
     draws = torch.Generator().manual_seed(seed)
     layer = layer_of(torch.randn(out, width, generator=draws), torch.randn(out, generator=draws) if bias else None)
     x = torch.randn(rows, width, generator=draws) * 2.0**size
-    right = F.linear(x.double(), layer.numbers.double() * layer.scale.double()[:, None], None if layer.bias is None else layer.bias.double())
+    right = F.linear(
+        x.double(),
+        layer.numbers.double() * layer.scale.double()[:, None],
+        None if layer.bias is None else layer.bias.double(),
+    )
     bound = F.linear(x.abs().amax(dim=1, keepdim=True).expand_as(x).double(), layer.weight.abs().double()) + (
         0 if layer.bias is None else layer.bias.abs().double()
     )
@@ -68,8 +77,14 @@ def test_a_product_is_that_of_the_matrix_as_float64(rows, width, out, seed, size
 def test_digits_multiply_exactly_where_any_processor_would(rows, width, out, seed):
     """On matrices of numbers so small that no machine cuts off their sums: a mistake of ours cannot pass for one of the machine's."""
     draws = torch.Generator().manual_seed(seed)
-    x, matrix = torch.randn(rows, width, generator=draws), torch.randint(-60, 61, (out, width), generator=draws, dtype=torch.int8)
-    right, bound = x.double() @ matrix.double().t(), x.abs().amax(dim=1, keepdim=True).double() * matrix.abs().sum(dim=1).double()
+    x, matrix = (
+        torch.randn(rows, width, generator=draws),
+        torch.randint(-60, 61, (out, width), generator=draws, dtype=torch.int8),
+    )
+    right, bound = (
+        x.double() @ matrix.double().t(),
+        x.abs().amax(dim=1, keepdim=True).double() * matrix.abs().sum(dim=1).double(),
+    )
     assert ((digit_product(x, matrix, torch.ones(out)).double() - right).abs() <= 5e-7 * bound + 1e-12).all()
 
 
@@ -93,7 +108,9 @@ def test_every_path_is_that_of_the_rounded_float32_model(name, rows, digits, mon
         assert type(layer) is not nn.Linear
         if isinstance(layer, Int8Linear):
             plain.get_submodule(place).weight = nn.Parameter(layer.weight)
-    assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())  # the given model is not touched
+    assert all(
+        torch.equal(value, before[key]) for key, value in trained.state_dict().items()
+    )  # the given model is not touched
     with torch.inference_mode():
         whole = plain(ids)
         torch.testing.assert_close(model(ids), whole, atol=1e-5, rtol=1e-5)
@@ -101,7 +118,9 @@ def test_every_path_is_that_of_the_rounded_float32_model(name, rows, digits, mon
         assert isinstance(step.single, decode.Line)  # one row has a line of its own
         torch.testing.assert_close(step(ids[:, :4].tolist(), state), whole[:, 3], atol=1e-5, rtol=1e-5)
         for position in range(4, T):
-            torch.testing.assert_close(step(ids[:, position : position + 1].tolist(), state), whole[:, position], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                step(ids[:, position : position + 1].tolist(), state), whole[:, position], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_a_tied_head_is_rounded_and_its_table_is_not():
@@ -161,17 +180,29 @@ def test_eval_tells_what_int8_costs(run, capsys):
     assert main(["eval", str(run), "--device", "cpu", "--json", "--weights", "int8"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found.keys() - plain.keys() == {"weights", "float32_loss", "difference"} and found["weights"] == "int8"
-    assert found["float32_loss"] == plain["loss"] and found["difference"] == found["loss"] - plain["loss"] and 0 < abs(found["difference"]) < 0.02
+    assert (
+        found["float32_loss"] == plain["loss"]
+        and found["difference"] == found["loss"] - plain["loss"]
+        and 0 < abs(found["difference"]) < 0.02
+    )
     text = run.parent / "some.txt"
     text.write_text("the quick brown fox", encoding="utf-8")
     assert main(["eval", str(run), "--device", "cpu", "--text", str(text), "--weights", "int8"]) == 0
     losses = [model.score("the quick brown fox").loss for model in (rounded, whole)]
     said = capsys.readouterr().out
-    assert f"loss {losses[0]:.4f} nats" in said and f"the loss is {losses[1]:.4f} (a difference of {losses[0] - losses[1]:+.5f})" in said
+    assert (
+        f"loss {losses[0]:.4f} nats" in said
+        and f"the loss is {losses[1]:.4f} (a difference of {losses[0] - losses[1]:+.5f})" in said
+    )
 
 
 def test_sample_writes_with_int8_weights(run, capsys):
-    assert main(["sample", str(run), "--device", "cpu", "--prompt", "the", "--tokens", "12", "--json", "--weights", "int8"]) == 0
+    assert (
+        main(
+            ["sample", str(run), "--device", "cpu", "--prompt", "the", "--tokens", "12", "--json", "--weights", "int8"]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)["samples"][0]
     (written,) = gptloom.load(run, device="cpu", weights="int8").write("the", SampleConfig(tokens=12), details=3)
     assert [token["logprob"] for token in found["tokens"]] == [round(token.logprob, 6) for token in written.tokens]

@@ -25,7 +25,20 @@ from gptloom.training.callbacks import View
 from training_helpers import write_text
 
 COUNTED = ["uniform", "unigram", "bigram-counts", "trigram-counts", "4gram-counts", "5gram-counts"]
-LECTURE = ["bigram", "embedding", "positions", "averaging", "one-head", "multi-head", "mlp", "residual", "layernorm", "post-norm", "dropout", "scale"]
+LECTURE = [
+    "bigram",
+    "embedding",
+    "positions",
+    "averaging",
+    "one-head",
+    "multi-head",
+    "mlp",
+    "residual",
+    "layernorm",
+    "post-norm",
+    "dropout",
+    "scale",
+]
 LATER = ["score-scale", "gpt2-init", "gelu", "rope", "rmsnorm", "qk-norm", "swiglu", "gqa", "modern"]
 NEIGHBOURS = ["rnn", "lstm", "gru"]
 TRAINED = LECTURE + LATER + NEIGHBOURS
@@ -44,7 +57,9 @@ def test_the_steps_are_these_in_this_order():
     for number, lesson in enumerate(read_lessons().values()):
         assert lesson.counts == (number if number < 6 else None)
         assert lesson.title and len(lesson.idea) > 60 and len(lesson.why) > 60
-        assert ((lesson.exercise and lesson.exercise.classes) or ()) == tuple(one.name for one in EXERCISES.get(lesson.name, ()))
+        assert ((lesson.exercise and lesson.exercise.classes) or ()) == tuple(
+            one.name for one in EXERCISES.get(lesson.name, ())
+        )
 
 
 def test_every_step_starts_from_an_earlier_one_and_the_trained_ones_from_the_bigram():
@@ -91,7 +106,9 @@ def test_parameter_counts_by_hand():
     assert counted["scale"] == counted["score-scale"] == counted["gelu"] == expected_parameters() == 209_729
     assert counted["rope"] == 209_729 - 32 * 64 and counted["rmsnorm"] == counted["rope"] - 9 * 64
     assert counted["qk-norm"] == counted["rmsnorm"] + 4 * 2 * 16
-    assert counted["rnn"] == 2 * 2 * 212 * 213 + 212 * 130 + 65 and counted["lstm"] == 2 * 8 * 110 * 111 + 110 * 130 + 65
+    assert (
+        counted["rnn"] == 2 * 2 * 212 * 213 + 212 * 130 + 65 and counted["lstm"] == 2 * 8 * 110 * 111 + 110 * 130 + 65
+    )
     assert counted["gru"] == 2 * 6 * 126 * 127 + 126 * 130 + 65
     assert all(abs(counted[name] - 209_729) < 1_500 for name in NEIGHBOURS)
     assert counted["gqa"] == counted["swiglu"] - 4 * 2 * 2 * 16 * 64
@@ -100,12 +117,32 @@ def test_parameter_counts_by_hand():
 def test_the_lecture_has_its_own_sizes_and_the_published_gpt_its_settings():
     for name in LECTURE[:-1]:
         model, train = settings(name).model, settings(name).train
-        assert (train.batch_size, model.block_size, model.n_embd, train.learning_rate, train.steps) == (32, 8, 32, 1e-3, 5000)
-        assert (train.schedule, train.warmup_steps, train.weight_decay, train.beta2, train.grad_clip) == ("constant", 0, 0.01, 0.999, 0.0)
+        assert (train.batch_size, model.block_size, model.n_embd, train.learning_rate, train.steps) == (
+            32,
+            8,
+            32,
+            1e-3,
+            5000,
+        )
+        assert (train.schedule, train.warmup_steps, train.weight_decay, train.beta2, train.grad_clip) == (
+            "constant",
+            0,
+            0.01,
+            0.999,
+            0.0,
+        )
         assert model.score_scale == "embedding" and model.init == "pytorch"
     config = settings("scale")
-    published = {"batch_size": 16, "learning_rate": 1e-3} | {"block_size": 32, "n_embd": 64, "n_head": 4, "n_layer": 4, "dropout": 0.0}
-    assert {key: getattr(config.train, key, None) or getattr(config.model, key, None) or 0.0 for key in published} == published
+    published = {"batch_size": 16, "learning_rate": 1e-3} | {
+        "block_size": 32,
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 4,
+        "dropout": 0.0,
+    }
+    assert {
+        key: getattr(config.train, key, None) or getattr(config.model, key, None) or 0.0 for key in published
+    } == published
     assert {model.n_layer for model in (settings(name).model for name in ("residual", "layernorm", "post-norm"))} == {3}
 
 
@@ -119,7 +156,12 @@ def test_published_numbers_stand_beside_what_is_comparable():
 
 
 def test_a_choice_of_steps_brings_what_they_are_compared_with():
-    assert [lesson.name for lesson in choose_lessons(["one-head", "unigram"])] == ["uniform", "unigram", "averaging", "one-head"]
+    assert [lesson.name for lesson in choose_lessons(["one-head", "unigram"])] == [
+        "uniform",
+        "unigram",
+        "averaging",
+        "one-head",
+    ]
     with pytest.raises(ConfigError, match="did you mean multi-head"):
         choose_lessons(["mutli-head"])
 
@@ -145,13 +187,28 @@ def test_every_shape_that_is_shown_is_the_product_of_its_letters(name):
 def test_show_tells_idea_changes_parameters_shapes_and_code(capsys):
     assert main(["ladder", "show", "multi-head"]) == 0
     text = capsys.readouterr().out
-    for word in ("from one-head", "model.n_head: 1 -> 4", "7,553", "(B, H, T, T)", "32 x 4 x 8 x 8", "class JoinedHeads", "exercise"):
+    for word in (
+        "from one-head",
+        "model.n_head: 1 -> 4",
+        "7,553",
+        "(B, H, T, T)",
+        "32 x 4 x 8 x 8",
+        "class JoinedHeads",
+        "exercise",
+    ):
         assert word in text
     assert main(["ladder", "show", "--json"]) == 0
-    assert [one["name"] for one in json.loads(capsys.readouterr().out)["steps"]] == [*read_lessons(), "decoder", "encoder", "encoder-decoder"]
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)["steps"]] == [
+        *read_lessons(),
+        "decoder",
+        "encoder",
+        "encoder-decoder",
+    ]
     assert {*LECTURE, *LATER, "rnn", "lstm", "gru"} == PLAIN.keys()
     assert main(["ladder", "show", "encoder"]) == 0 and "the one line" in capsys.readouterr().out
-    assert show_lesson(find_lesson("unigram"))["shapes"] == [] and describe_changes(find_lesson("rope")) == ["model.positions: learned -> rotary"]
+    assert show_lesson(find_lesson("unigram"))["shapes"] == [] and describe_changes(find_lesson("rope")) == [
+        "model.positions: learned -> rotary"
+    ]
     assert main(["ladder", "show", "one-haed"]) == 2 and "did you mean one-head" in capsys.readouterr().err
 
 
@@ -163,9 +220,17 @@ def rung(name, loss, seed=1, tokens=1280):
 
 
 def test_a_step_is_worse_only_beyond_the_spread_and_the_text_may_say_why():
-    losses = {"bigram": (2.5, 2.52), "embedding": (2.48, 2.51), "positions": (2.485, 2.505), "averaging": (2.6, 2.65), "one-head": (2.7, 2.74)}
+    losses = {
+        "bigram": (2.5, 2.52),
+        "embedding": (2.48, 2.51),
+        "positions": (2.485, 2.505),
+        "averaging": (2.6, 2.65),
+        "one-head": (2.7, 2.74),
+    }
     lessons = [find_lesson(name) for name in ("uniform", *losses)]
-    rungs = {"uniform": [rung("uniform", 4.17, None)]} | {name: [rung(name, loss, seed) for seed, loss in enumerate(some)] for name, some in losses.items()}
+    rungs = {"uniform": [rung("uniform", 4.17, None)]} | {
+        name: [rung(name, loss, seed) for seed, loss in enumerate(some)] for name, some in losses.items()
+    }
     rows = summarise(lessons, rungs)
     assert rows[2].bought == pytest.approx(2.51 - 2.495) and rows[2].val_loss_sd == pytest.approx(0.03 / 2**0.5)
     assert rows[0].bought is None and rows[1].bought == pytest.approx(4.17 - 2.51)
@@ -191,7 +256,9 @@ def test_the_budget_shrinks_for_all_alike_when_time_is_short():
     paces = {"a": Pace(1e-4, 1.0), "b": Pace(3e-4, 1.0)}
     assert affordable_tokens(paces, 10_000.0, BUDGET, 5120) == BUDGET
     tokens = affordable_tokens(paces, 100.0, BUDGET, 5120)
-    assert 5120 < tokens < BUDGET and sum(pace.seconds(tokens) for pace in paces.values()) == pytest.approx(90.0, abs=0.01)
+    assert 5120 < tokens < BUDGET and sum(pace.seconds(tokens) for pace in paces.values()) == pytest.approx(
+        90.0, abs=0.01
+    )
     assert affordable_tokens(paces, 1.0, BUDGET, 5120) == 5120 and affordable_tokens(paces, 1.0, 512, 5120) == 512
 
 
@@ -243,8 +310,14 @@ def whole(folder, text):
 
 
 def results(run):
-    found = {path.relative_to(run).as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in (run / "trials").rglob("*.json")}
-    return {name: {key: value for key, value in one.items() if key not in ("seconds", "spent")} for name, one in found.items()}
+    found = {
+        path.relative_to(run).as_posix(): json.loads(path.read_text(encoding="utf-8"))
+        for path in (run / "trials").rglob("*.json")
+    }
+    return {
+        name: {key: value for key, value in one.items() if key not in ("seconds", "spent")}
+        for name, one in found.items()
+    }
 
 
 def test_a_ladder_ends_with_json_picture_report_and_models(whole, capsys):
@@ -264,9 +337,21 @@ def test_a_ladder_ends_with_json_picture_report_and_models(whole, capsys):
     ]  # without --run
     assert found["machine"].keys() >= {"python", "versions", "threads"}
     for step in found["steps"]:
-        assert step.keys() >= {"base", "parameters", "val_loss", "val_loss_sd", "seconds", "bought", "sample", "published"}
+        assert step.keys() >= {
+            "base",
+            "parameters",
+            "val_loss",
+            "val_loss_sd",
+            "seconds",
+            "bought",
+            "sample",
+            "published",
+        }
         assert len(step["losses"]) == (2 if find_lesson(step["name"]).trains else 1) and step["val_loss"] > 0
-    assert {one["step"] for one in found["story"]} == set(NAMES) - {"uniform", "averaging"}  # whose base was not asked for
+    assert {one["step"] for one in found["story"]} == set(NAMES) - {
+        "uniform",
+        "averaging",
+    }  # whose base was not asked for
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
     page = Path(found["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2 and page.count("prefers-color-scheme: dark") == 2
@@ -300,7 +385,11 @@ def test_an_interrupted_ladder_goes_on_and_ends_as_if_it_had_not_been(whole, tex
     assert main(["ladder", text, *FEW, "--seeds", "2", "--run", str(run)]) == 130
     assert "goes on" in capsys.readouterr().err and len(results(run)) == 3 + 5
     done.clear()
-    monkeypatch.setattr(ladder_module, "run_trial", lambda config, material, **rest: done.append(config.seed) or original(config, material, **rest))
+    monkeypatch.setattr(
+        ladder_module,
+        "run_trial",
+        lambda config, material, **rest: done.append(config.seed) or original(config, material, **rest),
+    )
     code, found, _ = climb(capsys, "--run", run)
     assert code == 0 and done == [1338, 1338, 1338] and found["seeds"] == 2
     assert results(run) == results(whole)
@@ -311,7 +400,12 @@ def test_an_interrupted_ladder_goes_on_and_ends_as_if_it_had_not_been(whole, tex
 
 @pytest.mark.parametrize(
     ("words", "named"),
-    [(["--steps", "6"], "steps was 5"), (["--seeds", "3"], "seeds was 2"), (["--only", "mlp"], "only was"), (["--minutes", "1"], "exclude")],
+    [
+        (["--steps", "6"], "steps was 5"),
+        (["--seeds", "3"], "seeds was 2"),
+        (["--only", "mlp"], "only was"),
+        (["--minutes", "1"], "exclude"),
+    ],
 )
 def test_other_settings_are_refused(whole, capsys, words, named):
     code, found, said = climb(capsys, "--run", whole, *words)
@@ -341,17 +435,38 @@ def test_left_over_time_buys_seeds_and_no_time_still_gives_a_whole_table(text, t
         code, found, _ = climb(capsys, text, *only, tmp_path / "plenty", "--minutes", "60")
     assert code == 0 and found["seeds"] == 5 and found["tokens_per_step"] == 2 * 256
     code, found, said = climb(capsys, text, *only, tmp_path / "none", "--minutes", "0.0001")
-    assert code == 0 and found["seeds"] == 1 and found["tokens_per_step"] == ladder_module.LEAST_TOKENS and "do not fit" in said
+    assert (
+        code == 0
+        and found["seeds"] == 1
+        and found["tokens_per_step"] == ladder_module.LEAST_TOKENS
+        and "do not fit" in said
+    )
 
 
 def test_any_tokenizer_will_do(text, tmp_path, capsys):
-    words = ["--tokenizer", "byte", "--only", "trigram-counts,embedding", "--steps", "2", "--seeds", "1", "--run", tmp_path / "bytes"]
+    words = [
+        "--tokenizer",
+        "byte",
+        "--only",
+        "trigram-counts,embedding",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--run",
+        tmp_path / "bytes",
+    ]
     code, found, _ = climb(capsys, text, *words)
     losses = {step["name"]: step["val_loss"] for step in found["steps"]}
-    assert code == 0 and losses["trigram-counts"] < losses["bigram-counts"] and found["steps"][-1]["parameters"] > 256 * 32
+    assert (
+        code == 0 and losses["trigram-counts"] < losses["bigram-counts"] and found["steps"][-1]["parameters"] > 256 * 32
+    )
 
 
 def test_reproduce_and_check_are_words_of_their_own(capsys, tmp_path):
     assert main(["ladder", "shakespeare", "--reproduce"]) == 2 and "takes only --steps" in capsys.readouterr().err
     assert main(["ladder", "--reproduce", "single-head", "--seeds", "2"]) == 2 and "--seeds" in capsys.readouterr().err
-    assert main(["ladder", "check", "one-haed", str(tmp_path / "file.py")]) == 2 and "did you mean one-head" in capsys.readouterr().err
+    assert (
+        main(["ladder", "check", "one-haed", str(tmp_path / "file.py")]) == 2
+        and "did you mean one-head" in capsys.readouterr().err
+    )

@@ -67,7 +67,9 @@ def textbook(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
     def turn(x):
         """Su et al. 2021, as a product of complex numbers: features i and i + d/2 are the two parts of one."""
         half = x.shape[-1] // 2
-        angle = torch.tensor([[p * c.rope_theta ** (-2 * i / x.shape[-1]) for i in range(half)] for p in range(t)], dtype=torch.float64)
+        angle = torch.tensor(
+            [[p * c.rope_theta ** (-2 * i / x.shape[-1]) for i in range(half)] for p in range(t)], dtype=torch.float64
+        )
         z = torch.complex(x[:, :half], x[:, half:]) * torch.polar(torch.ones_like(angle), angle)
         return torch.cat((z.real, z.imag), -1)
 
@@ -103,14 +105,23 @@ def textbook(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
     if c.positions == "learned":
         x = x + w["position_table.weight"][:t]
     if c.positions == "sinusoidal":
-        waves = [[(math.cos if i % 2 else math.sin)(p / 10_000 ** ((i - i % 2) / c.n_embd)) for i in range(c.n_embd)] for p in range(t)]
+        waves = [
+            [(math.cos if i % 2 else math.sin)(p / 10_000 ** ((i - i % 2) / c.n_embd)) for i in range(c.n_embd)]
+            for p in range(t)
+        ]
         x = x + torch.tensor(waves, dtype=torch.float64)
     if c.ngrams > 1:
-        x = x + torch.stack([w["ngrams.weight"][found].sum(0) for found in rows_of(ids.tolist(), c.ngrams, c.ngram_rows)])
+        x = x + torch.stack(
+            [w["ngrams.weight"][found].sum(0) for found in rows_of(ids.tolist(), c.ngrams, c.ngram_rows)]
+        )
     for n in range(c.n_layer):
         mixer = f"blocks.{n}.mixer"
         mix = (lambda name, y: past / past.sum(-1, keepdim=True) @ y) if c.mixer == "mean" else attention
-        steps = [] if c.mixer == "none" else [("norm1", lambda y, m=mixer, f=mix: linear(f"{m}.out", f(m, y)) if c.output_projection else f(m, y))]
+        steps = (
+            []
+            if c.mixer == "none"
+            else [("norm1", lambda y, m=mixer, f=mix: linear(f"{m}.out", f(m, y)) if c.output_projection else f(m, y))]
+        )
         steps += [] if c.mlp == "none" else [("norm2", lambda y, n=n: mlp(f"blocks.{n}.mlp", y))]
         for name, branch in steps:
             name = f"blocks.{n}.{name}"
@@ -147,7 +158,9 @@ def test_no_position_sees_the_future(name):
             torch.testing.assert_close(after[:, :j], before[:, :j], atol=1e-5, rtol=1e-5)
             assert ((after - before)[:, j].abs().amax(-1) > 1e-3).all()  # the token itself counts
         flows = CONFIGS[name].mixer != "none" and CONFIGS[name].n_layer > 0
-        assert ((after - before)[:, -1].abs().max() > 1e-5) == (flows or j == T - 1)  # and, with a mixer, so it does later on
+        assert ((after - before)[:, -1].abs().max() > 1e-5) == (
+            flows or j == T - 1
+        )  # and, with a mixer, so it does later on
 
 
 @every_config
@@ -158,7 +171,9 @@ def test_no_position_of_a_cached_call_sees_what_follows(name):
     logits = []
     for text in (ids, changed):
         state = model.init_state(2, T)
-        logits.append(torch.cat([call(model, text[:, a:b], state=state) for a, b in ((0, 3), (3, 5), (5, 9), (9, 10))], dim=1))
+        logits.append(
+            torch.cat([call(model, text[:, a:b], state=state) for a, b in ((0, 3), (3, 5), (5, 9), (9, 10))], dim=1)
+        )
         torch.testing.assert_close(logits[-1], call(model, text), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits[0][:, :4], logits[1][:, :4], atol=1e-5, rtol=1e-5)
     assert (logits[0] - logits[1])[:, 4].abs().max() > 1e-3
@@ -240,7 +255,15 @@ def test_ragged_pieces_read_with_a_state_give_the_logits_of_the_whole(name, seed
 @pytest.mark.parametrize("name", ["gpt2", "modern", "mean"])
 @pytest.mark.parametrize(
     ("room", "lengths", "counts"),
-    [(T, (7, 7), (1, 3)), (T, (6, 8), (2, 2)), (T, (0, 0), (9, 10)), (T, (9, 9), (1, 1)), (T, (9, 10), (1, 0)), (8, (5, 5), (1, 2)), (8, (0, 0), (3, 8))],
+    [
+        (T, (7, 7), (1, 3)),
+        (T, (6, 8), (2, 2)),
+        (T, (0, 0), (9, 10)),
+        (T, (9, 9), (1, 1)),
+        (T, (9, 10), (1, 0)),
+        (8, (5, 5), (1, 2)),
+        (8, (0, 0), (3, 8)),
+    ],
 )
 def test_padding_may_reach_beyond_the_room_of_a_state(name, room, lengths, counts):
     model, ids = build(CONFIGS[name]), random_ids(2, T)
@@ -286,9 +309,13 @@ def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
     assert isinstance(step.single, decode.Line)  # one row has a line of its own
     for begin, length in ((0, 1), (1, 1), (2, 1), (3, None), (4, 1), (5, 1)):
         if length is None:
-            torch.testing.assert_close(call(model, ids[:, begin : begin + 1], state=state), whole[:, begin : begin + 1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                call(model, ids[:, begin : begin + 1], state=state), whole[:, begin : begin + 1], atol=1e-5, rtol=1e-5
+            )
         else:
-            torch.testing.assert_close(step(ids[:, begin : begin + 1].tolist(), state), whole[:, begin], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                step(ids[:, begin : begin + 1].tolist(), state), whole[:, begin], atol=1e-5, rtol=1e-5
+            )
     assert state.lengths == [6] * rows
     state.clear()
     torch.testing.assert_close(step(ids[:, :8].tolist(), state), whole[:, 7], atol=1e-5, rtol=1e-5)
@@ -438,7 +465,9 @@ def test_each_dropout_acts_in_training_and_only_there(only):
     off = {"dropout": 0.0, "attn_dropout": 0.0, "embd_dropout": 0.0}
     model, ids = build(ModelConfig(**SMALL, **off | {only: 0.5})), random_ids(2, T)
     clean = call(build(ModelConfig(**SMALL, **off)), ids)
-    torch.testing.assert_close(call(model, ids), clean, atol=1e-5, rtol=1e-5)  # other orders of addition, where no dropout is set
+    torch.testing.assert_close(
+        call(model, ids), clean, atol=1e-5, rtol=1e-5
+    )  # other orders of addition, where no dropout is set
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -501,8 +530,17 @@ def test_the_first_loss_is_that_of_guessing(recipe):
             ids = torch.tensor([(7919 * numbers[word]) % vocab for word in words])
             pieces = list(zip(ids[:-1].split(64), ids[1:].split(64), strict=True))
             with torch.no_grad():
-                logits = [model.translate(x[None], x[None]) if isinstance(model, EncoderDecoder) else model(x[None]) for x, _ in pieces]
-            losses.append(sum(F.cross_entropy(row[0], y, reduction="sum").item() for row, (_, y) in zip(logits, pieces, strict=True)) / (len(ids) - 1))
+                logits = [
+                    model.translate(x[None], x[None]) if isinstance(model, EncoderDecoder) else model(x[None])
+                    for x, _ in pieces
+                ]
+            losses.append(
+                sum(
+                    F.cross_entropy(row[0], y, reduction="sum").item()
+                    for row, (_, y) in zip(logits, pieces, strict=True)
+                )
+                / (len(ids) - 1)
+            )
     assert losses == pytest.approx([math.log(vocab)] * len(losses), abs=0.1)
 
 
@@ -532,11 +570,21 @@ def test_gpt2_initial_weights_have_the_published_spread():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Decoder(ModelConfig(vocab_size=97, block_size=64, n_layer=4, n_head=4, n_embd=128))
-    spread = {"qkv": 0.02, "up": 0.02, "out": 0.02 / 8**0.5, "down": 0.02 / 8**0.5, "token_table": 0.02, "position_table": 0.02, "head": 0.02}
+    spread = {
+        "qkv": 0.02,
+        "up": 0.02,
+        "out": 0.02 / 8**0.5,
+        "down": 0.02 / 8**0.5,
+        "token_table": 0.02,
+        "position_table": 0.02,
+        "head": 0.02,
+    }
     for name, p in model.named_parameters():
         owner, kind = name.split(".")[-2:]
         if owner == "final_norm" and kind == "weight":
-            assert p.tolist() == pytest.approx([0.1 / (0.02 * 128**0.5)] * 128)  # so that the first logits spread by 0.1
+            assert p.tolist() == pytest.approx(
+                [0.1 / (0.02 * 128**0.5)] * 128
+            )  # so that the first logits spread by 0.1
         elif "norm" in owner:
             assert (p == (1.0 if kind == "weight" else 0.0)).all()
         elif kind == "bias":
@@ -582,7 +630,10 @@ def test_from_recipe_names_the_nearest_field_or_recipe():
         ({"n_head": 6, "n_embd": 36, "n_kv_head": 4}, r"n_kv_head=4 does not divide n_head=6"),
         ({"n_head": 4, "n_embd": 4, "n_kv_head": 8}, r"n_kv_head=8 does not divide n_head=4"),
         ({"n_head": 4, "n_embd": 12, "positions": "rotary"}, r"even head width, and n_embd=12 / n_head=4 gives 3"),
-        ({"n_head": 2, "n_embd": 16, "head_size": 4, "output_projection": False}, r"2 x 4 is not 16 \(--model.head-size\)"),
+        (
+            {"n_head": 2, "n_embd": 16, "head_size": 4, "output_projection": False},
+            r"2 x 4 is not 16 \(--model.head-size\)",
+        ),
         ({"n_embd": 15, "n_head": 3, "positions": "sinusoidal"}, r"even width, not n_embd=15"),
         ({"head": "none"}, r"n_layer=0 and positions='none'"),
         ({"head": "none", "n_layer": 0}, r"n_layer=0 and positions='none'"),

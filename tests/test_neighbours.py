@@ -27,7 +27,15 @@ ORIGINAL = {"architecture": "encoder-decoder", "norm_position": "post", "positio
 PAIRS = {
     "original": ORIGINAL,
     "shared": ORIGINAL | {"tables": "shared", "head": "tied"},
-    "modern": {"architecture": "encoder-decoder", "positions": "rotary", "norm": "rmsnorm", "qk_norm": True, "n_kv_head": 2, "bias": "none", "mlp": "swiglu"},
+    "modern": {
+        "architecture": "encoder-decoder",
+        "positions": "rotary",
+        "norm": "rmsnorm",
+        "qk_norm": True,
+        "n_kv_head": 2,
+        "bias": "none",
+        "mlp": "swiglu",
+    },
     "n-grams": {"architecture": "encoder-decoder", "ngrams": 3, "ngram_rows": 50},
 }
 RECURRENT = ("rnn", "lstm", "gru")
@@ -85,7 +93,15 @@ def textbook_translate(model, source, inputs):
     heads, width = 4, 4
 
     def sinusoid(n):
-        return torch.tensor([[math.sin(p / 10_000 ** (c / 16)) if c % 2 == 0 else math.cos(p / 10_000 ** ((c - 1) / 16)) for c in range(16)] for p in range(n)])
+        return torch.tensor(
+            [
+                [
+                    math.sin(p / 10_000 ** (c / 16)) if c % 2 == 0 else math.cos(p / 10_000 ** ((c - 1) / 16))
+                    for c in range(16)
+                ]
+                for p in range(n)
+            ]
+        )
 
     def norm(x, name):
         return F.layer_norm(x, (16,), w[name + ".weight"], w[name + ".bias"])
@@ -107,7 +123,10 @@ def textbook_translate(model, source, inputs):
         if memory is not None:
             k, v = linear(memory, name + ".cross.kv").split(16, dim=-1)
             everything = torch.ones(len(x), len(memory), dtype=torch.bool)
-            x = norm(x + linear(attention(linear(x, name + ".cross.query"), k, v, everything), name + ".cross.out"), name + ".norm_cross")
+            x = norm(
+                x + linear(attention(linear(x, name + ".cross.query"), k, v, everything), name + ".cross.out"),
+                name + ".norm_cross",
+            )
         return norm(x + linear(linear(x, name + ".mlp.up").relu(), name + ".mlp.down"), name + ".norm2")
 
     s, t = len(source), len(inputs)
@@ -125,7 +144,9 @@ def textbook_translate(model, source, inputs):
 def test_the_first_transformer_is_the_papers(name):
     model = make(**PAIRS[name])
     source, inputs = ids(1, 7, seed=1), ids(1, 5, seed=2)
-    torch.testing.assert_close(model.translate(source, inputs)[0], textbook_translate(model, source[0], inputs[0]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.translate(source, inputs)[0], textbook_translate(model, source[0], inputs[0]), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_shared_tables_are_one():
@@ -145,7 +166,9 @@ def test_a_source_counts_whole_and_its_padding_not_at_all(name):
     assert not torch.allclose(model.translate(changed, inputs)[:, 0], logits[:, 0])
     later = inputs.clone()
     later[:, 3:] = (inputs[:, 3:] + 1) % V
-    torch.testing.assert_close(model.translate(source, later)[:, :3], logits[:, :3])  # and the target's future not at all
+    torch.testing.assert_close(
+        model.translate(source, later)[:, :3], logits[:, :3]
+    )  # and the target's future not at all
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -179,11 +202,15 @@ def test_batched_translation_equals_one_by_one_and_beam_one_equals_greedy():
     together = translate(model, sources, end=0, batch_size=3)
     for source, found in zip(sources, together, strict=True):
         assert translate(model, [source], end=0) == [found]
-        beam = beam_search(condition(model, [source]), [0], SampleConfig(tokens=T - 1, beams=2, length_penalty=0.6), end=0)
+        beam = beam_search(
+            condition(model, [source]), [0], SampleConfig(tokens=T - 1, beams=2, length_penalty=0.6), end=0
+        )
         assert all(len(one) <= T - 1 for one, _ in beam)
         greedy_score = _score(model, source, found, 0.6)
         assert beam[0][1] >= greedy_score - 1e-4  # the wider search never ends with less on these
-        assert beam[0][1] == pytest.approx(_score(model, source, [one for one in beam[0][0] if one != 0], 0.6), abs=1e-4)
+        assert beam[0][1] == pytest.approx(
+            _score(model, source, [one for one in beam[0][0] if one != 0], 0.6), abs=1e-4
+        )
 
 
 def _score(model, source, found, penalty):
@@ -345,7 +372,14 @@ def test_impossible_shapes_are_refused(fields, said):
 
 
 def test_each_architecture_builds_its_class():
-    kinds = {"decoder": Decoder, "encoder": Decoder, "encoder-decoder": EncoderDecoder, "rnn": Recurrent, "lstm": Recurrent, "gru": Recurrent}
+    kinds = {
+        "decoder": Decoder,
+        "encoder": Decoder,
+        "encoder-decoder": EncoderDecoder,
+        "rnn": Recurrent,
+        "lstm": Recurrent,
+        "gru": Recurrent,
+    }
     for architecture, kind in kinds.items():
         assert type(make(architecture=architecture)) is kind
     assert isinstance(make(architecture="encoder-decoder").encode(ids(1, 3)), Memory)

@@ -78,7 +78,9 @@ def test_an_encoder_decoder_resumes_to_the_same_bits(pairs, tmp_path, monkeypatc
 
 def test_a_recurrent_run_is_sampled_and_measured_by_the_same_commands(text, tmp_path, capsys):
     result = small_run(text, tmp_path / "run", model={"architecture": "lstm"})
-    assert main(["sample", str(tmp_path / "run"), "--prompt", "the", "--tokens", "40", "--json", "--device", "cpu"]) == 0
+    assert (
+        main(["sample", str(tmp_path / "run"), "--prompt", "the", "--tokens", "40", "--json", "--device", "cpu"]) == 0
+    )
     sampled = json.loads(capsys.readouterr().out)["samples"][0]
     assert len(sampled["tokens"]) == 40
     assert main(["eval", str(tmp_path / "run"), "--json", "--device", "cpu"]) == 0
@@ -86,7 +88,9 @@ def test_a_recurrent_run_is_sampled_and_measured_by_the_same_commands(text, tmp_
 
 
 def test_an_encoder_learns_fills_in_and_does_not_write(text, tmp_path, capsys):
-    result = small_run(text, tmp_path / "run", model={"architecture": "encoder"}, train={"steps": 150, "learning_rate": 1e-2})
+    result = small_run(
+        text, tmp_path / "run", model={"architecture": "encoder"}, train={"steps": 150, "learning_rate": 1e-2}
+    )
     first = metrics(tmp_path / "run", "evaluation")[0]["loss"]
     assert result.val_loss < first - 0.5 and result.val_bpb is None
     assert main(["sample", str(tmp_path / "run"), "--prompt", "the qu[MASK]ck f[MASK]x", "--device", "cpu"]) == 0
@@ -136,7 +140,10 @@ def test_an_encoder_decoder_learns_to_spell_backwards(translator, pairs, capsys)
     assert values["exact_match"] == translator.exact_match
     assert values["loss"] == pytest.approx(translator.val_loss, abs=1e-6)
     bundle = gptloom.load(translator.run, device="cpu")
-    right = sum(bundle.generate(word, temperature=0.0) == word[::-1] for word in ("dhj", "dhk", "dhl", "dgl", "dhi", "dgi", "dgj"))
+    right = sum(
+        bundle.generate(word, temperature=0.0) == word[::-1]
+        for word in ("dhj", "dhk", "dhl", "dgl", "dhi", "dgi", "dgj")
+    )
     assert right / 7 == pytest.approx(translator.exact_match)  # the last tenth of the pairs
     assert right >= 4  # chance is one in a thousand
     assert main(["eval", translator.run, "--text", str(pairs), "--json", "--device", "cpu"]) == 0
@@ -152,7 +159,18 @@ def test_a_translation_is_printed_without_its_source(translator, capsys):
 
 
 def test_pairs_that_do_not_fit_are_refused_before_training(pairs, tmp_path, capsys):
-    words = ["train", str(pairs), "--recipe", "translate", "--model.block-size", "3", "--run", str(tmp_path / "run"), "--steps", "3"]
+    words = [
+        "train",
+        str(pairs),
+        "--recipe",
+        "translate",
+        "--model.block-size",
+        "3",
+        "--run",
+        str(tmp_path / "run"),
+        "--steps",
+        "3",
+    ]
     assert main(words) == 2
     assert "--model.block-size 4" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -167,25 +185,46 @@ def test_equal_parameters_and_the_same_data_for_every_neighbour(text, tmp_path):
         others = [shape.model_copy(update={"n_embd": shape.n_embd + change}) for change in (-1, 1)]
         assert all(abs(count_parameters(other) - wanted) >= abs(count_parameters(shape) - wanted) for other in others)
     config = RunConfig(device="cpu", model=model, train={"steps": 10, "batch_size": 4})
-    found = compare_neighbours(config, open_material([str(text)], config.data), architectures=("decoder", "gru"), say=lambda _line: None)
+    found = compare_neighbours(
+        config, open_material([str(text)], config.data), architectures=("decoder", "gru"), say=lambda _line: None
+    )
     assert [one.name for one in found] == ["decoder", "gru"]
     assert all(one.trial.tokens == 10 * 4 * 16 and len(one.trial.evaluations) >= 10 for one in found)
     assert all(one.distances == list(range(16)) and 0 <= one.reach < 16 for one in found)
 
 
 def test_a_translation_is_inspected_with_its_alignment(translator, tmp_path, capsys):
-    words = ["inspect", translator.run, "--prompt", "dhj", "--out", str(tmp_path), "--layer", "0", "--head", "1", "--device", "cpu", "--json"]
+    words = [
+        "inspect",
+        translator.run,
+        "--prompt",
+        "dhj",
+        "--out",
+        str(tmp_path),
+        "--layer",
+        "0",
+        "--head",
+        "1",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     bundle = gptloom.load(translator.run, device="cpu")
     assert found["translation"] == bundle.generate("dhj", temperature=0.0)
-    assert found["source"] == ["d", "h", "j"] and len(found["alignment"]) == len(found["translation"]) + 1  # the end is written, too
+    assert (
+        found["source"] == ["d", "h", "j"] and len(found["alignment"]) == len(found["translation"]) + 1
+    )  # the end is written, too
     assert all(sum(row) == pytest.approx(1.0, abs=1e-3) for row in found["alignment"])
     cross = np.array(found["cross"])
     assert cross.shape[:2] == (1, 2)
     assert np.abs(cross.mean(axis=(0, 1)) - np.array(found["alignment"])).max() < 2e-4
     assert {"alignment", "alignment-0-1", "reading", "tokens", "inspect"} == found["files"].keys()
-    assert all((tmp_path / name).stat().st_size > 1000 for name in ("alignment.png", "alignment-0-1.png", "reading.png", "tokens.html"))
+    assert all(
+        (tmp_path / name).stat().st_size > 1000
+        for name in ("alignment.png", "alignment-0-1.png", "reading.png", "tokens.html")
+    )
     assert main(["inspect", translator.run, "--prompt", "dhjdhjdhj", "--out", str(tmp_path), "--device", "cpu"]) == 2
     assert "1 to 8 tokens" in capsys.readouterr().err
 
@@ -217,17 +256,32 @@ def test_a_recurrent_model_is_inspected_as_far_as_there_is_something_to_see(text
     assert found["missing"].keys() == {"attention", "lens"}
     assert found["loss"] == pytest.approx(gptloom.load(run, device="cpu").score(text.read_text()).loss, abs=1e-5)
     assert found["distance"]["gradient"][0] > found["distance"]["gradient"][10] > 0
-    assert len(found["statistics"]["parameters"]) == len(list(gptloom.load(result.run, device="cpu").model.named_parameters()))
+    assert len(found["statistics"]["parameters"]) == len(
+        list(gptloom.load(result.run, device="cpu").model.named_parameters())
+    )
 
 
 def test_the_race_of_the_neighbours_as_a_user_runs_it(text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "8", "--train.batch-size", "4"]
+    small = [
+        "--model.n-layer",
+        "1",
+        "--model.n-head",
+        "2",
+        "--model.n-embd",
+        "16",
+        "--model.block-size",
+        "8",
+        "--train.batch-size",
+        "4",
+    ]
     assert main(["ladder", "neighbours", str(text), "--steps", "4", *small, "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["neighbours"]] == ["decoder", "rnn", "lstm", "gru"]
     assert {row["tokens"] for row in found["neighbours"]} == {4 * 4 * 8}
     counts = [row["parameters"] for row in found["neighbours"]]
     assert max(counts) / min(counts) < 1.1
-    assert (tmp_path / "neighbours" / "loss.png").stat().st_size > 5000 and (tmp_path / "neighbours" / "distance.png").stat().st_size > 5000
+    assert (tmp_path / "neighbours" / "loss.png").stat().st_size > 5000 and (
+        tmp_path / "neighbours" / "distance.png"
+    ).stat().st_size > 5000
     assert main(["ladder", "neighbours", "--model.archtecture", "x"]) == 2

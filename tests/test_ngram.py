@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from gptloom.studies.ladder.ngram_counts import NGram, discount
 
-TEXT = np.array(list(b"the cat sat on the mat and the rat sat on the cat, then the bat ate the hat " * 3), dtype=np.uint8) % 29
+TEXT = (
+    np.array(list(b"the cat sat on the mat and the rat sat on the cat, then the bat ate the hat " * 3), dtype=np.uint8)
+    % 29
+)
 
 
 class Slow:
@@ -44,7 +47,9 @@ class Slow:
 @pytest.mark.parametrize("n", range(6))
 def test_probabilities_are_those_of_the_definition(n):
     fast, slow = NGram(TEXT, 29, n), Slow(TEXT, 29, n)
-    other = np.concatenate([TEXT[40:60], np.array([28, 28, 3], dtype=np.uint8), TEXT[:20]])  # with sequences that were never seen
+    other = np.concatenate(
+        [TEXT[40:60], np.array([28, 28, 3], dtype=np.uint8), TEXT[:20]]
+    )  # with sequences that were never seen
     expected = [slow.p(other[:i].tolist(), int(other[i])) for i in range(1, len(other))]
     np.testing.assert_allclose(fast.probabilities(other), expected, rtol=1e-12)
     for place in (0, 1, 5, 22, 30):
@@ -63,7 +68,9 @@ def test_probabilities_sum_to_one_whatever_was_counted(ids, context, n):
 def test_a_large_vocabulary_does_not_overflow():
     ids = np.array([99_999, 5, 99_998, 5, 99_999, 5, 99_998, 5] * 50, dtype=np.uint32)
     model = NGram(ids, 100_000, 5)
-    assert model.next_token([99_999, 5, 99_998, 5])[99_999] > 0.9 and model.next_token(ids[:40].tolist()).sum() == pytest.approx(1.0)
+    assert model.next_token([99_999, 5, 99_998, 5])[99_999] > 0.9 and model.next_token(
+        ids[:40].tolist()
+    ).sum() == pytest.approx(1.0)
 
 
 def test_uniform_costs_the_logarithm_of_the_vocabulary():

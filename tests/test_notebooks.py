@@ -38,7 +38,11 @@ def executed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_RUNTIME_DIR", str(scratch / "runtime"))  # nothing is left in the user's folders
         client = NotebookClient(
-            everything, timeout=120, allow_errors=True, kernel_manager_class=OwnKernelManager, resources={"metadata": {"path": str(FOLDER)}}
+            everything,
+            timeout=120,
+            allow_errors=True,
+            kernel_manager_class=OwnKernelManager,
+            resources={"metadata": {"path": str(FOLDER)}},
         )
         client.execute(env=environment)
     return parts
@@ -64,7 +68,9 @@ def test_a_notebook_is_stored_clean_and_its_links_lead_somewhere(path):
     nbformat.validate(notebook)
     assert 8 <= len(notebook.cells) <= 18
     for cell in notebook.cells:
-        assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None), "clear all outputs before you commit"
+        assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None), (
+            "clear all outputs before you commit"
+        )
         for link in cell.source.split("](")[1:]:
             assert (FOLDER / link.split(")")[0]).is_file(), link
         assert set(re.findall(r"`gptloom ([a-z]+)", cell.source)) <= COMMANDS.keys()

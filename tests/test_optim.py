@@ -177,7 +177,9 @@ def test_without_its_memory_the_optimizer_goes_elsewhere():
     assert steps(straight, FlatAdamW(straight, TrainConfig(learning_rate=0.01)), 0, 6)[3:] != forgetful
 
 
-@pytest.mark.parametrize(("key", "shape"), [("exp_avg/nothing.weight", (2,)), ("exp_avg/head.weight", (2, 2)), ("head.weight", (13, 16))])
+@pytest.mark.parametrize(
+    ("key", "shape"), [("exp_avg/nothing.weight", (2,)), ("exp_avg/head.weight", (2, 2)), ("head.weight", (13, 16))]
+)
 def test_memory_that_fits_no_parameter_is_refused(key, shape):
     model = build(CONFIGS["mean"])
     with pytest.raises(ValueError, match="fits no parameter"):
@@ -196,14 +198,18 @@ def rates(total=100, **fields):
 def test_the_warm_up_is_linear_and_ends_at_the_peak(schedule):
     assert rates(schedule=schedule)[:11] == pytest.approx([*(0.2 * n for n in range(1, 11)), 2.0])
     assert rates(schedule=schedule, warmup_steps=0)[0] == 2.0
-    assert rates(8, schedule=schedule, warmup_steps=50)[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])  # at most half the run
+    assert rates(8, schedule=schedule, warmup_steps=50)[:5] == pytest.approx(
+        [0.5, 1.0, 1.5, 2.0, 2.0]
+    )  # at most half the run
 
 
 def test_the_schedules_by_their_formulas():
     low, span = 0.2, 1.8
     assert rates(schedule="constant")[10:] == [2.0] * 91
     assert rates(schedule="linear")[10:] == pytest.approx([low + span * (100 - n) / 90 for n in range(10, 101)])
-    assert rates(schedule="cosine")[10:] == pytest.approx([low + span * (1 + math.cos(math.pi * (n - 10) / 90)) / 2 for n in range(10, 101)])
+    assert rates(schedule="cosine")[10:] == pytest.approx(
+        [low + span * (1 + math.cos(math.pi * (n - 10) / 90)) / 2 for n in range(10, 101)]
+    )
     wsd = rates(schedule="wsd", warmup_steps=0, decay_fraction=0.25)
     assert wsd[:76] == [2.0] * 76
     assert wsd[75:] == pytest.approx([low + span * (100 - n) / 25 for n in range(75, 101)])

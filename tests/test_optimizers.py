@@ -13,7 +13,9 @@ from gptloom.training.optim import muon
 from gptloom.training.optim.adamw import Several, hidden_matrices, make_optimizer
 from gptloom.training.optim.muon import Muon, orthogonalise
 
-MUON = TrainConfig(optimizer="muon", learning_rate=0.01, matrix_learning_rate=0.02, table_learning_rate=0.1, weight_decay=0.0)
+MUON = TrainConfig(
+    optimizer="muon", learning_rate=0.01, matrix_learning_rate=0.02, table_learning_rate=0.1, weight_decay=0.0
+)
 
 
 def backward(model, seed):
@@ -54,7 +56,9 @@ def test_every_parameter_has_exactly_one_optimizer(name, kind):
 def test_singular_values_come_near_one_and_their_vectors_stay(count, rows, columns, seed):
     """The polynomial brings values from 0.01 of the largest up to between 0.6 and 1.3, and u f(s) v^T has the u and v of u s v^T."""
     generator = torch.Generator().manual_seed(seed)
-    left, right = (torch.linalg.qr(torch.randn(count, n, n, generator=generator, dtype=torch.float64))[0] for n in (rows, columns))
+    left, right = (
+        torch.linalg.qr(torch.randn(count, n, n, generator=generator, dtype=torch.float64))[0] for n in (rows, columns)
+    )
     most = min(rows, columns)
     values = torch.logspace(-2, 0, most, dtype=torch.float64) if most > 1 else torch.ones(1, dtype=torch.float64)
     left, right = left[..., :most], right[..., :most]
@@ -101,7 +105,9 @@ def test_steps_are_muon_s_formula(decay):
         optimizer.step()
     for label, p in model.named_parameters():
         if label in theta:
-            torch.testing.assert_close(p.detach(), theta[label], atol=1e-5, rtol=1e-5, msg=lambda text, label=label: f"{label}: {text}")
+            torch.testing.assert_close(
+                p.detach(), theta[label], atol=1e-5, rtol=1e-5, msg=lambda text, label=label: f"{label}: {text}"
+            )
 
 
 def test_ranks_share_the_matrices_out_and_make_the_same_step():
@@ -133,7 +139,9 @@ def test_ranks_share_the_matrices_out_and_make_the_same_step():
     for flat, shape, stack in zip(muons[0].flats, muons[0].shapes, whole, strict=True):
         for (label, (place, size)), update in zip(flat.places.items(), stack, strict=True):
             del place
-            moved = (dict(alone.named_parameters())[label] - before[label]) / (-0.02 * max(1.0, shape[1] / shape[2]) ** 0.5)
+            moved = (dict(alone.named_parameters())[label] - before[label]) / (
+                -0.02 * max(1.0, shape[1] / shape[2]) ** 0.5
+            )
             torch.testing.assert_close(moved.reshape(size), update, atol=1e-4, rtol=1e-4)
 
 
@@ -188,7 +196,9 @@ def test_restored_optimizers_go_on_bit_for_bit(name):
     assert losses + steps(second, optimizer, 3, 6) == expected
 
 
-@pytest.mark.parametrize("key", ["momentum/nothing.weight", "squares/ngrams.bias", "exp_avg/blocks.0.mlp.up.weight", "weight"])
+@pytest.mark.parametrize(
+    "key", ["momentum/nothing.weight", "squares/ngrams.bias", "exp_avg/blocks.0.mlp.up.weight", "weight"]
+)
 def test_what_fits_no_parameter_is_refused(key):
     with pytest.raises(ValueError, match="fits no parameter"):
         make_optimizer(build(CONFIGS["ngrams"]), MUON).restore({key: torch.zeros(2)})
@@ -200,4 +210,6 @@ def test_another_optimizer_s_memory_is_refused(before, after):
     optimizer = make_optimizer(model, MUON.model_copy(update={"optimizer": before}))
     steps(model, optimizer, 0, 1)
     with pytest.raises(ValueError, match="fits no parameter"):
-        make_optimizer(build(CONFIGS["gpt2"]), MUON.model_copy(update={"optimizer": after})).restore(optimizer.tensors())
+        make_optimizer(build(CONFIGS["gpt2"]), MUON.model_copy(update={"optimizer": after})).restore(
+            optimizer.tensors()
+        )

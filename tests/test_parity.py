@@ -7,7 +7,10 @@ from conftest import build, random_ids
 from gptloom.config.model import ModelConfig
 from gptloom.model.transformer import Decoder
 
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 VOCAB, LENGTH = 101, 32
 
@@ -21,7 +24,9 @@ def fill(foreign: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.nn
     """Load under the foreign names; only what those models derive by themselves may be missing."""
     result = foreign.load_state_dict(tensors, strict=False)
     assert not result.unexpected_keys
-    assert {name for name in result.missing_keys if not name.endswith((".attn.bias", ".attn.masked_bias"))} <= {"lm_head.weight"}
+    assert {name for name in result.missing_keys if not name.endswith((".attn.bias", ".attn.masked_bias"))} <= {
+        "lm_head.weight"
+    }
     foreign.tie_weights()
     return foreign.eval()
 
@@ -37,9 +42,23 @@ def assert_same_logits(model: Decoder, foreign: torch.nn.Module):
 def test_gpt2(transformers):
     model = build(ModelConfig(vocab_size=VOCAB, block_size=LENGTH, n_layer=3, n_head=4, n_embd=48, head="tied"))
     config = transformers.GPT2Config(
-        vocab_size=VOCAB, n_positions=LENGTH, n_layer=3, n_head=4, n_embd=48, activation_function="gelu_new", bos_token_id=0, eos_token_id=0
+        vocab_size=VOCAB,
+        n_positions=LENGTH,
+        n_layer=3,
+        n_head=4,
+        n_embd=48,
+        activation_function="gelu_new",
+        bos_token_id=0,
+        eos_token_id=0,
     )
-    parts = {"norm1": "ln_1", "norm2": "ln_2", "mixer.qkv": "attn.c_attn", "mixer.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+    parts = {
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "mixer.qkv": "attn.c_attn",
+        "mixer.out": "attn.c_proj",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    }
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name.startswith("blocks."):
@@ -48,7 +67,12 @@ def test_gpt2(transformers):
             # Conv1D keeps its matrix the other way round.
             tensors[f"transformer.h.{n}.{parts[part]}.{kind}"] = tensor.T if tensor.ndim == 2 else tensor
         else:
-            new = {"token_table": "transformer.wte", "position_table": "transformer.wpe", "final_norm": "transformer.ln_f", "head": "lm_head"}
+            new = {
+                "token_table": "transformer.wte",
+                "position_table": "transformer.wpe",
+                "final_norm": "transformer.ln_f",
+                "head": "lm_head",
+            }
             owner, kind = name.split(".")
             tensors[f"{new[owner]}.{kind}"] = tensor
     assert_same_logits(model, fill(transformers.GPT2LMHeadModel(config), tensors))
@@ -56,8 +80,18 @@ def test_gpt2(transformers):
 
 @pytest.mark.parametrize("head", ["tied", "linear"])
 def test_qwen3(transformers, head):
-    fields = {"positions": "rotary", "rope_theta": 5_000.0, "norm": "rmsnorm", "qk_norm": True, "mlp": "swiglu", "bias": "none", "head": head}
-    model = build(ModelConfig(vocab_size=VOCAB, block_size=LENGTH, n_layer=3, n_head=4, n_kv_head=2, n_embd=48, **fields))
+    fields = {
+        "positions": "rotary",
+        "rope_theta": 5_000.0,
+        "norm": "rmsnorm",
+        "qk_norm": True,
+        "mlp": "swiglu",
+        "bias": "none",
+        "head": head,
+    }
+    model = build(
+        ModelConfig(vocab_size=VOCAB, block_size=LENGTH, n_layer=3, n_head=4, n_kv_head=2, n_embd=48, **fields)
+    )
     config = transformers.Qwen3Config(
         vocab_size=VOCAB,
         max_position_embeddings=LENGTH,
@@ -72,13 +106,23 @@ def test_qwen3(transformers, head):
         attn_implementation="eager",
     )
     w = model.state_dict()
-    tensors = {"model.embed_tokens.weight": w["token_table.weight"], "model.norm.weight": w["final_norm.weight"], "lm_head.weight": w["head.weight"]}
+    tensors = {
+        "model.embed_tokens.weight": w["token_table.weight"],
+        "model.norm.weight": w["final_norm.weight"],
+        "lm_head.weight": w["head.weight"],
+    }
     for n in range(3):
         ours, theirs = f"blocks.{n}", f"model.layers.{n}"
         query, key, value = w[f"{ours}.mixer.qkv.weight"].split([4 * 12, 2 * 12, 2 * 12])
         gate, up = w[f"{ours}.mlp.up.weight"].chunk(2)
-        tensors |= {f"{theirs}.self_attn.{one}_proj.weight": matrix for one, matrix in (("q", query), ("k", key), ("v", value))}
-        tensors |= {f"{theirs}.mlp.gate_proj.weight": gate, f"{theirs}.mlp.up_proj.weight": up, f"{theirs}.mlp.down_proj.weight": w[f"{ours}.mlp.down.weight"]}
+        tensors |= {
+            f"{theirs}.self_attn.{one}_proj.weight": matrix for one, matrix in (("q", query), ("k", key), ("v", value))
+        }
+        tensors |= {
+            f"{theirs}.mlp.gate_proj.weight": gate,
+            f"{theirs}.mlp.up_proj.weight": up,
+            f"{theirs}.mlp.down_proj.weight": w[f"{ours}.mlp.down.weight"],
+        }
         tensors[f"{theirs}.self_attn.o_proj.weight"] = w[f"{ours}.mixer.out.weight"]
         tensors[f"{theirs}.self_attn.q_norm.weight"] = w[f"{ours}.mixer.query_norm.weight"]
         tensors[f"{theirs}.self_attn.k_norm.weight"] = w[f"{ours}.mixer.key_norm.weight"]

@@ -17,7 +17,12 @@ LECTURE = {"bias": "not-qkv", "mlp": "relu", "head_bias": True, "init": "pytorch
 
 def as_decoder(tensors: dict[str, torch.Tensor], n_layer: int, n_head: int) -> dict[str, torch.Tensor]:
     """The plain model's tensors (weights or gradients) under the decoder's names."""
-    names = {"head.weight": "head.weight", "head.bias": "head.bias", "final_norm.weight": "final_norm.gain", "final_norm.bias": "final_norm.bias"}
+    names = {
+        "head.weight": "head.weight",
+        "head.bias": "head.bias",
+        "final_norm.weight": "final_norm.gain",
+        "final_norm.bias": "final_norm.bias",
+    }
     names |= {f"{table}.weight": f"{table}.weight" for table in ("token_table", "position_table")}
     out = {}
     for n in range(n_layer):
@@ -27,7 +32,9 @@ def as_decoder(tensors: dict[str, torch.Tensor], n_layer: int, n_head: int) -> d
         for kind in ("weight", "bias"):
             names[f"{block}.mixer.out.{kind}"] = f"{block}.attention.projection.{kind}"
             names |= {f"{block}.mlp.{half}.{kind}": f"{block}.feed_forward.{half}.{kind}" for half in ("up", "down")}
-        heads = [f"{block}.attention.heads.{h}.{part}.weight" for part in ("query", "key", "value") for h in range(n_head)]
+        heads = [
+            f"{block}.attention.heads.{h}.{part}.weight" for part in ("query", "key", "value") for h in range(n_head)
+        ]
         out[f"{block}.mixer.qkv.weight"] = torch.cat([tensors.pop(name) for name in heads])
     out |= {ours: tensors.pop(theirs) for ours, theirs in names.items()}
     assert not tensors, "every tensor has found its place"
@@ -64,7 +71,9 @@ def test_logits_loss_and_every_gradient_agree(score_scale):
     assert expected.keys() == dict(decoder.named_parameters()).keys()
     for name, p in decoder.named_parameters():
         assert expected[name].abs().max() > 1e-4
-        torch.testing.assert_close(p.grad, expected[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            p.grad, expected[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_the_two_scales_are_two_models():

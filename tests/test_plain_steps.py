@@ -23,7 +23,10 @@ AVERAGING = POSITIONS | {"n_layer": 1, "mixer": "mean", "mlp": "none", "residual
 ONE_HEAD = AVERAGING | {"mixer": "attention", "n_head": 1, "score_scale": "embedding"}
 MULTI_HEAD = {name: value for name, value in ONE_HEAD.items() if name != "n_head"}
 MLP = MULTI_HEAD | {"mlp": "relu"}
-RESIDUAL = {name: value for name, value in MLP.items() if name != "n_layer"} | {"residual": "add", "output_projection": True}
+RESIDUAL = {name: value for name, value in MLP.items() if name != "n_layer"} | {
+    "residual": "add",
+    "output_projection": True,
+}
 LAYERNORM = RESIDUAL | {"norm": "layernorm"}
 DROPOUT = LAYERNORM | {"dropout": 0.2, "embd_dropout": 0.0}
 SCORES = DROPOUT | {"score_scale": "head"}
@@ -102,7 +105,10 @@ def test_every_step_is_here():
 def test_logits_loss_and_every_gradient_agree(name, shape, batch, data):
     plain, decoder = twins(name, shape, seed=batch)
     length = data.draw(st.integers(1, shape["block_size"]))
-    ids, targets = random_ids(batch, length, shape["vocab_size"]), random_ids(batch, length, shape["vocab_size"], seed=1)
+    ids, targets = (
+        random_ids(batch, length, shape["vocab_size"]),
+        random_ids(batch, length, shape["vocab_size"], seed=1),
+    )
     ours, theirs = decoder(ids), plain(ids)
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
     losses = [F.cross_entropy(logits.flatten(0, 1), targets.flatten()) for logits in (ours, theirs)]
@@ -110,7 +116,9 @@ def test_logits_loss_and_every_gradient_agree(name, shape, batch, data):
     expected, found = to_decoder(plain, gradients(plain, losses[1])), gradients(decoder, losses[0])
     assert expected.keys() == found.keys()
     for key, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[key], atol=1e-9, rtol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            gradient, expected[key], atol=1e-9, rtol=1e-8, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -152,7 +160,9 @@ def test_three_averagings_are_one(b, t, c, seed):
 
 def test_averaging_has_the_published_weights():
     rows = average_by_softmax(torch.eye(3)[None])[0]
-    torch.testing.assert_close(rows, torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0.3333, 0.3333, 0.3333]]), atol=5e-5, rtol=0)
+    torch.testing.assert_close(
+        rows, torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0.3333, 0.3333, 0.3333]]), atol=5e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2-init", "modern"])

@@ -59,7 +59,12 @@ def test_the_parts_are_the_whole(name):
 def test_gpt2_is_the_published_one(plan):
     found = plan("--tokens", "300B")
     assert found["parameters"] == 124_439_808 and found["non_embedding"] == 85_056_000
-    assert found["parts"] == {"tables": 38_597_376 + 786_432, "attention": 28_348_416, "mlp": 56_669_184, "norms": 38_400}
+    assert found["parts"] == {
+        "tables": 38_597_376 + 786_432,
+        "attention": 28_348_416,
+        "mlp": 56_669_184,
+        "norms": 38_400,
+    }
     # Brown et al. 2020, table D.1: 125M parameters, 300B tokens, 2.25E+20 operations, without attention's.
     assert 6 * found["parameters"] * 300e9 == pytest.approx(2.25e20, rel=0.01)
     weights = 12 * 12 * 768**2 + 50257 * 768
@@ -68,7 +73,10 @@ def test_gpt2_is_the_published_one(plan):
     assert found["training"]["operations"] == pytest.approx(2.25e20, rel=0.15)  # attention at 1,024 places with them
 
 
-@pytest.mark.parametrize(("optimizer", "ngrams", "rows"), [("adamw", 1, 1), ("muon", 1, 1), ("adamw", 3, 5), ("muon", 3, 5), ("muon", 3, 50_000)])
+@pytest.mark.parametrize(
+    ("optimizer", "ngrams", "rows"),
+    [("adamw", 1, 1), ("muon", 1, 1), ("adamw", 3, 5), ("muon", 3, 5), ("muon", 3, 50_000)],
+)
 def test_training_holds_as_many_bytes_as_is_said(optimizer, ngrams, rows):
     """Weights, gradients and what the optimizers remember, after a step; AdamW's count of steps is beside the point."""
     model = {**SMALL, "vocab_size": 1000, "block_size": 100, "ngrams": ngrams, "ngram_rows": rows}
@@ -94,12 +102,18 @@ def test_what_is_remembered_of_a_text_is_what_the_model_allocates():
     config = ModelConfig(**SMALL, n_kv_head=2)
     state = build_model(config).init_state(1, 10)
     assert cache_bytes(config, 10) == sum(t.numel() * t.element_size() for slot in state.slots for t in slot.values())
-    assert cache_bytes(config, 10) == 2 * 2 * (2 * 4) * 11 * 4  # layers, keys and values, width, places with the spare one, bytes
+    assert (
+        cache_bytes(config, 10) == 2 * 2 * (2 * 4) * 11 * 4
+    )  # layers, keys and values, width, places with the spare one, bytes
 
 
 def test_a_tied_head_is_read_and_a_table_is_not():
     plain, tied = ModelConfig(**SMALL), ModelConfig(**SMALL, head="tied")
-    assert read_weights(plain) == read_weights(tied) == count_parts(plain)["head"] + sum(count_parts(plain)[p] for p in ("attention", "mlp", "norms"))
+    assert (
+        read_weights(plain)
+        == read_weights(tied)
+        == count_parts(plain)["head"] + sum(count_parts(plain)[p] for p in ("attention", "mlp", "norms"))
+    )
 
 
 def test_the_largest_pass_fits_and_no_larger_one(plan):
@@ -107,7 +121,9 @@ def test_the_largest_pass_fits_and_no_larger_one(plan):
     config = resolve("gpt2", {"model": {"n_layer": 2, "vocab_size": 5000}}).model
     state = memory["weights"] + memory["gradients"] + memory["optimizer"]
     room = 0.9 * 24e9 - state
-    fits, more = (activation_bytes(config, memory["largest_rows"] + step, dtype=torch.bfloat16, on_cpu=False) for step in (0, 3))
+    fits, more = (
+        activation_bytes(config, memory["largest_rows"] + step, dtype=torch.bfloat16, on_cpu=False) for step in (0, 3)
+    )
     assert fits <= 1.01 * room < more and state == 16 * sum(count_parts(config).values())
     assert memory["in_all"] == state + memory["activations"]
 
@@ -116,12 +132,21 @@ def test_the_largest_pass_fits_and_no_larger_one(plan):
 
 
 def test_time_is_operations_over_what_the_devices_reach(plan):
-    one, eight = plan("--tokens", "1B", "--mfu", "0.5"), plan("--tokens", "1B", "--mfu", "0.5", "--devices", "8", "--price-per-hour", "2")
+    one, eight = (
+        plan("--tokens", "1B", "--mfu", "0.5"),
+        plan("--tokens", "1B", "--mfu", "0.5", "--devices", "8", "--price-per-hour", "2"),
+    )
     training = one["training"]
     assert training["seconds"] == pytest.approx(training["operations"] / (312e12 * 0.5))
     assert eight["training"]["seconds"] == pytest.approx(training["seconds"] / 8)
-    assert eight["training"]["device_hours"] == pytest.approx(training["device_hours"]) == pytest.approx(training["seconds"] / 3600)
-    assert training["price"] is None and eight["training"]["price"] == pytest.approx(2 * eight["training"]["device_hours"])
+    assert (
+        eight["training"]["device_hours"]
+        == pytest.approx(training["device_hours"])
+        == pytest.approx(training["seconds"] / 3600)
+    )
+    assert training["price"] is None and eight["training"]["price"] == pytest.approx(
+        2 * eight["training"]["device_hours"]
+    )
     assert training["tokens"] == 1e9 and training["steps"] == pytest.approx(1e9 / (512 * 1024))
     assert one["device"]["mfu_source"] == "given" and "Llama 3" in plan("--tokens", "1B")["device"]["mfu_source"]
 
@@ -151,7 +176,10 @@ def test_a_text_that_is_too_short_is_warned_of(plan):
 
 
 def test_what_does_not_fit_is_warned_of(plan):
-    assert "--train.micro-batch-size" in plan("--tokens", "1B", "--device", "rtx-4090", "--train.micro-batch-size", "512")["warnings"][0]
+    assert (
+        "--train.micro-batch-size"
+        in plan("--tokens", "1B", "--device", "rtx-4090", "--train.micro-batch-size", "512")["warnings"][0]
+    )
     huge = plan("--device", "t4", "--model.n-embd", "12288", "--model.n-layer", "1")
     assert huge["memory"]["largest_rows"] == 0 and "not even one sequence" in huge["said"]
 
@@ -179,7 +207,11 @@ def test_the_published_optima_are_met():
 def test_the_plan_tells_what_this_model_makes_of_the_operations(plan, capsys):
     found = plan("--tokens", "300B")["optimal"]
     assert [one["recipe"]["name"] for one in found["choices"]] in (["gpt2"] * 3, ["modern"] * 3)
-    assert len(found["predicted_loss"]) == 2 and all(2 < one["loss"] < 4 for one in found["predicted_loss"]) and "web text" in found["caveat"]
+    assert (
+        len(found["predicted_loss"]) == 2
+        and all(2 < one["loss"] < 4 for one in found["predicted_loss"])
+        and "web text" in found["caveat"]
+    )
     assert plan("--tokens", "1B", "--model.n-layer", "1", "--model.vocab-size", "65")["optimal"]["predicted_loss"] == []
     for words, part in (
         (["--tokens", "300B"], "a larger one would be better"),
@@ -229,7 +261,14 @@ def test_training_shows_its_share_of_a_published_rate(monkeypatch, tmp_path):
     monkeypatch.setattr(setup, "published_peak", lambda device, dtype: find_peak("h200"))
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be\n" * 100)
-    config = resolve("tiny", {"device": "cpu", "model": {**SMALL, "ngram_rows": 50}, "train": {"steps": 1, "minutes": None, "batch_size": 2}})
+    config = resolve(
+        "tiny",
+        {
+            "device": "cpu",
+            "model": {**SMALL, "ngram_rows": 50},
+            "train": {"steps": 1, "minutes": None, "batch_size": 2},
+        },
+    )
     display = Display(lambda line: None)
     vocabulary = len(set("to be or not to be\n"))
     train([str(text)], config, run=tmp_path / "run", display=display)
@@ -242,10 +281,15 @@ def test_every_peak_has_a_source_and_one_name():
     for peak in PEAKS:
         assert peak.source and 1e12 < peak.rate < 1e16 and find_peak(peak.name.upper()) is peak
         assert peak.dtype in ("bfloat16", "float32") and (peak.memory is None or 1e10 <= peak.memory < 1e12)
-    assert find_peak("v100").dtype == find_peak("t4").dtype == "float32"  # they have no bfloat16 units, so gptloom trains in float32 there
+    assert (
+        find_peak("v100").dtype == find_peak("t4").dtype == "float32"
+    )  # they have no bfloat16 units, so gptloom trains in float32 there
 
 
-@pytest.mark.parametrize(("text", "value"), [("300B", 300e9), ("1.5M", 1.5e6), ("1e21", 1e21), ("20k", 20e3), ("1_000,000", 1e6), ("2T", 2e12), (".5", 0.5)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("300B", 300e9), ("1.5M", 1.5e6), ("1e21", 1e21), ("20k", 20e3), ("1_000,000", 1e6), ("2T", 2e12), (".5", 0.5)],
+)
 def test_amounts_are_read_as_people_write_them(text, value):
     assert read_amount(text, "--tokens") == pytest.approx(value)
 
@@ -283,15 +327,41 @@ def test_bad_input_ends_in_one_line(words, part, capsys):
 
 
 def test_this_machine_is_measured(capsys):
-    words = ["plan", "--device", "cpu", "--model.n-layer", "1", "--model.n-embd", "32", "--tokens", "1M", "--vocab", "300"]
+    words = [
+        "plan",
+        "--device",
+        "cpu",
+        "--model.n-layer",
+        "1",
+        "--model.n-embd",
+        "32",
+        "--tokens",
+        "1M",
+        "--vocab",
+        "300",
+    ]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["device"]["name"] == "cpu" and "measured" in found["device"]["source"] and "measured on steps" in found["device"]["mfu_source"]
+    assert (
+        found["device"]["name"] == "cpu"
+        and "measured" in found["device"]["source"]
+        and "measured on steps" in found["device"]["mfu_source"]
+    )
     assert 0 < found["device"]["mfu"] < 1.5 and found["device"]["memory"] > 1e8
     assert found["training"]["seconds"] > 0 and found["parts"]["tables"] == 300 * 32
     assert main([*words, "--mfu", "0.3"]) == 0
     printed = capsys.readouterr().out
-    for word in ("model", "parts", "operations", "memory", "device     1 x cpu", "30% (given)", "tokens", "cost", "optimal"):
+    for word in (
+        "model",
+        "parts",
+        "operations",
+        "memory",
+        "device     1 x cpu",
+        "30% (given)",
+        "tokens",
+        "cost",
+        "optimal",
+    ):
         assert word in printed
 
 
@@ -307,8 +377,12 @@ def test_a_table_of_ngrams_multiplies_nothing_and_does_not_count_against_the_tok
     assert main(["plan", "--recipe", "tiny", "--device", "h100", "--tokens", "1M", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     computing = found["parameters"] - found["parts"]["ngrams"]
-    assert found["parts"]["ngrams"] == 32_768 * 128 and found["training"]["tokens_per_parameter"] == pytest.approx(1e6 / computing)
-    assert found["operations"]["weights"] == 6 * (found["parts"]["attention"] + found["parts"]["mlp"] + found["parts"]["head"])
+    assert found["parts"]["ngrams"] == 32_768 * 128 and found["training"]["tokens_per_parameter"] == pytest.approx(
+        1e6 / computing
+    )
+    assert found["operations"]["weights"] == 6 * (
+        found["parts"]["attention"] + found["parts"]["mlp"] + found["parts"]["head"]
+    )
 
 
 def test_a_bigram_is_counted_too(capsys):

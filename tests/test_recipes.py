@@ -29,21 +29,44 @@ def test_mingpt_is_the_lecture_s_run():
     assert (train.weight_decay, train.grad_clip, config.seed) == (0.1, 1.0, 3407)
     dropouts = [model.dropout if p is None else p for p in (model.dropout, model.attn_dropout, model.embd_dropout)]
     assert dropouts == [0.1] * 3
-    # "GPT-2 shape: tanh GELU, pre-LayerNorm, qkv with bias, lm_head without bias, scores scaled by head_size**-0.5; N(0, 0.02) init ..."
+    # "GPT-2 shape: tanh GELU, pre-LayerNorm, qkv with bias, lm_head without bias, scores scaled by head_size**-0.5;
+    # N(0, 0.02) init ..."
     assert (model.mlp, model.norm, model.norm_position, model.positions) == ("gelu-tanh", "layernorm", "pre", "learned")
-    assert (model.bias, model.head, model.head_bias, model.score_scale, model.init) == ("all", "linear", False, "head", "gpt2")
+    assert (model.bias, model.head, model.head_bias, model.score_scale, model.init) == (
+        "all",
+        "linear",
+        False,
+        "head",
+        "gpt2",
+    )
     assert (train.schedule, train.warmup_steps) == ("constant", 0)
     assert train.sample_prompt == "O God, O God!"
 
 
 def test_gpt2_is_gpt2_small():
-    """Radford et al. 2019, table 2 and the released model; the Adam settings of Brown et al. 2020, table 2.1 and appendix B."""
+    """Radford et al.
+
+    2019, table 2 and the released model; the Adam settings of Brown et al. 2020, table 2.1 and appendix B.
+    """
     config = resolve("gpt2")
     model, train = config.model, config.train
     assert (model.vocab_size, model.block_size, model.n_layer, model.n_head, model.n_embd) == (50257, 1024, 12, 12, 768)
-    assert (model.head, model.bias, model.mlp, model.norm, model.norm_position, model.dropout) == ("tied", "all", "gelu-tanh", "layernorm", "pre", 0.0)
+    assert (model.head, model.bias, model.mlp, model.norm, model.norm_position, model.dropout) == (
+        "tied",
+        "all",
+        "gelu-tanh",
+        "layernorm",
+        "pre",
+        0.0,
+    )
     assert config.data.tokenizer == "tiktoken:gpt2"
-    assert (train.learning_rate, train.beta1, train.beta2, train.weight_decay, train.grad_clip) == (6e-4, 0.9, 0.95, 0.1, 1.0)
+    assert (train.learning_rate, train.beta1, train.beta2, train.weight_decay, train.grad_clip) == (
+        6e-4,
+        0.9,
+        0.95,
+        0.1,
+        1.0,
+    )
     assert train.batch_size * model.block_size == 2**19  # half a million tokens
 
 
@@ -53,7 +76,13 @@ def test_baby_is_nanogpt_s():
     model, train = config.model, config.train
     assert (model.block_size, model.n_layer, model.n_head, model.n_embd, model.dropout) == (256, 6, 6, 384, 0.2)
     assert (model.bias, model.head, model.mlp) == ("none", "tied", "gelu")
-    assert (train.batch_size, train.learning_rate, train.steps, train.warmup_steps, train.beta2) == (64, 1e-3, 5000, 100, 0.99)
+    assert (train.batch_size, train.learning_rate, train.steps, train.warmup_steps, train.beta2) == (
+        64,
+        1e-3,
+        5000,
+        100,
+        0.99,
+    )
     assert train.learning_rate * train.final_lr_fraction == pytest.approx(1e-4)
 
 
@@ -61,7 +90,13 @@ def test_baby_is_nanogpt_s():
 def test_the_modern_recipes_keep_to_the_shape_of_qwen3(name):
     model = resolve(name).model
     assert (model.norm, model.norm_position, model.positions, model.qk_norm) == ("rmsnorm", "pre", "rotary", True)
-    assert (model.mlp, model.bias, model.mixer, model.residual, model.score_scale) == ("swiglu", "none", "attention", "add", "head")
+    assert (model.mlp, model.bias, model.mixer, model.residual, model.score_scale) == (
+        "swiglu",
+        "none",
+        "attention",
+        "add",
+        "head",
+    )
     assert model.kv_heads < model.n_head
     assert model.head in ("tied", "linear")
 

@@ -22,13 +22,28 @@ from gptloom.reference import PlainGPT
 from gptloom.studies import reproduce
 from gptloom.studies.reproduce import facts as unit_facts
 from gptloom.studies.reproduce import lecture_run as lecture_draws
-from gptloom.studies.reproduce.lecture_run import LectureRun, LectureSampler, draw_heads, draw_lecture_weights, expected_seconds
-from gptloom.studies.reproduce.published import PublishedRun, Tolerance, lecture_config, published, published_runs, tolerances
+from gptloom.studies.reproduce.lecture_run import (
+    LectureRun,
+    LectureSampler,
+    draw_heads,
+    draw_lecture_weights,
+    expected_seconds,
+)
+from gptloom.studies.reproduce.published import (
+    PublishedRun,
+    Tolerance,
+    lecture_config,
+    published,
+    published_runs,
+    tolerances,
+)
 from test_plain import as_decoder
 from test_tokens import store_of
 
 CPU = torch.device("cpu")
-USERS_COPY = Path(platformdirs.user_cache_dir("gptloom", appauthor=False)) / "datasets" / "shakespeare.txt"  # before the tests get a cache of their own
+USERS_COPY = (
+    Path(platformdirs.user_cache_dir("gptloom", appauthor=False)) / "datasets" / "shakespeare.txt"
+)  # before the tests get a cache of their own
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +100,9 @@ def plain_state(vocab: int, context: int, width: int, heads: int, layers: int) -
 
 def plain_batch(ids: torch.Tensor, context: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     starts = torch.randint(len(ids) - context, (rows,))
-    return torch.stack([ids[i : i + context] for i in starts]), torch.stack([ids[i + 1 : i + context + 1] for i in starts])
+    return torch.stack([ids[i : i + context] for i in starts]), torch.stack(
+        [ids[i + 1 : i + context + 1] for i in starts]
+    )
 
 
 def plain_history(parts, seed: int, steps: int, every: int, iters: int) -> list[list[float]]:
@@ -99,7 +116,15 @@ def plain_history(parts, seed: int, steps: int, every: int, iters: int) -> list[
     for step in range(steps):
         if step % every == 0 or step == steps - 1:
             with torch.no_grad():
-                history.append([step, *(sum(float(model.loss(*plain_batch(ids, 12, 5))) for _ in range(iters)) / iters for ids in splits)])
+                history.append(
+                    [
+                        step,
+                        *(
+                            sum(float(model.loss(*plain_batch(ids, 12, 5))) for _ in range(iters)) / iters
+                            for ids in splits
+                        ),
+                    ]
+                )
         loss = model.loss(*plain_batch(splits[0], 12, 5))
         optimizer.zero_grad()
         loss.backward()
@@ -165,7 +190,9 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_its_batches(text, small):
     torch.manual_seed(3)
     for part, loss in zip(("train", "val"), measured, strict=True):
         batches = [run.sampler.batch(part) for _ in range(7)]
-        losses = [F.cross_entropy(run.model(inputs).flatten(0, 1), targets.flatten()).item() for inputs, targets in batches]
+        losses = [
+            F.cross_entropy(run.model(inputs).flatten(0, 1), targets.flatten()).item() for inputs, targets in batches
+        ]
         assert loss == pytest.approx(sum(losses) / 7, abs=1e-6)
 
 
@@ -181,7 +208,10 @@ def test_a_fact_is_met_to_the_printed_digit(text, name):
 
 
 def test_some_of_the_facts_in_so_many_words(text):
-    facts = {one.name: one.measured for one in reproduce.reproduce(["bigram-untrained", "variance", "attention-rows", "corpus"])}
+    facts = {
+        one.name: one.measured
+        for one in reproduce.reproduce(["bigram-untrained", "variance", "attention-rows", "corpus"])
+    }
     assert facts["bigram-untrained"]["loss"] == pytest.approx(4.8786, abs=5e-5)
     assert [round(value, 4) for value in facts["variance"].values()] == [1.0449, 1.07, 1.0918]
     assert [round(value, 4) for value in facts["attention-rows"][1]] == [0.1574, 0.8426, 0, 0, 0, 0, 0, 0]
@@ -212,8 +242,18 @@ def test_every_run_has_the_size_that_was_published():
         assert (run.config.model.score_scale == "embedding") == run.lecture_weights
         assert bool(run.table) == (run.name in tolerances())
     mingpt = published_runs()["mingpt"].config
-    assert (mingpt.seed, mingpt.train.weight_decay, mingpt.train.beta2, mingpt.train.grad_clip) == (3407, 0.1, 0.95, 1.0)
-    assert (mingpt.model.dropout, mingpt.model.head_bias, mingpt.model.mlp, mingpt.model.init) == (0.1, False, "gelu-tanh", "gpt2")
+    assert (mingpt.seed, mingpt.train.weight_decay, mingpt.train.beta2, mingpt.train.grad_clip) == (
+        3407,
+        0.1,
+        0.95,
+        1.0,
+    )
+    assert (mingpt.model.dropout, mingpt.model.head_bias, mingpt.model.mlp, mingpt.model.init) == (
+        0.1,
+        False,
+        "gelu-tanh",
+        "gpt2",
+    )
 
 
 def test_the_issue_s_tolerances_are_kept():
@@ -238,7 +278,10 @@ def test_another_order_of_draws_differs(text, monkeypatch):
 
 @pytest.mark.parametrize(("scale", "agrees"), [("embedding", True), ("head", False)])
 def test_another_scale_differs(text, small, monkeypatch, scale, agrees):
-    table = [(step, round(train, 4), round(val, 4)) for step, train, val in plain_history(text.parts, seed=11, steps=5, every=2, iters=7)]
+    table = [
+        (step, round(train, 4), round(val, 4))
+        for step, train, val in plain_history(text.parts, seed=11, steps=5, every=2, iters=7)
+    ]
     config = small.config.model_copy(update={"model": small.config.model.model_copy(update={"score_scale": scale})})
     register(monkeypatch, replace(small, config=config, table=table))
     monkeypatch.setattr(reproduce, "tolerances", lambda: {"small": Tolerance([(0, 0.0001)], "rounding")})
@@ -247,13 +290,19 @@ def test_another_scale_differs(text, small, monkeypatch, scale, agrees):
 
 
 def test_a_bigram_that_has_hardly_been_trained_differs(text, monkeypatch):
-    known = published() | {"bigram_trained": published()["bigram_trained"] | {"config": published()["bigram_trained"]["config"] | {"steps": 200}}}
+    known = published() | {
+        "bigram_trained": published()["bigram_trained"]
+        | {"config": published()["bigram_trained"]["config"] | {"steps": 200}}
+    }
     monkeypatch.setattr(unit_facts, "published", lambda: known)
     (found,) = reproduce.reproduce(["bigram-trained"])
     assert found.agrees is False and 3.0 < found.measured[0] < 5.0
 
 
-@pytest.mark.parametrize(("own", "agrees"), [(2.0019, True), (1.9981, True), (2.0022, False), (1.9978, False), (math.nan, False), (math.inf, False)])
+@pytest.mark.parametrize(
+    ("own", "agrees"),
+    [(2.0019, True), (1.9981, True), (2.0022, False), (1.9978, False), (math.nan, False), (math.inf, False)],
+)
 def test_a_row_agrees_within_the_tolerance_of_its_step(own, agrees):
     tolerance = Tolerance([(0, 0.0002), (10, 0.002)], "")
     assert reproduce.row_agrees((10, 2.0, 3.0, own, 3.0), tolerance) is agrees
@@ -281,8 +330,26 @@ def test_deviation(known, own, expected):
 
 
 def test_names():
-    wanted = {"single-head", "gpt-0.21M", "bigram-untrained", "attention-rows", "averaging-weights", "first-batch", "encode", "corpus", "softmax"}
-    wanted |= {"variance", "bigram-trained", "assignment-2-longer", "assignment-3-wider-context", "assignment-4-deeper", "mingpt", "scaled-up"}
+    wanted = {
+        "single-head",
+        "gpt-0.21M",
+        "bigram-untrained",
+        "attention-rows",
+        "averaging-weights",
+        "first-batch",
+        "encode",
+        "corpus",
+        "softmax",
+    }
+    wanted |= {
+        "variance",
+        "bigram-trained",
+        "assignment-2-longer",
+        "assignment-3-wider-context",
+        "assignment-4-deeper",
+        "mingpt",
+        "scaled-up",
+    }
     assert set(reproduce.reproduction_names()) == wanted
 
 
@@ -302,7 +369,11 @@ def test_another_text_of_that_name_is_refused(tmp_path, monkeypatch):
 
 def test_without_names_the_quick_ones_run_and_the_others_are_named_with_their_time(text, small, monkeypatch):
     monkeypatch.setattr(reproduce, "_default_names", lambda: ["encode", "small"])
-    runs = {name: run for name, run in reproduce.published_runs().items() if name in ("small", "single-head", "assignment-2-longer")}
+    runs = {
+        name: run
+        for name, run in reproduce.published_runs().items()
+        if name in ("small", "single-head", "assignment-2-longer")
+    }
     monkeypatch.setattr(reproduce, "published_runs", lambda: runs)
     lines: list[str] = []
     found = reproduce.reproduce([], say=lines.append)
@@ -322,8 +393,15 @@ def test_the_command_prints_one_json_object_or_tables(text, capsys):
     assert reproduce_command(["encode", "single-head"], 0, True) == 0
     printed = capsys.readouterr()
     encode, head = json.loads(printed.out)["runs"]
-    assert encode["agrees"] is True and encode["published"] == encode["measured"] == {"hi there!": [46, 47, 1, 58, 46, 43, 56, 43, 2]}
-    assert (head["name"], head["agrees"], head["tolerance"], head["rows"][0][:3]) == ("single-head", True, 0.0002, [0, 4.2, 4.2047])
+    assert encode["agrees"] is True and encode["published"] == encode["measured"] == {
+        "hi there!": [46, 47, 1, 58, 46, 43, 56, 43, 2]
+    }
+    assert (head["name"], head["agrees"], head["tolerance"], head["rows"][0][:3]) == (
+        "single-head",
+        True,
+        0.0002,
+        [0, 4.2, 4.2047],
+    )
     assert "4.2047" in printed.err
     assert reproduce_command(["encode"], None, False) == 0
     printed = capsys.readouterr()

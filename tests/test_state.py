@@ -55,7 +55,11 @@ def straight(tmp_path_factory):
 
 def begin(text, run, display=None, *, model=None, train_settings=None, **settings):
     """Train as `small_run` does, with a display of the test's own."""
-    changes = {"device": "cpu", "model": SMALL | {"dropout": 0.2} | (model or {}), "train": TRAIN | (train_settings or {})}
+    changes = {
+        "device": "cpu",
+        "model": SMALL | {"dropout": 0.2} | (model or {}),
+        "train": TRAIN | (train_settings or {}),
+    }
     changes |= {"data": {"cache": str(run.parent / "cache")}} | settings
     return train([str(text)], configure("tiny", {}, changes), run=run, display=display or Quiet())
 
@@ -77,7 +81,9 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 1), (signal.SIGTERM, 5), (signal.SIGINT, 6), (signal.SIGTERM, 12)])
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGINT, 1), (signal.SIGTERM, 5), (signal.SIGINT, 6), (signal.SIGTERM, 12)]
+)
 def test_a_signal_stops_after_the_step_and_resume_gives_the_same_bits(text, tmp_path, straight, number, step):
     """An evaluation is owed at step 6, and 12 is the last."""
     stopped = begin(text, tmp_path / "run", At(step, lambda: send(number)))
@@ -86,7 +92,10 @@ def test_a_signal_stops_after_the_step_and_resume_gives_the_same_bits(text, tmp_
     done = resume(tmp_path / "run", {}, display=Quiet())
     assert (done.end, done.steps, done.signal) == ("finished", 12, None)
     for event in ("train", "evaluation"):
-        lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in metrics(run, event)] for run in (tmp_path / "run", straight)]
+        lines = [
+            [{k: v for k, v in line.items() if k != "seconds"} for line in metrics(run, event)]
+            for run in (tmp_path / "run", straight)
+        ]
         assert lines[0] == lines[1]
     assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
     assert checkpoint_bytes(tmp_path / "run", "best") == checkpoint_bytes(straight, "best")
@@ -117,7 +126,9 @@ def test_a_signal_gives_up_what_can_be_done_again(text, tmp_path, monkeypatch, p
     monkeypatch.undo()
     assert resume(tmp_path / "run", {}, display=Quiet()).end == "finished"
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
-    assert [line["loss"] for line in metrics(tmp_path / "run", "evaluation")] == [line["loss"] for line in metrics(tmp_path / "straight", "evaluation")]
+    assert [line["loss"] for line in metrics(tmp_path / "run", "evaluation")] == [
+        line["loss"] for line in metrics(tmp_path / "straight", "evaluation")
+    ]
     assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(tmp_path / "straight")
 
 
@@ -149,7 +160,12 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tm
 
 def test_time_budgets_resume_exactly_given_their_plans(text, tmp_path, monkeypatch):
     """What the clock decided is in the plans; a run that is told the same plans has the same bits."""
-    begin(text, tmp_path / "run", At(40, lambda: send(signal.SIGTERM)), train_settings={"steps": None, "minutes": 0.05, "eval_every": 10_000})
+    begin(
+        text,
+        tmp_path / "run",
+        At(40, lambda: send(signal.SIGTERM)),
+        train_settings={"steps": None, "minutes": 0.05, "eval_every": 10_000},
+    )
     resume(tmp_path / "run", {}, display=Quiet())
     state = json.loads((find_bundle(tmp_path / "run", "latest") / "state.json").read_text())
     totals = dict(state["horizon"]["plans"])
@@ -233,12 +249,19 @@ def test_an_evaluation_that_is_made_up_for_is_logged_once(text, tmp_path, straig
         resume(tmp_path / "run", {}, display=Quiet())
     resume(tmp_path / "run", {}, display=Quiet())
     for name in ("metrics.jsonl", "samples.jsonl"):
-        steps = [[json.loads(line)["step"] for line in (run / name).read_text().splitlines() if '"save"' not in line] for run in (tmp_path / "run", straight)]
+        steps = [
+            [json.loads(line)["step"] for line in (run / name).read_text().splitlines() if '"save"' not in line]
+            for run in (tmp_path / "run", straight)
+        ]
         assert steps[0] == steps[1]
 
 
 def test_a_rank_that_dies_at_its_start_ends_the_run(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_start", lambda rank, words: subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE))
+    monkeypatch.setattr(
+        launch,
+        "_start",
+        lambda rank, words: subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE),
+    )
     with pytest.raises(MachineError, match="exit code 9"):
         begin(text, tmp_path / "run", train_settings={"ranks": 2})
 
@@ -260,7 +283,11 @@ with only_writer(Path(sys.argv[1])):
         resume(tmp_path / "run", {}, display=Quiet())
     holder.kill()
     holder.communicate()
-    with only_writer(tmp_path / "run"), pytest.raises(InputError, match="another process"), only_writer(tmp_path / "run"):
+    with (
+        only_writer(tmp_path / "run"),
+        pytest.raises(InputError, match="another process"),
+        only_writer(tmp_path / "run"),
+    ):
         pass
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
 
@@ -294,7 +321,9 @@ def test_a_run_may_go_on_without_a_save_but_not_end_without_one(text, tmp_path, 
         full_disk(patch, lambda step: step == 6)
         said = Quiet()
         assert begin(text, tmp_path / "run", said, train_settings=patience).end == "finished"
-    assert [line for line in said.lines if "No space left" in line and "the last good checkpoint is step-000003" in line]
+    assert [
+        line for line in said.lines if "No space left" in line and "the last good checkpoint is step-000003" in line
+    ]
     assert [line["step"] for line in metrics(tmp_path / "run", "save")] == [0, 3, 9, 12]
     with monkeypatch.context() as patch, pytest.raises(MachineError, match="No space left"):
         full_disk(patch, lambda step: step == 12)
@@ -350,7 +379,9 @@ def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_
 def test_pruning_waits_for_a_whole_checkpoint(text, tmp_path, monkeypatch):
     begin(text, tmp_path / "run", At(5, lambda: send(signal.SIGTERM)), train_settings={"keep": 1})
     kept = checkpoint_names(tmp_path / "run")
-    monkeypatch.setattr(checkpoint, "publish", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(
+        checkpoint, "publish", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+    )
     with pytest.raises(MachineError, match="Input/output error"):
         resume(tmp_path / "run", {}, display=Quiet())
     assert checkpoint_names(tmp_path / "run") == kept
@@ -360,7 +391,9 @@ def test_a_log_keeps_the_lines_that_the_disk_did_not_take(tmp_path, monkeypatch)
     log = Log(tmp_path / "log.jsonl")
     log.append({"step": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        patch.setattr(
+            Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        )
         with pytest.raises(OSError, match="No space"):
             log.append({"step": 2})
     log.append({"step": 3})
@@ -387,14 +420,23 @@ def poison(monkeypatch, is_bad, value=math.nan):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_caught_before_the_update_and_can_be_replayed(text, tmp_path, straight, monkeypatch, value):
+def test_what_is_not_finite_is_caught_before_the_update_and_can_be_replayed(
+    text, tmp_path, straight, monkeypatch, value
+):
     with monkeypatch.context() as patch:
         poison(patch, lambda step: step == 7, value)
-        with pytest.raises(DivergedError, match=r"step 8: .*learning rate .*diverged/checkpoints/step-000007") as caught:
+        with pytest.raises(
+            DivergedError, match=r"step 8: .*learning rate .*diverged/checkpoints/step-000007"
+        ) as caught:
             begin(text, tmp_path / "run")
     assert caught.value.code == 4
     kept = find_bundle(tmp_path / "run", "diverged")
-    assert {path.name for path in kept.iterdir()} >= {"batch.safetensors", "divergence.json", "model.safetensors", "state.json"}
+    assert {path.name for path in kept.iterdir()} >= {
+        "batch.safetensors",
+        "divergence.json",
+        "model.safetensors",
+        "state.json",
+    }
     assert json.loads((kept / "divergence.json").read_text())["action"] == "stop"
     assert all(torch.isfinite(p).all() for p in gptloom.load(kept).model.parameters())
     (line,) = metrics(tmp_path / "run", "divergence")
@@ -445,7 +487,12 @@ def test_rolling_back_goes_on_from_the_last_checkpoint_at_half_the_rate(text, tm
     poison(monkeypatch, lambda call: call >= 7)
     with pytest.raises(DivergedError):
         begin(text, tmp_path / "hopeless", train_settings={"on_divergence": "rollback"})
-    assert [line["action"] for line in metrics(tmp_path / "hopeless", "divergence")] == ["rollback", "rollback", "rollback", "stop"]
+    assert [line["action"] for line in metrics(tmp_path / "hopeless", "divergence")] == [
+        "rollback",
+        "rollback",
+        "rollback",
+        "stop",
+    ]
 
 
 def test_a_loss_that_jumps_is_noticed_once():

@@ -28,12 +28,31 @@ GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 PARTS = ["the", " the", "  and", "thing.", "\n\n", ".\n", "\n", "নম", "😀", " ", "13"]
 KINDS = ["char", "byte", "bpe", "sentencepiece", "tiktoken", "cl100k"]
-ANY = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t\0▁a<|endoftext|>e")), max_size=60)
+ANY = st.text(
+    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t\0▁a<|endoftext|>e")), max_size=60
+)
 
 
 def tiktoken_of(pattern: str) -> TiktokenTokenizer:
     """An encoding of our own: all bytes, and merges in an order that leaves every prefix a token."""
-    words = ["th", "the", " t", " th", " the", "an", "and", "..", "...", "\n\n", ".\n", "  ", "   ", "ing", "in", "😀".encode()[:2].decode("latin-1")]
+    words = [
+        "th",
+        "the",
+        " t",
+        " th",
+        " the",
+        "an",
+        "and",
+        "..",
+        "...",
+        "\n\n",
+        ".\n",
+        "  ",
+        "   ",
+        "ing",
+        "in",
+        "😀".encode()[:2].decode("latin-1"),
+    ]
     ranks = {bytes([value]): value for value in range(256)}
     for word in words:
         ranks.setdefault(word.encode("latin-1"), len(ranks))
@@ -45,7 +64,13 @@ def made(tmp_path_factory):
     """One tokenizer of each kind, learned from several documents, so that each has an end of text."""
     corpus = corpus_of(tmp_path_factory.mktemp("text"), PROSE, MIXED)
     some = {
-        kind: make_tokenizer(spec, corpus) for kind, spec in (("char", "char"), ("byte", "byte"), ("bpe", "bpe:400"), ("sentencepiece", "sentencepiece:400"))
+        kind: make_tokenizer(spec, corpus)
+        for kind, spec in (
+            ("char", "char"),
+            ("byte", "byte"),
+            ("bpe", "bpe:400"),
+            ("sentencepiece", "sentencepiece:400"),
+        )
     }
     return some | {"tiktoken": tiktoken_of(GPT2), "cl100k": tiktoken_of(CL100K)}
 
@@ -76,7 +101,11 @@ def test_round_trip(made, kind, data):
     text = data.draw(st.text(st.sampled_from(sorted(set(PROSE + MIXED))), max_size=80) if kind == "char" else ANY)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text == tokenizer.decode(ids.tolist())
-    assert tokenizer.count_bytes(ids) == len(text.encode()) == sum(tokenizer.count_bytes([token]) for token in ids.tolist())
+    assert (
+        tokenizer.count_bytes(ids)
+        == len(text.encode())
+        == sum(tokenizer.count_bytes([token]) for token in ids.tolist())
+    )
     assert tokenizer.end_of_text not in ids.tolist()
     assert ids.dtype == tokenizer.dtype and (not len(ids) or ids.max() < tokenizer.vocab_size)
 
@@ -84,7 +113,9 @@ def test_round_trip(made, kind, data):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40)
 @given(
-    words=st.lists(st.sampled_from(["the", " the", "  and", "thing.", "\n\n", ".\n", "\n", "নম", "😀", " ", "13"]), max_size=60),
+    words=st.lists(
+        st.sampled_from(["the", " the", "  and", "thing.", "\n\n", ".\n", "\n", "নম", "😀", " ", "13"]), max_size=60
+    ),
     cuts=st.lists(st.integers(1, 150), max_size=5),
 )
 def test_where_pieces_are_cut_changes_nothing(made, kind, words, cuts):
@@ -100,7 +131,13 @@ def test_where_pieces_are_cut_changes_nothing(made, kind, words, cuts):
 
 @pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "tiktoken", "cl100k"])
 @settings(max_examples=60)
-@given(words=st.lists(st.sampled_from([" the", "  and", "   thing.", " an end.\n", " the\n\n", " It's", " ...", " 13"]), min_size=1, max_size=40))
+@given(
+    words=st.lists(
+        st.sampled_from([" the", "  and", "   thing.", " an end.\n", " the\n\n", " It's", " ...", " 13"]),
+        min_size=1,
+        max_size=40,
+    )
+)
 def test_chunks_end_where_no_token_would_cross(made, kind, words):
     text = "".join(words)
     whole = made[kind]._encode_chunks([text])[0]
@@ -111,7 +148,22 @@ def test_chunks_end_where_no_token_would_cross(made, kind, words):
         assert made[kind].encode(text).tolist() == list(whole)
 
 
-SPACES = [" ", "  ", "\n", "\t", "\r\n", "\x0b", "\x1c", "\x85", "\xa0", "\u180e", "\u2003", "\u2028", "\u3000", "\u200b"]
+SPACES = [
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\r\n",
+    "\x0b",
+    "\x1c",
+    "\x85",
+    "\xa0",
+    "\u180e",
+    "\u2003",
+    "\u2028",
+    "\u3000",
+    "\u200b",
+]
 WORDS = ["the", "it's", "ing.", "13", "নম", "😀", "é", "<|endoftext|>", "_"]
 
 
@@ -119,11 +171,18 @@ WORDS = ["the", "it's", "ing.", "13", "নম", "😀", "é", "<|endoftext|>", "
 def spaced(tmp_path_factory):
     """A BPE that has merged everything with every kind of white space that GPT-2's pattern lets it merge."""
     text = "".join(random.Random(1).choices(SPACES + WORDS, k=20_000))
-    return make_tokenizer("bpe:1500", corpus_of(tmp_path_factory.mktemp("spaced"), text, "x")).files()["tokenizer.json"].decode()
+    return (
+        make_tokenizer("bpe:1500", corpus_of(tmp_path_factory.mktemp("spaced"), text, "x"))
+        .files()["tokenizer.json"]
+        .decode()
+    )
 
 
 @settings(max_examples=150)
-@given(texts=st.lists(st.lists(st.sampled_from(SPACES * 2 + WORDS * 3), max_size=40).map("".join), min_size=1, max_size=5), times=st.integers(1, 4))
+@given(
+    texts=st.lists(st.lists(st.sampled_from(SPACES * 2 + WORDS * 3), max_size=40).map("".join), min_size=1, max_size=5),
+    times=st.integers(1, 4),
+)
 def test_remembered_words_are_the_librarys_ids(spaced, texts, times):
     plain = tokenizers.Tokenizer.from_str(spaced)
     plain.encode_special_tokens = True
@@ -136,13 +195,25 @@ def test_remembered_words_are_the_librarys_ids(spaced, texts, times):
             assert [ids.tolist() for ids in fresh._words.encode(texts * times)] == expected
 
 
-@pytest.mark.parametrize("change", ["a token of several words", "a space before every text", "lower case", "bytes are missing", "another decoder", "suffix"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "a token of several words",
+        "a space before every text",
+        "lower case",
+        "bytes are missing",
+        "another decoder",
+        "suffix",
+    ],
+)
 def test_words_are_remembered_only_where_they_stand_alone(made, change):
     content = json.loads(made["bpe"].files()["tokenizer.json"])
     assert HuggingFaceTokenizer(json.dumps(content))._words
     match change:
         case "a token of several words":
-            content["added_tokens"].append(content["added_tokens"][0] | {"id": 400, "content": "and the", "special": False})
+            content["added_tokens"].append(
+                content["added_tokens"][0] | {"id": 400, "content": "and the", "special": False}
+            )
         case "a space before every text":
             content["pre_tokenizer"]["add_prefix_space"] = True
         case "lower case":
@@ -187,10 +258,13 @@ def test_fingerprints_are_stable_across_processes_and_differ(made, tmp_path):
     for kind in KINDS:
         (tmp_path / kind).mkdir()
         made[kind].save(tmp_path / kind)
-    program = (
-        "import sys; from pathlib import Path; from gptloom.data.tokenizers import load_tokenizer as l; print(*(l(Path(p)).fingerprint for p in sys.argv[1:]))"
+    program = "import sys; from pathlib import Path; from gptloom.data.tokenizers import load_tokenizer as l; print(*(l(Path(p)).fingerprint for p in sys.argv[1:]))"
+    found = subprocess.run(
+        [sys.executable, "-c", program, *(str(tmp_path / kind) for kind in KINDS)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    found = subprocess.run([sys.executable, "-c", program, *(str(tmp_path / kind) for kind in KINDS)], capture_output=True, text=True, check=True)
     assert found.stdout.split() == [made[kind].fingerprint for kind in KINDS]
     others = [
         CharTokenizer("ab", ends=True),
@@ -199,7 +273,10 @@ def test_fingerprints_are_stable_across_processes_and_differ(made, tmp_path):
         ByteTokenizer(ends=False),
         ByteTokenizer(ends=True),
     ]
-    assert len({tokenizer.fingerprint for tokenizer in others} | {tokenizer.fingerprint for tokenizer in made.values()}) == 5 + len(KINDS) - 1
+    assert (
+        len({tokenizer.fingerprint for tokenizer in others} | {tokenizer.fingerprint for tokenizer in made.values()})
+        == 5 + len(KINDS) - 1
+    )
 
 
 def test_the_same_text_learns_the_same_tokens(tmp_path):
@@ -228,7 +305,12 @@ def test_tokens_are_printable_even_in_parts(made):
 
 @pytest.mark.parametrize(
     ("char", "named", "near"),
-    [("É", "U\\+00C9, LATIN CAPITAL LETTER E WITH ACUTE", "E"), ("’", "U\\+2019, RIGHT SINGLE", "'"), ("\u00a0", "U\\+00A0", " "), ("4", "U\\+0034", "3")],
+    [
+        ("É", "U\\+00C9, LATIN CAPITAL LETTER E WITH ACUTE", "E"),
+        ("’", "U\\+2019, RIGHT SINGLE", "'"),
+        ("\u00a0", "U\\+00A0", " "),
+        ("4", "U\\+0034", "3"),
+    ],
 )
 def test_an_unknown_character_is_named_with_the_nearest(char, named, near):
     tokenizer = CharTokenizer(LECTURE, ends=True)
@@ -309,7 +391,13 @@ def test_a_model_that_puts_a_space_before_every_text(monkeypatch, collapsed):
     import sentencepiece
 
     model = io.BytesIO()
-    options = {"vocab_size": 330, "byte_fallback": True, "hard_vocab_limit": False, "remove_extra_whitespaces": collapsed, "minloglevel": 2}
+    options = {
+        "vocab_size": 330,
+        "byte_fallback": True,
+        "hard_vocab_limit": False,
+        "remove_extra_whitespaces": collapsed,
+        "minloglevel": 2,
+    }
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(PROSE.split("\n")), model_writer=model, **options)
     tokenizer = SentencePieceTokenizer(model.getvalue())
     assert tokenizer.end_of_text == 2
@@ -410,7 +498,9 @@ def test_a_damaged_side_file_is_noticed(made, tmp_path, kind):
     side.write_bytes(garbage)
     content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     key = next(key for key in content if key.endswith("sha256"))
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {key: hashlib.sha256(garbage).hexdigest()}), encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps(content | {key: hashlib.sha256(garbage).hexdigest()}), encoding="utf-8"
+    )
     with pytest.raises(InputError):
         load_tokenizer(tmp_path)
 
@@ -436,11 +526,15 @@ def test_characters_are_encoded_at_the_speed_of_arrays():
 
 def test_importing_the_package_is_cheap():
     program = "import sys, gptloom.data; print([name for name in ('torch', 'numpy', 'tokenizers', 'sentencepiece', 'tiktoken') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    program = (
-        "import sys, gptloom.data.tokenizers, gptloom.data.splits; print([n for n in ('torch', 'tokenizers', 'sentencepiece', 'tiktoken') if n in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+        == "[]"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    program = "import sys, gptloom.data.tokenizers, gptloom.data.splits; print([n for n in ('torch', 'tokenizers', 'sentencepiece', 'tiktoken') if n in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+        == "[]"
+    )
 
 
 def test_a_json_file_of_ours_can_be_given_by_path(tmp_path):

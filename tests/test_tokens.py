@@ -72,7 +72,10 @@ def test_another_text_tokenizer_or_rule_is_another_store(tmp_path, config):
     char, other = CharTokenizer("abc", ends=False), CharTokenizer("abcd", ends=False)
     replace = config.model_copy(update={"on_unknown": "replace"})
     one, two = corpus_of(tmp_path, "abc"), None
-    paths = [prepare(one, tokenizer, settings).path for tokenizer, settings in ((char, config), (other, config), (char, replace))]
+    paths = [
+        prepare(one, tokenizer, settings).path
+        for tokenizer, settings in ((char, config), (other, config), (char, replace))
+    ]
     two = corpus_of(tmp_path, "cba")
     paths.append(prepare(two, char, config).path)
     assert len(set(paths)) == 4
@@ -92,12 +95,27 @@ def damage(path: Path, how: str) -> None:
         "empty": b"",
         "text": b"hello, world" * 999,
         "another shape": whole.replace(b'"dtype": "U8"', b'"dtype": "U9"'),
-        "another text": whole.replace(b'"text_sha256": "', b'"text_sha256": "0')[: len(whole)].replace(b" " * 64, b" " * 63, 1),
+        "another text": whole.replace(b'"text_sha256": "', b'"text_sha256": "0')[: len(whole)].replace(
+            b" " * 64, b" " * 63, 1
+        ),
     }[how]
     path.write_bytes(changed)
 
 
-@pytest.mark.parametrize("how", ["truncated", "longer", "header only", "half a header", "empty", "text", "another shape", "foreign", "another text"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated",
+        "longer",
+        "header only",
+        "half a header",
+        "empty",
+        "text",
+        "another shape",
+        "foreign",
+        "another text",
+    ],
+)
 def test_a_damaged_store_is_made_again_with_a_note(tmp_path, config, how):
     corpus = corpus_of(tmp_path, PROSE)
     tokenizer = make_tokenizer("char", corpus)
@@ -125,7 +143,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path, config):
         prepare(corpus, CharTokenizer("ab", ends=False), config)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     with pytest.raises(InputError, match="no token"):
-        prepare(corpus_of(tmp_path, "zz"), CharTokenizer("ab", ends=False), config.model_copy(update={"on_unknown": "skip"}))
+        prepare(
+            corpus_of(tmp_path, "zz"), CharTokenizer("ab", ends=False), config.model_copy(update={"on_unknown": "skip"})
+        )
 
 
 def test_skipped_characters_may_leave_documents_empty(tmp_path, config):

@@ -32,17 +32,44 @@ def test_a_run_folder_holds_what_the_design_says(text, tmp_path):
     result = small_run(text, tmp_path / "run")
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.toml", "run.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "loss.png", "checkpoints", "latest", "best", ".lock"}
+    assert names == {
+        "config.toml",
+        "run.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "loss.png",
+        "checkpoints",
+        "latest",
+        "best",
+        ".lock",
+    }
     checkpoint = run / "checkpoints" / (run / "latest").read_text().strip()
     files = {path.name for path in checkpoint.iterdir()}
-    assert files == {"config.json", "model.safetensors", "tokenizer.json", "optimizer.safetensors", "state.json", "SHA256SUMS"}
-    assert tomllib.loads((run / "config.toml").read_text())["model"]["vocab_size"] == gptloom.load(run).tokenizer.vocab_size
+    assert files == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "optimizer.safetensors",
+        "state.json",
+        "SHA256SUMS",
+    }
+    assert (
+        tomllib.loads((run / "config.toml").read_text())["model"]["vocab_size"]
+        == gptloom.load(run).tokenizer.vocab_size
+    )
     about = json.loads((run / "run.json").read_text())
     assert about["seed"] == 1337 and len(about["text_sha256"]) == 64 and about["versions"]["torch"] == torch.__version__
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert result.steps == 12 and result.end == "finished" and result.val_loss == min(line["loss"] for line in metrics(run, "evaluation"))
+    assert (
+        result.steps == 12
+        and result.end == "finished"
+        and result.val_loss == min(line["loss"] for line in metrics(run, "evaluation"))
+    )
     evaluation = metrics(run, "evaluation")[0]
-    assert evaluation["step"] == 0 and evaluation["loss"] == pytest.approx(math.log(gptloom.load(run).model.config.vocab_size), abs=0.1)
+    assert evaluation["step"] == 0 and evaluation["loss"] == pytest.approx(
+        math.log(gptloom.load(run).model.config.vocab_size), abs=0.1
+    )
     assert evaluation["bpb"] == pytest.approx(evaluation["loss"] / math.log(2))  # one byte a character here
 
 
@@ -63,7 +90,11 @@ def test_how_often_a_run_looks_at_itself_changes_no_training_loss(text, tmp_path
 
 @pytest.mark.parametrize("sampling", ["random", "shuffled"])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(text, tmp_path, sampling):
-    settings = {"model": {"dropout": 0.2}, "train": {"steps": 20, "micro_batch_size": 2}, "data": {"sampling": sampling}}
+    settings = {
+        "model": {"dropout": 0.2},
+        "train": {"steps": 20, "micro_batch_size": 2},
+        "data": {"sampling": sampling},
+    }
     small_run(text, tmp_path / "straight", **settings)
     data = {"sampling": sampling, "cache": str(tmp_path / "cache")}
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "dropout": 0.2}
@@ -102,7 +133,9 @@ def test_a_validation_text_of_its_own_is_used_whole_and_watched(text, tmp_path):
     own.write_text("the fox sleeps until the dog is up\n" * 5)
     small_run(text, tmp_path / "run", data={"val_text": str(own)})
     bundle = gptloom.load(tmp_path / "run")
-    assert bundle.score(own.read_text()).loss == pytest.approx(min(line["loss"] for line in metrics(tmp_path / "run", "evaluation")), abs=1e-6)
+    assert bundle.score(own.read_text()).loss == pytest.approx(
+        min(line["loss"] for line in metrics(tmp_path / "run", "evaluation")), abs=1e-6
+    )
     own.write_text("the dog sleeps until the fox is up\n" * 5)
     with pytest.raises(InputError, match=r"own\.txt: the text has changed"):
         resume(tmp_path / "run", nest({"train.steps": 15}), display=Quiet())
@@ -135,9 +168,17 @@ def test_resuming_from_an_older_checkpoint_keeps_what_it_writes_and_its_own_best
     scores = iter([4.0, 3.0, 2.0, 1.0, 3.5, 2.4])
     monkeypatch.setattr(setup.Session, "_evaluate", lambda self: setup.Score(next(scores), 1, 1))
     small_run(text, tmp_path / "run", train={"eval_every": 4, "keep": 3})  # 12 steps: 3.0 at 4, 2.0 at 8, 1.0 at 12
-    result = resume(tmp_path / "run", nest({"train.eval_every": 2, "train.keep": 1}), checkpoint="step-000004", display=Quiet(stop_at=7))
+    result = resume(
+        tmp_path / "run",
+        nest({"train.eval_every": 2, "train.keep": 1}),
+        checkpoint="step-000004",
+        display=Quiet(stop_at=7),
+    )
     assert (tmp_path / "run" / "latest").read_text().strip() == "step-000007"
-    assert checkpoint_names(tmp_path / "run") == ["step-000004", "step-000007"]  # the later ones belong to the part that was abandoned
+    assert checkpoint_names(tmp_path / "run") == [
+        "step-000004",
+        "step-000007",
+    ]  # the later ones belong to the part that was abandoned
     assert (result.steps, result.best_step, result.val_loss) == (7, 4, 3.0)
     assert Path(result.checkpoint).name == "step-000004"  # not step 12, which belongs to the part that was abandoned
     assert resume(tmp_path / "run", {}, display=Quiet(stop_at=9)).best_step == 8
@@ -196,7 +237,9 @@ def test_a_time_budget_is_planned_and_followed_to_the_schedules_end(text, tmp_pa
     clock = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) * 0.02)  # whatever else this machine does
     result = small_run(text, tmp_path / "run", train={"steps": None, "minutes": 0.03})
-    state = json.loads((Path(result.checkpoint).parent / (tmp_path / "run" / "latest").read_text().strip() / "state.json").read_text())
+    state = json.loads(
+        (Path(result.checkpoint).parent / (tmp_path / "run" / "latest").read_text().strip() / "state.json").read_text()
+    )
     assert state["horizon"]["seconds"] == pytest.approx(1.8) and len(state["horizon"]["plans"]) > 5
     assert state["horizon"]["total"] == result.steps == state["progress"]["step"]
     rates = [line["lr"] for line in metrics(tmp_path / "run")]
@@ -216,7 +259,11 @@ def test_the_newest_checkpoints_and_the_best_are_kept(text, tmp_path, monkeypatc
     scores = iter([3.0, 2.9, 1.0, 2.8, 2.7, 2.6])
     monkeypatch.setattr(setup.Session, "_evaluate", lambda self: setup.Score(next(scores), 1, 1))
     small_run(text, tmp_path / "run", train={"steps": 10, "eval_every": 2, "keep": 2})
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000004", "step-000008", "step-000010"]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step-000004",
+        "step-000008",
+        "step-000010",
+    ]
     assert (tmp_path / "run" / "best").read_text().strip() == "step-000004"
 
 
@@ -243,7 +290,9 @@ def test_a_compiler_that_fails_costs_one_line(text, tmp_path, monkeypatch):
 
     small_run(text, tmp_path / "eager")
     monkeypatch.setattr(torch, "compile", broken)
-    config = configure("tiny", {}, tomllib.loads((tmp_path / "eager" / "config.toml").read_text()) | nest({"train.compile": "on"}))
+    config = configure(
+        "tiny", {}, tomllib.loads((tmp_path / "eager" / "config.toml").read_text()) | nest({"train.compile": "on"})
+    )
     values = config.model_copy(update={"train": config.train.model_copy(update={"steps": 12, "minutes": None})})
     said = Quiet()
     train([str(text)], values, run=tmp_path / "fallback", display=said)
@@ -277,9 +326,29 @@ def test_every_tokenizer_trains_writes_and_resumes(text, tmp_path, tokenizer):
 
 def test_a_seventeen_hour_run_is_called_out():
     config = configure("tiny", {}, {"device": "cpu"})
-    plan = Plan(config, 10**6, 10**6, 10**5, steps=61_200, per_step=1.0, device=torch.device("cpu"), dtype=torch.float32, memory=10**9)
+    plan = Plan(
+        config,
+        10**6,
+        10**6,
+        10**5,
+        steps=61_200,
+        per_step=1.0,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        memory=10**9,
+    )
     assert any("17 h 00 min" in warning and "--minutes" in warning for warning in plan.warnings())
-    assert not Plan(config, 10**6, 10**6, 10**5, steps=100, per_step=0.1, device=torch.device("cpu"), dtype=torch.float32, memory=None).warnings()
+    assert not Plan(
+        config,
+        10**6,
+        10**6,
+        10**5,
+        steps=100,
+        per_step=0.1,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        memory=None,
+    ).warnings()
 
 
 def test_bfloat16_follows_float32(text, tmp_path):
@@ -308,9 +377,20 @@ def test_a_small_model_s_passes_become_one_graph_on_a_gpu():
 
 
 @pytest.mark.parametrize(
-    ("shape", "steps", "warned"), [({}, 2_000, True), ({}, 400, False), ({"ngrams": 1}, 2_000, False), ({"ngram_dropout": 0.5}, 2_000, False)]
+    ("shape", "steps", "warned"),
+    [({}, 2_000, True), ({}, 400, False), ({"ngrams": 1}, 2_000, False), ({"ngram_dropout": 0.5}, 2_000, False)],
 )
 def test_a_text_that_is_read_often_is_learned_by_heart_through_its_n_grams(shape, steps, warned):
     config = configure("tiny", {}, {"device": "cpu", "model": shape})
-    plan = Plan(config, 10**6, 200_000, 10**5, steps=steps, per_step=0.01, device=torch.device("cpu"), dtype=torch.float32, memory=None)
+    plan = Plan(
+        config,
+        10**6,
+        200_000,
+        10**5,
+        steps=steps,
+        per_step=0.01,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        memory=None,
+    )
     assert any("--model.ngram-dropout" in warning for warning in plan.warnings()) == warned

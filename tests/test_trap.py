@@ -15,7 +15,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "gptloom"
 
 SOFTCAP = [
-    ("    qk_norm: bool = Field(", '    softcap: float = Field(0.0, description="Soft cap of the scores")\n    qk_norm: bool = Field('),
+    (
+        "    qk_norm: bool = Field(",
+        '    softcap: float = Field(0.0, description="Soft cap of the scores")\n    qk_norm: bool = Field(',
+    ),
     ("        self.drop_weights = config", "        self.softcap = config.softcap\n        self.drop_weights = config"),
     (
         "        if traced is None:\n            causal",
@@ -36,7 +39,12 @@ Z_LOSS = [
         "        return nats + 0.1 * scores.logsumexp(-1).square().sum(), (targets != IGNORED).sum()",
     )
 ]
-SCALED = [("        x: Tensor = self.token_table(ids)\n", "        x: Tensor = self.token_table(ids) * self.config.n_embd**0.5\n")]
+SCALED = [
+    (
+        "        x: Tensor = self.token_table(ids)\n",
+        "        x: Tensor = self.token_table(ids) * self.config.n_embd**0.5\n",
+    )
+]
 
 PROGRAM = """
 import json, sys, torch
@@ -81,14 +89,22 @@ def edited(folder, changes):
     """A copy of the sources, in which each piece of text is replaced in the one file that has it."""
     shutil.copytree(SOURCE, folder / "src" / "gptloom", ignore=shutil.ignore_patterns("__pycache__"))
     for old, new in changes:
-        files = [path for path in (folder / "src").rglob("*.py") if old in path.read_text(encoding="utf-8") and "fast" not in path.parts]
+        files = [
+            path
+            for path in (folder / "src").rglob("*.py")
+            if old in path.read_text(encoding="utf-8") and "fast" not in path.parts
+        ]
         assert len(files) == 1, f"{old!r} is in {files}"
         files[0].write_text(files[0].read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     return folder
 
 
 def run(folder, hook="none", **model):
-    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(folder / "src"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", PROGRAM, str(folder), hook, json.dumps(model)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

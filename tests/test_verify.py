@@ -66,7 +66,9 @@ def test_a_clean_tree_passes(recipe):
 
 
 def test_where_everything_decays_the_rows_of_ngrams_do_not():
-    model = open_recipe("tiny", {"device": "cpu", "model": SMALL, "train": {"decay": "all", "weight_decay": 0.1}}, seed=1)
+    model = open_recipe(
+        "tiny", {"device": "cpu", "model": SMALL, "train": {"decay": "all", "weight_decay": 0.1}}, seed=1
+    )
     findings = list(verify(model, chosen(["update", "groups"])))
     assert len(findings) == 2 and passed(findings), findings
 
@@ -83,7 +85,11 @@ def edit(owner, name, *changes):
         module = sys.modules[function.__module__]
         made = dict(vars(module))
         exec(compile(source, f"<planted in {name}>", "exec"), made)  # noqa: S102  # gptloom's own source, edited above
-        importers = [place for key, place in list(sys.modules.items()) if key.startswith("gptloom") and vars(place).get(name) is function]
+        importers = [
+            place
+            for key, place in list(sys.modules.items())
+            if key.startswith("gptloom") and vars(place).get(name) is function
+        ]
         for place in {owner, *importers}:
             patch.setattr(place, name, made[name])
 
@@ -166,7 +172,11 @@ ONES = "torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)"
 ATTEND = (attention.Heads, "attend")
 BUGS = {
     # what is wrong: the check that says so, a recipe, how it is planted
-    "scores are scaled by the width of all heads": ("formula", "modern-tiny", edit(*ATTEND, ("self.scale", "(self.n_head * self.width) ** -0.5"))),
+    "scores are scaled by the width of all heads": (
+        "formula",
+        "modern-tiny",
+        edit(*ATTEND, ("self.scale", "(self.n_head * self.width) ** -0.5")),
+    ),
     "only the fused path forgets the scale": ("fused", "modern-tiny", edit(*ATTEND, ("scale=self.scale", "scale=1.0"))),
     "a token sees the next one": ("future", "modern-tiny", edit(*ATTEND, with_mask(f"{ONES}.tril(1)[None, None]"))),
     "a token does not see itself": (
@@ -174,15 +184,37 @@ BUGS = {
         "modern-tiny",
         edit(*ATTEND, with_mask(f"({ONES}.tril(-1) | ({ONES}.cumsum(0) + {ONES}.cumsum(1) == 2))[None, None]")),
     ),
-    "dropout goes on in evaluation": ("evaluation", "tiny", edit(*ATTEND, ("self.drop_weights if self.training else 0.0", "self.drop_weights"))),
-    "evaluation forgets its mode": ("evaluation", "tiny", edit(evaluate, "evaluate", ("evaluating(objective)", "torch.no_grad()"))),
-    "a reported loss is smoothed": ("evaluation", "tiny", edit(loss.Objective, "forward", ("if self.training else 0.0", ""))),
+    "dropout goes on in evaluation": (
+        "evaluation",
+        "tiny",
+        edit(*ATTEND, ("self.drop_weights if self.training else 0.0", "self.drop_weights")),
+    ),
+    "evaluation forgets its mode": (
+        "evaluation",
+        "tiny",
+        edit(evaluate, "evaluate", ("evaluating(objective)", "torch.no_grad()")),
+    ),
+    "a reported loss is smoothed": (
+        "evaluation",
+        "tiny",
+        edit(loss.Objective, "forward", ("if self.training else 0.0", "")),
+    ),
     "query heads take the keys of the wrong group": (
         "formula",
         "modern-tiny",
-        edit(*ATTEND, ("query, key, value, attn_mask", "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), attn_mask")),
+        edit(
+            *ATTEND,
+            (
+                "query, key, value, attn_mask",
+                "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), attn_mask",
+            ),
+        ),
     ),
-    "by hand, a norm's gradient forgets its length": ("by-hand", "tiny", edit(handwritten, "rms_backward", (".addcmul_(unit, along)", ""))),
+    "by hand, a norm's gradient forgets its length": (
+        "by-hand",
+        "tiny",
+        edit(handwritten, "rms_backward", (".addcmul_(unit, along)", "")),
+    ),
     "by hand, scores are scaled by the width of all heads": (
         "by-hand",
         "tiny",
@@ -203,14 +235,30 @@ BUGS = {
             ("second, self.sin, value=-self.sign", "second, self.sin, value=self.sign"),
         ),
     ),
-    "by hand, the second norm is the first": ("by-hand", "tiny", edit(train, "_weights", ("norm2=norm2.weight", "norm2=norm1.weight"))),
-    "n-grams know the next token": ("future", "tiny", edit(ngram.HashedNgrams, "rows", ("ngram_rows(known,", "ngram_rows(known.roll(-1, 1),"))),
+    "by hand, the second norm is the first": (
+        "by-hand",
+        "tiny",
+        edit(train, "_weights", ("norm2=norm2.weight", "norm2=norm1.weight")),
+    ),
+    "n-grams know the next token": (
+        "future",
+        "tiny",
+        edit(ngram.HashedNgrams, "rows", ("ngram_rows(known,", "ngram_rows(known.roll(-1, 1),")),
+    ),
     "n-grams are hashed backwards": (
         "formula",
         "tiny",
-        edit(ngram, "ngram_rows", ("codes[:, longest - 1 - back : end - back]", "codes[:, back - 1 : end - longest + back]")),
+        edit(
+            ngram,
+            "ngram_rows",
+            ("codes[:, longest - 1 - back : end - back]", "codes[:, back - 1 : end - longest + back]"),
+        ),
     ),
-    "values get no gradient": ("gradients", "modern-tiny", edit(*ATTEND, ("query, key, value, attn_mask", "query, key, value.detach(), attn_mask"))),
+    "values get no gradient": (
+        "gradients",
+        "modern-tiny",
+        edit(*ATTEND, ("query, key, value, attn_mask", "query, key, value.detach(), attn_mask")),
+    ),
     "rotary pairs are neighbours": (
         "formula",
         "modern-tiny",
@@ -233,32 +281,82 @@ BUGS = {
             "forward",
             ("query, key = self.query_norm(query), self.key_norm(key)\n", "pass\n"),
             ("rotate(query, context.rotation), rotate(key, context.rotation)", "TURNED"),
-            ("TURNED", "self.query_norm(rotate(query, context.rotation)), self.key_norm(rotate(key, context.rotation))"),
+            (
+                "TURNED",
+                "self.query_norm(rotate(query, context.rotation)), self.key_norm(rotate(key, context.rotation))",
+            ),
         ),
     ),
-    "LayerNorm has another epsilon": ("formula", "mingpt", edit(layers, "make_norm", ("n_embd, bias", "n_embd, eps=1e-3, bias"))),
-    "GELU is the exact one": ("formula", "mingpt", edit(layers, "activate", ('approximate="tanh"', 'approximate="none"'))),
-    "SwiGLU takes the gate for the value": ("formula", "modern-tiny", edit(layers, "activate", ("gate, value =", "value, gate ="))),
+    "LayerNorm has another epsilon": (
+        "formula",
+        "mingpt",
+        edit(layers, "make_norm", ("n_embd, bias", "n_embd, eps=1e-3, bias")),
+    ),
+    "GELU is the exact one": (
+        "formula",
+        "mingpt",
+        edit(layers, "activate", ('approximate="tanh"', 'approximate="none"')),
+    ),
+    "SwiGLU takes the gate for the value": (
+        "formula",
+        "modern-tiny",
+        edit(layers, "activate", ("gate, value =", "value, gate =")),
+    ),
     "one layer loses the stream": (
         "formula",
         "mingpt",
-        edit(transformer.Stack, "run", ("if context.state else None)", "if context.state else None) - (x if index == 1 else 0.0)")),
+        edit(
+            transformer.Stack,
+            "run",
+            ("if context.state else None)", "if context.state else None) - (x if index == 1 else 0.0)"),
+        ),
     ),
-    "the padding of sources is looked at": ("formula", "translate", edit(EncoderDecoder, "encode", ("(sources >= 0)", "(sources >= -1)"))),
-    "an encoder looks to the left only": ("both-sides", "encoder", edit(Context, "open", ("self.causal = False", "self.causal = True"))),
-    "the cache is one position late": ("cached", "mingpt", edit(TensorKit, "begin", ("self.positions[here]", "self.positions[here.start and here.start - 1]"))),
-    "the cache of one row is one position late": ("cached", "mingpt", edit(ArrayKit, "begin", ("self.positions[position]", "self.positions[position - 1]"))),
-    "the cache forgets the n-grams before": ("cached", "tiny", edit(decode_torch, "_ngrams", ("recent.copy_(known[:, 1 - layer.longest :])", "pass"))),
-    "the cache of one row forgets the n-grams before": ("cached", "tiny", edit(ArrayKit, "begin", ("recent[:] = [*before[1:], one]", "pass"))),
+    "the padding of sources is looked at": (
+        "formula",
+        "translate",
+        edit(EncoderDecoder, "encode", ("(sources >= 0)", "(sources >= -1)")),
+    ),
+    "an encoder looks to the left only": (
+        "both-sides",
+        "encoder",
+        edit(Context, "open", ("self.causal = False", "self.causal = True")),
+    ),
+    "the cache is one position late": (
+        "cached",
+        "mingpt",
+        edit(TensorKit, "begin", ("self.positions[here]", "self.positions[here.start and here.start - 1]")),
+    ),
+    "the cache of one row is one position late": (
+        "cached",
+        "mingpt",
+        edit(ArrayKit, "begin", ("self.positions[position]", "self.positions[position - 1]")),
+    ),
+    "the cache forgets the n-grams before": (
+        "cached",
+        "tiny",
+        edit(decode_torch, "_ngrams", ("recent.copy_(known[:, 1 - layer.longest :])", "pass")),
+    ),
+    "the cache of one row forgets the n-grams before": (
+        "cached",
+        "tiny",
+        edit(ArrayKit, "begin", ("recent[:] = [*before[1:], one]", "pass")),
+    ),
     "a prompt is read without its last token": ("cached", "tiny", edit(TensorKit, "last", ("[:, -1]", "[:, -2]"))),
-    "ragged rows are one position late": ("cached", "mingpt", edit(Context, "place", ("[:, None] + steps", "[:, None] + steps - 1"))),
+    "ragged rows are one position late": (
+        "cached",
+        "mingpt",
+        edit(Context, "place", ("[:, None] + steps", "[:, None] + steps - 1")),
+    ),
     "the gradient is averaged in each micro-batch": (
         "micro-batches",
         "tiny",
         edit(
             gradients.Gradients,
             "_passes",
-            ("1.0 / targets,", "1.0 / int((parts[-1][start : start + rows] != IGNORED).sum()) / len(range(0, len(batch[0]), rows)),"),
+            (
+                "1.0 / targets,",
+                "1.0 / int((parts[-1][start : start + rows] != IGNORED).sum()) / len(range(0, len(batch[0]), rows)),",
+            ),
         ),
     ),
     "ranks take the mean of their gradients": (
@@ -266,13 +364,21 @@ BUGS = {
         "tiny",
         edit(process_group.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
     ),
-    "a later pass replaces the gradients of the first": ("micro-batches", "tiny", edit(gradients.Gradients, "_passes", ("fresh=not start", "fresh=True"))),
+    "a later pass replaces the gradients of the first": (
+        "micro-batches",
+        "tiny",
+        edit(gradients.Gradients, "_passes", ("fresh=not start", "fresh=True")),
+    ),
     "a straight pass adds to the gradients of the last step": (
         "fresh-gradients",
         "tiny",
         edit(train._Line, "run", ("targets.flatten(), share, fresh", "targets.flatten(), share, False")),
     ),
-    "a straight pass counts padding": ("micro-batches", "tiny", edit(train._Line, "run", ("targets.flatten()", "targets.flatten().clamp(min=0)"))),
+    "a straight pass counts padding": (
+        "micro-batches",
+        "tiny",
+        edit(train._Line, "run", ("targets.flatten()", "targets.flatten().clamp(min=0)")),
+    ),
     "a straight pass learns the table of another order": (
         "by-hand",
         "tiny",
@@ -280,26 +386,54 @@ BUGS = {
     ),
     "gradients are not zeroed": ("fresh-gradients", "mingpt", edit(flat.Flat, "zero", ("self.grad.zero_()", "pass"))),
     "each tensor is clipped by itself": ("clipping", "mingpt", replace(trainer, "shorten", clip_each)),
-    "the update comes before the clipping": ("clipping", "mingpt", replace(trainer, "shorten", lambda _real: lambda *_: None)),
+    "the update comes before the clipping": (
+        "clipping",
+        "mingpt",
+        replace(trainer, "shorten", lambda _real: lambda *_: None),
+    ),
     "the learning rate is a step late": (
         "learning-rate",
         "tiny",
         edit(trainer.Trainer, "_step", ("self.config, progress.step,", "self.config, max(0, progress.step - 1),")),
     ),
     "AdamW's betas are swapped": ("update", "tiny", replace(adamw.FlatAdamW, "__init__", swap_betas)),
-    "Muon forgets to look ahead": ("update", "tiny", edit(muon.Muon, "step", ("flat.grad.lerp(momentum, self.momentum)", "momentum.clone()"))),
+    "Muon forgets to look ahead": (
+        "update",
+        "tiny",
+        edit(muon.Muon, "step", ("flat.grad.lerp(momentum, self.momentum)", "momentum.clone()")),
+    ),
     "Muon's last iteration is left out of wide matrices": (
         "update",
         "tiny",
         edit(muon, "_by_products", ("if iteration else factor", "if 0 < iteration < 4 else collected")),
     ),
-    "rows forget how often they were met": ("update", "tiny", edit(adagrad.RowAdagrad, "step", ("squares + values", "values"))),
+    "rows forget how often they were met": (
+        "update",
+        "tiny",
+        edit(adagrad.RowAdagrad, "step", ("squares + values", "values")),
+    ),
     "norms and biases decay": ("groups", "mingpt", edit(adamw, "parameter_groups", ("p.ndim > 1", "p.ndim > 0"))),
     "a tied head decays": ("groups", "mingpt", edit(adamw, "parameter_groups", (" - tables", ""))),
-    "biases are forgotten": ("groups", "mingpt", edit(adamw, "parameter_groups", ("if p.requires_grad and", "if p.ndim > 1 and"))),
-    "the first logits are wide": ("initial-loss", "mingpt", edit(initialise, "initialise", ("min(1.0, LARGEST_LOGIT_STD", "10 * max(1.0, LARGEST_LOGIT_STD"))),
-    "targets are the inputs": ("targets", "tiny", edit(batches, "_read", ("block[:, 1:].astype", "block[:, :-1].astype"))),
-    "hidden tokens are not hidden": ("targets", "encoder", edit(batches, "_hide", ("torch.where(hidden, mask, batch.inputs)", "batch.inputs"))),
+    "biases are forgotten": (
+        "groups",
+        "mingpt",
+        edit(adamw, "parameter_groups", ("if p.requires_grad and", "if p.ndim > 1 and")),
+    ),
+    "the first logits are wide": (
+        "initial-loss",
+        "mingpt",
+        edit(initialise, "initialise", ("min(1.0, LARGEST_LOGIT_STD", "10 * max(1.0, LARGEST_LOGIT_STD")),
+    ),
+    "targets are the inputs": (
+        "targets",
+        "tiny",
+        edit(batches, "_read", ("block[:, 1:].astype", "block[:, :-1].astype")),
+    ),
+    "hidden tokens are not hidden": (
+        "targets",
+        "encoder",
+        edit(batches, "_hide", ("torch.where(hidden, mask, batch.inputs)", "batch.inputs")),
+    ),
     "a translation is given its own next token": (
         "targets",
         "translate",
@@ -308,10 +442,23 @@ BUGS = {
     "padding counts in the loss": (
         "loss",
         "tiny",
-        edit(loss.Objective, "forward", ("targets.flatten()", "targets.flatten().clamp(min=0)"), ("(targets != IGNORED)", "(targets >= IGNORED)")),
+        edit(
+            loss.Objective,
+            "forward",
+            ("targets.flatten()", "targets.flatten().clamp(min=0)"),
+            ("(targets != IGNORED)", "(targets >= IGNORED)"),
+        ),
     ),
-    "evaluation windows overlap": ("windows", "tiny", edit(batches, "evaluation_windows", ("batch_size), time)", "batch_size), time // 2)"))),
-    "bytes are counted as characters": ("bits-per-byte", "tiny", replace(Tokenizer, "count_bytes", lambda _real: lambda self, ids: len(self.decode(ids)))),
+    "evaluation windows overlap": (
+        "windows",
+        "tiny",
+        edit(batches, "evaluation_windows", ("batch_size), time)", "batch_size), time // 2)")),
+    ),
+    "bytes are counted as characters": (
+        "bits-per-byte",
+        "tiny",
+        replace(Tokenizer, "count_bytes", lambda _real: lambda self, ids: len(self.decode(ids))),
+    ),
     "the tokenizer swallows line ends": (
         "tokens",
         "tiny",
@@ -321,8 +468,16 @@ BUGS = {
     "square matrices are transposed when they are loaded": ("saved", "tiny", after_loading(transpose)),
     "a batch is repeated after a resume": ("resume", "tiny", at_resume(one_earlier)),
     "a batch is skipped after a resume": ("resume", "tiny", at_resume(one_later)),
-    "the optimizer is lost at a resume": ("resume", "tiny", replace(adamw.FlatAdamW, "restore", lambda _real: lambda self, tensors: None)),
-    "dropout depends on what was drawn before": ("resume", "lstm", edit(gradients.Gradients, "local", ("reseed(derive(", "(lambda *_: None)(derive("))),
+    "the optimizer is lost at a resume": (
+        "resume",
+        "tiny",
+        replace(adamw.FlatAdamW, "restore", lambda _real: lambda self, tensors: None),
+    ),
+    "dropout depends on what was drawn before": (
+        "resume",
+        "lstm",
+        edit(gradients.Gradients, "local", ("reseed(derive(", "(lambda *_: None)(derive(")),
+    ),
 }
 
 
@@ -332,7 +487,9 @@ def test_a_planted_bug_is_caught(bug, monkeypatch):
     plant(monkeypatch)
     (finding,) = verify(subject(recipe), chosen([name]))
     assert finding.passed is False
-    assert finding.deviation is not None and finding.deviation > finding.tolerance, finding  # found by its number, not by an error
+    assert finding.deviation is not None and finding.deviation > finding.tolerance, (
+        finding
+    )  # found by its number, not by an error
 
 
 OTHERS = {
@@ -346,7 +503,9 @@ OTHERS = {
 @pytest.mark.parametrize("name", [*CONFIGS, *OTHERS])
 def test_the_reference_is_the_model_in_formulas(name):
     """Two programs that share no line agree in float64 on every shape there is, up to the float32 of the model's tables of angles."""
-    config = CONFIGS.get(name) or CONFIGS["gpt2"].model_copy(update={"dropout": 0.0, "attn_dropout": None, "head": "linear", **OTHERS[name]})
+    config = CONFIGS.get(name) or CONFIGS["gpt2"].model_copy(
+        update={"dropout": 0.0, "attn_dropout": None, "head": "linear", **OTHERS[name]}
+    )
     model = build(config).double() if name in CONFIGS else drawn_model(config, 0).double()
     ids = random_ids(2, config.block_size)
     assert (Reference(config, model).logits(ids) - logits(model, ids)).abs().max() < 1e-5
@@ -358,7 +517,10 @@ def test_a_run_is_verified_with_its_own_weights_and_text(tmp_path, capsys, monke
     assert main(["verify", run, "--checks", names, "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["passed"] is True and found["notes"] == [] and found["subject"] == "run"
-    assert ",".join(check["name"] for check in found["checks"]) == "formula,cached,groups,windows,bits-per-byte,tokens,saved"
+    assert (
+        ",".join(check["name"] for check in found["checks"])
+        == "formula,cached,groups,windows,bits-per-byte,tokens,saved"
+    )
     assert all({"name", "passed", "deviation", "tolerance", "meaning"} <= check.keys() for check in found["checks"])
     assert len(open_run(tmp_path / "run", device="cpu", checkpoint="best", seed=1).models) == 2
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -369,7 +531,12 @@ def test_a_run_is_verified_with_its_own_weights_and_text(tmp_path, capsys, monke
     after_loading(transpose)(monkeypatch)
     assert main(["verify", run, "--checks", "saved, groups", "--device", "cpu"]) == 1
     printed, said = capsys.readouterr()
-    assert "FAIL  saved" in printed and "a checkpoint is not the model" in printed and "ok    groups" in printed and "1 passed, 1 failed" in printed
+    assert (
+        "FAIL  saved" in printed
+        and "a checkpoint is not the model" in printed
+        and "ok    groups" in printed
+        and "1 passed, 1 failed" in printed
+    )
     assert "a made-up one stands in" in said
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
@@ -401,7 +568,12 @@ def test_a_compiler_that_is_not_there_is_said(monkeypatch):
 def test_the_compiler_is_verified(tmp_path):
     """In a process of its own, for the shape checks of the tests and the compiler do not go together; where there is no compiler, that is said."""
     run = small_run(write_text(tmp_path), tmp_path / "run").run
-    done = subprocess.run([sys.executable, "-m", "gptloom", "verify", run, "--checks", "compiled", "--json"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "gptloom", "verify", run, "--checks", "compiled", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     (finding,) = json.loads(done.stdout)["checks"]
     there = shutil.which("g++") or shutil.which("clang++")
     assert done.returncode == 0 and finding["passed"] is (True if there else None), done

@@ -35,7 +35,9 @@ def small_run(text, run, *, model=None, train=None, **settings):
     """Train a very small model through the public function."""
     train = {"steps": 12, "batch_size": 4, "log_every": 1, "sample_tokens": 5, **(train or {})}
     data = {"cache": str(Path(run).parent / "cache"), **settings.pop("data", {})}
-    return gptloom.train(text, recipe="tiny", run=run, device="cpu", model=SMALL | (model or {}), train=train, data=data, **settings)
+    return gptloom.train(
+        text, recipe="tiny", run=run, device="cpu", model=SMALL | (model or {}), train=train, data=data, **settings
+    )
 
 
 def metrics(run, event="train"):

@@ -96,7 +96,12 @@ class Walk:
             return
         name, caller = _file(code), _nearest(frame.f_back)
         if not self.command:
-            if caller is None or _file(caller.f_code) != self.entry or name == self.entry or Path(name).parts[0] not in COMMAND_FOLDERS:
+            if (
+                caller is None
+                or _file(caller.f_code) != self.entry
+                or name == self.entry
+                or Path(name).parts[0] not in COMMAND_FOLDERS
+            ):
                 return
             self.command = f"{name}: {code.co_qualname}"
         if name not in self.files:
@@ -109,7 +114,9 @@ class Walk:
     def climbs(self) -> list[tuple[str, str]]:
         """The pairs (caller, called) where the called file imports the caller."""
         above = {name: _imports(name) for name in self.files}
-        return [(caller, called) for caller, called in self.calls if caller != called and caller in above.get(called, ())]
+        return [
+            (caller, called) for caller, called in self.calls if caller != called and caller in above.get(called, ())
+        ]
 
 
 def _is_ours(code: CodeType) -> bool:
@@ -137,7 +144,10 @@ def _receives_settings(frame: FrameType, words: list[str]) -> bool:
     code = frame.f_code
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     values = [frame.f_locals[name] for name in names if name in frame.f_locals]
-    return any(isinstance(value, argparse.Namespace | BaseModel) or (type(value) is list and value == words) for value in values)
+    return any(
+        isinstance(value, argparse.Namespace | BaseModel) or (type(value) is list and value == words)
+        for value in values
+    )
 
 
 def _is_optimizer_step(code: CodeType) -> bool:

@@ -48,7 +48,14 @@ def read_measured(path: Path) -> Measured:
 def draw(measured: Measured, folder: Path) -> None:
     """The staircase, for light and dark pages."""
     stairs = [
-        Stair(name, row.val_loss, row.val_loss_sd, row.lesson.base, not row.lesson.trains, None if row.published is None else row.published.value)
+        Stair(
+            name,
+            row.val_loss,
+            row.val_loss_sd,
+            row.lesson.base,
+            not row.lesson.trains,
+            None if row.published is None else row.published.value,
+        )
         for name, row in measured.rows.items()
     ]
     for name, dark in (("staircase.png", False), ("staircase-dark.png", True)):
@@ -66,5 +73,7 @@ def bought_of(row: Row) -> str:
 
 
 def _row(step: Mapping[str, Any]) -> Row:
-    fields = {key: step[key] for key in ("parameters", "val_loss", "val_loss_sd", "seconds", "bought", "sample", "tokens")}
+    fields = {
+        key: step[key] for key in ("parameters", "val_loss", "val_loss_sd", "seconds", "bought", "sample", "tokens")
+    }
     return Row(lesson=read_lessons()[step["name"]], losses=tuple(step["losses"]), **fields)

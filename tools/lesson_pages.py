@@ -1,4 +1,6 @@
-"""Write docs/lessons from the steps' TOML, the plain code and measured.json: `python tools/lesson_pages.py`. The tests compare them.
+"""Write docs/lessons from the steps' TOML, the plain code and measured.json: `python tools/lesson_pages.py`.
+
+The tests compare them.
 
 measured.json is what `gptloom ladder shakespeare --minutes 15 --json` printed, unchanged; no figure is typed by hand.
 """
@@ -70,15 +72,38 @@ def index_page(lessons: Mapping[str, Lesson], files: Mapping[str, str], measured
         "",
         "A GPT built step by step. Each step has a page with its idea, its code, what it measured and something to write oneself.",
     ]
-    lines += [f"Then there is [who may look at whom]({ARCHITECTURE_PAGE}): decoder, encoder and encoder-decoder; and the"]
-    lines += [f"[known errors]({ERROR_PAGE}) of the documents that the lecture comes from, with what each costs.", "", measured.how(), ""]
-    lines += [PICTURE, "", "*Bought* is how much lower the loss is than that of the step that a step starts from; ± is the standard deviation over seeds. The"]
+    lines += [
+        f"Then there is [who may look at whom]({ARCHITECTURE_PAGE}): decoder, encoder and encoder-decoder; and the"
+    ]
+    lines += [
+        f"[known errors]({ERROR_PAGE}) of the documents that the lecture comes from, with what each costs.",
+        "",
+        measured.how(),
+        "",
+    ]
+    lines += [
+        PICTURE,
+        "",
+        "*Bought* is how much lower the loss is than that of the step that a step starts from; ± is the standard deviation over seeds. The",
+    ]
     lines += ["published loss stands where a document prints one after about as many training tokens.", ""]
-    lines += ["| step | starts from | parameters | validation loss | published | bought |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    lines += [
+        "| step | starts from | parameters | validation loss | published | bought |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     for name, lesson in lessons.items():
         row = measured.rows.get(name)
         base = f"[{lesson.base}]({files[lesson.base]})" if lesson.base else ""
-        figures = [f"{row.parameters:,}", loss_of(row), "" if row.published is None else f"{row.published.value:.4f}", bought_of(row)] if row else [""] * 4
+        figures = (
+            [
+                f"{row.parameters:,}",
+                loss_of(row),
+                "" if row.published is None else f"{row.published.value:.4f}",
+                bought_of(row),
+            ]
+            if row
+            else [""] * 4
+        )
         lines.append(f"| [{name}]({files[name]}): {lesson.title} | {base} | {' | '.join(figures)} |")
     lines += ["", "## Notebooks", "", "One for each group of steps, to run and to write in:", ""]
     for notebook, names in NOTEBOOKS.items():
@@ -91,7 +116,11 @@ def step_page(lesson: Lesson, files: Mapping[str, str], measured: Measured) -> l
     shown = show_lesson(lesson)
     lines = [f"# {lesson.name}: {lesson.title}", "", MADE, "", navigation(lesson, files), ""]
     lines += ["## The idea", "", shown["idea"], "", "## What it is good for", "", shown["why"], ""]
-    lines += changes_part(lesson, shown["parameters"]) + figures_part(lesson, measured) + published_part(lesson, measured.rows.get(lesson.name))
+    lines += (
+        changes_part(lesson, shown["parameters"])
+        + figures_part(lesson, measured)
+        + published_part(lesson, measured.rows.get(lesson.name))
+    )
     lines += shapes_part(shown["shapes"]) + exercise_part(lesson) + code_part(lesson, shown["code"])
     return lines
 
@@ -111,7 +140,13 @@ def changes_part(lesson: Lesson, parameters: int | None) -> list[str]:
     """The settings that differ from the base's."""
     lines = ["## What it changes", ""]
     if not lesson.trains:
-        return [*lines, f"Nothing is trained. Counted are sequences of {lesson.counts} tokens and shorter." if lesson.counts else "Nothing is trained.", ""]
+        return [
+            *lines,
+            f"Nothing is trained. Counted are sequences of {lesson.counts} tokens and shorter."
+            if lesson.counts
+            else "Nothing is trained.",
+            "",
+        ]
     lines += [f"- `{change}`" for change in describe_changes(lesson)]
     return [*lines, "", f"With an alphabet of 65 characters the model has {parameters:,} parameters.", ""]
 
@@ -137,7 +172,15 @@ def figures_part(lesson: Lesson, measured: Measured) -> list[str]:
     lines += ["", verdict, ""] if verdict else [""]
     if lesson.worse_is_expected:
         lines += ["Why it may be worse: " + " ".join(lesson.worse_is_expected.split()), ""]
-    return [*lines, "A text that it wrote:", "", "```text", *row.sample.strip("\n").replace("```", "'''").splitlines(), "```", ""]
+    return [
+        *lines,
+        "A text that it wrote:",
+        "",
+        "```text",
+        *row.sample.strip("\n").replace("```", "'''").splitlines(),
+        "```",
+        "",
+    ]
 
 
 def published_part(lesson: Lesson, row: Row | None) -> list[str]:
@@ -148,7 +191,10 @@ def published_part(lesson: Lesson, row: Row | None) -> list[str]:
     for one in lesson.published:
         here = loss_of(row) if row is not None and one is row.published else ""
         lines.append(f"| {one.what} | {one.value:.4f} | {here} | {one.source} |")
-    lines += ["", "A measured loss stands beside a published validation loss only where both had about as many training tokens."]
+    lines += [
+        "",
+        "A measured loss stands beside a published validation loss only where both had about as many training tokens.",
+    ]
     return [*lines, "`gptloom ladder --reproduce` repeats the documents' own runs by their own protocol.", ""]
 
 
@@ -156,9 +202,17 @@ def shapes_part(shapes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every tensor on the way."""
     if not shapes:
         return []
-    lines = ["## The tensors on the way", "", "B sequences, T tokens, C width, V vocabulary, H heads, G key-value heads, D head width, F MLP width.", ""]
+    lines = [
+        "## The tensors on the way",
+        "",
+        "B sequences, T tokens, C width, V vocabulary, H heads, G key-value heads, D head width, F MLP width.",
+        "",
+    ]
     lines += ["| tensor | axes | size |", "| --- | --- | --- |"]
-    lines += [f"| {one['tensor']} | {', '.join(one['axes'].split())} | {' × '.join(map(str, one['shape']))} |" for one in shapes]
+    lines += [
+        f"| {one['tensor']} | {', '.join(one['axes'].split())} | {' × '.join(map(str, one['shape']))} |"
+        for one in shapes
+    ]
     return [*lines, ""]
 
 
@@ -166,13 +220,33 @@ def exercise_part(lesson: Lesson) -> list[str]:
     """What to write, how to have it checked, and which mistakes have a name."""
     if lesson.exercise is None:
         again = f"gptloom ladder shakespeare --only {lesson.name} --steps 200"
-        return ["## Try it", "", "Nothing new is written in this step. Measure it yourself, beside what it starts from:", "", "```sh", again, "```", ""]
+        return [
+            "## Try it",
+            "",
+            "Nothing new is written in this step. Measure it yourself, beside what it starts from:",
+            "",
+            "```sh",
+            again,
+            "```",
+            "",
+        ]
     exercises = EXERCISES[lesson.name]
-    lines = ["## Exercise", "", " ".join(lesson.exercise.task.split()), "", "Write this in `my_file.py`, before you read the code below:", ""]
+    lines = [
+        "## Exercise",
+        "",
+        " ".join(lesson.exercise.task.split()),
+        "",
+        "Write this in `my_file.py`, before you read the code below:",
+        "",
+    ]
     lines += [f"- `{exercise.usage}`" for exercise in exercises]
     lines += ["", "```sh", f"gptloom ladder check {lesson.name} my_file.py", "```", ""]
-    lines += ["The check gives your parameters the reference's weights, compares the results, and says what differs: shape, mask, scale, order."]
-    mistakes = dict.fromkeys(name for exercise in exercises for name in exercise.mutants if name in WORDS and name not in exercise.accepted)
+    lines += [
+        "The check gives your parameters the reference's weights, compares the results, and says what differs: shape, mask, scale, order."
+    ]
+    mistakes = dict.fromkeys(
+        name for exercise in exercises for name in exercise.mutants if name in WORDS and name not in exercise.accepted
+    )
     if mistakes:
         lines += ["", f"<details><summary>The {len(mistakes)} mistakes that it knows by name</summary>", ""]
         lines += [f"- `{name}`: {WORDS[name][0]}" for name in mistakes]
@@ -183,13 +257,33 @@ def exercise_part(lesson: Lesson) -> list[str]:
 def code_part(lesson: Lesson, code: str | None) -> list[str]:
     """The plain code."""
     if code is None:
-        return ["## The code", "", "The counting and the smoothing are in `src/gptloom/studies/ladder/ngram_counts.py`.", ""]
-    return ["## The code", "", f"As `gptloom ladder show {lesson.name}` prints it, from `gptloom.reference`:", "", "```python", code.rstrip("\n"), "```", ""]
+        return [
+            "## The code",
+            "",
+            "The counting and the smoothing are in `src/gptloom/studies/ladder/ngram_counts.py`.",
+            "",
+        ]
+    return [
+        "## The code",
+        "",
+        f"As `gptloom ladder show {lesson.name}` prints it, from `gptloom.reference`:",
+        "",
+        "```python",
+        code.rstrip("\n"),
+        "```",
+        "",
+    ]
 
 
 def architecture_page() -> list[str]:
     """Decoder, encoder and encoder-decoder."""
-    lines = ["# Who may look at whom", "", MADE, "", "Decoder, encoder and encoder-decoder are made of the same block. They differ in one line: the mask."]
+    lines = [
+        "# Who may look at whom",
+        "",
+        MADE,
+        "",
+        "Decoder, encoder and encoder-decoder are made of the same block. They differ in one line: the mask.",
+    ]
     lines += ["", f"[all steps](README.md) · [notebook](../../notebooks/{next(reversed(NOTEBOOKS))}.ipynb)", ""]
     for name in ABOUT:
         shown = show_architecture(name)
@@ -216,7 +310,10 @@ def errors_page(errors: Sequence[Mapping[str, str]], files: Mapping[str, str], m
         if row is not None and measured.verdict(row.lesson.name):
             name, base = row.lesson.name, str(row.lesson.base)
             before = measured.rows[base]
-            lines += [f"Measured: [{base}]({files[base]}) {loss_of(before)}, [{name}]({files[name]}) {loss_of(row)}. {measured.verdict(name)}", ""]
+            lines += [
+                f"Measured: [{base}]({files[base]}) {loss_of(before)}, [{name}]({files[name]}) {loss_of(row)}. {measured.verdict(name)}",
+                "",
+            ]
         if "command" in error:
             lines += ["Measure it yourself:", "", "```sh", error["command"], "```", ""]
     return lines

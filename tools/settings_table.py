@@ -20,16 +20,28 @@ def table(config: type[Config], prefix: str) -> list[str]:
             continue
         value: Any = field.get_default(call_default_factory=True)
         default = "" if value in (None, ()) else f"`{value}`"
-        kind = "on / off" if field.annotation is bool else metavar(field.annotation).strip("{}").replace(",", ", ").lower()
-        rows.append(f"| `--{(prefix + name).replace('_', '-')}` | {kind} | {default} | {str(field.description).replace('|', '/')} |")
+        kind = (
+            "on / off" if field.annotation is bool else metavar(field.annotation).strip("{}").replace(",", ", ").lower()
+        )
+        rows.append(
+            f"| `--{(prefix + name).replace('_', '-')}` | {kind} | {default} | {str(field.description).replace('|', '/')} |"
+        )
     return [*rows, ""]
 
 
 def page() -> str:
     """The whole page."""
     lines = ["# Settings", "", "Made by `python tools/settings_table.py` from the fields in `config/run.py`.", ""]
-    lines += ["In a TOML file the same names stand in tables, with underscores: `--train.batch-size 32` is `batch_size = 32` under `[train]`.", ""]
-    groups = [("The run", RunConfig, ""), ("Data", DataConfig, "data."), ("Model", ModelConfig, "model."), ("Training", TrainConfig, "train.")]
+    lines += [
+        "In a TOML file the same names stand in tables, with underscores: `--train.batch-size 32` is `batch_size = 32` under `[train]`.",
+        "",
+    ]
+    groups = [
+        ("The run", RunConfig, ""),
+        ("Data", DataConfig, "data."),
+        ("Model", ModelConfig, "model."),
+        ("Training", TrainConfig, "train."),
+    ]
     for title, config, prefix in [*groups, ("Sampling (`gptloom sample`)", SampleConfig, "")]:
         lines += [f"## {title}", "", str(config.__doc__).splitlines()[0], "", *table(config, prefix)]
     lines += ["## Recipes", "", "What a recipe does not set has the default above.", ""]

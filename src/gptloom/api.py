@@ -18,7 +18,8 @@ def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None 
 
     Args:
         texts: files, folders, globs, `shakespeare`, or number words such as `numbers:en-fr`.
-        recipe: a named set of settings; by default tiny on a CPU and baby on an accelerator; translate for number words.
+        recipe: a named set of settings; by default tiny on a CPU and baby on an accelerator; translate for number
+            words.
         run: a new folder for the run; by default the next free one under runs/.
         settings: steps, minutes or epochs; seed, device, tokenizer; and model={...}, train={...}, data={...}.
 
@@ -39,7 +40,14 @@ def load(path: str | Path, *, device: str = "auto", which: str = "best", weights
     return Bundle.load(path, device=device, which=which, weights=weights)
 
 
-def configure(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, texts: Sequence[str] = (), where: str = "settings") -> RunConfig:
+def configure(
+    recipe: str | None,
+    file: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    *,
+    texts: Sequence[str] = (),
+    where: str = "settings",
+) -> RunConfig:
     """A run's settings: the recipe (given, or the file's, or the default), the file over it, the changes over both.
 
     The default is translate for number words, else tiny on a CPU and baby on an accelerator.

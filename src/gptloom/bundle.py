@@ -57,7 +57,9 @@ class Bundle:
     tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", which: str = "best", weights: Weights = "float32") -> "Bundle":
+    def load(
+        cls, path: str | Path, *, device: str = "auto", which: str = "best", weights: Weights = "float32"
+    ) -> "Bundle":
         """Load a run folder, a checkpoint folder or a bundle.
 
         Args:
@@ -94,7 +96,9 @@ class Bundle:
             ConfigError: there is no such kind, or not for this model or this device.
         """
         if weights not in get_args(Weights):
-            raise ConfigError(f"{weights!r} is none of {', '.join(get_args(Weights))}", where="weights", cure='try weights="int8"')
+            raise ConfigError(
+                f"{weights!r} is none of {', '.join(get_args(Weights))}", where="weights", cure='try weights="int8"'
+            )
         return self if weights == "float32" else Bundle(quantise(self.model), self.tokenizer)
 
     def save(self, folder: Path) -> None:
@@ -144,7 +148,9 @@ class Bundle:
         self._continue(generation, written, ids, config, show)
         return written
 
-    def _continue(self, generation: Generation, written: list[Written], ids: list[int], config: SampleConfig, show: Show | None) -> None:
+    def _continue(
+        self, generation: Generation, written: list[Written], ids: list[int], config: SampleConfig, show: Show | None
+    ) -> None:
         """Write until every row has ended."""
         end = self.tokenizer.end_of_text
         streams = [TextStream(self.tokenizer.decode, ids, config.stop) for _ in written]
@@ -188,7 +194,11 @@ class Bundle:
             InputError: the model is no encoder, the text has no mask, or it is longer than block_size.
         """
         if self.model.config.architecture != "encoder":
-            raise InputError("is no encoder, so it does not fill in masks", where=self.model.config.architecture, cure="let it write with a prompt instead")
+            raise InputError(
+                "is no encoder, so it does not fill in masks",
+                where=self.model.config.architecture,
+                cure="let it write with a prompt instead",
+            )
         pieces = text.split(MASK)
         ids: list[int] = self.tokenizer.encode(pieces[0], on_unknown).tolist()
         for piece in pieces[1:]:
@@ -196,13 +206,19 @@ class Bundle:
         room = self.model.config.block_size
         if len(pieces) == 1 or len(ids) > room:
             what = f"an encoder fills in {MASK} and reads up to {room} tokens; this text has {len(pieces) - 1} masks and {len(ids)} tokens"
-            raise InputError(what, where="the prompt", cure=f'write {MASK} where a token is missing, such as "the qu{MASK}ck fox"')
+            raise InputError(
+                what, where="the prompt", cure=f'write {MASK} where a token is missing, such as "the qu{MASK}ck fox"'
+            )
         return fill_masks(self.model, ids)
 
     def _begin(self, prompt: str, rows: int, on_unknown: OnUnknown) -> tuple[LanguageModel, list[int]]:
         """Who writes, and what it goes on from: an encoder-decoder reads the prompt and begins afresh."""
         if self.model.config.architecture == "encoder":
-            raise InputError("an encoder sees both sides of a token, so it cannot write on", where="the model", cure=f"let it fill in {MASK}: Bundle.fill")
+            raise InputError(
+                "an encoder sees both sides of a token, so it cannot write on",
+                where="the model",
+                cure=f"let it fill in {MASK}: Bundle.fill",
+            )
         if not isinstance(self.model, EncoderDecoder):
             return self.model, self.prompt_ids(prompt, on_unknown)
         source: list[int] = self.tokenizer.encode(prompt, on_unknown).tolist()

@@ -31,12 +31,18 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"{name!r} is not a device", where="--device", cure="choose auto, cpu, cuda, cuda:0 or mps") from None
+        raise ConfigError(
+            f"{name!r} is not a device", where="--device", cure="choose auto, cpu, cuda, cuda:0 or mps"
+        ) from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"{name!r} is not supported", where="--device", cure="choose auto, cpu, cuda, cuda:0 or mps")
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[device.type]
     if (device.index or 0) >= count:
-        raise MachineError(f"this machine has {count} {device.type} devices", where=f"--device {name}", cure="try --device auto, or see `gptloom doctor`")
+        raise MachineError(
+            f"this machine has {count} {device.type} devices",
+            where=f"--device {name}",
+            cure="try --device auto, or see `gptloom doctor`",
+        )
     return device
 
 
@@ -67,8 +73,8 @@ SMALL_STEP = 60_000_000
 def threads(count: int | None) -> Iterator[None]:
     """Use this many CPU threads for a while (None changes nothing), the quickest matrix products, and memory that is kept once it is there.
 
-    Where oneDNN makes the products, `torch.get_float32_matmul_precision()` raises RuntimeError in here: PyTorch has an old and a new switch, and
-    does not like to be asked by the old one.
+    Where oneDNN makes the products, `torch.get_float32_matmul_precision()` raises RuntimeError in here: PyTorch has an
+    old and a new switch, and does not like to be asked by the old one.
     """
     keep_memory()
     products = _onednn_products()
@@ -100,9 +106,10 @@ class small_products:
 def _multiplies_better_with_onednn() -> bool:
     """Whether PyTorch's float32 products should go to oneDNN instead of MKL, which does not use AVX-512 on AMD's processors.
 
-    benchmarks/products.py, 2 cores of Zen 5: a step of `tiny` takes 31 ms so, and 50 with MKL. PyTorch has one switch for that, which would
-    also allow bfloat16 where there are units for it; so a product is looked at first, and the switch is left alone unless it comes out as
-    exact as float32 is (bfloat16 is 1,000 times worse).
+    benchmarks/products.py, 2 cores of Zen 5: a step of `tiny` takes 31 ms so, and 50 with MKL. PyTorch has one switch
+        for that, which would
+    also allow bfloat16 where there are units for it; so a product is looked at first, and the switch is left alone
+    unless it comes out as exact as float32 is (bfloat16 is 1,000 times worse).
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
         return False
@@ -133,15 +140,17 @@ def _is_amd() -> bool:
 def keep_memory() -> None:
     """Have the C library keep what is freed, up to 2 GB, instead of handing it back and asking for it again.
 
-    Under autograd activations come and go at every operation, and fresh memory must be mapped page by page at its first use. Passes by hand lay
-    theirs out once, and gain little: a step of `tiny` takes 31.8 ms without this, and 30.5 with it (benchmarks/products.py).
+    Under autograd activations come and go at every operation, and fresh memory must be mapped page by page at its first
+    use. Passes by hand lay theirs out once, and gain little: a step of `tiny` takes 31.8 ms without this, and 30.5 with
+    it (benchmarks/products.py).
     """
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # another C library, such as musl's
         mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD (at most this), M_TRIM_THRESHOLD, M_TOP_PAD; and no M_MXFAST: each product with oneDNN asks for many small pieces,
-        # and what the C library puts aside of them it would sort anew whenever something large is freed.
+        # M_MMAP_THRESHOLD (at most this), M_TRIM_THRESHOLD, M_TOP_PAD; and no M_MXFAST: each product with oneDNN asks
+        # for many small pieces, and what the C library puts aside of them it would sort anew whenever something large
+        # is freed.
         for option, value in ((-3, 32 << 20), (-1, (2 << 30) - 1), (-2, 64 << 20), (1, 0)):
             mallopt(option, value)
 
@@ -185,7 +194,9 @@ def reseed(seed: int, device: torch.device) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def published_peak(device: torch.device, dtype: torch.dtype) -> Peak | None:

@@ -11,9 +11,10 @@ class Peak:
 
     Attributes:
         name: as `gptloom plan --device` takes it.
-        rate: operations a second in dense matrix products (a multiplication and an addition are two), accumulated in float32.
-        dtype: the type that this is the rate of: what gptloom multiplies in there by default. A device without bfloat16 units
-            trains in float32.
+        rate: operations a second in dense matrix products (a multiplication and an addition are two), accumulated in
+            float32.
+        dtype: the type that this is the rate of: what gptloom multiplies in there by default. A device without bfloat16
+            units trains in float32.
         memory: bytes, or None where machines differ.
         bandwidth: bytes a second of its memory, or None.
         source: where the figures are published. Those that a maker gives with sparsity alone are halved.
@@ -29,8 +30,24 @@ class Peak:
     called: tuple[tuple[str, ...], ...]
 
 
-def _nvidia(name: str, tera: float | int, gigabytes: float | int, per_second: float | int, source: str, *called: str, dtype: str = "bfloat16") -> Peak:
-    return Peak(name, tera * 1e12, dtype, gigabytes * 1e9, per_second * 1e9, f"NVIDIA {source}", tuple(tuple(words.split()) for words in called))
+def _nvidia(
+    name: str,
+    tera: float | int,
+    gigabytes: float | int,
+    per_second: float | int,
+    source: str,
+    *called: str,
+    dtype: str = "bfloat16",
+) -> Peak:
+    return Peak(
+        name,
+        tera * 1e12,
+        dtype,
+        gigabytes * 1e9,
+        per_second * 1e9,
+        f"NVIDIA {source}",
+        tuple(tuple(words.split()) for words in called),
+    )
 
 
 PEAKS: tuple[Peak, ...] = (
@@ -50,7 +67,15 @@ PEAKS: tuple[Peak, ...] = (
     _nvidia("rtx-5090", 209.5, 32, 1792, "RTX Blackwell GPU architecture white paper", "RTX 5090"),
     _nvidia("rtx-4090", 165.2, 24, 1008, "Ada GPU architecture white paper, appendix A", "RTX 4090"),
     _nvidia("rtx-3090", 71, 24, 936, "Ampere GA102 GPU architecture white paper, appendix A", "RTX 3090"),
-    Peak("m1", 2.6e12, "float32", None, None, "Apple, press release of 10 November 2020 (8 GPU cores)", (("Apple", "M1"),)),
+    Peak(
+        "m1",
+        2.6e12,
+        "float32",
+        None,
+        None,
+        "Apple, press release of 10 November 2020 (8 GPU cores)",
+        (("Apple", "M1"),),
+    ),
 )
 """Devices by name. For Apple's later chips their maker publishes no rate."""
 
@@ -71,7 +96,9 @@ def find_peak(name: str) -> Peak:
 def peak_of(driver_name: str) -> Peak | None:
     """The device that a driver calls by this name, such as "NVIDIA A100-SXM4-80GB"; None where it is in no table."""
     words = driver_name.replace("-", " ").split()
-    if {"Laptop", "MIG", "D", "Ti"} & set(words) or (words[:1] == ["Apple"] and len(words) > 2):  # parts and cousins: an M1 Pro is no M1
+    if {"Laptop", "MIG", "D", "Ti"} & set(words) or (
+        words[:1] == ["Apple"] and len(words) > 2
+    ):  # parts and cousins: an M1 Pro is no M1
         return None
     for peak in PEAKS:
         if any(all(word in words for word in group) for group in peak.called):

@@ -28,14 +28,18 @@ MODULES = {
 def main() -> int:
     """Returns 1 where something was lost."""
     parser = argparse.ArgumentParser(prog="faults", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of {', '.join(MODULES)}; nanogpt for the peer alone")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"all, or some of {', '.join(MODULES)}; nanogpt for the peer alone"
+    )
     parser.add_argument("--quick", action="store_true", help="the short versions, as in make test")
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT, to try the same faults on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the table as JSON too")
     args = parser.parse_args()
     if unknown := set(args.names) - {*MODULES, "nanogpt"}:
         parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(MODULES)}")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would every run that starts here
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and so would every run that starts here
     rows: list[Row] = []
     for name in [name for name in args.names or MODULES if name != "nanogpt"]:
         print(f"{time.strftime('%H:%M:%S')}  {name}: {MODULES[name]}", file=sys.stderr, flush=True)

@@ -19,11 +19,24 @@ from gptloom.config.run import RunConfig
 
 SECONDS = 3.0
 KNOWN = {key: field for key, field in field_names(RunConfig).items() if key not in ("model.vocab_size", "data.cache")}
-GROUPS = [name for name, field in RunConfig.model_fields.items() if isinstance(field.annotation, type) and issubclass(field.annotation, Config)]
+GROUPS = [
+    name
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+]
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
-NO_NUMBERS = st.one_of(st.sampled_from(["fast", "1e400", "nan", "0x10", "½", "1_", "--", ""]), st.booleans(), st.lists(st.integers(-9, 9)), st.just({"a": 1}))
-BELOW = st.one_of(st.integers(-(10**40), -1), st.floats(max_value=-1e-9, allow_nan=False), st.sampled_from([float("nan"), float("-inf")]))
+NO_NUMBERS = st.one_of(
+    st.sampled_from(["fast", "1e400", "nan", "0x10", "½", "1_", "--", ""]),
+    st.booleans(),
+    st.lists(st.integers(-9, 9)),
+    st.just({"a": 1}),
+)
+BELOW = st.one_of(
+    st.integers(-(10**40), -1),
+    st.floats(max_value=-1e-9, allow_nan=False),
+    st.sampled_from([float("nan"), float("-inf")]),
+)
 BEYOND = st.one_of(st.integers(2**63, 10**60), st.just(float("inf")))
 NO_TEXTS = st.one_of(st.integers(), st.booleans(), st.lists(st.integers(), max_size=3), st.just({"a": {"b": 1}}))
 
@@ -53,7 +66,11 @@ BROKEN = [
 
 def wrong_value(kind: object, text: bool) -> st.SearchStrategy[object]:
     """Values that no field of this type takes."""
-    parts = [part for part in get_args(kind) if part is not type(None)] if get_origin(kind) not in (None, Literal) and not hasattr(kind, "__metadata__") else []
+    parts = (
+        [part for part in get_args(kind) if part is not type(None)]
+        if get_origin(kind) not in (None, Literal) and not hasattr(kind, "__metadata__")
+        else []
+    )
     kind = parts[0] if parts else kind
     kind = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
     if get_origin(kind) is Literal:
@@ -72,11 +89,19 @@ def mistakes(draw: st.DrawFn) -> tuple[bytes, list[str]]:
         return draw(st.sampled_from(BROKEN)), []
     values: dict[str, object] = {}
     flags: list[str] = []
-    for kind in draw(st.lists(st.sampled_from(["unknown", "value", "value", "group", "conflict", "flag", "typo"]), min_size=1, max_size=4)):
+    for kind in draw(
+        st.lists(
+            st.sampled_from(["unknown", "value", "value", "group", "conflict", "flag", "typo"]), min_size=1, max_size=4
+        )
+    ):
         key = draw(st.sampled_from(sorted(KNOWN)))
         if kind == "unknown":
             name = draw(WORDS).replace(".", "_") + draw(st.sampled_from(["", "_x", key.rpartition(".")[2] + "s"])) + "?"
-            values |= {f"{draw(st.sampled_from(['', *(f'{group}.' for group in GROUPS)]))}{name}": draw(st.one_of(st.integers(-9, 9), WORDS))}
+            values |= {
+                f"{draw(st.sampled_from(['', *(f'{group}.' for group in GROUPS)]))}{name}": draw(
+                    st.one_of(st.integers(-9, 9), WORDS)
+                )
+            }
         elif kind == "value":
             values[key] = draw(wrong_value(KNOWN[key].annotation, True))
         elif kind == "group":
@@ -87,10 +112,14 @@ def mistakes(draw: st.DrawFn) -> tuple[bytes, list[str]]:
             conflict = draw(st.sampled_from(CONFLICTS))
             group, inner = next(iter(conflict.items()))
             if group not in values:
-                values |= {f"{group}.{name}": value for name, value in inner.items()} if isinstance(inner, dict) else conflict
+                values |= (
+                    {f"{group}.{name}": value for name, value in inner.items()} if isinstance(inner, dict) else conflict
+                )
         elif kind == "flag":
             word = draw(st.sampled_from(["fast", "-1e999", "[]", "nan", "1" * 5000]))
-            flags += [f"--{draw(st.sampled_from(['train.learning-rate', 'model.n-embd', 'train.batch-size', 'seed']))}={word}"]
+            flags += [
+                f"--{draw(st.sampled_from(['train.learning-rate', 'model.n-embd', 'train.batch-size', 'seed']))}={word}"
+            ]
         else:
             flag = f"--{key.replace('_', '-')}"
             place = draw(st.integers(3, len(flag) - 1))
@@ -104,13 +133,29 @@ def in_process(words: list[str], folder: Path) -> tuple[int, str, float]:
     """The command in a process of its own: exit code, standard error, seconds."""
     began = time.monotonic()
     try:
-        done = subprocess.run([sys.executable, "-m", "gptloom", *words], cwd=folder, capture_output=True, timeout=10 * SECONDS, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "gptloom", *words],
+            cwd=folder,
+            capture_output=True,
+            timeout=10 * SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return -1, "", time.monotonic() - began
-    return done.returncode, done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace"), time.monotonic() - began
+    return (
+        done.returncode,
+        done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace"),
+        time.monotonic() - began,
+    )
 
 
-def judge(config: bytes, flags: list[str], folder: Path, execute: Callable[[list[str], Path], tuple[int, str, float]], limit: float) -> str:
+def judge(
+    config: bytes,
+    flags: list[str],
+    folder: Path,
+    execute: Callable[[list[str], Path], tuple[int, str, float]],
+    limit: float,
+) -> str:
     """What is wrong with how the command ends, in a few words; an empty string where nothing is."""
     (folder / "text.txt").write_text("the quick brown fox\n" * 50, encoding="utf-8")
     (folder / "bad.toml").write_bytes(config)
@@ -138,7 +183,12 @@ def judge(config: bytes, flags: list[str], folder: Path, execute: Callable[[list
     return ""
 
 
-def run(tries: int, number: int, execute: Callable[[list[str], Path], tuple[int, str, float]] = in_process, limit: float = SECONDS) -> tuple[Tally, float]:
+def run(
+    tries: int,
+    number: int,
+    execute: Callable[[list[str], Path], tuple[int, str, float]] = in_process,
+    limit: float = SECONDS,
+) -> tuple[Tally, float]:
     """Try so many configurations; what failed is printed, and counted in the tally. Also the longest time."""
     tally, slowest = Tally("bad configurations"), 0.0
 
@@ -149,7 +199,14 @@ def run(tries: int, number: int, execute: Callable[[list[str], Path], tuple[int,
         return found
 
     @seed(number)
-    @settings(max_examples=tries, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), derandomize=False)
+    @settings(
+        max_examples=tries,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        derandomize=False,
+    )
     @given(mistakes())
     def each(found: tuple[bytes, list[str]]) -> None:
         with tempfile.TemporaryDirectory() as name:

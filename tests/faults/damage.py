@@ -79,7 +79,10 @@ class _Trials:
                 resumed += 1
                 problem = self._unnoticed_by_resume(alone)
             tally.add(problem and f"{problem} ({kind}, {name})")
-        return tally.row(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + f"; over {len(files)} files; {resumed} of the runs resumed")
+        return tally.row(
+            ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            + f"; over {len(files)} files; {resumed} of the runs resumed"
+        )
 
     def _unnoticed(self, checkpoint: Path) -> str:
         try:
@@ -104,7 +107,9 @@ class _Trials:
     def run_folders(self, tries: int) -> Row:
         """A file beside the checkpoints is damaged."""
         names = ["config.toml", "run.json", "latest", "best", "metrics.jsonl", "tokenizer.json"]
-        return self._harmless_or_noticed("damaged run folder", [self.run / names[number % len(names)] for number in range(tries)])
+        return self._harmless_or_noticed(
+            "damaged run folder", [self.run / names[number % len(names)] for number in range(tries)]
+        )
 
     def token_files(self, tries: int) -> Row:
         """The run's text, as token ids in the cache."""
@@ -133,6 +138,9 @@ class _Trials:
             weights = {name: self.reference[name] for name in ("model.safetensors", "optimizer.safetensors")}
             if not difference(self.run, weights):
                 return "harmless", ""
-            told = any(line.startswith("note") or (line.startswith("warning") and "training tokens" not in line) for line in outcome.said.splitlines())
+            told = any(
+                line.startswith("note") or (line.startswith("warning") and "training tokens" not in line)
+                for line in outcome.said.splitlines()
+            )
             return ("told", "") if told else ("missed", "the run goes on to other weights, and says nothing")
         return ("refused", "") if outcome.is_one_line else ("fell over", outcome.ending)

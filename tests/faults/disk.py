@@ -60,7 +60,11 @@ def make_room(folder: Path, *, mounts: bool, size: int = SIZE) -> Iterator[Room]
     """A fresh one, gone after the block."""
     place = folder / "room"
     place.mkdir(exist_ok=True)
-    mounted = mounts and is_root() and subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=False).returncode == 0
+    mounted = (
+        mounts
+        and is_root()
+        and subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=False).returncode == 0
+    )
     try:
         yield Room(place, mounted)
     finally:
@@ -93,7 +97,16 @@ class _Trials:
             if setting == "continue":
                 hooks[at + 7] = self.room.free
             try:
-                outcome = call(train_words(self.text, run, SETTINGS, self.cache, {"train.on-save-failure": None if setting == "stop" else setting}), hooks)
+                outcome = call(
+                    train_words(
+                        self.text,
+                        run,
+                        SETTINGS,
+                        self.cache,
+                        {"train.on-save-failure": None if setting == "stop" else setting},
+                    ),
+                    hooks,
+                )
             finally:
                 self.room.free()
             failed += outcome.code == 3 or "could not be written" in outcome.said
@@ -107,7 +120,9 @@ class _Trials:
                 tally.add(f"the run did not go on: {outcome.ending}")
                 continue
             # The save before `at` may still be being written when the space runs out, and the one before that is whole.
-            tally.add(problem_of_run(run, at_least=at - 2 * SETTINGS["train.save-every"]) or self._goes_on(run, setting, at))
+            tally.add(
+                problem_of_run(run, at_least=at - 2 * SETTINGS["train.save-every"]) or self._goes_on(run, setting, at)
+            )
         return tally.row(f"{self.how}; {failed} noticed it")
 
     def _goes_on(self, run: Path, setting: str, at: int) -> str:

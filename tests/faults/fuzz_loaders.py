@@ -83,22 +83,44 @@ def targets(root: Path) -> list[Target]:
     tiktoken.save(add("tokenizer tiktoken", sorted(tiktoken.files()), read_tokenizer))
     characters = make_tokenizer("char", corpus)
     bundle = Bundle(build_model(ModelConfig(vocab_size=characters.vocab_size, **shape)), characters)
-    bundle.save(add("bundle", ["config.json", "model.safetensors", "tokenizer.json"], lambda folder: Bundle.read(folder, device="cpu")))
-    bundle.save(add("bundle with sums", ["SHA256SUMS", "model.safetensors"], lambda folder: Bundle.load(folder, device="cpu")))
+    bundle.save(
+        add(
+            "bundle",
+            ["config.json", "model.safetensors", "tokenizer.json"],
+            lambda folder: Bundle.read(folder, device="cpu"),
+        )
+    )
+    bundle.save(
+        add("bundle with sums", ["SHA256SUMS", "model.safetensors"], lambda folder: Bundle.load(folder, device="cpu"))
+    )
     store = prepare(corpus, characters, DataConfig(cache=str(root / "cache")))
-    shutil.copy(store.path, add("token file", ["tokens.safetensors"], lambda folder: open_store(folder / "tokens.safetensors")) / "tokens.safetensors")
-    toml = add("settings", ["config.toml"], lambda folder: parse(RunConfig, read_toml(folder / "config.toml"), where="config.toml"))
+    shutil.copy(
+        store.path,
+        add("token file", ["tokens.safetensors"], lambda folder: open_store(folder / "tokens.safetensors"))
+        / "tokens.safetensors",
+    )
+    toml = add(
+        "settings",
+        ["config.toml"],
+        lambda folder: parse(RunConfig, read_toml(folder / "config.toml"), where="config.toml"),
+    )
     (toml / "config.toml").write_text(to_toml(RunConfig()), encoding="utf-8")
     rung = Rung("bigram", 1, 10, 5, 100, 0.5, 0.6, 2.5, None, "a\nb")
     plan = Plan(["shakespeare"], {"steps": 3}, 100, "abc", {"bigram": Pace(0.1, 0.2)})
     for kind, record in ((Rung, rung), (Plan, plan), (Outcome, Outcome(2.5, None, 10, 5, 100, 0.5, 0.6))):
-        write_record(add(f"record {kind.__name__}", ["it.json"], lambda folder, kind=kind: read_as(folder / "it.json", kind)) / "it.json", asdict(record))
+        write_record(
+            add(f"record {kind.__name__}", ["it.json"], lambda folder, kind=kind: read_as(folder / "it.json", kind))
+            / "it.json",
+            asdict(record),
+        )
     for suffix, text in {
         "txt": TEXT,
         "jsonl": "".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines()),
         "csv": "id,text\n" + "".join(f'{n},"{line}"\n' for n, line in enumerate(TEXT.splitlines())),
     }.items():
-        folder = add(f"text {suffix}", [f"text.{suffix}"], lambda folder, suffix=suffix: read_corpus(folder / f"text.{suffix}"))
+        folder = add(
+            f"text {suffix}", [f"text.{suffix}"], lambda folder, suffix=suffix: read_corpus(folder / f"text.{suffix}")
+        )
         (folder / f"text.{suffix}").write_text(text, encoding="utf-8")
     return found
 
@@ -108,7 +130,9 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     data = bytearray(content)
     for _ in range(draw.randint(1, 3)):
         place = draw.randrange(len(data) + 1)
-        match draw.choice(["flip", "flip", "flips", "cut", "splice", "odd", "odd", "number", "header", "repeat", "drop", "swell"]):
+        match draw.choice(
+            ["flip", "flip", "flips", "cut", "splice", "odd", "odd", "number", "header", "repeat", "drop", "swell"]
+        ):
             case "flip" | "flips" as kind:
                 for _ in range(1 if kind == "flip" else 20):
                     if data:
@@ -126,7 +150,9 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
                     index = draw.choice(digits)
                     data[index : index + 1] = draw.choice(ODD)
             case "header":
-                data[:8] = draw.choice([0, 1, len(data), max(0, len(data) - 8), 2**31, 2**40, 2**63, 2**64 - 1, draw.randrange(5000)]).to_bytes(8, "little")
+                data[:8] = draw.choice(
+                    [0, 1, len(data), max(0, len(data) - 8), 2**31, 2**40, 2**63, 2**64 - 1, draw.randrange(5000)]
+                ).to_bytes(8, "little")
             case "repeat":
                 data[place:place] = data[place : place + draw.randrange(500)] * draw.randrange(1, 20)
             case "drop":
@@ -156,14 +182,28 @@ def attempt(target: Target, folder: Path) -> str:
 
 def foreign(root: Path) -> list[Target]:
     """A checkpoint as nanoGPT writes it: each try is a process."""
-    shape = {"transformer.wte.weight": (30, 8), "transformer.wpe.weight": (8, 8), "transformer.ln_f.weight": (8,), "lm_head.weight": (30, 8)}
+    shape = {
+        "transformer.wte.weight": (30, 8),
+        "transformer.wpe.weight": (8, 8),
+        "transformer.ln_f.weight": (8,),
+        "lm_head.weight": (30, 8),
+    }
     (root / "pt").mkdir()
     weights = {name: torch.ones(size) for name, size in shape.items()}
-    torch.save({"model": weights, "model_args": {"n_layer": 0, "n_head": 2, "n_embd": 8, "block_size": 8}}, root / "pt" / "ckpt.pt")
+    torch.save(
+        {"model": weights, "model_args": {"n_layer": 0, "n_head": 2, "n_embd": 8, "block_size": 8}},
+        root / "pt" / "ckpt.pt",
+    )
     return [Target("foreign .pt", root / "pt", ["ckpt.pt"], lambda folder: import_nanogpt(folder / "ckpt.pt"))]
 
 
-def run(number: int, *, tries: int | None = None, seconds: float | None = None, make: Callable[[Path], list[Target]] = targets) -> tuple[Tally, dict[str, int]]:
+def run(
+    number: int,
+    *,
+    tries: int | None = None,
+    seconds: float | None = None,
+    make: Callable[[Path], list[Target]] = targets,
+) -> tuple[Tally, dict[str, int]]:
     """Damage and load, so many times or so long; what fails is kept in `KEPT`. Returns also how many files of each kind were tried."""
     tally, counts = Tally("fuzzed files" if make is targets else "fuzzed .pt files"), dict[str, int]()
     with tempfile.TemporaryDirectory() as name:
@@ -179,7 +219,9 @@ def run(number: int, *, tries: int | None = None, seconds: float | None = None, 
             problem = attempt(target, folder)
             if problem:
                 shutil.copytree(folder, KEPT / f"{number}-{index}", dirs_exist_ok=True)
-            tally.add(f"{problem} (seed {number}, try {index}, kept in {KEPT / f'{number}-{index}'})" if problem else "")
+            tally.add(
+                f"{problem} (seed {number}, try {index}, kept in {KEPT / f'{number}-{index}'})" if problem else ""
+            )
             counts[target.name] = counts.get(target.name, 0) + 1
             shutil.rmtree(folder)
             index += 1
@@ -205,6 +247,8 @@ def rows(quick: bool) -> Iterator[Row]:
     grown = (peak() - before) / 1e6
     if grown > 300:
         tally.add(f"memory grew by {grown:.0f} MB")
-    yield tally.row(f"{len(counts)} kinds of files; each loads or ends in an error with a cause and a cure; memory grew by {grown:.0f} MB")
+    yield tally.row(
+        f"{len(counts)} kinds of files; each loads or ends in an error with a cause and a cure; memory grew by {grown:.0f} MB"
+    )
     if not quick:
         yield run(4, tries=50, make=foreign)[0].row("each read by a process of its own")

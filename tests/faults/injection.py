@@ -32,7 +32,8 @@ class Disk:
         run: the run folder; only its checkpoints and its pointers to them are looked at.
         armed: from when on requests count.
         at: the request that fails, from 0; a write leaves half of its bytes behind.
-        kind: how it fails. Where the disk is "full", all later writes fail too; "read-only", everything does; after a "crash" nothing reaches it.
+        kind: how it fails. Where the disk is "full", all later writes fail too; "read-only", everything does; after a
+            "crash" nothing reaches it.
     """
 
     def __init__(self, run: Path, armed: Callable[[], bool] = lambda: True, at: int = -1, kind: Kind = "none") -> None:
@@ -46,13 +47,21 @@ class Disk:
         real = {name: getattr(os, name) for name in ("open", "fsync", *ONE_PATH, *TWO_PATHS)}
         self._open, self._file, self._save = real["open"], io.open, safetensors.torch.save_file
         self._patch(os, "open", self._os_open)
-        self._patch(os, "fsync", lambda descriptor: self._request("fsync", self._named(descriptor), do=lambda: real["fsync"](descriptor)))
+        self._patch(
+            os,
+            "fsync",
+            lambda descriptor: self._request("fsync", self._named(descriptor), do=lambda: real["fsync"](descriptor)),
+        )
         for name in ONE_PATH:
             self._patch(os, name, self._one_path(name, real[name]))
         for name in TWO_PATHS:
             self._patch(os, name, self._two_paths(name, real[name]))
         self._patch(io, "open", self._io_open)
-        for module in [module for name, module in sys.modules.items() if name.startswith("gptloom") and getattr(module, "save_file", None) is self._save]:
+        for module in [
+            module
+            for name, module in sys.modules.items()
+            if name.startswith("gptloom") and getattr(module, "save_file", None) is self._save
+        ]:
             self._patch(module, "save_file", self._save_file)
         return self
 
@@ -62,7 +71,14 @@ class Disk:
     def _patch(self, owner: Any, name: str, new: Any) -> None:
         self._stack.enter_context(mock.patch.object(owner, name, new))
 
-    def _request(self, name: str, *paths: str, do: Callable[[], Any], half: Callable[[], Any] = lambda: None, error: type[Exception] = OSError) -> Any:
+    def _request(
+        self,
+        name: str,
+        *paths: str,
+        do: Callable[[], Any],
+        half: Callable[[], Any] = lambda: None,
+        error: type[Exception] = OSError,
+    ) -> Any:
         """One request; `half` is what is left of it where it fails, `error` what it then raises."""
         watched = all(self._is_watched(Path(path)) for path in paths)
         if watched and self.hit and (self.kind in ("crash", "read-only") or (self.kind == "full" and name == "write")):
@@ -101,22 +117,36 @@ class Disk:
         return descriptor
 
     def _one_path(self, name: str, real: Callable[..., None]) -> Callable[..., None]:
-        return lambda path, *rest, dir_fd=None: self._request(name, self._absolute(path, dir_fd), do=lambda: real(path, *rest, dir_fd=dir_fd))
+        return lambda path, *rest, dir_fd=None: self._request(
+            name, self._absolute(path, dir_fd), do=lambda: real(path, *rest, dir_fd=dir_fd)
+        )
 
     def _two_paths(self, name: str, real: Callable[..., None]) -> Callable[..., None]:
-        return lambda old, new, **rest: self._request(name, os.fspath(old), os.fspath(new), do=lambda: real(old, new, **rest))
+        return lambda old, new, **rest: self._request(
+            name, os.fspath(old), os.fspath(new), do=lambda: real(old, new, **rest)
+        )
 
     def _io_open(self, file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
         opened = self._file(file, mode, *rest, **named)
         self._paths[opened.fileno()] = str(file)
-        return _Writer(self, opened, str(file)) if set(mode) & set("wxa+") and self._is_watched(Path(str(file))) else opened
+        return (
+            _Writer(self, opened, str(file))
+            if set(mode) & set("wxa+") and self._is_watched(Path(str(file)))
+            else opened
+        )
 
     def _save_file(self, tensors: Any, filename: Any, *rest: Any, **named: Any) -> None:
         def half() -> None:
             self._save(tensors, filename, *rest, **named)
             os.truncate(filename, Path(filename).stat().st_size // 2)
 
-        self._request("write", os.fspath(filename), do=lambda: self._save(tensors, filename, *rest, **named), half=half, error=SafetensorError)
+        self._request(
+            "write",
+            os.fspath(filename),
+            do=lambda: self._save(tensors, filename, *rest, **named),
+            half=half,
+            error=SafetensorError,
+        )
 
 
 class _Writer:
@@ -145,7 +175,8 @@ class _Writer:
 def unsynced(trace: list[tuple[str, ...]], run: Path) -> list[str]:
     """What the order of requests leaves to chance in a power cut: empty when every file and folder was synced before it was named, and the naming after.
 
-    A rename publishes: all that was written below the old name must have been synced since, and so must the old name's folder if it is one; and
+    A rename publishes: all that was written below the old name must have been synced since, and so must the old name's
+        folder if it is one; and
     the folder that holds the new name must be synced afterwards.
     """
     problems, dirty, renamed = [], set(), {}
@@ -158,8 +189,14 @@ def unsynced(trace: list[tuple[str, ...]], run: Path) -> list[str]:
                 renamed.pop(paths[0], None)
             case "rename" | "replace":
                 old, new = map(Path, paths)
-                problems += [f"{Path(path).name} is not synced before the rename to {new.name}" for path in dirty if Path(path).is_relative_to(old)]
+                problems += [
+                    f"{Path(path).name} is not synced before the rename to {new.name}"
+                    for path in dirty
+                    if Path(path).is_relative_to(old)
+                ]
                 dirty = {path for path in dirty if not Path(path).is_relative_to(old)}
                 if new.is_relative_to(run) and not new.name.startswith("."):
                     renamed[str(new.parent)] = new.name
-    return problems + [f"{Path(folder).name}/ is not synced after {name} was put there" for folder, name in renamed.items()]
+    return problems + [
+        f"{Path(folder).name}/ is not synced after {name} was put there" for folder, name in renamed.items()
+    ]

@@ -9,12 +9,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from faults.table import Row, Tally
-from faults.trials import being_written, checkpoints, kill, last_step, problem_of_run, start, step_of, train_words, wait_for, write_wide_text
+from faults.trials import (
+    being_written,
+    checkpoints,
+    kill,
+    last_step,
+    problem_of_run,
+    start,
+    step_of,
+    train_words,
+    wait_for,
+    write_wide_text,
+)
 
 EVERY = 3
 """Steps between saves."""
 
-WIDE = {"model.n-layer": 1, "model.n-head": 4, "model.block-size": 8, "train.batch-size": 1, "train.save-every": EVERY, "train.eval-every": 10**6}
+WIDE = {
+    "model.n-layer": 1,
+    "model.n-head": 4,
+    "model.block-size": 8,
+    "train.batch-size": 1,
+    "train.save-every": EVERY,
+    "train.eval-every": 10**6,
+}
 
 
 def rows(quick: bool) -> Iterator[Row]:

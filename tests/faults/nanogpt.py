@@ -28,9 +28,7 @@ from faults.trials import kill, wait_for
 EVERY = 1
 """Steps between saves."""
 
-COMMON = (
-    "--device=cpu --dtype=float32 --compile=False --always_save_checkpoint=True --eval_iters=1 --gradient_accumulation_steps=1 --batch_size=1 --block_size=8"
-)
+COMMON = "--device=cpu --dtype=float32 --compile=False --always_save_checkpoint=True --eval_iters=1 --gradient_accumulation_steps=1 --batch_size=1 --block_size=8"
 COMMON += f" --n_layer=1 --n_head=4 --warmup_iters=0 --eval_interval={EVERY} --dataset=gptloom-faults"
 
 
@@ -55,7 +53,9 @@ class _Peer:
         self.data = checkout / "data" / "gptloom-faults"
         self.data.mkdir(parents=True, exist_ok=True)
         for name in ("train.bin", "val.bin"):
-            (self.data / name).write_bytes(b"".join(bytes([self.chance.randrange(256), 0]) for _ in range(10_000)))  # ids of two bytes each
+            (self.data / name).write_bytes(
+                b"".join(bytes([self.chance.randrange(256), 0]) for _ in range(10_000))
+            )  # ids of two bytes each
         self.folder = Path(tempfile.mkdtemp())
         self.log = self.folder / "log"
 
@@ -66,12 +66,22 @@ class _Peer:
 
     def _start(self, out: Path, *, width: int, steps: int) -> subprocess.Popen[bytes]:
         begin = "resume" if (out / "ckpt.pt").exists() else "scratch"
-        words = [*COMMON.split(), f"--n_embd={width}", f"--max_iters={steps}", f"--out_dir={out}", f"--init_from={begin}"]
+        words = [
+            *COMMON.split(),
+            f"--n_embd={width}",
+            f"--max_iters={steps}",
+            f"--out_dir={out}",
+            f"--init_from={begin}",
+        ]
         with self.log.open("wb") as file:
-            return subprocess.Popen([sys.executable, "-u", "train.py", *words], cwd=self.checkout, stdout=file, stderr=file)
+            return subprocess.Popen(
+                [sys.executable, "-u", "train.py", *words], cwd=self.checkout, stdout=file, stderr=file
+            )
 
     def _last(self) -> int:
-        return max(map(int, re.findall(r"^iter (\d+):", self.log.read_text(errors="replace"), re.MULTILINE)), default=-1)
+        return max(
+            map(int, re.findall(r"^iter (\d+):", self.log.read_text(errors="replace"), re.MULTILINE)), default=-1
+        )
 
     def _load(self, out: Path) -> dict[str, Any] | None:
         try:
@@ -141,7 +151,9 @@ class _Peer:
                     kill(process)
                 done.set()
                 eater.join()
-                tally.add("" if self._load(out) else f"exit {process.returncode}, and ckpt.pt does not load: the run is lost")
+                tally.add(
+                    "" if self._load(out) else f"exit {process.returncode}, and ckpt.pt does not load: the run is lost"
+                )
         return tally.row()
 
     def terminated(self, tries: int) -> Row:
@@ -167,7 +179,11 @@ class _Peer:
             for out, steps in ((straight, 12), (parts, 6), (parts, 12)):
                 self._start(out, width=8, steps=steps).wait()
             one, other = self._load(straight), self._load(parts)
-            equal = one and other and all(torch.equal(tensor, other["model"][name]) for name, tensor in one["model"].items())
+            equal = (
+                one
+                and other
+                and all(torch.equal(tensor, other["model"][name]) for name, tensor in one["model"].items())
+            )
             tally.add("" if equal else "the weights differ from the uninterrupted run's")
         return tally.row("stopped by itself at a save")
 

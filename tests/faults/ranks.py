@@ -27,7 +27,14 @@ from faults.trials import (
     write_text,
 )
 
-SETTINGS = {"train.steps": 60, "train.batch-size": 8, "train.micro-batch-size": 2, "train.save-every": 10, "train.eval-every": 30, "train.ranks": 2}
+SETTINGS = {
+    "train.steps": 60,
+    "train.batch-size": 8,
+    "train.micro-batch-size": 2,
+    "train.save-every": 10,
+    "train.eval-every": 30,
+    "train.ranks": 2,
+}
 SECONDS = 20.0
 """The other process ends within so long."""
 
@@ -75,7 +82,10 @@ class _Trials:
                 time.sleep(0.01)
             longest = max(longest, time.monotonic() - began)
             problem = self._problem(run, process, others, number % 2 == 1) or difference(run, reference)
-            tally.add(problem and f"{problem} (killed: {['the first', 'the second', 'the first', 'the second at its start'][number % 4]})")
+            tally.add(
+                problem
+                and f"{problem} (killed: {['the first', 'the second', 'the first', 'the second at its start'][number % 4]})"
+            )
         return tally.row(f"the other ended within {longest:.1f} s; resumed on two, to the bits of an uninterrupted run")
 
     def _problem(self, run: Path, process: subprocess.Popen[bytes], others: list[int], second: bool) -> str:
@@ -105,9 +115,18 @@ class _Trials:
                 tally.add(f"SIGTERM ended it with {process.returncode}")
                 continue
             again = call(["resume", str(run), "--train.ranks", "1"])
-            losses = [[line["loss"] for line in lines if line["event"] == "train"] for lines in (log_lines(run), reference["metrics.jsonl"])]
+            losses = [
+                [line["loss"] for line in lines if line["event"] == "train"]
+                for lines in (log_lines(run), reference["metrics.jsonl"])
+            ]
             away = max(map(lambda one, other: abs(one - other), *losses), default=math.inf)
             furthest = max(furthest, away)
             same = len(losses[0]) == len(losses[1]) and away < 1e-4
-            tally.add(f"the run cannot go on: {again.ending}" if again.code else "" if same else f"the losses are up to {away:.2g} nats away")
+            tally.add(
+                f"the run cannot go on: {again.ending}"
+                if again.code
+                else ""
+                if same
+                else f"the losses are up to {away:.2g} nats away"
+            )
         return tally.row(f"losses within {furthest:.1g} nats of the uninterrupted run's on two")

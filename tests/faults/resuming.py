@@ -9,22 +9,60 @@ from pathlib import Path
 from typing import Any
 
 from faults.table import Row, Tally
-from faults.trials import call, difference, last_step, problem_of_run, reference_run, start, train_words, wait_for, write_text
+from faults.trials import (
+    call,
+    difference,
+    last_step,
+    problem_of_run,
+    reference_run,
+    start,
+    train_words,
+    wait_for,
+    write_text,
+)
 
 STEPS = 120
-COMMON = {"train.steps": STEPS, "train.batch-size": 4, "train.micro-batch-size": 2, "train.eval-every": 8, "model.dropout": 0.2}
+COMMON = {
+    "train.steps": STEPS,
+    "train.batch-size": 4,
+    "train.micro-batch-size": 2,
+    "train.eval-every": 8,
+    "model.dropout": 0.2,
+}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "decoder": {"recipe": "tiny"},
     "decoder, documents, bpe": {"recipe": "tiny", "tokenizer": "bpe:300", "data.sampling": "documents"},
-    "decoder, shuffled, byte": {"recipe": "gpt2", "tokenizer": "byte", "data.sampling": "shuffled", "model.init": "gpt2"},
-    "decoder, patience": {"recipe": "modern-tiny", "train.patience": 2, "train.learning-rate": 0.3, "train.eval-every": 5},
+    "decoder, shuffled, byte": {
+        "recipe": "gpt2",
+        "tokenizer": "byte",
+        "data.sampling": "shuffled",
+        "model.init": "gpt2",
+    },
+    "decoder, patience": {
+        "recipe": "modern-tiny",
+        "train.patience": 2,
+        "train.learning-rate": 0.3,
+        "train.eval-every": 5,
+    },
     "lstm": {"recipe": "lstm", "model.n-head": None},
     "gru, shuffled": {"recipe": "lstm", "model.architecture": "gru", "data.sampling": "shuffled"},
     "encoder": {"recipe": "encoder"},
     "encoder, sentencepiece": {"recipe": "encoder", "tokenizer": "sentencepiece:300", "data.sampling": "shuffled"},
-    "encoder-decoder": {"recipe": "translate", "text": "numbers:en-fr", "model.block-size": 64, "data.val-fraction": 0.003, "tokenizer": "char"},
-    "epochs, samples, wsd": {"recipe": "tiny", "train.steps": None, "train.epochs": 3, "train.sample-tokens": 5, "train.schedule": "wsd"},
+    "encoder-decoder": {
+        "recipe": "translate",
+        "text": "numbers:en-fr",
+        "model.block-size": 64,
+        "data.val-fraction": 0.003,
+        "tokenizer": "char",
+    },
+    "epochs, samples, wsd": {
+        "recipe": "tiny",
+        "train.steps": None,
+        "train.epochs": 3,
+        "train.sample-tokens": 5,
+        "train.schedule": "wsd",
+    },
 }
 
 
@@ -47,7 +85,9 @@ class _Trials:
             name = list(RECIPES)[number % len(RECIPES)]
             problem = self._interrupted(number, RECIPES[name], interruptions)
             tally.add(problem and f"{problem} ({name})")
-        return tally.row(f"{self.kills} by kill -9, {self.signals} by SIGTERM or SIGINT; dropout 0.2, micro-batches, {min(tries, len(RECIPES))} recipes")
+        return tally.row(
+            f"{self.kills} by kill -9, {self.signals} by SIGTERM or SIGINT; dropout 0.2, micro-batches, {min(tries, len(RECIPES))} recipes"
+        )
 
     def _interrupted(self, number: int, recipe: dict[str, Any], interruptions: int) -> str:
         settings = COMMON | recipe | {"seed": 100 + number, "train.save-every": self.chance.randint(3, 9)}

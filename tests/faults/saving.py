@@ -60,7 +60,9 @@ class _Trials:
     def order(self, requests: list[tuple[str, ...]]) -> Row:
         """Whether what is renamed is on the disk, and the rename too."""
         tally = Tally("order of writes, syncs and renames")
-        run = next(Path(path) for _, *paths in requests for path in paths if Path(path).parent.name == "checkpoints").parent.parent
+        run = next(
+            Path(path) for _, *paths in requests for path in paths if Path(path).parent.name == "checkpoints"
+        ).parent.parent
         problems = unsynced(requests, run)
         for problem in problems or [""]:
             tally.add(problem)
@@ -105,6 +107,12 @@ with Disk(Path({str(run)!r}), lambda: disk.trace or (Path({str(run)!r}) / "check
     call({words!r})
 """
             path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
-            ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=False, capture_output=True)
-            tally.add(self._problem(run, "crash", Outcome(ended.returncode, "")) if ended.returncode == 9 else f"ended with {ended.returncode}")
+            ended = subprocess.run(
+                [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=False, capture_output=True
+            )
+            tally.add(
+                self._problem(run, "crash", Outcome(ended.returncode, ""))
+                if ended.returncode == 9
+                else f"ended with {ended.returncode}"
+            )
         return tally.row()

@@ -111,8 +111,18 @@ class _Trials:
                 time.sleep(self.chance.uniform(0.0, 0.04))
             code = process.wait()
             saves = [line for line in log_lines(run) if line["event"] == "save"]
-            problem = f"exit {code}: {log.read_text(errors='replace').strip().splitlines()[-1:]}" if code else "" if len(saves) > 2 else "nothing was saved"
-            tally.add(problem or problem_of_run(run, at_least=SETTINGS["train.steps"]) or difference(run, self.references["late"]))
+            problem = (
+                f"exit {code}: {log.read_text(errors='replace').strip().splitlines()[-1:]}"
+                if code
+                else ""
+                if len(saves) > 2
+                else "nothing was saved"
+            )
+            tally.add(
+                problem
+                or problem_of_run(run, at_least=SETTINGS["train.steps"])
+                or difference(run, self.references["late"])
+            )
         return tally.row(f"{sent} signals")
 
     def storm(self, storm: Storm, tries: int) -> Row:
@@ -138,7 +148,9 @@ class _Trials:
     def _wait(self, storm: Storm, run: Path, process: subprocess.Popen[bytes], log: Path) -> None:
         match storm.moment:
             case "starting":
-                time.sleep(self.chance.uniform(0.2, 3.0))  # Python itself must be up: until then it is not gptloom that answers
+                time.sleep(
+                    self.chance.uniform(0.2, 3.0)
+                )  # Python itself must be up: until then it is not gptloom that answers
             case "saving":
                 wait_for(lambda: last_step(run) > 4 and being_written(run), process)
             case "evaluating":
@@ -152,8 +164,15 @@ class _Trials:
 
     def _problem(self, storm: Storm, run: Path, code: int, seconds: float, log: Path, over: bool) -> str:
         first = next((number for number in storm.signals if number in CODES), 0)
-        accepted = {CODES[number] for number in storm.signals if number in CODES} if len(storm.signals) > 2 else {CODES[first]} if first else {0}
-        # Where nobody listens yet, or any more, the signal itself ends the process, which a shell reports as the same number.
+        accepted = (
+            {CODES[number] for number in storm.signals if number in CODES}
+            if len(storm.signals) > 2
+            else {CODES[first]}
+            if first
+            else {0}
+        )
+        # Where nobody listens yet, or any more, the signal itself ends the process, which a shell reports as the same
+        # number.
         if storm.moment == "starting" or len(storm.signals) > 1:
             accepted |= {128 - code for code in accepted if code}
         if over:  # before anything was sent

@@ -25,7 +25,14 @@ from gptloom.training.progress import Display
 
 WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps until the sun is up again\n"
 SMALL = {"model.n-layer": 2, "model.n-head": 2, "model.n-embd": 16, "model.block-size": 16, "model.dropout": 0.2}
-SHORT = {"train.steps": 12, "train.batch-size": 4, "train.log-every": 1, "train.sample-tokens": 0, "train.threads": 1, "device": "cpu"}
+SHORT = {
+    "train.steps": 12,
+    "train.batch-size": 4,
+    "train.log-every": 1,
+    "train.sample-tokens": 0,
+    "train.threads": 1,
+    "device": "cpu",
+}
 
 
 class Outcome(NamedTuple):
@@ -71,7 +78,13 @@ def flags(*settings: dict[str, Any]) -> list[str]:
 
 def train_words(text: Path | str, run: Path, *settings: dict[str, Any]) -> list[str]:
     """`gptloom train` for a very small model; its token files lie beside the run."""
-    return ["train", str(text), "--run", str(run), *flags(SMALL, SHORT, {"data.cache": run.parent / "cache"}, *settings)]
+    return [
+        "train",
+        str(text),
+        "--run",
+        str(run),
+        *flags(SMALL, SHORT, {"data.cache": run.parent / "cache"}, *settings),
+    ]
 
 
 class _Hooked(Display):
@@ -100,7 +113,9 @@ def call(words: Iterable[str], hooks: Mapping[int, Callable[[], None]] | None = 
             traceback.print_exc()
             code = -1
     for thread in threading.enumerate():
-        if thread.name == "saving":  # it would have ended with its process; here it would go on under the eyes of whoever looks at the folder
+        if (
+            thread.name == "saving"
+        ):  # it would have ended with its process; here it would go on under the eyes of whoever looks at the folder
             thread.join()
     return Outcome(code, said.getvalue())
 
@@ -108,7 +123,12 @@ def call(words: Iterable[str], hooks: Mapping[int, Callable[[], None]] | None = 
 def start(words: Iterable[str], log: Path, *, wrapper: Iterable[str] = ()) -> subprocess.Popen[bytes]:
     """One command in a process of its own, what it says going to a file."""
     with log.open("wb") as file:
-        return subprocess.Popen([*wrapper, sys.executable, "-m", "gptloom", *map(str, words)], stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [*wrapper, sys.executable, "-m", "gptloom", *map(str, words)],
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+        )
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 60.0) -> bool:
@@ -159,7 +179,9 @@ def step_of(checkpoint: Path) -> int:
 def being_written(run: Path) -> bool:
     """Whether a temporary file or folder lies where checkpoints and pointers are written."""
     return any(
-        path.name.startswith((".writing", ".replaced")) or path.name.endswith(".writing") for folder in (run, run / "checkpoints") for path in folder.glob(".*")
+        path.name.startswith((".writing", ".replaced")) or path.name.endswith(".writing")
+        for folder in (run, run / "checkpoints")
+        for path in folder.glob(".*")
     )
 
 
@@ -170,7 +192,11 @@ def problem_of(checkpoint: Path) -> str:
     except OSError:
         return "a checkpoint has no SHA256SUMS"
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoint.iterdir() if path.name != "SHA256SUMS"}
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in checkpoint.iterdir()
+        if path.name != "SHA256SUMS"
+    }
     if expected != found:
         return "a checkpoint does not match its SHA256SUMS"
     try:
@@ -199,11 +225,17 @@ def problem_of_run(run: Path, *, at_least: int = -1) -> str:
 def final(run: Path) -> dict[str, Any]:
     """What must be equal to the bit: weights, optimizer, progress, which checkpoint is the best, and the losses without the clock."""
     checkpoint = run / "checkpoints" / (run / "latest").read_text(encoding="utf-8").strip()
-    found: dict[str, Any] = {name: (checkpoint / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+    found: dict[str, Any] = {
+        name: (checkpoint / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")
+    }
     progress = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"]
     found["progress"] = {key: value for key, value in progress.items() if key != "seconds"}
     found["best"] = (run / "best").read_text(encoding="utf-8") if (run / "best").exists() else ""
-    found["metrics.jsonl"] = [{key: value for key, value in line.items() if key != "seconds"} for line in log_lines(run) if line.get("event") != "save"]
+    found["metrics.jsonl"] = [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in log_lines(run)
+        if line.get("event") != "save"
+    ]
     return found
 
 

@@ -25,13 +25,20 @@ def checkpoint_step(name: str) -> int:
 
 def checkpoint_names(run: Path) -> list[str]:
     """The names of a run's checkpoints, oldest first."""
-    found = [path.name for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
+    found = [
+        path.name
+        for path in (run / "checkpoints").glob("step-*")
+        if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()
+    ]
     return sorted(found, key=checkpoint_step)
 
 
 def write_sums(folder: Path) -> None:
     """Write the SHA-256 of each file of a folder into SHA256SUMS, in the form that `sha256sum --check` reads."""
-    write_text(folder / SUMS, "".join(f"{file_hash(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.name != SUMS))
+    write_text(
+        folder / SUMS,
+        "".join(f"{file_hash(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.name != SUMS),
+    )
 
 
 def damage(folder: Path) -> str | None:
@@ -64,7 +71,8 @@ def find_bundle(path: Path, which: str = "best") -> Path:
 
     Args:
         path: a run folder, a checkpoint folder or a bundle. A bundle without SHA256SUMS is taken as it is.
-        which: of a run folder: best, latest, diverged (where a step's loss or gradient was not finite), or a checkpoint's name.
+        which: of a run folder: best, latest, diverged (where a step's loss or gradient was not finite), or a
+            checkpoint's name.
 
     Raises:
         InputError: there is none, or the one that was named is damaged.
@@ -73,7 +81,9 @@ def find_bundle(path: Path, which: str = "best") -> Path:
         GptloomWarning: best or latest is damaged, and the newest whole checkpoint is used instead.
     """
     if not path.is_dir():
-        raise InputError("there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=_CURE)
+        raise InputError(
+            "there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=_CURE
+        )
     if which == "diverged" and (path / "diverged").is_dir():
         return find_bundle(path / "diverged", "latest")
     is_checkpoint = path.parent.name == "checkpoints"
@@ -86,7 +96,11 @@ def find_bundle(path: Path, which: str = "best") -> Path:
         raise InputError("holds no model and no checkpoints yet", where=str(path), cure=_CURE)
     if which not in ("best", "latest"):
         if which not in names:
-            raise InputError(f"there is no checkpoint {which!r}", where=str(path), cure=f"choose best, latest or one of {', '.join(names)}")
+            raise InputError(
+                f"there is no checkpoint {which!r}",
+                where=str(path),
+                cure=f"choose best, latest or one of {', '.join(names)}",
+            )
         return find_bundle(path / "checkpoints" / which)
     return _pointed(path, which, names)
 
@@ -99,9 +113,17 @@ def _pointed(run: Path, which: str, names: list[str]) -> Path:
         return run / "checkpoints" / name
     for other in reversed(names):
         if other != name and damage(run / "checkpoints" / other) is None:
-            warnings.warn(f"{run / 'checkpoints' / name}: {problem}; {other}, the newest whole checkpoint, is used instead", GptloomWarning, stacklevel=3)
+            warnings.warn(
+                f"{run / 'checkpoints' / name}: {problem}; {other}, the newest whole checkpoint, is used instead",
+                GptloomWarning,
+                stacklevel=3,
+            )
             return run / "checkpoints" / other
-    raise InputError(f"{problem}, and no other checkpoint is whole", where=str(run / "checkpoints" / name), cure="start a new run, or restore a copy")
+    raise InputError(
+        f"{problem}, and no other checkpoint is whole",
+        where=str(run / "checkpoints" / name),
+        cure="start a new run, or restore a copy",
+    )
 
 
 def _read_pointer(path: Path) -> str | None:

@@ -50,7 +50,9 @@ def load_model(folder: Path) -> LanguageModel:
     config, path = read_model_config(folder / "config.json"), folder / "model.safetensors"
     header = read_header(path)
     if config.n_layer > max(64, len(header)):  # even the names of so many layers would be longer than the file
-        raise InputError(f"has {len(header)} tensors, too few for n_layer={config.n_layer}", where=str(path), cure=_TOGETHER)
+        raise InputError(
+            f"has {len(header)} tensors, too few for n_layer={config.n_layer}", where=str(path), cure=_TOGETHER
+        )
     _compare(header, outline(config), path)
     model = build_model(config)
     load_weights(model, path)
@@ -66,16 +68,21 @@ def load_weights(model: LanguageModel, path: Path, *, names: Mapping[str, str] |
         names: {the model's name: the file's}, for a file of another program's, whose types may differ, too.
 
     Raises:
-        InputError: the file is damaged, its names, shapes or types are not the model's own, or a weight is NaN or infinite.
+        InputError: the file is damaged, its names, shapes or types are not the model's own, or a weight is NaN or
+            infinite.
     """
     header = read_header(path)
-    _compare(header if names is None else {here: ("F32", header[there][1]) for here, there in names.items()}, model, path)
+    _compare(
+        header if names is None else {here: ("F32", header[there][1]) for here, there in names.items()}, model, path
+    )
     broken = []
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for name, parameter in model.named_parameters():
                 tensor = file.get_tensor(name if names is None else names[name])
-                if not torch.stack(tensor.aminmax()).isfinite().all():  # NaN is passed on; ten times as fast as asking each number
+                if (
+                    not torch.stack(tensor.aminmax()).isfinite().all()
+                ):  # NaN is passed on; ten times as fast as asking each number
                     broken.append((name, int((~tensor.isfinite()).sum())))
                 parameter.copy_(tensor)
     except (OSError, SafetensorError) as error:
@@ -110,11 +117,17 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 def _compare(header: Mapping[str, tuple[str, tuple[int, ...]]], model: LanguageModel, path: Path) -> None:
     """See that the tensors in a file are the model's own."""
     expected = {name: ("F32", tuple(one.shape)) for name, one in model.named_parameters()}
-    problems = [f"{name} is missing" for name in expected.keys() - header.keys()] + [f"{name} is not expected" for name in header.keys() - expected.keys()]
+    problems = [f"{name} is missing" for name in expected.keys() - header.keys()] + [
+        f"{name} is not expected" for name in header.keys() - expected.keys()
+    ]
     for name in expected.keys() & header.keys():
         if header[name] != expected[name]:
             (dtype, shape), (right, wanted) = header[name], expected[name]
-            problems.append(f"{name} has shape {shape} instead of {wanted}" if shape != wanted else f"{name} is of type {dtype} instead of {right}")
+            problems.append(
+                f"{name} has shape {shape} instead of {wanted}"
+                if shape != wanted
+                else f"{name} is of type {dtype} instead of {right}"
+            )
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         listed = ", ".join(shortened(problem, 200) for problem in sorted(problems)[:3])

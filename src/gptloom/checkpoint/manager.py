@@ -27,10 +27,11 @@ from gptloom.training.schedule import Horizon
 class Saver:
     """Writes one checkpoint at a time. A new one waits for the last, so that memory holds two states at most.
 
-    Where writing takes longer than the steps between two saves, training waits for it: going on would gain nothing, and put more
-    than one interval at stake. The first save of a process tells how long writing takes.
+    Where writing takes longer than the steps between two saves, training waits for it: going on would gain nothing, and
+    put more than one interval at stake. The first save of a process tells how long writing takes.
 
-    The thread is a daemon: a process that must end at once leaves a temporary folder behind, and never half a checkpoint.
+    The thread is a daemon: a process that must end at once leaves a temporary folder behind, and never half a
+        checkpoint.
     """
 
     def __init__(self, run: Path, config: TrainConfig, say: Callable[[str], None]) -> None:
@@ -87,7 +88,9 @@ class Saver:
         error, self._error = self._error, None
         if isinstance(error, MachineError) and self.config.on_save_failure == "continue":
             names = checkpoint_names(self.run)
-            self.say(f"warning: {error.where}: {error.what}; training goes on, and the last good checkpoint is {names[-1] if names else 'none'}")
+            self.say(
+                f"warning: {error.where}: {error.what}; training goes on, and the last good checkpoint is {names[-1] if names else 'none'}"
+            )
         elif error is not None:
             raise error
 
@@ -102,7 +105,9 @@ class Saver:
             self._writing = time.monotonic() - start
             self._unsaved = None
         except OSError as error:  # of the pointer: the checkpoint is there, but nothing says so
-            self._error = self._unsaved = MachineError(f"cannot be written: {error.strerror or error}", where=str(self.run / "best"), cure="free some space")
+            self._error = self._unsaved = MachineError(
+                f"cannot be written: {error.strerror or error}", where=str(self.run / "best"), cure="free some space"
+            )
         except MachineError as error:
             self._error = self._unsaved = error
         except BaseException as error:  # noqa: BLE001 - whatever it is, the training's thread must hear of it
@@ -112,9 +117,24 @@ class Saver:
 class RunKeeper(Keeper):
     """Keeps a run's state in its folder."""
 
-    def __init__(self, saver: Saver, config: RunConfig, bundle: Bundle, optimizer: Optimizer, progress: Progress, horizon: Horizon) -> None:
+    def __init__(
+        self,
+        saver: Saver,
+        config: RunConfig,
+        bundle: Bundle,
+        optimizer: Optimizer,
+        progress: Progress,
+        horizon: Horizon,
+    ) -> None:
         """All of these are looked at again whenever something is to be saved."""
-        self.saver, self.config, self.bundle, self.optimizer, self.progress, self.horizon = saver, config, bundle, optimizer, progress, horizon
+        self.saver, self.config, self.bundle, self.optimizer, self.progress, self.horizon = (
+            saver,
+            config,
+            bundle,
+            optimizer,
+            progress,
+            horizon,
+        )
 
     def save(self, improved: bool) -> None:
         """Copy the state and have it written."""
@@ -144,9 +164,16 @@ class RunKeeper(Keeper):
         run = self.saver.run / "diverged"
         numbers = {key: str(value) if isinstance(value, float) else value for key, value in asdict(divergence).items()}
         *inputs, targets = batch
-        tensors = {f"input-{number}": part.contiguous() for number, part in enumerate(inputs)} | {"targets": targets.contiguous()}
+        tensors = {f"input-{number}": part.contiguous() for number, part in enumerate(inputs)} | {
+            "targets": targets.contiguous()
+        }
         try:
-            path = write_checkpoint(run, self._snapshot(), files={"divergence.json": json.dumps(numbers) + "\n"}, tensors={"batch.safetensors": tensors})
+            path = write_checkpoint(
+                run,
+                self._snapshot(),
+                files={"divergence.json": json.dumps(numbers) + "\n"},
+                tensors={"batch.safetensors": tensors},
+            )
         except MachineError as error:
             self.saver.say(f"warning: {error.where}: {error.what}")
             return None

@@ -59,7 +59,13 @@ class State:
     optimizer: dict[str, Tensor]
 
 
-def write_checkpoint(run: Path, snapshot: Snapshot, *, files: Mapping[str, str] | None = None, tensors: Mapping[str, dict[str, Tensor]] | None = None) -> Path:
+def write_checkpoint(
+    run: Path,
+    snapshot: Snapshot,
+    *,
+    files: Mapping[str, str] | None = None,
+    tensors: Mapping[str, dict[str, Tensor]] | None = None,
+) -> Path:
     """Write checkpoints/step-N of a run into a temporary folder, sync it, and rename it.
 
     Args:
@@ -101,7 +107,11 @@ def write_checkpoint(run: Path, snapshot: Snapshot, *, files: Mapping[str, str] 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        raise MachineError(f"the checkpoint could not be written: {reason}", where=str(final), cure="free some space, then `gptloom resume`") from error
+        raise MachineError(
+            f"the checkpoint could not be written: {reason}",
+            where=str(final),
+            cure="free some space, then `gptloom resume`",
+        ) from error
     return final
 
 
@@ -115,7 +125,11 @@ def read_checkpoint(path: Path) -> State:
     try:
         state = json.loads(read_text(path / "state.json", limit=LONGEST_STATE, cure=cure))
         if state["version"] != VERSION:
-            raise InputError(f"was written by another version of gptloom (state {state['version']}, not {VERSION})", where=str(path), cure="start a new run")
+            raise InputError(
+                f"was written by another version of gptloom (state {state['version']}, not {VERSION})",
+                where=str(path),
+                cure="start a new run",
+            )
         regular_size(path / "optimizer.safetensors", cure=cure)
         optimizer = load_file(path / "optimizer.safetensors")
         plans = [(int(step), int(total)) for step, total in state["horizon"]["plans"]]
@@ -129,7 +143,8 @@ def read_checkpoint(path: Path) -> State:
 def prune(run: Path, keep: int, written: str, best: str) -> None:
     """Remove all checkpoints but the newest `keep`, the best, and the one just written, which is whole.
 
-    Those that were set aside belong to a part of the run that was given up when an older one was resumed from; now they go.
+    Those that were set aside belong to a part of the run that was given up when an older one was resumed from; now they
+    go.
     """
     for name in checkpoint_names(run)[:-keep]:
         if name not in (written, best):

@@ -1,4 +1,7 @@
-"""Command-line flags from the typed fields of a configuration. argparse reads the words; the fields alone judge the values."""
+"""Command-line flags from the typed fields of a configuration.
+
+argparse reads the words; the fields alone judge the values.
+"""
 
 import argparse
 import types
@@ -31,13 +34,24 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag.lstrip("-") for action in self._actions for flag in action.option_strings]
             words = [word.split("=")[0].lstrip("-") for word in unknown if word.startswith("-")]
-            hints = " ".join(hint.replace("did you mean ", "did you mean --") for word in words if (hint := nearest(word, flags, count=1)))
-            raise ConfigError(f"unknown: {' '.join(unknown)}", where=self.prog, cure=hints or f"see `{self.prog} --help`")
+            hints = " ".join(
+                hint.replace("did you mean ", "did you mean --")
+                for word in words
+                if (hint := nearest(word, flags, count=1))
+            )
+            raise ConfigError(
+                f"unknown: {' '.join(unknown)}", where=self.prog, cure=hints or f"see `{self.prog} --help`"
+            )
         return namespace
 
 
 def add_flags(
-    parser: argparse._ActionsContainer, config: type[Config], *, prefix: str = "", short: dict[str, str] | None = None, skip: Iterable[str] = ()
+    parser: argparse._ActionsContainer,
+    config: type[Config],
+    *,
+    prefix: str = "",
+    short: dict[str, str] | None = None,
+    skip: Iterable[str] = (),
 ) -> None:
     """A flag for every field of a group and of the groups inside it.
 
@@ -53,12 +67,19 @@ def add_flags(
         if key in skip:
             continue
         if isinstance(kind, type) and issubclass(kind, Config):
-            add_flags(parser.add_argument_group(f"{key}: {field.description}"), kind, prefix=f"{key}.", short=short, skip=skip)
+            add_flags(
+                parser.add_argument_group(f"{key}: {field.description}"), kind, prefix=f"{key}.", short=short, skip=skip
+            )
             continue
-        flags = [f"--{key.replace('_', '-')}", *([f"--{short[key].replace('_', '-')}"] if short and key in short else [])]
+        flags = [
+            f"--{key.replace('_', '-')}",
+            *([f"--{short[key].replace('_', '-')}"] if short and key in short else []),
+        ]
         text = f"{field.description}{_default(field.get_default(call_default_factory=True))}".replace("%", "%%")
         if kind is bool:
-            parser.add_argument(*flags, dest=key, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            parser.add_argument(
+                *flags, dest=key, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
         elif get_origin(kind) is tuple:
             parser.add_argument(*flags, dest=key, action="append", default=argparse.SUPPRESS, metavar="TEXT", help=text)
         else:

@@ -42,8 +42,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def run() -> NoReturn:
     """The whole process: one command, and then the end at once.
 
-    What must survive is on the disk by then. Python's own way out would let a late signal interrupt the libraries' clearing up, and
-    would end a thread that is still writing in the midst of native code, which aborts the process.
+    What must survive is on the disk by then. Python's own way out would let a late signal interrupt the libraries'
+    clearing up, and would end a thread that is still writing in the midst of native code, which aborts the process.
     """
     try:
         code = main()
@@ -79,7 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return ExitCode.DONE
     except OSError as error:
-        return _fail(MachineError(error.strerror or str(error), where=str(error.filename or ""), cure="check the disk and the path"), words)
+        return _fail(
+            MachineError(
+                error.strerror or str(error), where=str(error.filename or ""), cure="check the disk and the path"
+            ),
+            words,
+        )
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
             raise
@@ -100,7 +105,9 @@ def _dispatch(words: list[str]) -> int:
         return ExitCode.DONE
     if words[0] not in COMMANDS:
         raise ConfigError(
-            f"there is no command {words[0]!r}", where="gptloom", cure=nearest(words[0], COMMANDS, count=1) or f"choose from {', '.join(COMMANDS)}"
+            f"there is no command {words[0]!r}",
+            where="gptloom",
+            cure=nearest(words[0], COMMANDS, count=1) or f"choose from {', '.join(COMMANDS)}",
         )
     return COMMANDS[words[0]](words[1:])
 
@@ -110,10 +117,22 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Ours in one line, for the user; those of libraries as Python prints them."""
     ours = issubclass(category, GptloomWarning)
-    print(f"warning: {' '.join(str(message).split())}" if ours else warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr)
+    print(
+        f"warning: {' '.join(str(message).split())}"
+        if ours
+        else warnings.formatwarning(message, category, filename, lineno, line),
+        file=sys.stderr,
+    )
 
 
 def _fail(error: GptloomError, words: list[str]) -> int:
@@ -128,6 +147,11 @@ def _fail(error: GptloomError, words: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: gptloom COMMAND ...", "", "Train GPTs from scratch on any text, write with them, and trust the numbers.", ""]
+    lines = [
+        "usage: gptloom COMMAND ...",
+        "",
+        "Train GPTs from scratch on any text, write with them, and trust the numbers.",
+        "",
+    ]
     lines += [f"  {name:<8} {(command.__doc__ or '').rstrip('.')}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "`gptloom COMMAND --help` explains each. Try:  gptloom train shakespeare"])

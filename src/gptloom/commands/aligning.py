@@ -35,7 +35,11 @@ class Alignment(Output):
         model, limit = bundle.model, bundle.model.config.block_size
         assert isinstance(model, EncoderDecoder)
         if not 0 < len(source) <= limit:
-            raise InputError(f"a source has 1 to {limit} tokens, not {len(source)}", where="--prompt", cure="give the text to translate")
+            raise InputError(
+                f"a source has 1 to {limit} tokens, not {len(source)}",
+                where="--prompt",
+                cure="give the text to translate",
+            )
         name, self.end = bundle.tokenizer.token_text, end_of_text(bundle.tokenizer)
         written = translate(model, [source], self.end)[0]
         self.text = bundle.tokenizer.decode(written)
@@ -48,7 +52,12 @@ class Alignment(Output):
         self.tokens = describe(logits, targets, args.top)
         self.sources, self.targets = [name(one) for one in source], [name(one) for one in targets]
         self.tokens_seen = [
-            TokenView(name(one.id), -one.logprob, one.rank, tuple((name(other), math.exp(logprob)) for other, logprob in one.alternatives))
+            TokenView(
+                name(one.id),
+                -one.logprob,
+                one.rank,
+                tuple((name(other), math.exp(logprob)) for other, logprob in one.alternatives),
+            )
             for one in self.tokens
         ]
 
@@ -56,7 +65,8 @@ class Alignment(Output):
         """Every view there is."""
         cross = np.stack([layer[0].float().cpu().numpy() for layer in self.writing.cross])
         read = [layer[0].float().cpu().numpy() for layer in self.reading.attention]
-        # One layer often aligns while the other thinks of something else: the one that points most, its heads averaged, is shown large.
+        # One layer often aligns while the other thinks of something else: the one that points most, its heads averaged,
+        # is shown large.
         layer = int(cross.mean(axis=1).max(axis=-1).mean(axis=-1).argmax())
         mean = cross[layer].mean(axis=0)
         self.values |= {
@@ -68,16 +78,29 @@ class Alignment(Output):
             "cross": np.round(cross.astype(np.float64), 4).tolist(),
         }
         draw_alignment(
-            self.path("alignment.png"), mean, self.sources, self.targets, title=f"{''.join(self.sources)}: what each written token looked at (layer {layer})"
+            self.path("alignment.png"),
+            mean,
+            self.sources,
+            self.targets,
+            title=f"{''.join(self.sources)}: what each written token looked at (layer {layer})",
         )
         asked = (self.args.layer, self.args.head)
         for at, weights in enumerate(cross):
             for head, one in enumerate(weights):
                 if asked in ((at, head), (at, None), (None, head)):
                     title = f"{''.join(self.sources)}: layer {at}, head {head} of the cross-attention"
-                    draw_alignment(self.path(f"alignment-{at}-{head}.png"), one, self.sources, self.targets, title=title)
-        draw_attention(self.path("reading.png"), read, self.sources, title=f"{self.name}: where the encoder's heads look")
-        page = tokens_page(self.tokens_seen, title=f"{self.name}: the loss of each written token", summary=self.summary(), notes=self.notes)
+                    draw_alignment(
+                        self.path(f"alignment-{at}-{head}.png"), one, self.sources, self.targets, title=title
+                    )
+        draw_attention(
+            self.path("reading.png"), read, self.sources, title=f"{self.name}: where the encoder's heads look"
+        )
+        page = tokens_page(
+            self.tokens_seen,
+            title=f"{self.name}: the loss of each written token",
+            summary=self.summary(),
+            notes=self.notes,
+        )
         self.path("tokens.html").write_text(page, encoding="utf-8")
 
     def summary(self) -> str:
@@ -87,4 +110,10 @@ class Alignment(Output):
     def _token(self, place: int) -> dict[str, Any]:
         token = self.tokens[place]
         others = [{"id": one, "logprob": round(logprob, 6)} for one, logprob in token.alternatives]
-        return {"id": token.id, "text": self.targets[place], "logprob": round(token.logprob, 6), "rank": token.rank, "alternatives": others}
+        return {
+            "id": token.id,
+            "text": self.targets[place],
+            "logprob": round(token.logprob, 6),
+            "rank": token.rank,
+            "alternatives": others,
+        }

@@ -24,7 +24,9 @@ def run_bench(args: argparse.Namespace, changes: Mapping[str, Any], groups: Sequ
     """Measure the groups; tables go to standard error, the sentences to standard output."""
     config = configure(args.recipe, {}, changes, where="the command line")
     device = pick_device(config.device)
-    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written should be known before two minutes have gone by
+    args.out.mkdir(
+        parents=True, exist_ok=True
+    )  # what cannot be written should be known before two minutes have gone by
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -47,7 +49,11 @@ def _draw(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
     title = f"{found['recipe']}: {found['model']['parameters']:,} parameters on {found['device']}, {found['dtype']}"
     draw_bench(out / "bench.png", found, title=title)
     draw_bench(out / "bench-dark.png", found, title=title, dark=True)
-    return {"picture": str(out / "bench.png"), "picture_dark": str(out / "bench-dark.png"), "json": str(out / "bench.json")}
+    return {
+        "picture": str(out / "bench.png"),
+        "picture_dark": str(out / "bench-dark.png"),
+        "json": str(out / "bench.json"),
+    }
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -58,10 +64,16 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             values = [point["value"] for point in one["points"]]
             growth = f"{one['exponent']:.2f} (from {values[0]:,} to {values[-1]:,}; {one['exponent_at_the_end']:.2f} between the last two)"
             lines.append(f"a step's time grows as {one['name']} to the power {growth}")
-    best = max((point for one in found.get("sweeps", []) for point in one["points"]), key=lambda point: point["operations_per_second"], default=None)
+    best = max(
+        (point for one in found.get("sweeps", []) for point in one["points"]),
+        key=lambda point: point["operations_per_second"],
+        default=None,
+    )
     if best is not None:
         reached = f"{best['operations_per_second'] / 1e9:,.0f} GFLOP/s"
-        lines.append(f"the most that a step reached is {reached}, {best['share_of_limit']:.0%} of what its matrix products allow alone")
+        lines.append(
+            f"the most that a step reached is {reached}, {best['share_of_limit']:.0%} of what its matrix products allow alone"
+        )
     return lines if not found["interrupted"] else [*lines, "interrupted: the rest was not measured"]
 
 
@@ -79,13 +91,20 @@ def _streams(one: Mapping[str, Any]) -> str:
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """A table a sweep, as far as it was measured."""
     steps = ("ms a step", "quartiles", "n", "tokens/s", "FLOP a token", "GFLOP/s", "limit ms", "limit GFLOP/s", "share")
-    drawn = [_table(f"step against {one['name']} ({one['setting']})", (one["name"], *steps), map(_step, one["points"])) for one in found.get("sweeps", [])]
+    drawn = [
+        _table(f"step against {one['name']} ({one['setting']})", (one["name"], *steps), map(_step, one["points"]))
+        for one in found.get("sweeps", [])
+    ]
     if points := found.get("sampling", {}).get("points"):
         heads = ("context", "streams", "ms", "quartiles", "tokens/s", "MB a token", "GB/s", "limit GB/s", "share")
         drawn.append(_table("sampling against context", heads, map(_writing, points)))
     if points := found.get("preparing", {}).get("points"):
         columns = ("MB", "seconds", "MB/s", "encoding MB/s", "peak memory MB", "limit MB/s", "share")
-        drawn.append(_table(f"preparing against size, tokens: {found['preparing']['tokenizer']}", columns, map(_preparing, points)))
+        drawn.append(
+            _table(
+                f"preparing against size, tokens: {found['preparing']['tokenizer']}", columns, map(_preparing, points)
+            )
+        )
     if found.get("start"):
         drawn.append(_table("start", ("what", "seconds", "quartiles", "n"), map(_start, found["start"])))
     return drawn
@@ -104,21 +123,52 @@ def _step(one: Mapping[str, Any]) -> Row:
     low, high = one["ms_quartiles"]
     limit = "-" if one["limit_operations_per_second"] is None else f"{one['limit_operations_per_second'] / 1e9:,.0f}"
     reached = f"{one['operations_per_second'] / 1e9:,.1f}"
-    measured = (f"{one['value']:,}", f"{one['ms']:,.2f}", f"{low:,.2f} to {high:,.2f}", str(one["repeats"]), f"{one['tokens_per_second']:,.0f}")
-    return (*measured, f"{one['operations_per_token']:.3g}", reached, f"{one['limit_ms']:,.2f}", limit, f"{one['share_of_limit']:.0%}")
+    measured = (
+        f"{one['value']:,}",
+        f"{one['ms']:,.2f}",
+        f"{low:,.2f} to {high:,.2f}",
+        str(one["repeats"]),
+        f"{one['tokens_per_second']:,.0f}",
+    )
+    return (
+        *measured,
+        f"{one['operations_per_token']:.3g}",
+        reached,
+        f"{one['limit_ms']:,.2f}",
+        limit,
+        f"{one['share_of_limit']:.0%}",
+    )
 
 
 def _writing(one: Mapping[str, Any]) -> Row:
     low, high = one["ms_quartiles"]
-    measured = (f"{one['value']:,}", str(one["streams"]), f"{one['ms']:,.2f}", f"{low:,.2f} to {high:,.2f}", f"{one['tokens_per_second']:,.0f}")
-    rates = (f"{one[key] / scale:,.2f}" for key, scale in (("bytes_per_token", 1e6), ("bytes_per_second", 1e9), ("limit_bytes_per_second", 1e9)))
+    measured = (
+        f"{one['value']:,}",
+        str(one["streams"]),
+        f"{one['ms']:,.2f}",
+        f"{low:,.2f} to {high:,.2f}",
+        f"{one['tokens_per_second']:,.0f}",
+    )
+    rates = (
+        f"{one[key] / scale:,.2f}"
+        for key, scale in (("bytes_per_token", 1e6), ("bytes_per_second", 1e9), ("limit_bytes_per_second", 1e9))
+    )
     return (*measured, *rates, f"{one['share_of_limit']:.0%}")
 
 
 def _preparing(one: Mapping[str, Any]) -> Row:
     memory = "-" if one["peak_memory"] is None else f"{one['peak_memory'] / 1e6:,.0f}"
-    rates = [f"{one[key] / 1e6:,.1f}" for key in ("bytes_per_second", "encode_bytes_per_second", "limit_bytes_per_second")]
-    return (f"{one['value'] / 1e6:,.0f}", f"{one['seconds']:.3f}", *rates[:2], memory, rates[2], f"{one['share_of_limit']:.0%}")
+    rates = [
+        f"{one[key] / 1e6:,.1f}" for key in ("bytes_per_second", "encode_bytes_per_second", "limit_bytes_per_second")
+    ]
+    return (
+        f"{one['value'] / 1e6:,.0f}",
+        f"{one['seconds']:.3f}",
+        *rates[:2],
+        memory,
+        rates[2],
+        f"{one['share_of_limit']:.0%}",
+    )
 
 
 def _start(one: Mapping[str, Any]) -> Row:

@@ -49,9 +49,13 @@ def climb_command(texts: Sequence[str], asked: Mapping[str, Any], run: Path | No
 def show_command(step: str | None, as_json: bool) -> int:
     """Print one step, or the list of all."""
     if step is None:
-        found = [{"name": lesson.name, "title": lesson.title, "base": lesson.base} for lesson in read_lessons().values()]
+        found = [
+            {"name": lesson.name, "title": lesson.title, "base": lesson.base} for lesson in read_lessons().values()
+        ]
         found += [{"name": name, "title": about["title"], "base": None} for name, about in ABOUT.items()]
-        print(json.dumps({"steps": found}) if as_json else "\n".join(f"{one['name']:<14} {one['title']}" for one in found))
+        print(
+            json.dumps({"steps": found}) if as_json else "\n".join(f"{one['name']:<14} {one['title']}" for one in found)
+        )
         return ExitCode.DONE
     shown = show_architecture(step) if step in ABOUT else show_lesson(find_lesson(step))
     print(json.dumps(shown, ensure_ascii=False) if as_json else "\n".join(lines_of(shown)))
@@ -91,12 +95,24 @@ def _draw(climbed: Climbed, rows: Sequence[Row], story: Sequence[Verdict], pictu
     dark = picture.with_name("staircase-dark.png")
     draw_staircase(picture, stairs, title=title)
     draw_staircase(dark, stairs, title=title, dark=True)
-    write_report(report, rows, story, {"light": picture, "dark": dark}, text=climbed.text, seeds=climbed.seeds, tokens=climbed.tokens)
+    write_report(
+        report,
+        rows,
+        story,
+        {"light": picture, "dark": dark},
+        text=climbed.text,
+        seeds=climbed.seeds,
+        tokens=climbed.tokens,
+    )
 
 
 def _command(climbed: Climbed) -> str:
     """What makes the same ladder again, whether or not this one was interrupted."""
-    flags = [word for name, value in climbed.settings.items() for word in (f"--{name}", f"{value:g}" if isinstance(value, float) else str(value))]
+    flags = [
+        word
+        for name, value in climbed.settings.items()
+        for word in (f"--{name}", f"{value:g}" if isinstance(value, float) else str(value))
+    ]
     return shlex.join(["gptloom", "ladder", *climbed.texts, *flags, "--json"])
 
 

@@ -22,10 +22,16 @@ from gptloom.training.run_dir import next_folder
 def compare(args: argparse.Namespace, file: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
     """Compare the factors given as words."""
     factors = [read_factor(word) for word in args.words if is_factor(word)]
-    recipe = configure(args.recipe, {key: file[key] for key in ("recipe", "device") if key in file}, _device_of(changes)).recipe
+    recipe = configure(
+        args.recipe, {key: file[key] for key in ("recipe", "device") if key in file}, _device_of(changes)
+    ).recipe
     layers = ({key: value for key, value in file.items() if key != "recipe"}, changes)
     arms = plan_arms(
-        factors, recipe, *layers, together=args.together, where="the command line" if args.config is None else f"{args.config} and the command line"
+        factors,
+        recipe,
+        *layers,
+        together=args.together,
+        where="the command line" if args.config is None else f"{args.config} and the command line",
     )
     result = _go(args, Plan(arms, args.seeds, args.own_seeds))
     if result is not None:
@@ -43,14 +49,36 @@ def compare_example(args: argparse.Namespace, changes: Mapping[str, Any]) -> int
     if not steps.isdigit() or int(steps) < 1:
         raise ConfigError(f"{steps!r} is not a number of steps", where="--steps", cure=f"try --steps {STEPS}")
     print("\n".join(published_lines(example)), file=sys.stderr)
-    print(f"\nNow each setting by itself, from the first run, with {steps} steps for its {example.runs[0]['settings']['train.steps']:,}:", file=sys.stderr)
+    print(
+        f"\nNow each setting by itself, from the first run, with {steps} steps for its {example.runs[0]['settings']['train.steps']:,}:",
+        file=sys.stderr,
+    )
     first = nest({key: value for key, value in example.runs[0]["settings"].items() if key != "train.steps"})
-    arms = plan_arms(example.factors(int(steps)), "tiny", {"train": {"steps": int(steps)}}, example.base, first, {**changes, "train": train}, where="--example")
+    arms = plan_arms(
+        example.factors(int(steps)),
+        "tiny",
+        {"train": {"steps": int(steps)}},
+        example.base,
+        first,
+        {**changes, "train": train},
+        where="--example",
+    )
     result = _go(args, Plan(arms, args.seeds, args.own_seeds))
     if result is not None:
         found = needs(example, result)
-        published = [{"name": run["name"], "settings": run["settings"], "val_loss": run["val_loss"]} for run in example.runs]
-        findings = [{"from": step.before, "to": step.after, "changed": list(step.changes), "said": step.said, "wrong": step.wrong} for step in example.steps]
+        published = [
+            {"name": run["name"], "settings": run["settings"], "val_loss": run["val_loss"]} for run in example.runs
+        ]
+        findings = [
+            {
+                "from": step.before,
+                "to": step.after,
+                "changed": list(step.changes),
+                "said": step.said,
+                "wrong": step.wrong,
+            }
+            for step in example.steps
+        ]
         result |= {"example": {"name": args.example, "runs": published, "findings": findings, "needs": found}}
         _print(args, result, ["", "what the published conclusions would have needed:", *needs_lines(found, result)])
     return ExitCode.DONE
@@ -76,9 +104,14 @@ def _go(args: argparse.Namespace, plan: Plan) -> dict[str, Any] | None:
     total = f"{len(plan.order())} trainings ({len(plan.arms)} arms, {plan.seeds} seeds), about {duration(sum(times) * plan.seeds)}"
     if args.plan or folder is None:
         arms = [
-            {"name": arm.name, "settings": {key: own for key, (_, own) in arm.changes.items()}, "seconds": t} for arm, t in zip(plan.arms, times, strict=True)
+            {"name": arm.name, "settings": {key: own for key, (_, own) in arm.changes.items()}, "seconds": t}
+            for arm, t in zip(plan.arms, times, strict=True)
         ]
-        print(json.dumps({"arms": arms, "trainings": len(plan.order()), "seconds": sum(times) * plan.seeds}) if args.json else total)
+        print(
+            json.dumps({"arms": arms, "trainings": len(plan.order()), "seconds": sum(times) * plan.seeds})
+            if args.json
+            else total
+        )
         return None
     say(total)
     outcomes = run_all(plan, materials, folder, times, say)
@@ -96,7 +129,10 @@ def _draw(path: Path, result: Mapping[str, Any]) -> None:
         [arm["name"] for arm in result["arms"]],
         [arm["losses"] for arm in result["arms"]],
         [one["differences"] for one in comparisons],
-        [None if one["interval"] is None else (one["interval"][0], one["difference"], one["interval"][1]) for one in comparisons],
+        [
+            None if one["interval"] is None else (one["interval"][0], one["difference"], one["interval"][1])
+            for one in comparisons
+        ],
         title=comparisons[0]["verdict"]
         if len(comparisons) == 1
         else f"{len(comparisons)} comparisons with {result['arms'][0]['name']}, {result['seeds']} seeds",
@@ -113,7 +149,10 @@ def _print(args: argparse.Namespace, result: Mapping[str, Any], more: Sequence[s
     print(f"\n{'arm':<{width}} {'parameters':>12} {'mean loss':>10} {'sd':>8} {'seconds':>9}", file=sys.stderr)
     for arm in result["arms"]:
         mean, sd = (f"{arm[key]:.4f}" if arm[key] is not None else "-" for key in ("mean", "sd"))
-        print(f"{arm['name']:<{width}} {arm['parameters']:>12,} {mean:>10} {sd:>8} {arm['seconds']:>9.1f}", file=sys.stderr)
+        print(
+            f"{arm['name']:<{width}} {arm['parameters']:>12,} {mean:>10} {sd:>8} {arm['seconds']:>9.1f}",
+            file=sys.stderr,
+        )
     print(f"losses in {result['unit']}. {result['rule']['text']}\n", file=sys.stderr)
     for one in result["comparisons"]:
         print(f"{one['arm']} against {one['against']}: {one['verdict']}")

@@ -28,10 +28,14 @@ MOST_TOKENS = 20_000
 def inspect(args: argparse.Namespace) -> int:
     """Make the views, and tell what they show."""
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
-    args.out = args.out or (Path(args.run) / "inspect" if (Path(args.run) / "checkpoints").is_dir() else Path("inspect"))
+    args.out = args.out or (
+        Path(args.run) / "inspect" if (Path(args.run) / "checkpoints").is_dir() else Path("inspect")
+    )
     if reads_pairs(bundle.model.config):
         if args.prompt is None:
-            raise InputError("an encoder-decoder is shown translating a prompt", where="--text", cure="give the source with --prompt")
+            raise InputError(
+                "an encoder-decoder is shown translating a prompt", where="--text", cure="give the source with --prompt"
+            )
         alignment = Alignment(bundle, bundle.tokenizer.encode(read_prompt(args.prompt), args.on_unknown).tolist(), args)
         alignment.show()
         return _report(alignment, alignment.tokens_seen, alignment.summary(), args)
@@ -74,7 +78,9 @@ def _read(args: argparse.Namespace, bundle: Bundle) -> tuple[Tokens, list[str]]:
     else:
         ids, where = bundle.tokenizer.encode(read_prompt(args.prompt), args.on_unknown), "--prompt"
     if len(ids) < 2:
-        raise InputError(f"has {len(ids)} token{'s' * (len(ids) != 1)}, and a loss needs 2", where=where, cure="give a longer text")
+        raise InputError(
+            f"has {len(ids)} token{'s' * (len(ids) != 1)}, and a loss needs 2", where=where, cure="give a longer text"
+        )
     if len(ids) > MOST_TOKENS:
         notes.append(f"the text has {len(ids):,} tokens; the first {MOST_TOKENS:,} are looked at")
     return Tokens(ids[:MOST_TOKENS], np.zeros(1, dtype=np.int64)), notes

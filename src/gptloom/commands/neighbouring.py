@@ -25,7 +25,9 @@ def neighbours(texts: Sequence[str], recipe: str, changes: Mapping[str, Any], ou
     races = {one.name: [(seconds, loss) for _, seconds, loss in one.trial.evaluations] for one in found}
     curves = {one.name: (one.distances, one.gradients) for one in found}
     draw_races(out / "loss.png", races, title=f"{material.name}: the same number of parameters and of tokens")
-    draw_gradient_by_distance(out / "distance.png", curves, title=f"{material.name}: how far back a loss depends on the text")
+    draw_gradient_by_distance(
+        out / "distance.png", curves, title=f"{material.name}: how far back a loss depends on the text"
+    )
     rows = [_row(one) for one in found]
     files = {name: str(out / f"{name}.png") for name in ("loss", "distance")}
     if as_json:
@@ -34,12 +36,27 @@ def neighbours(texts: Sequence[str], recipe: str, changes: Mapping[str, Any], ou
     print(f"{'model':<8} {'width':>5} {'parameters':>10} {'val loss':>8} {'seconds':>7} {'tokens/s':>9} {'reach':>5}")
     for row in rows:
         rate = row["tokens"] / max(row["seconds"], 1e-9)
-        print(f"{row['name']:<8} {row['width']:>5} {row['parameters']:>10,} {row['val_loss']:>8.4f} {row['seconds']:>7.1f} {rate:>9,.0f} {row['reach']:>5}")
+        print(
+            f"{row['name']:<8} {row['width']:>5} {row['parameters']:>10,} {row['val_loss']:>8.4f} {row['seconds']:>7.1f} {rate:>9,.0f} {row['reach']:>5}"
+        )
     print("\n".join(files.values()))
     return ExitCode.DONE
 
 
 def _row(one: Neighbour) -> dict[str, Any]:
     trial = one.trial
-    measured = {"parameters": trial.parameters, "steps": trial.steps, "tokens": trial.tokens, "seconds": trial.seconds, "val_loss": trial.val_loss}
-    return {"name": one.name, "width": one.width, **measured, "reach": one.reach, "evaluations": trial.evaluations, "gradients": one.gradients}
+    measured = {
+        "parameters": trial.parameters,
+        "steps": trial.steps,
+        "tokens": trial.tokens,
+        "seconds": trial.seconds,
+        "val_loss": trial.val_loss,
+    }
+    return {
+        "name": one.name,
+        "width": one.width,
+        **measured,
+        "reach": one.reach,
+        "evaluations": trial.evaluations,
+        "gradients": one.gradients,
+    }

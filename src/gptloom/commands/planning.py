@@ -43,7 +43,9 @@ def plan(args: argparse.Namespace, changes: Mapping[str, Any], amounts: Mapping[
 def lines(config: RunConfig, found: Mapping[str, Any]) -> list[str]:
     """The plan, a line a fact."""
     m, operations, device = config.model, found["operations"], found["device"]
-    shape = f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.block_size}, vocabulary {m.vocab_size:,}"
+    shape = (
+        f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.block_size}, vocabulary {m.vocab_size:,}"
+    )
     grown = f"{show_amount(operations['weights'])} for the weights, {show_amount(operations['attention'])} for attention at {m.block_size}"
     rate = f"{show_amount(device['operations_per_second'])} FLOP/s in {device['dtype']} ({device['source']})"
     return [
@@ -61,8 +63,16 @@ def _memory(memory: Mapping[str, Any], device: Mapping[str, Any]) -> list[str]:
     state = memory["weights"] + memory["gradients"] + memory["optimizer"]
     passed = f"{show_bytes(memory['activations'])} for the activations of a pass of {memory['rows']} sequences"
     cache = memory["cache_per_sequence"]
-    have = "" if device["memory"] is None else f"; the device has {show_bytes(device['memory'])}, for up to {memory['largest_rows']:,} sequences at once"
-    written = [] if cache is None else [f"           {show_bytes(cache)} for what is remembered of a text while writing (float32)"]
+    have = (
+        ""
+        if device["memory"] is None
+        else f"; the device has {show_bytes(device['memory'])}, for up to {memory['largest_rows']:,} sequences at once"
+    )
+    written = (
+        []
+        if cache is None
+        else [f"           {show_bytes(cache)} for what is remembered of a text while writing (float32)"]
+    )
     return [f"memory     {show_bytes(state)} for weights, gradients and optimizer, {passed}{have}", *written]
 
 
@@ -72,7 +82,11 @@ def _training(found: Mapping[str, Any]) -> list[str]:
     per_parameter = f"{_few(training['tokens_per_parameter'])} a parameter{aside}"
     readings = training["readings_of_the_text"]
     read = "" if readings is None else f", {readings:,.2f} readings of the text"
-    hours = f"{training['device_hours']:,.2f} device-hours" if device["devices"] > 1 else f"{training['device_hours']:,.2f} hours"
+    hours = (
+        f"{training['device_hours']:,.2f} device-hours"
+        if device["devices"] > 1
+        else f"{training['device_hours']:,.2f} hours"
+    )
     price = "" if training["price"] is None else f", {training['price']:,.2f} at the given price"
     time = f"{duration(training['seconds'])} at {training['tokens_per_second']:,.0f} tokens/s"
     return [
@@ -87,13 +101,27 @@ def _optimal(found: Mapping[str, Any]) -> list[str]:
     for one in optimal["choices"]:
         nearest = f"nearest recipe: {one['recipe']['name']}, {show_amount(one['recipe']['parameters'])}"
         size = f"{show_amount(one['parameters'])} parameters on {show_amount(one['tokens'])} tokens"
-        rows.append(f"           {one['name']} ({one['source']}): {size}, {_few(one['tokens'] / one['parameters'])} a parameter; {nearest}")
+        rows.append(
+            f"           {one['name']} ({one['source']}): {size}, {_few(one['tokens'] / one['parameters'])} a parameter; {nearest}"
+        )
     ratio = training["tokens_per_parameter"] / RULE
-    words = "about the rule's" if 0.5 <= ratio <= 2 else f"{_few(ratio)} times the rule's" if ratio > 2 else f"1/{_few(1 / ratio)} of the rule's"
-    judged = (
-        "a smaller model would be better for this" if ratio < 0.5 else "a larger one would be better for this, and dearer to use" if ratio > 2 else "well spent"
+    words = (
+        "about the rule's"
+        if 0.5 <= ratio <= 2
+        else f"{_few(ratio)} times the rule's"
+        if ratio > 2
+        else f"1/{_few(1 / ratio)} of the rule's"
     )
-    rows.append(f"           this model has {_few(training['tokens_per_parameter'])} tokens a parameter, {words}: {judged}")
+    judged = (
+        "a smaller model would be better for this"
+        if ratio < 0.5
+        else "a larger one would be better for this, and dearer to use"
+        if ratio > 2
+        else "well spent"
+    )
+    rows.append(
+        f"           this model has {_few(training['tokens_per_parameter'])} tokens a parameter, {words}: {judged}"
+    )
     for one in optimal["predicted_loss"]:
         rows.append(f"           its loss would be {one['loss']:.2f} by {one['fit']}")
     return [*rows, f"           (all of this is {optimal['caveat']})"]

@@ -11,8 +11,8 @@ LONGEST = 1 << 24
 def read_prompt(word: str) -> str:
     """The word itself; or, for `-`, what standard input holds.
 
-    Bytes that are not UTF-8 become halves of surrogate pairs, as they do in the words of a command line: no tokenizer knows them,
-    so that `--on-unknown` says what becomes of them.
+    Bytes that are not UTF-8 become halves of surrogate pairs, as they do in the words of a command line: no tokenizer
+    knows them, so that `--on-unknown` says what becomes of them.
 
     Raises:
         InputError: standard input is closed, or longer than `LONGEST`.

@@ -29,8 +29,15 @@ def report_run(result: Result, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(result)))
         return
-    end = {"finished": "finished", "patience": "stopped: the validation loss no longer fell", "stopped": "stopped by a signal, state saved"}[result.end]
-    print(f"{end} after {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.1f} s of training", file=sys.stderr)
+    end = {
+        "finished": "finished",
+        "patience": "stopped: the validation loss no longer fell",
+        "stopped": "stopped by a signal, state saved",
+    }[result.end]
+    print(
+        f"{end} after {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.1f} s of training",
+        file=sys.stderr,
+    )
     if result.val_loss is not None:
         bits = "" if result.val_bpb is None else f", {result.val_bpb:.4f} bits per byte"
         print(f"validation loss {result.val_loss:.4f} nats per token{bits} (the best, at step {result.best_step:,})")
@@ -54,7 +61,9 @@ def data(args: argparse.Namespace) -> int:
 
 def _lines(report: Report) -> list[str]:
     """The report as a person reads it."""
-    frequent = " ".join(repr(character)[1:-1] if character != " " else "space" for character, _ in report.alphabet.characters[:20])
+    frequent = " ".join(
+        repr(character)[1:-1] if character != " " else "space" for character, _ in report.alphabet.characters[:20]
+    )
     lines = [
         f"text       {report.name}: {report.documents:,} documents, {report.characters:,} characters, {report.bytes:,} bytes",
         f"alphabet   {report.alphabet.size:,} characters; most frequent first: {frequent}",
@@ -62,7 +71,9 @@ def _lines(report: Report) -> list[str]:
     ]
     for name, count in report.tokens.items():
         about = " " if count.exact else "~"
-        lines.append(f"  {name:<15} {count.vocab_size:>10,} {about}{count.tokens:>12,}  {count.characters_per_token:.2f}")
+        lines.append(
+            f"  {name:<15} {count.vocab_size:>10,} {about}{count.tokens:>12,}  {count.characters_per_token:.2f}"
+        )
     found = report.repeats
     return [
         *lines,
@@ -79,25 +90,43 @@ def doctor(args: argparse.Namespace) -> int:
 
     device = pick_device("auto")
     machine = describe_machine()
-    extras = {name: find_spec(name) is not None for name in ("sentencepiece", "tiktoken", "tensorboard", "transformers")}
+    extras = {
+        name: find_spec(name) is not None for name in ("sentencepiece", "tiktoken", "tensorboard", "transformers")
+    }
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
     used: dict[str, Any] = {
         "device": str(device),
-        "why": {"cuda": "the first CUDA device", "mps": "no CUDA device, but Apple's GPU", "cpu": "no CUDA or MPS device"}[device.type],
+        "why": {
+            "cuda": "the first CUDA device",
+            "mps": "no CUDA device, but Apple's GPU",
+            "cpu": "no CUDA or MPS device",
+        }[device.type],
         "precision": str(pick_precision("auto", device)).removeprefix("torch."),
         "recipe": "tiny" if device.type == "cpu" else "baby",
     }
     passes = _passes(used["recipe"], device)
     used |= {"path": passes.path, "why_not_fast": passes.why, "deviation": passes.deviation}
-    found = {"used": used, **machine, "extras": extras, "compiler": compiler, "recipes": recipe_names(), "cache": user_cache_dir("gptloom")}
+    found = {
+        "used": used,
+        **machine,
+        "extras": extras,
+        "compiler": compiler,
+        "recipes": recipe_names(),
+        "cache": user_cache_dir("gptloom"),
+    }
     if args.json:
         print(json.dumps(found))
         return ExitCode.DONE
-    print(f"will use   {used['device']} ({used['why']}) in {used['precision']}, recipe {used['recipe']}, {torch.get_num_threads()} CPU threads")
+    print(
+        f"will use   {used['device']} ({used['why']}) in {used['precision']}, recipe {used['recipe']}, {torch.get_num_threads()} CPU threads"
+    )
     print(f"passes     {passes.describe()}")
     print(f"python     {machine['python']} on {machine['system']}, CPU kernels for {machine['cpu']}")
     print("versions   " + ", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    print("extras     " + ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in extras.items()))
+    print(
+        "extras     "
+        + ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in extras.items())
+    )
     print(f"compiler   {compiler or 'none found: torch.compile on a CPU needs one'}")
     print(f"recipes    {', '.join(recipe_names())}")
     print(f"cache      {found['cache']}")

@@ -9,7 +9,9 @@ from rich.cells import cell_len, set_cell_size
 from gptloom.plots.labels import STEP_NAMES, TokenView, visible
 
 RAMP = ((230, 16), (229, 16), (222, 16), (215, 16), (208, 16), (130, 231), (52, 231))
-"""Background and letters of each step of surprise in the 256-colour palette: a ramp of falling lightness. Both are always set, so
+"""Background and letters of each step of surprise in the 256-colour palette: a ramp of falling lightness.
+
+Both are always set, so
 that it reads alike on light and on dark terminals."""
 
 MOST_ROWS = 64

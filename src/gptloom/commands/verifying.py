@@ -38,7 +38,11 @@ def verify_model(args: argparse.Namespace) -> int:
         print(json.dumps({"passed": good, "checks": [asdict(one) for one in findings], **about}, ensure_ascii=False))
     else:
         counts = [sum(one.passed is kind for one in findings) for kind in (True, False, None)]
-        found = ", ".join(f"{count} {word}" for count, word in zip(counts, ("passed", "failed", "not possible here"), strict=True) if count)
+        found = ", ".join(
+            f"{count} {word}"
+            for count, word in zip(counts, ("passed", "failed", "not possible here"), strict=True)
+            if count
+        )
         print(f"{subject.name}: {found or 'nothing to check'} ({time.perf_counter() - start:.0f} s)")
     return ExitCode.DONE if good else ExitCode.FAILED
 
@@ -47,6 +51,9 @@ def line(finding: Finding) -> str:
     """A finding as a person reads it."""
     if finding.passed is None:
         return f"-     {finding.name:<16}{finding.claim:<50} not possible here: {finding.note}"
-    mark, deviation = "ok  " if finding.passed else "FAIL", "none" if finding.deviation is None else f"{finding.deviation:.1e}"
+    mark, deviation = (
+        "ok  " if finding.passed else "FAIL",
+        "none" if finding.deviation is None else f"{finding.deviation:.1e}",
+    )
     text = f"{mark}  {finding.name:<16}{finding.claim:<50} {deviation:>8} of {finding.tolerance:7.1e}   if not: {finding.meaning}"
     return f"{text}\n      {finding.note}" if finding.note else text

@@ -17,7 +17,16 @@ from gptloom.errors import ConfigError
 from gptloom.generate.batch import Token
 from gptloom.generate.evaluate import Score
 from gptloom.interpret.statistics import gradient_by_distance, vitals
-from gptloom.interpret.trace import Guess, hidden_tokens, logit_lens, look, pointedness, principal_axes, token_losses, uniform_entropy
+from gptloom.interpret.trace import (
+    Guess,
+    hidden_tokens,
+    logit_lens,
+    look,
+    pointedness,
+    principal_axes,
+    token_losses,
+    uniform_entropy,
+)
 from gptloom.plots.html import tokens_page
 from gptloom.plots.inspect import draw_attention, draw_embedding, draw_gradient_by_distance, draw_head, draw_lens
 from gptloom.plots.labels import TokenView
@@ -54,7 +63,9 @@ class Views(Output):
         self.window = self.last[:, -size:]
         self.texts = [bundle.tokenizer.token_text(one) for one in self.window[0].tolist()]
         if len(tokens) > size:
-            self.notes.append(f"the model sees {size} tokens at a time: losses are read in windows of that size, and maps show the last {size} tokens")
+            self.notes.append(
+                f"the model sees {size} tokens at a time: losses are read in windows of that size, and maps show the last {size} tokens"
+            )
         self.trace = look(self.model, self.window)
 
     def all(self) -> dict[str, Callable[[], None]]:
@@ -81,18 +92,31 @@ class Views(Output):
         losses, given, size = self._losses()
         score = Score(-sum(token.logprob for token in losses), len(losses), size)
         self.tokens_seen = [*(TokenView(name(one)) for one in given), *(self._view(token) for token in losses)]
-        unscored: list[dict[str, Any]] = [{"id": one, "text": name(one), "loss": None, "logprob": None, "rank": None, "alternatives": []} for one in given]
-        self.values |= {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": [*unscored, *map(self._token, losses)]}
-        page = tokens_page(self.tokens_seen, title=f"{self.name}: the loss of each token", summary=self.summary(), notes=self.notes)
+        unscored: list[dict[str, Any]] = [
+            {"id": one, "text": name(one), "loss": None, "logprob": None, "rank": None, "alternatives": []}
+            for one in given
+        ]
+        self.values |= {
+            "loss": score.loss,
+            "perplexity": score.perplexity,
+            "bpb": score.bpb,
+            "tokens": [*unscored, *map(self._token, losses)],
+        }
+        page = tokens_page(
+            self.tokens_seen, title=f"{self.name}: the loss of each token", summary=self.summary(), notes=self.notes
+        )
         self.path("tokens.html").write_text(page, encoding="utf-8")
 
     def _losses(self) -> tuple[list[Token], list[int], int]:
         """The tokens that are predicted, those that are given, and the bytes that the predicted ones stand for.
 
-        An encoder predicts each token of the last window with that one hidden (Salazar et al. 2020, pseudo-log-likelihood).
+        An encoder predicts each token of the last window with that one hidden (Salazar et al. 2020,
+        pseudo-log-likelihood).
         """
         if self.kind == "encoder":
-            self.notes.append("each token is guessed with it alone hidden and both sides seen; such losses do not compare with those of a decoder")
+            self.notes.append(
+                "each token is guessed with it alone hidden and both sides seen; such losses do not compare with those of a decoder"
+            )
             hidden = hidden_tokens(self.window[0], self.model.config.vocab_size)
             return list(token_losses(self.model, hidden, top=self.args.top, device=self.device)), [], 0
         windows = evaluation_windows(self.tokens, self.model.config.block_size, _BATCH)
@@ -120,9 +144,16 @@ class Views(Output):
         if sum(layer.size for layer in weights) <= MOST_WEIGHTS:
             self.values["attention"] = [np.round(layer.astype(np.float64), 4).tolist() for layer in weights]
         else:
-            self.notes.append(f"inspect.json leaves out the attention weights, for they are more than {MOST_WEIGHTS:,} numbers; give a shorter text")
+            self.notes.append(
+                f"inspect.json leaves out the attention weights, for they are more than {MOST_WEIGHTS:,} numbers; give a shorter text"
+            )
         draw_attention(self.path("attention.png"), weights, self.texts, title=f"{self.name}: where each head looks")
-        draw_head(self.path(f"head-{layer}-{head}.png"), weights[layer][head], self.texts, title=f"{self.name}: layer {layer}, head {head}")
+        draw_head(
+            self.path(f"head-{layer}-{head}.png"),
+            weights[layer][head],
+            self.texts,
+            title=f"{self.name}: layer {layer}, head {head}",
+        )
 
     def show_lens(self) -> None:
         """What each layer would predict."""
@@ -131,11 +162,21 @@ class Views(Output):
             return
         lens = logit_lens(self.model, self.trace, top=self.args.top)
         names = ["embedding", *(f"after layer {layer}" for layer in range(len(lens) - 1))]
-        self.values["lens"] = [{"after": name, "positions": [self._guess(guess) for guess in row]} for name, row in zip(names, lens, strict=True)]
+        self.values["lens"] = [
+            {"after": name, "positions": [self._guess(guess) for guess in row]}
+            for name, row in zip(names, lens, strict=True)
+        ]
         name = self.bundle.tokenizer.token_text
         best = [[(name(guess.alternatives[0][0]), math.exp(guess.alternatives[0][1])) for guess in row] for row in lens]
         following = [*self.texts[1:], None]
-        draw_lens(self.path("lens.png"), best, self.texts, following, names, title=f"{self.name}: what each layer would say comes next")
+        draw_lens(
+            self.path("lens.png"),
+            best,
+            self.texts,
+            following,
+            names,
+            title=f"{self.name}: what each layer would say comes next",
+        )
 
     def show_embedding(self) -> None:
         """The token table in the plane."""
@@ -144,11 +185,22 @@ class Views(Output):
         texts = [self.bundle.tokenizer.token_text(one) for one in range(len(table))]
         shares = (float(plane.shares[0]), float(plane.shares[1:2].sum()))
         points = [
-            {"id": one, "text": text, "x": round(x, 4), "y": round(y, 4)} for one, (text, (x, y)) in enumerate(zip(texts, plane.points.tolist(), strict=True))
+            {"id": one, "text": text, "x": round(x, 4), "y": round(y, 4)}
+            for one, (text, (x, y)) in enumerate(zip(texts, plane.points.tolist(), strict=True))
         ]
-        self.values["embedding"] = {"shares": [round(share, 6) for share in plane.shares[:10].tolist()], "points": points}
+        self.values["embedding"] = {
+            "shares": [round(share, 6) for share in plane.shares[:10].tolist()],
+            "points": points,
+        }
         marked = sorted(set(self.window[0].tolist()))
-        draw_embedding(self.path("embedding.png"), plane.points.numpy(), texts, shares, marked=marked, title=f"{self.name}: the token table")
+        draw_embedding(
+            self.path("embedding.png"),
+            plane.points.numpy(),
+            texts,
+            shares,
+            marked=marked,
+            title=f"{self.name}: the token table",
+        )
 
     def show_statistics(self) -> None:
         """Sizes of activations and gradients."""
@@ -170,23 +222,46 @@ class Views(Output):
         distance, size = gradient_by_distance(self.model, self.last)
         self.values["distance"] = {"distance": distance, "gradient": size}
         if not any(size[1:]):
-            self.missing["distance"] = "this model's loss depends on no token but the last" if size[1:] else "the text is too short"
+            self.missing["distance"] = (
+                "this model's loss depends on no token but the last" if size[1:] else "the text is too short"
+            )
             return
-        draw_gradient_by_distance(self.path("distance.png"), {self.name: (distance, size)}, title=f"{self.name}: how far back the loss depends on the text")
+        draw_gradient_by_distance(
+            self.path("distance.png"),
+            {self.name: (distance, size)},
+            title=f"{self.name}: how far back the loss depends on the text",
+        )
 
     def _choose(self) -> tuple[int, int]:
         """The layer and the head to draw large: those asked for, and else the one that points at other tokens most."""
         points = [pointedness(weights).tolist() for weights in self.trace.attention]
         layers = [_within(self.args.layer, len(points), "layer")] if self.args.layer is not None else range(len(points))
-        heads = {layer: [_within(self.args.head, len(points[layer]), "head")] if self.args.head is not None else range(len(points[layer])) for layer in layers}
-        return max(((layer, head) for layer in layers for head in heads[layer]), key=lambda pair: points[pair[0]][pair[1]])
+        heads = {
+            layer: [_within(self.args.head, len(points[layer]), "head")]
+            if self.args.head is not None
+            else range(len(points[layer]))
+            for layer in layers
+        }
+        return max(
+            ((layer, head) for layer in layers for head in heads[layer]), key=lambda pair: points[pair[0]][pair[1]]
+        )
 
     def _view(self, token: Token) -> TokenView:
         name = self.bundle.tokenizer.token_text
-        return TokenView(name(token.id), -token.logprob, token.rank, tuple((name(one), math.exp(logprob)) for one, logprob in token.alternatives))
+        return TokenView(
+            name(token.id),
+            -token.logprob,
+            token.rank,
+            tuple((name(one), math.exp(logprob)) for one, logprob in token.alternatives),
+        )
 
     def _token(self, token: Token) -> dict[str, Any]:
-        found = {"id": token.id, "text": self.bundle.tokenizer.token_text(token.id), "loss": round(-token.logprob, 6), "logprob": round(token.logprob, 6)}
+        found = {
+            "id": token.id,
+            "text": self.bundle.tokenizer.token_text(token.id),
+            "loss": round(-token.logprob, 6),
+            "logprob": round(token.logprob, 6),
+        }
         return found | {"rank": token.rank, "alternatives": self._alternatives(token.alternatives)}
 
     def _guess(self, guess: Guess) -> dict[str, Any]:

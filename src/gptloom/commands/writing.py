@@ -26,9 +26,14 @@ def sample(args: argparse.Namespace, config: SampleConfig) -> int:
     if bundle.model.config.architecture == "encoder":
         return _fill(bundle, prompt, args)
     translates, window = reads_pairs(bundle.model.config), bundle.model.window
-    length = 0 if translates else len(bundle.prompt_ids(prompt, args.on_unknown))  # a prompt that cannot be read is not printed either
+    length = (
+        0 if translates else len(bundle.prompt_ids(prompt, args.on_unknown))
+    )  # a prompt that cannot be read is not printed either
     if window and not translates and length + config.tokens > window:
-        print(f"note: the model sees {window} tokens at a time; the context slides along as the text grows", file=sys.stderr)
+        print(
+            f"note: the model sees {window} tokens at a time; the context slides along as the text grows",
+            file=sys.stderr,
+        )
     wants_details = args.json or args.show_probabilities is not None
     live = config.samples == 1 and config.beams == 1 and not wants_details
     if live and not translates:
@@ -38,7 +43,12 @@ def sample(args: argparse.Namespace, config: SampleConfig) -> int:
     texts = bundle.write(prompt, config, on_unknown=args.on_unknown, details=details, show=_show if live else None)
     rate = sum(len(text.tokens) for text in texts) / max(time.perf_counter() - start, 1e-9)
     if args.json:
-        print(json.dumps({"samples": [_as_dict(text, bundle) for text in texts], "tokens_per_second": round(rate, 1)}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"samples": [_as_dict(text, bundle) for text in texts], "tokens_per_second": round(rate, 1)},
+                ensure_ascii=False,
+            )
+        )
     elif args.show_probabilities is not None:
         print("\n".join(line for text in texts for line in _probabilities(text, bundle.tokenizer.token_text)))
     elif live:
@@ -54,9 +64,25 @@ def _fill(bundle: Bundle, text: str, args: argparse.Namespace) -> int:
     pieces = text.split(MASK)
     filled = "".join(piece + name(token.id) for piece, token in zip(pieces, tokens, strict=False)) + pieces[-1]
     if args.json:
-        print(json.dumps({"samples": [{"prompt": text, "text": filled, "tokens": [_token(token, name) for token in tokens]}]}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"samples": [{"prompt": text, "text": filled, "tokens": [_token(token, name) for token in tokens]}]},
+                ensure_ascii=False,
+            )
+        )
     else:
-        print("\n".join([filled, *(_probabilities(Written(text, filled, tokens), name) if args.show_probabilities is not None else [])]))
+        print(
+            "\n".join(
+                [
+                    filled,
+                    *(
+                        _probabilities(Written(text, filled, tokens), name)
+                        if args.show_probabilities is not None
+                        else []
+                    ),
+                ]
+            )
+        )
     return ExitCode.DONE
 
 
@@ -66,7 +92,13 @@ def evaluate(args: argparse.Namespace) -> int:
     bundle = trained.with_weights(args.weights)
     score, exact = bundle.score_tokens(tokens), exact_match(bundle.model, tokens, bundle.tokenizer)
     whole = score if bundle is trained else trained.score_tokens(tokens)
-    values: dict[str, Any] = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb, "tokens": score.tokens, "bytes": score.bytes}
+    values: dict[str, Any] = {
+        "loss": score.loss,
+        "perplexity": score.perplexity,
+        "bpb": score.bpb,
+        "tokens": score.tokens,
+        "bytes": score.bytes,
+    }
     if exact is not None:
         values["exact_match"] = exact
     if bundle is not trained:
@@ -75,7 +107,9 @@ def evaluate(args: argparse.Namespace) -> int:
         print(json.dumps(values))
     else:
         bits = "" if score.bpb is None else f", {score.bpb:.4f} bits per byte"
-        print(f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}{bits} ({score.tokens:,} tokens, {score.bytes:,} bytes)")
+        print(
+            f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}{bits} ({score.tokens:,} tokens, {score.bytes:,} bytes)"
+        )
         if exact is not None:
             print(f"{exact:.2%} of the targets written to the letter")
         if bundle is not trained:
@@ -104,13 +138,23 @@ def _show(_row: int, piece: str) -> None:
 
 def _as_dict(text: Written, bundle: Bundle) -> dict[str, Any]:
     name = bundle.tokenizer.token_text
-    found: dict[str, Any] = {"prompt": text.prompt, "text": text.text, "tokens": [_token(token, name) for token in text.tokens]}
+    found: dict[str, Any] = {
+        "prompt": text.prompt,
+        "text": text.text,
+        "tokens": [_token(token, name) for token in text.tokens],
+    }
     return found if text.score is None else found | {"score": text.score}
 
 
 def _token(token: Token, name: Callable[[int], str]) -> dict[str, Any]:
     alternatives = [{"id": one, "text": name(one), "logprob": round(logprob, 6)} for one, logprob in token.alternatives]
-    return {"id": token.id, "text": name(token.id), "logprob": round(token.logprob, 6), "rank": token.rank, "alternatives": alternatives}
+    return {
+        "id": token.id,
+        "text": name(token.id),
+        "logprob": round(token.logprob, 6),
+        "rank": token.rank,
+        "alternatives": alternatives,
+    }
 
 
 def _probabilities(text: Written, name: Callable[[int], str]) -> list[str]:

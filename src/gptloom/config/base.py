@@ -14,7 +14,8 @@ Positive = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Amount = Annotated[int, Field(ge=0, le=MOST)]
-# Sizes of tables are bounded so that no product of two of them overflows, however absurd; `model.build.check_size` asks for the memory.
+# Sizes of tables are bounded so that no product of two of them overflows, however absurd; `model.build.check_size` asks
+# for the memory.
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Heads = Annotated[int, Field(ge=1, le=2**16)]
 Length = Annotated[int, Field(ge=1, le=2**24)]

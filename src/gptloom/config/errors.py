@@ -119,7 +119,11 @@ def _without(values: Any, paths: Sequence[tuple[str, ...]]) -> Any:
     if not isinstance(values, Mapping) or () in paths:
         return {}
     here = {path[0] for path in paths if len(path) == 1}
-    return {key: _without(value, below) if (below := _below(key, paths)) else value for key, value in values.items() if str(key) not in here}
+    return {
+        key: _without(value, below) if (below := _below(key, paths)) else value
+        for key, value in values.items()
+        if str(key) not in here
+    }
 
 
 def _below(key: Any, paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

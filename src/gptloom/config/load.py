@@ -17,7 +17,9 @@ from gptloom.io.read import read_text
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
-SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {f"data.{name}": name for name in ("tokenizer", "encoding", "on_unknown")}
+SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {
+    f"data.{name}": name for name in ("tokenizer", "encoding", "on_unknown")
+}
 """Settings that also go by a name without their group, as flags and as keywords."""
 
 DEFAULTS = ("tiny", "baby", "translate")
@@ -74,21 +76,33 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise InputError("is nested too deeply", where=str(path), cure="write the settings in tables of their own") from None
+        raise InputError(
+            "is nested too deeply", where=str(path), cure="write the settings in tables of their own"
+        ) from None
     except ValueError as error:  # bad TOML, and numbers of thousands of digits
         raise InputError(f"is not valid TOML: {error}", where=str(path), cure="correct that line") from None
 
 
 def recipe_names() -> list[str]:
     """The recipes that come with gptloom."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("gptloom.config").joinpath("recipes").iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml")
+        for p in resources.files("gptloom.config").joinpath("recipes").iterdir()
+        if p.name.endswith(".toml")
+    )
 
 
 def read_recipe(name: str) -> dict[str, Any]:
     """A recipe's settings as a nested dict, its own name included."""
     if name not in recipe_names():
-        raise ConfigError(f"there is no recipe {name!r}", where="--recipe", cure=nearest(name, recipe_names()) or f"choose from {', '.join(recipe_names())}")
-    return tomllib.loads(resources.files("gptloom.config").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")) | {"recipe": name}
+        raise ConfigError(
+            f"there is no recipe {name!r}",
+            where="--recipe",
+            cure=nearest(name, recipe_names()) or f"choose from {', '.join(recipe_names())}",
+        )
+    return tomllib.loads(
+        resources.files("gptloom.config").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
+    ) | {"recipe": name}
 
 
 def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
@@ -103,7 +117,9 @@ def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") ->
 
 
 def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, where: str) -> None:
-    """Find mistakes before PyTorch is loaded, which takes seconds. What is wrong with only some of `DEFAULTS` is left to `resolve`.
+    """Find mistakes before PyTorch is loaded, which takes seconds.
+
+    What is wrong with only some of `DEFAULTS` is left to `resolve`.
 
     Raises:
         ConfigError: as `resolve`.
@@ -116,7 +132,11 @@ def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[st
         except ConfigError as error:
             found.append(error)
     alike = len({error.line() for error in found}) == 1
-    raise found[0] if alike else ConfigError(found[0].what, where=f"{where}, with the recipe {DEFAULTS[0]}", cure=found[0].cure)
+    raise (
+        found[0]
+        if alike
+        else ConfigError(found[0].what, where=f"{where}, with the recipe {DEFAULTS[0]}", cure=found[0].cure)
+    )
 
 
 def to_toml(config: Config) -> str:

@@ -21,38 +21,62 @@ class ModelConfig(Config):
     block_size: Length = Field(64, description="Longest context, in tokens")
     n_layer: int = Field(4, ge=0, le=1024, description="Number of blocks")
     n_head: Heads = Field(4, description="Query heads")
-    n_kv_head: Heads | None = Field(None, description="Key and value heads, each shared by n_head / n_kv_head queries (default: n_head)")
+    n_kv_head: Heads | None = Field(
+        None, description="Key and value heads, each shared by n_head / n_kv_head queries (default: n_head)"
+    )
     n_embd: Width = Field(128, description="Width of the residual stream")
     head_size: Heads | None = Field(None, description="Width of one head (default: n_embd / n_head)")
     mixer: Literal["attention", "mean", "none"] = Field(
         "attention", description="How positions exchange information: attention, the causal mean, or not at all"
     )
     output_projection: bool = Field(True, description="A linear layer after the heads are joined")
-    score_scale: Literal["head", "embedding"] = Field("head", description="Attention scores are divided by the root of this width")
+    score_scale: Literal["head", "embedding"] = Field(
+        "head", description="Attention scores are divided by the root of this width"
+    )
     qk_norm: bool = Field(False, description="Normalise queries and keys per head before their product (RMSNorm)")
-    positions: Literal["learned", "sinusoidal", "rotary", "none"] = Field("learned", description="How a token's position is told")
-    ngrams: int = Field(1, ge=1, le=8, description="Longest n-grams whose hashed embeddings are added to the token's (1: none)")
+    positions: Literal["learned", "sinusoidal", "rotary", "none"] = Field(
+        "learned", description="How a token's position is told"
+    )
+    ngrams: int = Field(
+        1, ge=1, le=8, description="Longest n-grams whose hashed embeddings are added to the token's (1: none)"
+    )
     ngram_rows: Length = Field(32_768, description="Rows of the table of hashed n-grams")
-    ngram_dropout: Probability = Field(0.0, description="Share of positions that go without n-grams in training, against learning a small text by heart")
+    ngram_dropout: Probability = Field(
+        0.0,
+        description="Share of positions that go without n-grams in training, against learning a small text by heart",
+    )
     rope_theta: Positive = Field(10_000.0, description="Base of the rotary wavelengths")
     mlp: Literal["none", "relu", "gelu", "gelu-tanh", "swiglu", "relu2"] = Field(
         "gelu-tanh", description="The feed-forward layer's activation, or no such layer"
     )
-    mlp_width: Length | None = Field(None, description="Width inside the MLP (default: 4 n_embd; for swiglu 8/3 n_embd, rounded up to a multiple of 8)")
+    mlp_width: Length | None = Field(
+        None,
+        description="Width inside the MLP (default: 4 n_embd; for swiglu 8/3 n_embd, rounded up to a multiple of 8)",
+    )
     residual: Literal["add", "none"] = Field("add", description="Whether a branch is added to its input or replaces it")
     norm: Literal["none", "layernorm", "rmsnorm"] = Field("layernorm", description="Normalisation")
-    norm_position: Literal["pre", "post"] = Field("pre", description="Normalise a branch's input (and once at the end), or each sum after it")
-    bias: Literal["all", "not-qkv", "none"] = Field("all", description="Which linear layers and LayerNorms inside the blocks have a bias")
+    norm_position: Literal["pre", "post"] = Field(
+        "pre", description="Normalise a branch's input (and once at the end), or each sum after it"
+    )
+    bias: Literal["all", "not-qkv", "none"] = Field(
+        "all", description="Which linear layers and LayerNorms inside the blocks have a bias"
+    )
     head: Literal["linear", "tied", "none"] = Field(
-        "linear", description="Output layer: its own matrix, the token table again, or none (the table holds the logits: a bigram)"
+        "linear",
+        description="Output layer: its own matrix, the token table again, or none (the table holds the logits: a bigram)",
     )
     head_bias: bool = Field(False, description="A bias on the output layer")
-    tables: Literal["separate", "shared"] = Field("separate", description="Whether an encoder-decoder's two sides have a token table each")
-    dropout: Probability = Field(0.0, description="Dropout on the residual branches, and on the two below unless they are given")
+    tables: Literal["separate", "shared"] = Field(
+        "separate", description="Whether an encoder-decoder's two sides have a token table each"
+    )
+    dropout: Probability = Field(
+        0.0, description="Dropout on the residual branches, and on the two below unless they are given"
+    )
     attn_dropout: Probability | None = Field(None, description="Dropout on the attention weights (default: dropout)")
     embd_dropout: Probability | None = Field(None, description="Dropout on the summed embeddings (default: dropout)")
     init: Literal["pytorch", "gpt2", "zero-projection"] = Field(
-        "gpt2", description="Initial weights: PyTorch's defaults, GPT-2's, or GPT-2's with every branch starting at zero"
+        "gpt2",
+        description="Initial weights: PyTorch's defaults, GPT-2's, or GPT-2's with every branch starting at zero",
     )
 
     @property
@@ -90,15 +114,24 @@ class ModelConfig(Config):
     def conflicts(self) -> Iterator[Conflict]:
         """The rules of the shapes; a recurrent model has none of attention's."""
         if self.architecture != "decoder" and (self.head == "none" or not self.n_layer):
-            yield Conflict(("architecture", "head", "n_layer"), f"architecture={self.architecture!r} needs layers and a head (--model.n-layer, --model.head)")
+            yield Conflict(
+                ("architecture", "head", "n_layer"),
+                f"architecture={self.architecture!r} needs layers and a head (--model.n-layer, --model.head)",
+            )
         if self.is_recurrent:
             return
         if self.architecture != "decoder" and self.mixer != "attention":
-            yield Conflict(("architecture", "mixer"), f"architecture={self.architecture!r} needs attention, not mixer={self.mixer!r} (--model.mixer)")
+            yield Conflict(
+                ("architecture", "mixer"),
+                f"architecture={self.architecture!r} needs attention, not mixer={self.mixer!r} (--model.mixer)",
+            )
         if self.mixer != "none" and self.n_layer > 0:
             yield from self._conflicts_of_heads()
         if self.positions == "sinusoidal" and self.n_embd % 2:
-            yield Conflict(("positions", "n_embd"), f"sinusoidal positions need an even width, not n_embd={self.n_embd} (--model.n-embd)")
+            yield Conflict(
+                ("positions", "n_embd"),
+                f"sinusoidal positions need an even width, not n_embd={self.n_embd} (--model.n-embd)",
+            )
         if self.head == "none" and (self.n_layer or self.positions in ("learned", "sinusoidal")):
             why = "head='none' is the bigram's table, which has no blocks and no positions; set n_layer=0 and positions='none' (--model.head)"
             yield Conflict(("head", "n_layer", "positions"), why)
@@ -113,7 +146,10 @@ class ModelConfig(Config):
             yield Conflict(("n_head", "n_embd", "head_size"), why)
             return  # what follows is about the width of a head, and there is none
         if self.n_head % self.kv_heads:
-            yield Conflict(("n_kv_head", "n_head"), f"n_kv_head={self.kv_heads} does not divide n_head={self.n_head} (--model.n-kv-head)")
+            yield Conflict(
+                ("n_kv_head", "n_head"),
+                f"n_kv_head={self.kv_heads} does not divide n_head={self.n_head} (--model.n-kv-head)",
+            )
         if self.positions == "rotary" and width % 2:
             why = f"rotary positions need an even head width, and n_embd={n_embd} / n_head={self.n_head} gives {width} (--model.n-head)"
             yield Conflict(("positions", "n_embd", "n_head", "head_size"), why)

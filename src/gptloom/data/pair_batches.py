@@ -39,7 +39,9 @@ class _Pairs:
         starts = tokens.document_starts
         lengths = np.diff(starts, append=len(tokens)) - 1
         if len(starts) % 2:
-            raise InputError(f"{len(starts)} documents are no pairs", where="text", cure="give lines of SOURCE<tab>TARGET")
+            raise InputError(
+                f"{len(starts)} documents are no pairs", where="text", cure="give lines of SOURCE<tab>TARGET"
+            )
         if lengths.min() < 1:
             pair = int(lengths.argmin()) // 2
             what = f"pair {pair + 1:,} has a side in which the tokenizer knows nothing"
@@ -58,7 +60,9 @@ class _Pairs:
     def read(self, pairs: Int64[np.ndarray, " batch"], rows: slice, end_of_text: int) -> PairBatch:
         """Some rows of a batch of pairs, padded to the longest of the whole batch."""
         here = pairs[rows]
-        sources = self._gather(self.source_starts[here], self.source_lengths[here], int(self.source_lengths[pairs].max()))
+        sources = self._gather(
+            self.source_starts[here], self.source_lengths[here], int(self.source_lengths[pairs].max())
+        )
         time = int(self.target_lengths[pairs].max()) + 1
         ends = np.full((len(here), 1), end_of_text)
         targets = self._gather(self.target_starts[here], self.target_lengths[here], time)
@@ -66,7 +70,9 @@ class _Pairs:
         np.put_along_axis(targets, self.target_lengths[here][:, None], ends, axis=1)
         return PairBatch(torch.from_numpy(sources), torch.from_numpy(inputs), torch.from_numpy(targets))
 
-    def _gather(self, starts: Int64[np.ndarray, " batch"], lengths: Int64[np.ndarray, " batch"], width: int) -> Int64[np.ndarray, "batch width"]:
+    def _gather(
+        self, starts: Int64[np.ndarray, " batch"], lengths: Int64[np.ndarray, " batch"], width: int
+    ) -> Int64[np.ndarray, "batch width"]:
         columns = np.arange(width)
         places = np.minimum(starts[:, None] + columns, len(self.ids) - 1)
         return np.where(columns < lengths[:, None], self.ids[places].astype(np.int64), IGNORED)
@@ -75,15 +81,18 @@ class _Pairs:
 class PairBatches:
     """Training batches of pairs: which pairs step n sees depends on the seed and n alone, and ranks share it out.
 
-    Each pair is seen once an epoch, in an order that changes each epoch. Within a window of 32 batches, pairs of like length come
-    into the same batch, so that little of it is padding; the batches of a window are then visited in random order.
+    Each pair is seen once an epoch, in an order that changes each epoch. Within a window of 32 batches, pairs of like
+    length come into the same batch, so that little of it is padding; the batches of a window are then visited in random
+    order.
 
     Attributes:
         tokens_per_epoch: targets of an epoch.
         longest: tokens of the longest source, and of the longest target with its end.
     """
 
-    def __init__(self, tokens: Tokens, *, batch_size: int, seed: int, end_of_text: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, tokens: Tokens, *, batch_size: int, seed: int, end_of_text: int, rank: int = 0, world: int = 1
+    ) -> None:
         """Find the pairs.
 
         Args:
@@ -218,7 +227,11 @@ def split_pairs(store: TokenStore, config: DataConfig, val_store: TokenStore | N
 
 def _count(store: TokenStore) -> int:
     if len(store.document_starts) % 2:
-        raise InputError(f"{len(store.document_starts):,} documents are no pairs", where=str(store.path), cure="give lines of SOURCE<tab>TARGET")
+        raise InputError(
+            f"{len(store.document_starts):,} documents are no pairs",
+            where=str(store.path),
+            cure="give lines of SOURCE<tab>TARGET",
+        )
     return len(store.document_starts) // 2
 
 

@@ -15,7 +15,12 @@ from typing import Literal, NamedTuple
 from gptloom.data.encodings import LINE_ENDS, PIECE, decoded, open_binary
 from gptloom.errors import InputError, nearest
 
-SUFFIXES: dict[str, Literal["jsonl", "csv", "tsv"]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+SUFFIXES: dict[str, Literal["jsonl", "csv", "tsv"]] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TOGETHER = 1 << 16  # characters
 
@@ -61,7 +66,9 @@ class Source:
                 for text in self._json_lines(text_field) if self.kind == "jsonl" else self._rows(text_field):
                     yield from self._cut(text)
         except UnicodeError as error:
-            raise InputError(f"is not {self.encoding} text: {error}", where=self.label, cure="name its encoding (--data.encoding)") from None
+            raise InputError(
+                f"is not {self.encoding} text: {error}", where=self.label, cure="name its encoding (--data.encoding)"
+            ) from None
 
     def _whole(self) -> Iterator[Piece]:
         held = ""
@@ -112,9 +119,15 @@ class Source:
                         yield row[column]
                     elif row:
                         cure = "correct that row"
-                        raise InputError(f"has {len(row)} of {len(header)} columns, without {text_field!r}", where=f"{self.label}:{rows.line_num}", cure=cure)
+                        raise InputError(
+                            f"has {len(row)} of {len(header)} columns, without {text_field!r}",
+                            where=f"{self.label}:{rows.line_num}",
+                            cure=cure,
+                        )
             except csv.Error as error:
-                raise InputError(f"is not valid CSV: {error}", where=f"{self.label}:{rows.line_num}", cure="correct that row") from None
+                raise InputError(
+                    f"is not valid CSV: {error}", where=f"{self.label}:{rows.line_num}", cure="correct that row"
+                ) from None
 
 
 def together(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -135,15 +148,25 @@ def _text_of(line: str, text_field: str, where: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON: {error}", where=where, cure="correct that line; each line must be one JSON object") from None
+        raise InputError(
+            f"is not JSON: {error}", where=where, cure="correct that line; each line must be one JSON object"
+        ) from None
     if not isinstance(record, dict):
-        raise InputError(f"is a JSON {type(record).__name__}, not an object", where=where, cure=f'write each line as {{"{text_field}": "..."}}')
+        raise InputError(
+            f"is a JSON {type(record).__name__}, not an object",
+            where=where,
+            cure=f'write each line as {{"{text_field}": "..."}}',
+        )
     if text_field not in record:
         cure = f"{nearest(text_field, record)} Say which key holds the text (--data.text-field)".strip()
         raise InputError(f"has no key {text_field!r}; its keys are {', '.join(record)}", where=where, cure=cure)
     text = record[text_field]
     if not isinstance(text, str):
-        raise InputError(f"{text_field!r} is {type(text).__name__}, not a string", where=where, cure="name the key that holds the text (--data.text-field)")
+        raise InputError(
+            f"{text_field!r} is {type(text).__name__}, not a string",
+            where=where,
+            cure="name the key that holds the text (--data.text-field)",
+        )
     return text
 
 
@@ -168,7 +191,9 @@ class PairSource(Source):
                 yield from self._cut(source)
                 yield from self._cut(target)
         except UnicodeError as error:
-            raise InputError(f"is not {self.encoding} text: {error}", where=self.label, cure="name its encoding (--data.encoding)") from None
+            raise InputError(
+                f"is not {self.encoding} text: {error}", where=self.label, cure="name its encoding (--data.encoding)"
+            ) from None
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
         found = False

@@ -1,4 +1,6 @@
-"""Text that occurs twice: repeated lines and documents, and validation text that training has seen. Hashes of 64 bits stand for text.
+"""Text that occurs twice: repeated lines and documents, and validation text that training has seen.
+
+Hashes of 64 bits stand for text.
 
 What a text is like, before a model is trained on it: its size, alphabet, tokens, repetitions and leaks.
 """
@@ -232,7 +234,10 @@ def describe(corpus: Corpus, config: DataConfig) -> Report:
     """
     scan = corpus.scan
     order = np.argsort(-scan.frequencies, kind="stable")[:256]
-    alphabet = Alphabet(len(scan.alphabet), [(chr(code), int(count)) for code, count in zip(scan.alphabet[order], scan.frequencies[order], strict=True)])
+    alphabet = Alphabet(
+        len(scan.alphabet),
+        [(chr(code), int(count)) for code, count in zip(scan.alphabet[order], scan.frequencies[order], strict=True)],
+    )
     found = repeats(corpus.pieces())
     leaked = _leakage(corpus, config)
     notes = list(corpus.notes)
@@ -297,7 +302,9 @@ def _leakage(corpus: Corpus, config: DataConfig) -> float:
     """Leakage between the parts that a split by position makes, measured in characters, or into the validation file."""
     if config.val_text is not None:
         val = open_corpus([config.val_text], config)
-        return leakage((piece.text for piece in corpus.pieces()), (piece.text for piece in val.pieces()), val.characters)
+        return leakage(
+            (piece.text for piece in corpus.pieces()), (piece.text for piece in val.pieces()), val.characters
+        )
     cut = max(round((1 - config.val_fraction) * corpus.characters), corpus.characters - config.val_tokens)
     return leakage(_slice(corpus, 0, cut), _slice(corpus, cut, corpus.characters), corpus.characters - cut)
 
@@ -314,11 +321,26 @@ def _warnings(alphabet: Alphabet, characters: int, found: Repeats, leaked: float
     most, count = alphabet.characters[0]
     checks = [
         (characters < 10_000, f"{characters:,} characters are few: a model will learn them by heart"),
-        (characters > 1_000_000_000, f"{characters:,} characters are many: tokenizing takes minutes, and the token file as many bytes or more"),
+        (
+            characters > 1_000_000_000,
+            f"{characters:,} characters are many: tokenizing takes minutes, and the token file as many bytes or more",
+        ),
         (count > 0.4 * characters, f"{count / characters:.0%} of the characters are {most!r}"),
-        (alphabet.size > 5_000, f"{alphabet.size:,} distinct characters make a large table: bpe:4096 suits this text better than char"),
-        (found.character_share > 0.2, f"{found.character_share:.0%} of the text is in lines that repeat an earlier one"),
-        (found.repeated_documents > 0, f"{found.repeated_documents:,} of {found.documents:,} documents repeat an earlier one"),
-        (leaked > 0.05, f"{leaked:.0%} of the validation text occurs in the training text too: the validation loss will look too good"),
+        (
+            alphabet.size > 5_000,
+            f"{alphabet.size:,} distinct characters make a large table: bpe:4096 suits this text better than char",
+        ),
+        (
+            found.character_share > 0.2,
+            f"{found.character_share:.0%} of the text is in lines that repeat an earlier one",
+        ),
+        (
+            found.repeated_documents > 0,
+            f"{found.repeated_documents:,} of {found.documents:,} documents repeat an earlier one",
+        ),
+        (
+            leaked > 0.05,
+            f"{leaked:.0%} of the validation text occurs in the training text too: the validation loss will look too good",
+        ),
     ]
     return [warning for applies, warning in checks if applies]

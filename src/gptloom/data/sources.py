@@ -25,12 +25,14 @@ from gptloom.errors import InputError, MachineError, nearest
 __all__ = ["Corpus", "Piece", "Scan", "open_corpus"]
 
 
-def open_corpus(texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | io.BufferedIOBase | None = None, pairs: bool = False) -> Corpus:
+def open_corpus(
+    texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | io.BufferedIOBase | None = None, pairs: bool = False
+) -> Corpus:
     """Find the files that `texts` name and how they are encoded.
 
     Args:
-        texts: files, folders (read whole, sorted, without hidden files), globs, `-` for standard input, data set names, or number
-            words such as numbers:en-fr, which are always pairs.
+        texts: files, folders (read whole, sorted, without hidden files), globs, `-` for standard input, data set names,
+            or number words such as numbers:en-fr, which are always pairs.
         config: `text_field`, `encoding` and `cache` are used.
         stdin: read in place of standard input.
         pairs: each line of a file is a source, a tab and a target, and the documents are sources and targets in turn.
@@ -70,7 +72,9 @@ class _Finder:
         elif kind == stat.S_IFREG:
             self.sources.append(self._source(path, text))
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-            raise InputError("is a device, which may have no end", where=text, cure="give a file, or - for standard input")
+            raise InputError(
+                "is a device, which may have no end", where=text, cure="give a file, or - for standard input"
+            )
         elif kind is not None:  # a pipe, such as the shell's <(command)
             with open_binary(path) as pipe:
                 self.sources.append(self._source(self._spool(pipe), text))
@@ -111,7 +115,11 @@ class _Finder:
                 skipped["binary"].append(str(path))
             except EmptyFileError:
                 skipped["empty"].append(str(path))
-        self.notes += [f"{len(labels)} {kind} file{'s' * (len(labels) > 1)} skipped: {listed(labels)}" for kind, labels in skipped.items() if labels]
+        self.notes += [
+            f"{len(labels)} {kind} file{'s' * (len(labels) > 1)} skipped: {listed(labels)}"
+            for kind, labels in skipped.items()
+            if labels
+        ]
         if len(self.sources) == before:
             found = f"{len(paths)} files, none of them text" if paths else "no file"
             raise InputError(f"there is {found} here", where=text, cure="check the path; hidden files are not read")
@@ -133,7 +141,11 @@ def _kind(path: Path) -> int | None:
     """What lies at a path, as a `stat.S_IF...`; None where nothing does."""
     try:
         return stat.S_IFMT(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, or half a surrogate pair, in the name
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+    ):  # ValueError: a NUL, or half a surrogate pair, in the name
         return None
     except OSError as error:
         if error.errno == errno.EINVAL:  # Windows, of a name with * or ? in it
@@ -144,7 +156,9 @@ def _kind(path: Path) -> int | None:
 def _matching(pattern: Path) -> list[Path]:
     """The files that a glob stands for, sorted."""
     try:
-        return sorted(found for found in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if found.is_file())
+        return sorted(
+            found for found in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if found.is_file()
+        )
     except (ValueError, NotImplementedError, OSError) as error:
         raise InputError(f"is no pattern: {error}", where=str(pattern), cure="write it as in texts/*.txt") from None
 
@@ -153,8 +167,14 @@ def _files_below(folder: Path) -> list[Path]:
     try:
         found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     except RecursionError:
-        raise InputError("its folders are nested too deeply", where=str(folder), cure="give the files by a glob") from None
-    return [folder / path for path in sorted(found, key=Path.as_posix) if not any(part.startswith(".") for part in path.parts)]
+        raise InputError(
+            "its folders are nested too deeply", where=str(folder), cure="give the files by a glob"
+        ) from None
+    return [
+        folder / path
+        for path in sorted(found, key=Path.as_posix)
+        if not any(part.startswith(".") for part in path.parts)
+    ]
 
 
 def _missing(path: Path) -> InputError:
@@ -162,7 +182,11 @@ def _missing(path: Path) -> InputError:
         there = [str(path.parent / other.name) for other in path.parent.iterdir()]
     except OSError:
         return InputError(f"there is no folder {str(path.parent)!r}", where=str(path), cure="check the path")
-    return InputError("there is no such file or folder", where=str(path), cure=nearest(str(path), [*there, *DATASETS, EXAMPLE]) or "check the path")
+    return InputError(
+        "there is no such file or folder",
+        where=str(path),
+        cure=nearest(str(path), [*there, *DATASETS, EXAMPLE]) or "check the path",
+    )
 
 
 def _stem(text: str) -> str:

@@ -21,7 +21,8 @@ class Tokens:
 
     Attributes:
         ids: its token ids, a view of the memory map.
-        document_starts: the index in `ids` of each document's first token; 0 comes first, even where a document was cut.
+        document_starts: the index in `ids` of each document's first token; 0 comes first, even where a document was
+            cut.
     """
 
     ids: UInt[np.ndarray, " tokens"]
@@ -78,8 +79,8 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> TokenSt
 def split(store: TokenStore, config: DataConfig, val_store: TokenStore | None = None) -> Split:
     """Cut off what validation reads.
 
-    By position, the first int((1 - val_fraction) n) tokens train, or more where the rest would be longer than val_tokens; by
-    document, that cut moves to the nearest document boundary.
+    By position, the first int((1 - val_fraction) n) tokens train, or more where the rest would be longer than
+    val_tokens; by document, that cut moves to the nearest document boundary.
 
     Args:
         store: the text.
@@ -101,14 +102,20 @@ def split(store: TokenStore, config: DataConfig, val_store: TokenStore | None = 
     for name, part in (("training", parts.train), ("validation", parts.val)):
         if len(part) < 2:
             what = f"the {name} part has {len(part)} token{'s' * (len(part) != 1)}, and at least 2 are needed"
-            raise InputError(what, where=f"{len(store.ids)} tokens", cure="give a longer text, or change --data.val-fraction")
+            raise InputError(
+                what, where=f"{len(store.ids)} tokens", cure="give a longer text, or change --data.val-fraction"
+            )
     return parts
 
 
 def _nearest_boundary(store: TokenStore, cut: int) -> int:
     boundaries = store.document_starts[1:].astype(np.int64)
     if not len(boundaries):
-        raise InputError("there is only one document, so it cannot be split between documents", where="--data.split", cure="use --data.split position")
+        raise InputError(
+            "there is only one document, so it cannot be split between documents",
+            where="--data.split",
+            cure="use --data.split position",
+        )
     return int(boundaries[np.abs(boundaries - cut).argmin()])
 
 

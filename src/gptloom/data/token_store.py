@@ -107,9 +107,15 @@ def write_store(file: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, config: Da
             ids.add(end_ids)
     ids.flush()
     if len(starts) != corpus.documents:
-        raise InputError("changed while it was read", where=", ".join(corpus.sources[:3]), cure="run again when nothing writes to it")
+        raise InputError(
+            "changed while it was read", where=", ".join(corpus.sources[:3]), cure="run again when nothing writes to it"
+        )
     if not ids.written:
-        raise InputError("has no token that the tokenizer knows", where=", ".join(corpus.sources[:3]), cure="choose another tokenizer (--data.tokenizer)")
+        raise InputError(
+            "has no token that the tokenizer knows",
+            where=", ".join(corpus.sources[:3]),
+            cure="choose another tokenizer (--data.tokenizer)",
+        )
     document_starts, metadata = np.array(starts, dtype=_STARTS), _metadata(corpus, tokenizer)
     file.seek(0)
     file.write(_header(name, len(starts), ids.written, metadata | {_SUM: _seal(ids.digest, document_starts, metadata)}))
@@ -185,11 +191,19 @@ def _header(name: str, documents: int, tokens: int, metadata: dict[str, str]) ->
 def _parse(head: bytes, size: int) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
     """Dtype, offset and length of the two tensors, and the metadata; ValueError, KeyError or TypeError when anything is off."""
     content = json_object(head[8:].decode())
-    metadata, tokens, documents = content["__metadata__"], content["ids"]["shape"][0], content["document_starts"]["shape"][0]
+    metadata, tokens, documents = (
+        content["__metadata__"],
+        content["ids"]["shape"][0],
+        content["document_starts"]["shape"][0],
+    )
     name = content["ids"]["dtype"]
     middle = _HEADER + _STARTS.itemsize * documents
     whole = head == _header(name, documents, tokens, metadata) and min(tokens, documents) > 0
-    if not whole or metadata["format"] != f"gptloom tokens {VERSION}" or size != middle + _DTYPES[name].itemsize * tokens:
+    if (
+        not whole
+        or metadata["format"] != f"gptloom tokens {VERSION}"
+        or size != middle + _DTYPES[name].itemsize * tokens
+    ):
         raise ValueError
     return (_DTYPES[name], middle, tokens), (_STARTS, _HEADER, documents), metadata
 

@@ -35,12 +35,22 @@ def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None 
         return
     if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < world):
         count = torch.cuda.device_count() if device.type == "cuda" else 1
-        raise MachineError(f"{world} ranks need {world} devices, and there are {count}", where="--train.ranks", cure="use --train.ranks 1, or --device cpu")
+        raise MachineError(
+            f"{world} ranks need {world} devices, and there are {count}",
+            where="--train.ranks",
+            cure="use --train.ranks 1, or --device cpu",
+        )
     from gptloom.distributed.process_group import Group  # torch.distributed is not loaded for nothing
 
     with tempfile.TemporaryDirectory(prefix="gptloom-") as folder:
         meeting = Path(folder) / "meeting"
-        words = [str(run.absolute()), str(world), str(meeting), device.type, str(checkpoint.absolute()) if checkpoint else ""]
+        words = [
+            str(run.absolute()),
+            str(world),
+            str(meeting),
+            device.type,
+            str(checkpoint.absolute()) if checkpoint else "",
+        ]
         others = [_start(rank, words) for rank in range(1, world)]
         try:
             _await(others, meeting)
@@ -68,7 +78,11 @@ def _await(others: Sequence[subprocess.Popen[bytes]], meeting: Path) -> None:
     while not all(ready(meeting, rank).exists() for rank in range(1, len(others) + 1)):
         for process in others:
             if process.poll() is not None:
-                raise MachineError(f"a process of the run ended at once, with exit code {process.returncode}", where="--train.ranks", cure="see what it said")
+                raise MachineError(
+                    f"a process of the run ended at once, with exit code {process.returncode}",
+                    where="--train.ranks",
+                    cure="see what it said",
+                )
         time.sleep(0.02)
 
 

@@ -18,7 +18,8 @@ from gptloom.training.interfaces import Ranks
 class Group(Ranks):
     """Processes on one machine, over NCCL on CUDA and gloo elsewhere, that find each other through a file.
 
-    Gradients lie in one buffer a group of parameters (`FlatAdamW`), so one sum over the ranks after the backward pass is enough.
+    Gradients lie in one buffer a group of parameters (`FlatAdamW`), so one sum over the ranks after the backward pass
+    is enough.
     """
 
     def __init__(self, rank: int, world: int, meeting: Path, device: torch.device) -> None:
@@ -30,7 +31,8 @@ class Group(Ranks):
         backend = "nccl" if device.type == "cuda" else "gloo"
         where = meeting.absolute().as_uri()
         dist.init_process_group(backend, init_method=where, rank=rank, world_size=world, timeout=timedelta(minutes=5))
-        # The others wait while the first rank evaluates. One that has died is noticed by its closed connection, not by the clock.
+        # The others wait while the first rank evaluates. One that has died is noticed by its closed connection, not by
+        # the clock.
         self.group = dist.new_group(backend=backend, timeout=timedelta(days=1))
 
     def agree(self, *values: int) -> tuple[int, ...]:
@@ -62,5 +64,7 @@ def _others() -> Iterator[None]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:100]
         raise MachineError(
-            f"another process of the run has ended ({reason})", where="ranks", cure="`gptloom resume` goes on from the last checkpoint"
+            f"another process of the run has ended ({reason})",
+            where="ranks",
+            cure="`gptloom resume` goes on from the last checkpoint",
         ) from None

@@ -1,7 +1,8 @@
 """The gate of the hand-written passes: `why_not` for training, `why_not_decode` for sampling.
 
-Both are whitelists. What they do not know (a field of `ModelConfig`, a value of one, a type of module, a patched method, a hook) is
-trained and sampled by the model itself. A new field is refused until somebody adds it to the tables below.
+Both are whitelists. What they do not know (a field of `ModelConfig`, a value of one, a type of module, a patched
+method, a hook) is trained and sampled by the model itself. A new field is refused until somebody adds it to the tables
+below.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,20 @@ _BOOL = frozenset((True, False))
 _MLPS = frozenset(("relu", "gelu", "gelu-tanh", "swiglu", "relu2"))
 
 _SIZES: dict[str, Any] = dict.fromkeys(
-    ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_size", "mlp_width", "ngrams", "ngram_rows", "rope_theta"), ANY
+    (
+        "vocab_size",
+        "block_size",
+        "n_layer",
+        "n_head",
+        "n_kv_head",
+        "n_embd",
+        "head_size",
+        "mlp_width",
+        "ngrams",
+        "ngram_rows",
+        "rope_theta",
+    ),
+    ANY,
 )
 _BOTH: dict[str, Any] = _SIZES | {
     "score_scale": frozenset(("head", "embedding")),

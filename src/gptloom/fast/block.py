@@ -65,7 +65,11 @@ class Scratch:
         (b, t), h, d, n = shape, plan.heads, weights.out.shape[1] // plan.heads, shape[0] * shape[1]
         self.three, self.qkv = like.new_empty(3, h * b, t, d), like.new_empty(n, 3 * h * d)
         self.scores, self.values = like.new_empty(h * b, t, t), like.new_empty(h * b, t, d)
-        self.narrow, self.middle, self.joined = like.new_empty(n, len(weights.out)), like.new_empty(n, len(weights.out)), like.new_empty(n, h * d)
+        self.narrow, self.middle, self.joined = (
+            like.new_empty(n, len(weights.out)),
+            like.new_empty(n, len(weights.out)),
+            like.new_empty(n, h * d),
+        )
         self.inner = like.new_empty(n, len(weights.up))
         self.active = like.new_empty(n, weights.down.shape[1]) if plan.mlp == "swiglu" else self.inner
         self.turned = like.new_empty(2 * h, b, t, d if plan.head_norm is not None and weights.cos is not None else 0)
@@ -86,13 +90,18 @@ class Forward:
         """Resolve all that is the same from call to call."""
         (b, t), h, d, like = shape, plan.heads, scratch.three.shape[-1], scratch.narrow
         self.plan, self.w, self.shape, self.scratch = plan, w, shape, scratch
-        self.norm1, self.norm2 = (by_hand.make_norm(plan.norm, *one, like) for one in ((w.norm1, w.norm1_bias), (w.norm2, w.norm2_bias)))
+        self.norm1, self.norm2 = (
+            by_hand.make_norm(plan.norm, *one, like) for one in ((w.norm1, w.norm1_bias), (w.norm2, w.norm2_bias))
+        )
         self.qkv, self.out = by_hand.Linear(w.qkv, w.qkv_bias), by_hand.Linear(w.out, w.out_bias)
         self.up, self.down = by_hand.Linear(w.up, w.up_bias), by_hand.Linear(w.down, w.down_bias)
         three = torch.empty_like(scratch.three)
         self.attention = by_hand.Attention(three, plan.scale, causal, scratch.scores, scratch.values)
         self.joined = torch.empty_like(scratch.joined)
-        self.heads, self.joined_heads = scratch.values.view(h, b, t, d).permute(1, 2, 0, 3), self.joined.view(b, t, h, d)
+        self.heads, self.joined_heads = (
+            scratch.values.view(h, b, t, d).permute(1, 2, 0, 3),
+            self.joined.view(b, t, h, d),
+        )
         self.inner = torch.empty_like(scratch.inner)
         self.active = self.inner if plan.mlp == "relu" else torch.empty_like(scratch.active)
         self.activation = by_hand.Activation(plan.mlp, self.inner, self.active)
@@ -100,7 +109,11 @@ class Forward:
         self.mixed, self.split = scratch.qkv.view(b, t, 3 * h, d).permute(2, 0, 1, 3), three.view(3 * h, b, t, d)
         pair, turned = self.split[: 2 * h], self.mixed[: 2 * h]
         if plan.head_norm is not None:
-            self.unit, self.rate, self.gains = torch.empty_like(pair), pair.new_empty(2 * h, b, t, 1), pair.new_empty(2, d)
+            self.unit, self.rate, self.gains = (
+                torch.empty_like(pair),
+                pair.new_empty(2 * h, b, t, 1),
+                pair.new_empty(2, d),
+            )
             turned = pair if w.cos is None else scratch.three.view(3 * h, b, t, d)[: 2 * h]
             self.unit_halves, self.turned_halves = self.unit.view(2, h, b, t, d), turned.view(2, h, b, t, d)
             self.gains_halves = self.gains[:, None, None, None]
@@ -108,7 +121,10 @@ class Forward:
         self.mixed_pair, self.mixed_value, self.value = self.mixed[: 2 * h], self.mixed[2 * h :], self.split[2 * h :]
 
     def run(self, x: Float[Tensor, "n c"], middle: Float[Tensor, "n c"], out: Float[Tensor, "n c"]) -> None:
-        """From x to `out`, by way of `middle`. With RMSNorm the three may be one place; with LayerNorm x and `middle` must stay."""
+        """From x to `out`, by way of `middle`.
+
+        With RMSNorm the three may be one place; with LayerNorm x and `middle` must stay.
+        """
         self.seen = self.norm1.forward(x)
         self.qkv.forward(self.seen, self.scratch.qkv)
         self._split()
@@ -151,10 +167,17 @@ class Backward:
         self.joined, self.heads = scratch.joined.view(b, t, h, d).permute(2, 0, 1, 3), scratch.values.view(h, b, t, d)
         self.three, self.split = scratch.three.unbind(), scratch.three.view(3 * h, b, t, d)
         self.mixed = scratch.qkv.view(b, t, 3 * h, d).permute(2, 0, 1, 3)
-        self.pair, self.mixed_pair, self.value, self.mixed_value = self.split[: 2 * h], self.mixed[: 2 * h], self.split[2 * h :], self.mixed[2 * h :]
+        self.pair, self.mixed_pair, self.value, self.mixed_value = (
+            self.split[: 2 * h],
+            self.mixed[: 2 * h],
+            self.split[2 * h :],
+            self.mixed[2 * h :],
+        )
         self.turned = self.pair if w.cos is None else scratch.turned
         turned = self.mixed_pair if there.plan.head_norm is None else scratch.turned
-        self.rotation = None if w.cos is None or w.sin is None else by_hand.Rotation(w.cos, w.sin, -1.0, self.pair, turned)
+        self.rotation = (
+            None if w.cos is None or w.sin is None else by_hand.Rotation(w.cos, w.sin, -1.0, self.pair, turned)
+        )
 
     def run(self, grad: Float[Tensor, "n c"], out: Float[Tensor, "n c"], fresh: bool) -> None:
         """From the gradient of what came out to that of x, in `out`, which may be the same place."""
@@ -184,7 +207,9 @@ class Backward:
             self.rotation.run()
         if there.plan.head_norm is not None and to.query_norm is not None and to.key_norm is not None:
             halves = self.turned.view(there.unit_halves.shape)
-            for place, found in zip((to.query_norm, to.key_norm), (halves * there.unit_halves).sum((1, 2, 3)), strict=True):
+            for place, found in zip(
+                (to.query_norm, to.key_norm), (halves * there.unit_halves).sum((1, 2, 3)), strict=True
+            ):
                 by_hand.put(found, place, fresh)
             halves.mul_(there.gains_halves)
             torch.mul(by_hand.rms_backward(self.turned, there.unit), there.rate, out=self.mixed_pair)

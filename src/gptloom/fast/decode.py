@@ -1,9 +1,9 @@
 """The next token's scores as one straight line of operations, with everything resolved beforehand that stays the same from token to token.
 
-A step of a small model costs what its Python costs, and one of a larger model what reading its weights costs. So the order of a
-decoder's operations stands here once, and a kit says how each is done: `tensor_kit` for many rows, for a prompt and for
-accelerators, `array_kit` for one row on a CPU. `Decoder` is the reference, and the tests hold the three together. What a kit does
-not know, the next one does; what none knows, the reference does.
+A step of a small model costs what its Python costs, and one of a larger model what reading its weights costs. So the
+order of a decoder's operations stands here once, and a kit says how each is done: `tensor_kit` for many rows, for a
+prompt and for accelerators, `array_kit` for one row on a CPU. `Decoder` is the reference, and the tests hold the three
+together. What a kit does not know, the next one does; what none knows, the reference does.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,11 +43,12 @@ def make_stepper(model: LanguageModel, *, compare: bool = True) -> "Stepper | Re
 
     Args:
         model: its weights are taken as they are now; after training it further, make another stepper.
-        compare: compute a few tokens both ways first, and leave the steps alone if they differ; False is for whoever looks for such differences.
+        compare: compute a few tokens both ways first, and leave the steps alone if they differ; False is for whoever
+            looks for such differences.
 
     Returns:
-        A function of what each row reads, (b lists of t ids), and a state whose rows are equally long, and empty where t is not 1.
-        It gives the logits (b, v) after the last ids; the state then holds the ids too.
+        A function of what each row reads, (b lists of t ids), and a state whose rows are equally long, and empty where
+        t is not 1. It gives the logits (b, v) after the last ids; the state then holds the ids too.
     """
     keep_memory()
     try:
@@ -134,11 +135,20 @@ class Stepper:
             if self.many is None:
                 self.many = Line(self.model, TensorKit(self.model, turned=True), self.parameters)
             return self.many(rows, position, slots)
-        few = max(1, CACHED // (len(rows[0]) * self.model.config.hidden_width)) if self.model.device.type == "cpu" else len(rows)
+        few = (
+            max(1, CACHED // (len(rows[0]) * self.model.config.hidden_width))
+            if self.model.device.type == "cpu"
+            else len(rows)
+        )
         if few >= len(rows):
             return self.tensors(rows, position, slots)
         cuts = [slice(start, start + few) for start in range(0, len(rows), few)]
-        return torch.cat([self.tensors(rows[cut], position, [{name: room[cut] for name, room in slot.items()} for slot in slots]) for cut in cuts])
+        return torch.cat(
+            [
+                self.tensors(rows[cut], position, [{name: room[cut] for name, room in slot.items()} for slot in slots])
+                for cut in cuts
+            ]
+        )
 
 
 class Line:
@@ -166,7 +176,13 @@ def _layer(kit: Kit[Any, Any], block: object, *, ends: bool) -> Layer:
     if type(block) is not Block or block.cross is not None:
         raise Unknown(type(block).__name__)
     mixer = block.mixer
-    mix = kit.attention(mixer, ends) if isinstance(mixer, Attention) else kit.mean(mixer) if isinstance(mixer, CausalMean) else None
+    mix = (
+        kit.attention(mixer, ends)
+        if isinstance(mixer, Attention)
+        else kit.mean(mixer)
+        if isinstance(mixer, CausalMean)
+        else None
+    )
     think = kit.mlp(block.mlp) if block.mlp is not None else None
     norm1, norm2 = kit.norm(block.norm1), kit.norm(block.norm2)
     post, adds, add, last = block.post, block.adds, kit.add, kit.last

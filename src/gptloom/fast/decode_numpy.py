@@ -2,8 +2,9 @@
 
 Operations on numpy's arrays (c,): one token of one row, on a CPU.
 
-An operation of numpy's on so few numbers takes a third of the time of one of PyTorch's. Every function writes its result into an
-array of its own, which holds until its next call. Weights and the state's tensors are looked at where they are, not copied.
+An operation of numpy's on so few numbers takes a third of the time of one of PyTorch's. Every function writes its
+result into an array of its own, which holds until its next call. Weights and the state's tensors are looked at where
+they are, not copied.
 """
 
 import math
@@ -30,10 +31,21 @@ Map = Callable[[Array], Array]
 
 def layer_norm(layer: nn.LayerNorm) -> Map:
     """As `nn.LayerNorm`."""
-    width, gain, bias = layer.weight.numel(), as_array(layer.weight), None if layer.bias is None else as_array(layer.bias)
+    width, gain, bias = (
+        layer.weight.numel(),
+        as_array(layer.weight),
+        None if layer.bias is None else as_array(layer.bias),
+    )
     out, shift, rate = np.empty(width, np.float32), np.empty((), np.float32), np.empty((), np.float32)
     mean, square = np.full(width, 1 / width, np.float32).dot, out.dot
-    subtract, multiply, add, root, of_width, least = np.subtract, np.multiply, np.add, math.sqrt, math.sqrt(width), width * layer.eps
+    subtract, multiply, add, root, of_width, least = (
+        np.subtract,
+        np.multiply,
+        np.add,
+        math.sqrt,
+        math.sqrt(width),
+        width * layer.eps,
+    )
 
     def apply(x: Array) -> Array:
         mean(x, shift)
@@ -77,7 +89,13 @@ def normalise_rows(x: Array, gains: Array, eps: float) -> Callable[[int], object
 
 def activation(kind: str, width: int) -> Map:
     """An MLP's non-linearity on `width` numbers, as `layers.activate`; it may overwrite what it is given."""
-    zero, other, multiply, add, maximum = np.zeros((), np.float32), np.empty(width, np.float32), np.multiply, np.add, np.maximum
+    zero, other, multiply, add, maximum = (
+        np.zeros((), np.float32),
+        np.empty(width, np.float32),
+        np.multiply,
+        np.add,
+        np.maximum,
+    )
     if kind == "relu":
         return lambda x: maximum(x, zero, out=x)
     if kind == "relu2":
@@ -95,10 +113,14 @@ def activation(kind: str, width: int) -> Map:
 
         return gelu
     if kind == "gelu-tanh":
-        cubic, inner, half, one = (np.array(number, np.float32) for number in (0.044715, math.sqrt(2 / math.pi), 0.5, 1.0))
+        cubic, inner, half, one = (
+            np.array(number, np.float32) for number in (0.044715, math.sqrt(2 / math.pi), 0.5, 1.0)
+        )
 
         def gelu_tanh(x: Array) -> Array:
-            multiply(multiply(x, x, other), cubic, other)  # sqrt(2 / pi) (x + 0.044715 x^3) = sqrt(2 / pi) x (1 + 0.044715 x^2)
+            multiply(
+                multiply(x, x, other), cubic, other
+            )  # sqrt(2 / pi) (x + 0.044715 x^3) = sqrt(2 / pi) x (1 + 0.044715 x^2)
             multiply(multiply(add(other, one, other), x, other), inner, other)
             add(np.tanh(other, other), one, other)
             return multiply(multiply(other, half, other), x, x)
@@ -314,13 +336,21 @@ class ArrayKit(Kit[Array, int]):
         if type(layer.query_norm) is nn.RMSNorm and type(layer.key_norm) is nn.RMSNorm:
             self.take(layer.query_norm)
             self.take(layer.key_norm)
-            gains = np.repeat((as_array(layer.query_norm.weight), as_array(layer.key_norm.weight)), (layer.n_head, layer.n_kv_head), axis=0)
+            gains = np.repeat(
+                (as_array(layer.query_norm.weight), as_array(layer.key_norm.weight)),
+                (layer.n_head, layer.n_kv_head),
+                axis=0,
+            )
             steps.append(normalise_rows(turned, gains, epsilon(layer.query_norm)))
         elif not type(layer.query_norm) is type(layer.key_norm) is nn.Identity:
             raise Unknown(type(layer.query_norm).__name__)
         if self.rotary is not None:
             cos, sin = self.rotary
-            swapped, direct, across = turned.reshape(heads, 2, -1)[:, ::-1], np.empty_like(turned), np.empty((heads, 2, width // 2), np.float32)
+            swapped, direct, across = (
+                turned.reshape(heads, 2, -1)[:, ::-1],
+                np.empty_like(turned),
+                np.empty((heads, 2, width // 2), np.float32),
+            )
             sideways, multiply, add = across.reshape(heads, width), np.multiply, np.add
 
             def rotate(position: int) -> None:
@@ -343,4 +373,10 @@ class ArrayKit(Kit[Array, int]):
             scores = self.scores[: shape[0] * shape[1] * seen].reshape(shape[0], shape[1], seen)
             with torch.inference_mode(False):  # a tensor made in that mode could be written to in no other
                 self.score_views[seen] = scores, torch.from_numpy(scores)
-        return keys[:, position], values[:, position], keys[:, :seen].swapaxes(1, 2), values[:, :seen], *self.score_views[seen]
+        return (
+            keys[:, position],
+            values[:, position],
+            keys[:, :seen].swapaxes(1, 2),
+            values[:, :seen],
+            *self.score_views[seen],
+        )

@@ -40,7 +40,8 @@ class TensorKit(Kit[Tensor, Place]):
 
     Args:
         model: whose layers.
-        turned: keep copies of the larger matrices, input by input, as oneDNN reads them a quarter faster, and of int8 as float32: for many steps.
+        turned: keep copies of the larger matrices, input by input, as oneDNN reads them a quarter faster, and of int8
+            as float32: for many steps.
     """
 
     def __init__(self, model: Decoder, *, turned: bool = False) -> None:

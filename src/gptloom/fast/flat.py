@@ -13,8 +13,8 @@ Named = Sequence[tuple[str, nn.Parameter]]
 class Flat:
     """One flat tensor, of which some of the model's parameters become views.
 
-    A small model has dozens of small tensors, and on a CPU it is their number that costs: laid out like this, an update, a
-    gradient's norm and its zeroing are one operation each.
+    A small model has dozens of small tensors, and on a CPU it is their number that costs: laid out like this, an
+    update, a gradient's norm and its zeroing are one operation each.
 
     Args:
         named: parameters by name, on their device and in their type; moving them later would cut the views off.

@@ -1,8 +1,9 @@
 """Weights as int8: a quarter of the bytes, which is what a token costs on a CPU, for a little loss (`gptloom eval --weights int8` tells how much).
 
 A row of a matrix is held as whole numbers from -127 to 127 and one float32 scale (symmetric, rounded to nearest); what
-flows through the model stays float32. PyTorch's own product of int8 weights is quick on a CPU for bfloat16 alone, so few vectors are written in
-three digits of base 256 instead, a digit an int8, and oneDNN multiplies those exactly: the result is as near as that of float32 numbers.
+flows through the model stays float32. PyTorch's own product of int8 weights is quick on a CPU for bfloat16 alone, so
+few vectors are written in three digits of base 256 instead, a digit an int8, and oneDNN multiplies those exactly: the
+result is as near as that of float32 numbers.
 """
 
 import copy
@@ -22,7 +23,10 @@ DIGITS = 3
 HALVES = 0x808080
 """128 in each digit; added and taken away again (by xor), it turns three unsigned bytes into three signed ones."""
 LARGEST = 0x7F7F00
-"""What a vector's largest number is scaled to. Three signed digits go up to 0x7F7F7F, which rounding must not pass; float32 has as many bits."""
+"""What a vector's largest number is scaled to.
+
+Three signed digits go up to 0x7F7F7F, which rounding must not pass; float32 has as many bits.
+"""
 SMALLEST = 1e-30
 """Vectors whose largest number is below this are as good as nothing; larger ones can be scaled to `LARGEST`."""
 NARROWEST, WIDEST = 16, 1 << 17
@@ -73,7 +77,9 @@ class Int8Linear(nn.Module):
         refuse()
 
 
-def digit_product(x: Float[Tensor, "n i"], numbers: Int8[Tensor, "o i"], scale: Float[Tensor, " o"]) -> Float[Tensor, "n o"]:
+def digit_product(
+    x: Float[Tensor, "n i"], numbers: Int8[Tensor, "o i"], scale: Float[Tensor, " o"]
+) -> Float[Tensor, "n o"]:
     """`x @ (numbers * scale).T`, by products of whole numbers; `x` is rounded to 2^-23 of its row's largest number."""
     largest = x.abs().amax(dim=1, keepdim=True).clamp_min_(SMALLEST)
     whole = (x * (LARGEST / largest)).round_().to(torch.int32).add_(HALVES).bitwise_xor_(HALVES)
@@ -89,7 +95,10 @@ def multiplies_integers() -> bool:
     if not hasattr(torch, "_int_mm"):
         return False
     signs = torch.linspace(-1.0, 1.0, 64 * 256).mul(1e4).sin().sign().view(64, 256)
-    x, numbers = torch.cat((signs[:1], torch.ones(1, 256))), torch.cat((torch.ones(1, 256), signs)).mul(127).to(torch.int8)
+    x, numbers = (
+        torch.cat((signs[:1], torch.ones(1, 256))),
+        torch.cat((torch.ones(1, 256), signs)).mul(127).to(torch.int8),
+    )
     found, right = digit_product(x, numbers, torch.ones(len(numbers))), x.double() @ numbers.double().t()
     return bool((found - right).abs().max() < 1e-5 * 127 * 256)
 
@@ -101,9 +110,17 @@ def quantise(model: LanguageModel) -> LanguageModel:
         ConfigError: it is recurrent, or not in the CPU's memory.
     """
     if not isinstance(model, Stack):
-        raise ConfigError(f"int8 weights are not made for an architecture like {model.config.architecture}", where="--weights int8", cure="leave it out")
+        raise ConfigError(
+            f"int8 weights are not made for an architecture like {model.config.architecture}",
+            where="--weights int8",
+            cure="leave it out",
+        )
     if model.device.type != "cpu":
-        raise ConfigError(f"int8 weights are for a CPU, not for {model.device.type}", where="--weights int8", cure="add --device cpu, or leave it out")
+        raise ConfigError(
+            f"int8 weights are for a CPU, not for {model.device.type}",
+            where="--weights int8",
+            cure="add --device cpu, or leave it out",
+        )
     kept: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     kept |= {id(layer): Int8Linear(layer) for layer in model.modules() if type(layer) is nn.Linear}
     return copy.deepcopy(model, kept).eval()
@@ -116,4 +133,8 @@ def is_quantised(model: nn.Module) -> bool:
 
 def refuse() -> None:
     """ConfigError: int8 weights are not saved."""
-    raise ConfigError("int8 weights are for writing and measuring, and are not saved", where="weights", cure='load it with weights="float32", and save that')
+    raise ConfigError(
+        "int8 weights are for writing and measuring, and are not saved",
+        where="weights",
+        cure='load it with weights="float32", and save that',
+    )

@@ -1,11 +1,12 @@
 """Forward and backward passes written by hand, for the CPU; `fast/block.py` makes a block of them, and `fast/train.py` a training step.
 
-PyTorch's own passes are many small operations there, each of which asks for memory, and each of which the autograd engine has to
-call: on a small model that is most of a training step. Here each part owns its memory, laid out once for one shape, so that a pass is
-a list of products and sums into places that are known. N stands for batch times time.
+PyTorch's own passes are many small operations there, each of which asks for memory, and each of which the autograd
+engine has to call: on a small model that is most of a training step. Here each part owns its memory, laid out once for
+one shape, so that a pass is a list of products and sums into places that are known. N stands for batch times time.
 
-`forward` keeps what `backward` needs. `backward` may overwrite the gradient that it is given, but nothing that was kept; where it finds
-gradients of parameters, it replaces what is in their places if they are `fresh`, and else adds to it.
+`forward` keeps what `backward` needs. `backward` may overwrite the gradient that it is given, but nothing that was
+kept; where it finds gradients of parameters, it replaces what is in their places if they are `fresh`, and else adds to
+it.
 
 LayerNorm and RMSNorm by hand, as `handwritten` has the other parts.
 """
@@ -51,7 +52,12 @@ class Linear:
             torch.add(stream, self.bias, out=out).addmm_(x, self.weight_t)
 
     def accumulate_grad(
-        self, grad: Float[Tensor, "n o"], x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, fresh: bool
+        self,
+        grad: Float[Tensor, "n o"],
+        x: Float[Tensor, "n i"],
+        weight: Float[Tensor, "o i"],
+        bias: Float[Tensor, " o"] | None,
+        fresh: bool,
     ) -> None:
         """The gradients of matrix and bias, to `weight` and `bias`, from that of the product and what went into it."""
         if fresh:
@@ -132,7 +138,14 @@ class Attention:
         values: likewise; what comes out lies here, and the gradient of it is looked for here.
     """
 
-    def __init__(self, three: Float[Tensor, "3 n t d"], scale: float, causal: bool, scores: Float[Tensor, "n t t"], values: Float[Tensor, "n t d"]) -> None:
+    def __init__(
+        self,
+        three: Float[Tensor, "3 n t d"],
+        scale: float,
+        causal: bool,
+        scores: Float[Tensor, "n t t"],
+        values: Float[Tensor, "n t d"],
+    ) -> None:
         """Lay out the memory of the weights, (n, t, t)."""
         self.query, self.key, self.value = three.unbind()
         self.key_t, self.value_t = self.key.transpose(1, 2), self.value.transpose(1, 2)
@@ -163,7 +176,14 @@ class Attention:
 class Rotation:
     """As `layers.rotate`, from one place to another; with sign = -1 the way back, which is also the backward pass."""
 
-    def __init__(self, cos: Float[Tensor, "t d"], sin: Float[Tensor, "t d"], sign: float, x: Float[Tensor, "*n t d"], out: Float[Tensor, "*n t d"]) -> None:
+    def __init__(
+        self,
+        cos: Float[Tensor, "t d"],
+        sin: Float[Tensor, "t d"],
+        sign: float,
+        x: Float[Tensor, "*n t d"],
+        out: Float[Tensor, "*n t d"],
+    ) -> None:
         """Cut everything in halves."""
         half = x.shape[-1] // 2
         self.cos, self.sin, self.sign = cos[:, :half], sin[:, :half], sign
@@ -215,9 +235,13 @@ class LayerNorm:
         out, self.mean, self.rate = torch.native_layer_norm(x, self.shape, self.weight, self.bias, self.eps)
         return out
 
-    def backward(self, grad: Float[Tensor, "n c"], weight: Tensor, bias: Tensor | None, fresh: bool) -> Float[Tensor, "n c"]:
+    def backward(
+        self, grad: Float[Tensor, "n c"], weight: Tensor, bias: Tensor | None, fresh: bool
+    ) -> Float[Tensor, "n c"]:
         """The gradient of x; those of the gains and the bias go to `weight` and `bias`."""
-        found = torch.ops.aten.native_layer_norm_backward(grad, self.x, self.shape, self.mean, self.rate, self.weight, self.bias, self.mask)
+        found = torch.ops.aten.native_layer_norm_backward(
+            grad, self.x, self.shape, self.mean, self.rate, self.weight, self.bias, self.mask
+        )
         put(found[1], weight, fresh)
         if bias is not None:
             put(found[2], bias, fresh)
@@ -244,7 +268,9 @@ class RMSNorm:
         torch.mul(x, self.rate, out=self.unit)
         return torch.mul(self.unit, self.weight, out=self.out)
 
-    def backward(self, grad: Float[Tensor, "n c"], weight: Tensor, _bias: Tensor | None, fresh: bool) -> Float[Tensor, "n c"]:
+    def backward(
+        self, grad: Float[Tensor, "n c"], weight: Tensor, _bias: Tensor | None, fresh: bool
+    ) -> Float[Tensor, "n c"]:
         """The gradient of x, in the place of `grad`; that of the gains goes to `weight`."""
         put_sum(grad * self.unit, weight, fresh)
         return rms_backward(grad.mul_(self.weight), self.unit).mul_(self.rate)

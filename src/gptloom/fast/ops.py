@@ -23,7 +23,9 @@ class Unknown(Exception):
 
 
 class Kit(ABC, Generic[X, P]):
-    """A model's layers as plain functions. Each method that takes a layer raises `Unknown` where it is none that the kit knows.
+    """A model's layers as plain functions.
+
+    Each method that takes a layer raises `Unknown` where it is none that the kit knows.
 
     Attributes:
         taken: the ids (`id`) of all parameters that the functions use.

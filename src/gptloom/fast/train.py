@@ -1,8 +1,9 @@
 """A training step's forward and backward pass on a CPU as one straight line, without autograd and without asking for memory.
 
-A small model is trained in steps of a few milliseconds, and much of that used to go into finding memory, making views of it and calling
-one node of autograd after another. Here all of it is done once for a shape of batch: then a step is `block_passes`, one after the
-other over memory that stays, between the tables and the head. `Objective` and autograd are the reference, and the tests hold the two together.
+A small model is trained in steps of a few milliseconds, and much of that used to go into finding memory, making views
+of it and calling one node of autograd after another. Here all of it is done once for a shape of batch: then a step is
+`block_passes`, one after the other over memory that stays, between the tables and the head. `Objective` and autograd
+are the reference, and the tests hold the two together.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +38,8 @@ _SUM = 2  # reduction="sum", as PyTorch's operators call it
 class TrainingPass:
     """The forward and the backward pass of an objective over a batch: in a straight line if the gate of `fast` allows it, else by autograd.
 
-    Before the straight line is used, a few rows of the first batch are computed both ways. If the two differ by more than rounding
-    explains, autograd is used from then on.
+    Before the straight line is used, a few rows of the first batch are computed both ways. If the two differ by more
+    than rounding explains, autograd is used from then on.
 
     Args:
         objective: a batch to (summed nats, count); possibly compiled.
@@ -103,7 +104,11 @@ class TrainingPass:
         if self.why is not None:
             return
         seen = self.deviation is not None
-        changed = any(self._hooks) or any("forward" in one for one in self._attributes) or not all(p.requires_grad for p in self._parameters)
+        changed = (
+            any(self._hooks)
+            or any("forward" in one for one in self._attributes)
+            or not all(p.requires_grad for p in self._parameters)
+        )
         if changed:
             self.why = why_not(self.objective) or "the model has changed"
         elif not seen and batch[0].device.type == "cpu" and self._fits(batch[0]):
@@ -145,7 +150,8 @@ def compare(objective: nn.Module, batch: Batch) -> float:
     Gradients, and the state of the generator, are left as they were.
 
     Returns:
-        The larger of two relative differences: of the loss, and of a parameter's gradient over the norm of all gradients together.
+        The larger of two relative differences: of the loss, and of a parameter's gradient over the norm of all
+            gradients together.
     """
     batch, state = [part[:COMPARED_ROWS] for part in batch], torch.get_rng_state()
     parameters = list(objective.parameters())
@@ -159,7 +165,9 @@ def compare(objective: nn.Module, batch: Batch) -> float:
         else:
             nats, _ = objective(*batch)
             nats.backward()
-        found.append((nats.detach(), [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]))
+        found.append(
+            (nats.detach(), [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters])
+        )
     for parameter, grad in zip(parameters, kept, strict=True):
         parameter.grad = grad
     torch.set_rng_state(state)
@@ -180,7 +188,9 @@ class _Line:
     @torch.no_grad()
     def __init__(self, model: Decoder, shape: torch.Size) -> None:
         (b, t), context, blocks = shape, Context(), cast(list[Block], model.blocks)
-        context.place(t, model.device) if model.causal else context.open(torch.ones(shape, dtype=torch.bool, device="cpu"))
+        context.place(t, model.device) if model.causal else context.open(
+            torch.ones(shape, dtype=torch.bool, device="cpu")
+        )
         like = model.look_up(torch.zeros(shape, dtype=torch.int64, device=model.device), context).flatten(0, 1)
         self.model, self.shape, self.ngrams = model, shape, model.ngrams
         self.trained = [p for p in model.parameters() if self.ngrams is None or p is not self.ngrams.weight]
@@ -201,7 +211,10 @@ class _Line:
         norm, head = cast(Any, model.final_norm), cast(nn.Linear, model.head)
         self.norm_grads = _grad(norm.weight), _grad(getattr(norm, "bias", None))
         self.norm = make_norm(plan.norm, norm.weight.detach(), _bare(getattr(norm, "bias", None)), like)
-        self.head, self.head_grads = by_hand.Linear(head.weight.detach(), _bare(head.bias)), (_grad(head.weight), _grad(head.bias))
+        self.head, self.head_grads = (
+            by_hand.Linear(head.weight.detach(), _bare(head.bias)),
+            (_grad(head.weight), _grad(head.bias)),
+        )
         self.grad, self.share = torch.empty_like(like), like.new_empty(())
         self.logits, self.logprobs = (like.new_empty(len(like), len(head.weight)) for _ in range(2))
 
@@ -212,7 +225,9 @@ class _Line:
         return all(p.grad is grad for p, grad in zip(self.trained, self.grads, strict=True))
 
     @torch.no_grad()
-    def run(self, inputs: Int[Tensor, "b t"], targets: Int[Tensor, "b t"], share: float, fresh: bool) -> Float[Tensor, ""]:
+    def run(
+        self, inputs: Int[Tensor, "b t"], targets: Int[Tensor, "b t"], share: float, fresh: bool
+    ) -> Float[Tensor, ""]:
         """See `TrainingPass`."""
         ngrams, kept, entering = self.ngrams, None, self.stream[0].view(*inputs.shape, -1)
         torch.index_select(self.model.token_table.weight, 0, inputs.flatten(), out=self.stream[0])
@@ -235,7 +250,9 @@ class _Line:
             ngrams.accumulate_grad(rows, grad if kept is None else grad * kept, fresh)
         return nats
 
-    def _loss(self, last: Float[Tensor, "n c"], targets: Int[Tensor, " n"], share: float, fresh: bool) -> Float[Tensor, ""]:
+    def _loss(
+        self, last: Float[Tensor, "n c"], targets: Int[Tensor, " n"], share: float, fresh: bool
+    ) -> Float[Tensor, ""]:
         """The sum of the cross-entropy; the gradient of what the head reads is left in `grad`."""
         aten = torch.ops.aten
         self.head.forward(last, self.logits)
@@ -248,9 +265,15 @@ class _Line:
         return nats  # type: ignore[no-any-return]
 
     def _accumulate_tables(self, inputs: Int[Tensor, "b t"], fresh: bool) -> None:
-        """The tables' gradients, from that of what enters the blocks, in `grad`. A tied head's is in its place already."""
+        """The tables' gradients, from that of what enters the blocks, in `grad`.
+
+        A tied head's is in its place already.
+        """
         tokens, positions = self.model.token_table.weight, self.model.position_table
-        grad, found = cast(Tensor, tokens.grad), torch.ops.aten.embedding_dense_backward(self.grad, inputs.flatten(), len(tokens), -1, False)
+        grad, found = (
+            cast(Tensor, tokens.grad),
+            torch.ops.aten.embedding_dense_backward(self.grad, inputs.flatten(), len(tokens), -1, False),
+        )
         by_hand.put(found, grad, fresh and self.head_grads[0] is not grad)
         if positions is not None:
             grad, length = cast(Tensor, positions.weight.grad), inputs.shape[1]

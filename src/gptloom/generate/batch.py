@@ -39,7 +39,15 @@ class Rows:
         compare: see `fast.decode.make_stepper`.
     """
 
-    def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]], *, room: int, cached: bool = True, compare: bool = True) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        rows: Sequence[Sequence[int]],
+        *,
+        room: int,
+        cached: bool = True,
+        compare: bool = True,
+    ) -> None:
         """Take copies of the texts; nothing is computed yet."""
         if not rows or not all(rows):
             raise ValueError("every row needs at least one token to go on from")

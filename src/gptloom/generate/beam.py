@@ -17,7 +17,8 @@ def beam_search(
     Args:
         model: a causal language model.
         prompt: at least one id.
-        config: beams, tokens and length_penalty are used: a score is the summed log-probability / length ** length_penalty.
+        config: beams, tokens and length_penalty are used: a score is the summed log-probability / length **
+            length_penalty.
         end: an id that ends a continuation.
         cached: see `Rows`.
 
@@ -41,13 +42,18 @@ def beam_search(
                 break
             # Sums only fall, so what goes on can at best keep its sum and be divided by the full length.
             hope = float(best.values[going[0]]) / config.tokens**config.length_penalty
-            if len(done) >= config.beams and sorted((score for _, score in done), reverse=True)[config.beams - 1] >= hope:
+            if (
+                len(done) >= config.beams
+                and sorted((score for _, score in done), reverse=True)[config.beams - 1] >= hope
+            ):
                 break
             sums = best.values[going]
             texts.take([parents[place] for place in going])
             texts.append([ids[place] for place in going])
         else:
-            done += [_scored(row[len(prompt) :], float(total), config) for row, total in zip(texts.rows, sums, strict=True)]
+            done += [
+                _scored(row[len(prompt) :], float(total), config) for row, total in zip(texts.rows, sums, strict=True)
+            ]
     return sorted(done, key=lambda one: -one[1])[: config.beams]
 
 

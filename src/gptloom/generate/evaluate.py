@@ -41,7 +41,9 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(objective: nn.Module, batches: Iterable[tuple[Tensor, ...]], *, device: torch.device, byte_count: int = 0) -> Score:
+def evaluate(
+    objective: nn.Module, batches: Iterable[tuple[Tensor, ...]], *, device: torch.device, byte_count: int = 0
+) -> Score:
     """Sum the objective over batches, with dropout off; `byte_count` is passed on into the score."""
     nats, tokens = 0.0, 0
     with evaluating(objective):

@@ -1,6 +1,7 @@
 """From logits to a token. Pure functions on (b, v) logits, applied in one fixed order.
 
-The order is: repetition penalty, temperature, top-k, top-p, min-p. The field has no common order (nanoGPT: temperature, k;
+The order is: repetition penalty, temperature, top-k, top-p, min-p. The field has no common order (nanoGPT: temperature,
+k;
 LitGPT: k, temperature, p; mlx-lm: p, min-p, k, temperature), so this one is a promise, and tested.
 """
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from gptloom.config.run import SampleConfig
 
 
-def choose(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None, config: SampleConfig, uniforms: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+def choose(
+    logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None, config: SampleConfig, uniforms: Float[Tensor, " b"]
+) -> Int[Tensor, " b"]:
     """One token a row.
 
     Args:
@@ -43,7 +46,10 @@ def keep_likely(logits: Float[Tensor, "b v"], config: SampleConfig) -> Float[Ten
 
 
 def penalise(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"], penalty: float) -> Float[Tensor, "b v"]:
-    """Divide the positive and multiply the negative logits of seen tokens by the penalty (Keskar et al. 2019, section 4.1)."""
+    """Divide the positive and multiply the negative logits of seen tokens by the penalty (Keskar et al.
+
+    2019, section 4.1).
+    """
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 

@@ -19,7 +19,9 @@ def condition(model: EncoderDecoder, sources: Sequence[Sequence[int]]) -> Condit
         return Conditioned(model, model.encode(pad_sources([list(source) for source in sources], model.device)))
 
 
-def translate(model: EncoderDecoder, sources: Sequence[Sequence[int]], end: int, *, batch_size: int = 256) -> list[list[int]]:
+def translate(
+    model: EncoderDecoder, sources: Sequence[Sequence[int]], end: int, *, batch_size: int = 256
+) -> list[list[int]]:
     """The likeliest token at each step, for many sources side by side; sources of like length share a batch."""
     found: list[list[int]] = [[] for _ in sources]
     config = SampleConfig(tokens=model.config.block_size - 1, temperature=0.0)

@@ -33,7 +33,10 @@ class TextStream:
                 return ""
             certain = 1  # the first of so many is no part of a character that may yet come
         fresh = self._fresh(certain)
-        self.context, self.pending = (self.context + self.pending[:certain])[-LONGEST_CHARACTER:], self.pending[certain:]
+        self.context, self.pending = (
+            (self.context + self.pending[:certain])[-LONGEST_CHARACTER:],
+            self.pending[certain:],
+        )
         return self._release(fresh)
 
     def finish(self) -> str:

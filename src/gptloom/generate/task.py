@@ -39,7 +39,9 @@ def cut(config: RunConfig, store: TokenStore, val_store: TokenStore | None = Non
     return parts
 
 
-def training_batches(config: RunConfig, tokens: Tokens, tokenizer: Tokenizer, rank: int = 0, world: int = 1) -> Batches | MaskedBatches | PairBatches:
+def training_batches(
+    config: RunConfig, tokens: Tokens, tokenizer: Tokenizer, rank: int = 0, world: int = 1
+) -> Batches | MaskedBatches | PairBatches:
     """Batches by step for this kind of model: what rank `rank` of `world` sees of them.
 
     Raises:
@@ -47,19 +49,39 @@ def training_batches(config: RunConfig, tokens: Tokens, tokenizer: Tokenizer, ra
     """
     model, batch_size, seed = config.model, config.train.batch_size, config.seed
     if reads_pairs(model):
-        return PairBatches(tokens, batch_size=batch_size, seed=seed, end_of_text=end_of_text(tokenizer), rank=rank, world=world)
-    batches = Batches(tokens, block_size=model.block_size, batch_size=batch_size, seed=seed, sampling=config.data.sampling, rank=rank, world=world)
+        return PairBatches(
+            tokens, batch_size=batch_size, seed=seed, end_of_text=end_of_text(tokenizer), rank=rank, world=world
+        )
+    batches = Batches(
+        tokens,
+        block_size=model.block_size,
+        batch_size=batch_size,
+        seed=seed,
+        sampling=config.data.sampling,
+        rank=rank,
+        world=world,
+    )
     if model.architecture == "encoder":
-        return MaskedBatches(batches, mask=model.vocab_size, fraction=config.data.mask_fraction, seed=seed, first=rank * batch_size // world)
+        return MaskedBatches(
+            batches,
+            mask=model.vocab_size,
+            fraction=config.data.mask_fraction,
+            seed=seed,
+            first=rank * batch_size // world,
+        )
     return batches
 
 
-def evaluation_batches(config: ModelConfig, tokens: Tokens, tokenizer: Tokenizer, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+def evaluation_batches(
+    config: ModelConfig, tokens: Tokens, tokenizer: Tokenizer, batch_size: int
+) -> Iterator[tuple[Tensor, ...]]:
     """Everything there is to predict in `tokens`, once, in a fixed order; of an encoder's, a fixed share."""
     if reads_pairs(config):
         return pair_windows(tokens, batch_size, end_of_text(tokenizer))
     if config.architecture == "encoder":
-        return masked_windows(tokens, config.block_size, batch_size, mask=config.vocab_size, fraction=EVALUATION_MASK_FRACTION)
+        return masked_windows(
+            tokens, config.block_size, batch_size, mask=config.vocab_size, fraction=EVALUATION_MASK_FRACTION
+        )
     return evaluation_windows(tokens, config.block_size, batch_size)
 
 
@@ -79,5 +101,9 @@ def exact_match(model: LanguageModel, tokens: Tokens, tokenizer: Tokenizer) -> f
 def end_of_text(tokenizer: Tokenizer) -> int:
     """The id that opens and closes a translation; InputError where the tokenizer has none."""
     if tokenizer.end_of_text is None:
-        raise InputError("has no end of text, with which an encoder-decoder begins and ends", where="the tokenizer", cure="use --tokenizer char or bpe:SIZE")
+        raise InputError(
+            "has no end of text, with which an encoder-decoder begins and ends",
+            where="the tokenizer",
+            cure="use --tokenizer char or bpe:SIZE",
+        )
     return tokenizer.end_of_text

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 
-# nanoGPT and minGPT name their layers alike, and both keep matrices as nn.Linear does, (out, in), which is also how they lie here.
+# nanoGPT and minGPT name their layers alike, and both keep matrices as nn.Linear does, (out, in), which is also how
+# they lie here.
 NANOGPT = {
     "transformer.wte.weight": "token_table.weight",
     "transformer.wpe.weight": "position_table.weight",

@@ -29,12 +29,13 @@ def import_nanogpt(path: Path, *, n_head: int | None = None, activation: str | N
     Args:
         path: nanoGPT's ckpt.pt, or what torch.save makes of the state dictionary of a nanoGPT or minGPT model.
         n_head: number of heads, where the file does not tell: minGPT's does not.
-        activation: gelu or gelu-tanh. By default gelu for a file with nanoGPT's model_args, gelu-tanh for any other: nanoGPT has
-            had the exact function since 17 May 2023, and minGPT has GPT-2's approximation; the weights do not tell.
+        activation: gelu or gelu-tanh. By default gelu for a file with nanoGPT's model_args, gelu-tanh for any other:
+            nanoGPT has had the exact function since 17 May 2023, and minGPT has GPT-2's approximation; the weights do
+            not tell.
 
     Raises:
-        InputError: it is no such file, or does more than hold tensors and plain values, or weights are missing, of another shape or
-            not finite.
+        InputError: it is no such file, or does more than hold tensors and plain values, or weights are missing, of
+            another shape or not finite.
         ConfigError: the shape is not one that a model can have.
         MachineError: the model does not fit into the memory, or the file cannot be read in the time allowed.
     """
@@ -43,16 +44,28 @@ def import_nanogpt(path: Path, *, n_head: int | None = None, activation: str | N
         arguments = _read_apart(path, folder)
         try:
             header = read_header(folder / "tensors.safetensors")
-            shapes = {there: shape for there, (_, shape) in header.items() if not NANOGPT_TABLES.fullmatch(_PREFIX.sub("", there, count=1))}
+            shapes = {
+                there: shape
+                for there, (_, shape) in header.items()
+                if not NANOGPT_TABLES.fullmatch(_PREFIX.sub("", there, count=1))
+            }
             names = _names(shapes)
-            config = _shape({here: shapes[there] for here, there in names.items()}, arguments, n_head, activation, str(path))
-            if config.head == "linear" and _same(folder / "tensors.safetensors", names["head.weight"], names["token_table.weight"]):
+            config = _shape(
+                {here: shapes[there] for here, there in names.items()}, arguments, n_head, activation, str(path)
+            )
+            if config.head == "linear" and _same(
+                folder / "tensors.safetensors", names["head.weight"], names["token_table.weight"]
+            ):
                 config = config.model_copy(update={"head": "tied"})
                 del names["head.weight"]
             model = build_model(config)
             load_weights(model, folder / "tensors.safetensors", names=names)
         except InputError as error:
-            raise InputError(error.what, where=str(path), cure=error.cure if error.where != str(folder / "tensors.safetensors") else _CURE) from None
+            raise InputError(
+                error.what,
+                where=str(path),
+                cure=error.cure if error.where != str(folder / "tensors.safetensors") else _CURE,
+            ) from None
     return model
 
 
@@ -63,9 +76,16 @@ def _read_apart(path: Path, folder: Path) -> dict[str, Any] | None:
     try:
         done = subprocess.run(command, capture_output=True, cwd=folder, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        raise MachineError(f"could not be read in {seconds:.0f} seconds", where=str(path), cure="try again when the machine is less busy") from None
+        raise MachineError(
+            f"could not be read in {seconds:.0f} seconds",
+            where=str(path),
+            cure="try again when the machine is less busy",
+        ) from None
     if done.returncode:
-        said = done.stdout[:500].decode(errors="replace").strip() or "cannot be read within bounds of memory and time that fit its size"
+        said = (
+            done.stdout[:500].decode(errors="replace").strip()
+            or "cannot be read within bounds of memory and time that fit its size"
+        )
         raise InputError(said, where=str(path), cure=_CURE)
     arguments = read_json(folder / "about.json")["model_args"]
     return arguments if isinstance(arguments, dict) else None
@@ -79,13 +99,23 @@ def _names(shapes: Mapping[str, Any]) -> dict[str, str]:
     strange = [there for there, one in plain.items() if table[one] is None or names[table[one] or ""] != there]
     if strange:
         raise InputError(f"has weights that no GPT of this kind has: {', '.join(sorted(strange)[:3])}", cure=_CURE)
-    missing = [there for there, here in NANOGPT.items() if "{n}" not in here and here not in names and not here.endswith(("bias", "head.weight"))]
+    missing = [
+        there
+        for there, here in NANOGPT.items()
+        if "{n}" not in here and here not in names and not here.endswith(("bias", "head.weight"))
+    ]
     if missing:
         raise InputError(f"has no {' and no '.join(missing)}", cure=_CURE)
     return names
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], arguments: dict[str, Any] | None, n_head: int | None, activation: str | None, where: str) -> ModelConfig:
+def _shape(
+    shapes: Mapping[str, tuple[int, ...]],
+    arguments: dict[str, Any] | None,
+    n_head: int | None,
+    activation: str | None,
+    where: str,
+) -> ModelConfig:
     """The model's shape, from its tensors; only the heads and the dropout are asked of `arguments`."""
     told = arguments or {}
     table, positions = shapes["token_table.weight"], shapes["position_table.weight"]
@@ -104,7 +134,10 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], arguments: dict[str, Any] | No
             raise InputError(f"says {name}={told[name]}, but its tensors say {value}", cure=_CURE)
     heads = told.get("n_head", n_head)
     if heads is None:
-        raise InputError("does not tell its number of heads", cure="give it with --n-head (minGPT's gpt-nano has 3, gpt-mini 6, gpt2 12)")
+        raise InputError(
+            "does not tell its number of heads",
+            cure="give it with --n-head (minGPT's gpt-nano has 3, gpt-mini 6, gpt2 12)",
+        )
     if n_head not in (None, heads):
         raise InputError(f"has {heads} heads by its own model_args, not {n_head}", cure="leave --n-head out")
     fields = found | {

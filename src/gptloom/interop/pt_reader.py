@@ -1,8 +1,9 @@
 """The process that opens a foreign .pt file: `python -m gptloom.interop.pt_reader FILE FOLDER`.
 
-A .pt file is a zip archive with a pickle in it. torch.load(weights_only=True) takes only tensors and plain values from it and runs
-nothing; should it nevertheless be led astray, it is in a process of its own, whose memory, time and output are bounded, and which
-hands over nothing but FOLDER/tensors.safetensors and FOLDER/about.json. What it says about a failure is one line on standard output.
+A .pt file is a zip archive with a pickle in it. torch.load(weights_only=True) takes only tensors and plain values from
+it and runs nothing; should it nevertheless be led astray, it is in a process of its own, whose memory, time and output
+are bounded, and which hands over nothing but FOLDER/tensors.safetensors and FOLDER/about.json. What it says about a
+failure is one line on standard output.
 """
 
 import json
@@ -39,7 +40,8 @@ def read(path: Path, folder: Path) -> None:
         folder: an empty one, for what is found.
 
     Raises:
-        Refused: the file is not what torch.save writes, or holds something other than tensors and plain values, or no tensors.
+        Refused: the file is not what torch.save writes, or holds something other than tensors and plain values, or no
+            tensors.
     """
     _check_archive(path)
     content = _load(path)
@@ -50,7 +52,11 @@ def read(path: Path, folder: Path) -> None:
     if not weights or len(weights) < len(tensors):
         raise Refused("holds no weights by name" if not weights else "holds other things among the weights")
     arguments = content.get("model_args")
-    plain = {str(key): value for key, value in arguments.items() if isinstance(value, bool | int | float)} if isinstance(arguments, Mapping) else {}
+    plain = (
+        {str(key): value for key, value in arguments.items() if isinstance(value, bool | int | float)}
+        if isinstance(arguments, Mapping)
+        else {}
+    )
     with (folder / "about.json").open("w", encoding="utf-8") as file:
         json.dump({"model_args": plain if isinstance(arguments, Mapping) else None}, file)
     save_file({name: one.contiguous().clone() for name, one in weights.items()}, folder / "tensors.safetensors")
@@ -61,7 +67,8 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        # The class is pickle's own, and importing that only to name it would be a poor joke. Its message advises to run the file.
+        # The class is pickle's own, and importing that only to name it would be a poor joke. Its message advises to run
+        # the file.
         if type(error).__name__ != "UnpicklingError":
             raise
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -117,7 +124,9 @@ def main(path: Path, folder: Path) -> int:
     except MemoryError:
         print("takes far more memory than its size")
     except Exception as error:  # noqa: BLE001  # what a hostile file leads to is not foreseen, and this process is there to contain it
-        print(f"cannot be read as plain tensors: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}")
+        print(
+            f"cannot be read as plain tensors: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+        )
     return 2
 
 

@@ -106,8 +106,8 @@ def vitals(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Vitals:
 def gradient_by_distance(model: LanguageModel, ids: Int[Tensor, "b t"]) -> tuple[list[int], list[float]]:
     """How much a loss depends on the tokens before it: |d loss(t) / d embedding(t - k)| against the distance k.
 
-    The norm is averaged over the rows and over all positions t that have a token at distance k. Works for any model with a
-    `token_table`; what vanishes with distance here cannot be learned (Bengio et al. 1994; Pascanu et al. 2013).
+    The norm is averaged over the rows and over all positions t that have a token at distance k. Works for any model
+    with a `token_table`; what vanishes with distance here cannot be learned (Bengio et al. 1994; Pascanu et al. 2013).
 
     Args:
         model: the model; dropout is off.

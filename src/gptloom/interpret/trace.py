@@ -43,9 +43,11 @@ def look(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Trace:
 def lens_logits(model: LanguageModel, stream: Float[Tensor, "b t c"]) -> Float[Tensor, "b t v"]:
     """The logits if the model ended here: its last norm and its output layer on the stream after any block.
 
-    The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"). After the last block these are the model's own logits.
+    The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"). After the last block these are the model's
+    own logits.
     """
-    # A model without a last norm (one that normalises after each sum, say) has nothing between its stream and its output layer.
+    # A model without a last norm (one that normalises after each sum, say) has nothing between its stream and its
+    # output layer.
     norm: nn.Module = getattr(model, "final_norm", nn.Identity())
     with evaluating(model):
         hidden: Tensor = norm(stream)
@@ -60,16 +62,21 @@ def logit_lens(model: LanguageModel, trace: Trace, *, top: int) -> list[list[Gue
 def _guesses(logits: Float[Tensor, "t v"], top: int) -> list[Guess]:
     logprobs = logits.float().log_softmax(-1)
     entropy = torch.special.entr(logprobs.exp()).sum(-1).tolist()
-    return [Guess(alternatives, spread) for alternatives, spread in zip(_likeliest(logprobs, top), entropy, strict=True)]
+    return [
+        Guess(alternatives, spread) for alternatives, spread in zip(_likeliest(logprobs, top), entropy, strict=True)
+    ]
 
 
 @torch.no_grad()
-def token_losses(model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], *, top: int, device: torch.device) -> Iterator[Token]:
+def token_losses(
+    model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], *, top: int, device: torch.device
+) -> Iterator[Token]:
     """Every target of some windows, in order, with its log-probability, its rank and the likeliest alternatives.
 
     Args:
         model: the model; dropout is off.
-        batches: inputs and targets (b, t), as `evaluation_windows` gives them, so that the mean loss is that of `evaluate`.
+        batches: inputs and targets (b, t), as `evaluation_windows` gives them, so that the mean loss is that of
+            `evaluate`.
         top: alternatives of each token.
         device: where the model is.
     """
@@ -108,7 +115,11 @@ def attention_entropy(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
 def pointedness(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
     """How decidedly each head looks at a token other than the one it is at: the mean over rows of the largest such weight."""
     t, s = weights.shape[-2:]
-    own = torch.eye(t, s, dtype=torch.bool, device=weights.device) if t == s else torch.zeros(t, s, dtype=torch.bool, device=weights.device)
+    own = (
+        torch.eye(t, s, dtype=torch.bool, device=weights.device)
+        if t == s
+        else torch.zeros(t, s, dtype=torch.bool, device=weights.device)
+    )
     return weights.float().masked_fill(own, 0.0).amax(-1).mean((0, 2))
 
 

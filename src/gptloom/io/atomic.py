@@ -80,7 +80,9 @@ def recover(folder: Path) -> None:
     newest = max((path.name for path in folder.glob("[!.]*")), key=_number, default="")
     for path in folder.glob(".aside-*"):
         if _number(newest) <= _number(path.name.removeprefix(".aside-")):
-            for name in sorted((hidden.name for hidden in path.iterdir()), key=_number, reverse=True):  # should this be cut short, the newest is back
+            for name in sorted(
+                (hidden.name for hidden in path.iterdir()), key=_number, reverse=True
+            ):  # should this be cut short, the newest is back
                 (path / name).rename(folder / name)
     for mark in (".replaced-", ".aside-", ".writing-", ".removing-"):
         for path in folder.glob(f"{mark}*"):
@@ -99,7 +101,10 @@ def file_hash(path: Path) -> str:
 
 
 class Log:
-    """A file of JSON objects, one a line. A line that the disk did not take is kept, and written before the next one."""
+    """A file of JSON objects, one a line.
+
+    A line that the disk did not take is kept, and written before the next one.
+    """
 
     def __init__(self, path: Path) -> None:
         """Append to this file; nothing is written yet."""
@@ -128,7 +133,11 @@ class Log:
         """Drop all lines but the wanted ones; a line that a crash cut short is not wanted."""
         self.pending = ""
         if self.path.exists():
-            lines = [line for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if (found := _parse(line)) and wanted(found)]
+            lines = [
+                line
+                for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if (found := _parse(line)) and wanted(found)
+            ]
             replace_text(self.path, "".join(line + "\n" for line in lines))
 
 

@@ -25,7 +25,9 @@ def regular_size(path: Path, *, cure: str = CURE) -> int:
     try:
         about = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path), cure=cure) from None
+        raise InputError(
+            f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path), cure=cure
+        ) from None
     if not stat.S_ISREG(about.st_mode):
         what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe or a device"
         raise InputError(f"is {what}, not a file", where=str(path), cure=cure)
@@ -45,7 +47,9 @@ def read_bytes(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> byte
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=cure) from None
     if len(content) > limit:
-        raise InputError(f"has {max(size, len(content)):,} bytes, and such a file has at most {limit:,}", where=str(path), cure=cure)
+        raise InputError(
+            f"has {max(size, len(content)):,} bytes, and such a file has at most {limit:,}", where=str(path), cure=cure
+        )
     return content
 
 

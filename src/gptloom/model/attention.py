@@ -43,7 +43,16 @@ class Heads(nn.Module):
         if traced is None:
             causal = mask is None and causal
             grouped = key.shape[1] != query.shape[1]
-            found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=drop, is_causal=causal, scale=self.scale, enable_gqa=grouped)
+            found = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                dropout_p=drop,
+                is_causal=causal,
+                scale=self.scale,
+                enable_gqa=grouped,
+            )
         else:
             weights = attention_weights(query, key, mask, causal, self.scale)
             traced.append(weights.detach())
@@ -52,14 +61,19 @@ class Heads(nn.Module):
 
 
 class Attention(Heads):
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2) with shared key-value heads (Ainslie et al. 2023)."""
+    """Scaled dot-product attention (Vaswani et al.
+
+    2017, section 3.2) with shared key-value heads (Ainslie et al. 2023).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         """Build one matrix for queries, keys and values (in this order), and the output projection."""
         super().__init__(config)
         self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.width, bias=config.bias == "all")
         joined = self.n_head * self.width
-        self.out = nn.Linear(joined, config.n_embd, bias=config.bias != "none") if config.output_projection else nn.Identity()
+        self.out = (
+            nn.Linear(joined, config.n_embd, bias=config.bias != "none") if config.output_projection else nn.Identity()
+        )
         self.query_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
         # Where no projection follows, the lecture has no dropout after the heads either.
@@ -74,7 +88,9 @@ class Attention(Heads):
         """Let every position gather from those it may see."""
         b, t, _ = x.shape
         widths = [self.n_head * self.width, self.n_kv_head * self.width, self.n_kv_head * self.width]
-        query, key, value = (part.view(b, t, -1, self.width).transpose(1, 2) for part in self.qkv(x).split(widths, dim=-1))
+        query, key, value = (
+            part.view(b, t, -1, self.width).transpose(1, 2) for part in self.qkv(x).split(widths, dim=-1)
+        )
         query, key = self.query_norm(query), self.key_norm(key)
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
@@ -86,7 +102,10 @@ class Attention(Heads):
 
 
 class CrossAttention(Heads):
-    """Queries from the decoder's stream, keys and values from what the encoder has read (Vaswani et al. 2017, section 3.2.3)."""
+    """Queries from the decoder's stream, keys and values from what the encoder has read (Vaswani et al.
+
+    2017, section 3.2.3).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         """Build one matrix for queries, one for keys and values (in this order), and the output projection."""
@@ -100,7 +119,9 @@ class CrossAttention(Heads):
 
     def read(self, memory: Memory) -> Slot:
         """The keys and values of a memory, which stay the same however much is written."""
-        key, value = (part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in self.kv(memory.vectors).chunk(2, dim=-1))
+        key, value = (
+            part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in self.kv(memory.vectors).chunk(2, dim=-1)
+        )
         return {"cross_keys": self.key_norm(key), "cross_values": value, "cross_seen": memory.seen}
 
     def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None) -> Float[Tensor, "b t c"]:
@@ -113,7 +134,11 @@ class CrossAttention(Heads):
 
 
 def attention_weights(
-    query: Float[Tensor, "b h t d"], key: Float[Tensor, "b g s d"], seen: Bool[Tensor, "b 1 _ s"] | None, causal: bool, scale: float
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b g s d"],
+    seen: Bool[Tensor, "b 1 _ s"] | None,
+    causal: bool,
+    scale: float,
 ) -> Float[Tensor, "b h t s"]:
     """softmax(scale q k^T) over the keys that each query may see; every row sums to 1."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -129,7 +154,9 @@ def _given(memory: Memory | None) -> Memory:
     return memory
 
 
-def remember(slot: Slot, key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t d"], state: State, context: Context) -> tuple[Tensor, Tensor]:
+def remember(
+    slot: Slot, key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t d"], state: State, context: Context
+) -> tuple[Tensor, Tensor]:
     """Write the new keys and values behind each row's old ones; return all that may be looked at, (b, g, s, d)."""
     t, keys, values = key.shape[2], slot["keys"], slot["values"]
     end = min(max(state.lengths) + t, state.capacity)

@@ -51,11 +51,17 @@ def check_memory(config: ModelConfig, device: torch.device, *, copies: int = 1, 
     depths = sorted({min(config.n_layer, depth) for depth in (1, 2)})
     counts = [outline(config.model_copy(update={"n_layer": depth})).parameter_count() for depth in depths]
     numbers = counts[-1] + (config.n_layer - depths[-1]) * (counts[-1] - counts[0])
-    table = {"rotary": 2 * config.width_per_head, "sinusoidal": config.n_embd}.get(config.positions, 0) * config.block_size
+    table = {"rotary": 2 * config.width_per_head, "sinusoidal": config.n_embd}.get(
+        config.positions, 0
+    ) * config.block_size
     needed = 4 * (copies * numbers + table) + more
     if needed > have:
         what = f"{numbers:,} parameters and what goes with them take {needed / 1e9:,.1f} GB, and the memory has {have / 1e9:,.1f} GB"
-        raise MachineError(what, where=str(device), cure="make the model (--model.n-embd, --model.n-layer, --model.block-size) or --train.batch-size smaller")
+        raise MachineError(
+            what,
+            where=str(device),
+            cure="make the model (--model.n-embd, --model.n-layer, --model.block-size) or --train.batch-size smaller",
+        )
 
 
 def _build(config: ModelConfig) -> LanguageModel:

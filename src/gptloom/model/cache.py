@@ -31,7 +31,10 @@ class State:
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def clear(self) -> None:
-        """Forget all. What the tensors still hold means nothing to the layers: they look at what lies within a row's length."""
+        """Forget all.
+
+        What the tensors still hold means nothing to the layers: they look at what lies within a row's length.
+        """
         self.lengths = [0] * len(self.lengths)
 
     def take(self, rows: Sequence[int]) -> None:
@@ -83,9 +86,11 @@ class Context:
         state: memory of the tokens before these, extended by this call.
         counts: how many of the ids in each row are real, the rest being padding on the right (default: all).
         trace: to be filled with what happened inside.
-        memory: what an encoder has read, for layers with cross-attention; a state that holds it already needs it no more.
+        memory: what an encoder has read, for layers with cross-attention; a state that holds it already needs it no
+            more.
         positions: (t,) where every row begins alike, else (b, t).
-        mask: (b, 1, t, s), or (b, 1, 1, s) for all queries alike: which keys a query may see; None where `causal` says enough.
+        mask: (b, 1, t, s), or (b, 1, 1, s) for all queries alike: which keys a query may see; None where `causal` says
+            enough.
         causal: the queries are all the keys there are, so the plain causal mask applies.
         rotation: cosines and sines of the positions for rotary attention.
     """

@@ -59,7 +59,11 @@ class CausalMean(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         """Build the optional output projection."""
         super().__init__()
-        self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias != "none") if config.output_projection else nn.Identity()
+        self.out = (
+            nn.Linear(config.n_embd, config.n_embd, bias=config.bias != "none")
+            if config.output_projection
+            else nn.Identity()
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
@@ -100,7 +104,10 @@ def rotary_table(length: int, width: int, theta: float) -> Float[Tensor, "2 t d"
 
 
 def rotate(x: Float[Tensor, "b h t d"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "b h t d"]:
-    """Turn each pair of features by its position's angle (Su et al. 2021), in the half-split pairing of Llama and Qwen."""
+    """Turn each pair of features by its position's angle (Su et al.
+
+    2021), in the half-split pairing of Llama and Qwen.
+    """
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

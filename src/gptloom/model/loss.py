@@ -1,4 +1,7 @@
-"""What training minimises. This is the module that is wrapped (compiled, distributed); the bare model inside stays clean."""
+"""What training minimises.
+
+This is the module that is wrapped (compiled, distributed); the bare model inside stays clean.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +20,8 @@ class Objective(nn.Module):
 
     Args:
         model: a language model; an encoder-decoder is given sources as well as inputs.
-        label_smoothing: share of a target's probability that is spread over all tokens (Szegedy et al. 2016, section 7), in
-            training only: a loss that is reported is never a smoothed one.
+        label_smoothing: share of a target's probability that is spread over all tokens (Szegedy et al. 2016, section
+            7), in training only: a loss that is reported is never a smoothed one.
     """
 
     def __init__(self, model: LanguageModel, label_smoothing: float = 0.0) -> None:
@@ -32,5 +35,7 @@ class Objective(nn.Module):
         logits = self.model.translate(*inputs) if isinstance(self.model, EncoderDecoder) else self.model(*inputs)
         smoothing = self.label_smoothing if self.training else 0.0
         scores = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # never in half precision
-        nats = F.cross_entropy(scores, targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        nats = F.cross_entropy(
+            scores, targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+        )
         return nats, (targets != IGNORED).sum()

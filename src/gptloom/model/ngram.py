@@ -16,9 +16,9 @@ _SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 over the golden ratio, as a si
 class HashedNgrams(nn.Module):
     """Adds up a vector for each n-gram that ends at a position, from pairs to n-grams of `longest` tokens.
 
-    The rows are found by hashing, so that one table holds n-grams of all lengths, and rare ones share rows (bags of n-grams: Joulin et al. 2016,
-    section 2.3; n-gram embeddings beside a Transformer's: Clark et al. 2022). The model reads its context as usual; what n-gram counts would
-    know, it need not spend layers on.
+    The rows are found by hashing, so that one table holds n-grams of all lengths, and rare ones share rows (bags of
+    n-grams: Joulin et al. 2016, section 2.3; n-gram embeddings beside a Transformer's: Clark et al. 2022). The model
+    reads its context as usual; what n-gram counts would know, it need not spend layers on.
 
     Args:
         longest: most tokens of an n-gram, at least 2.
@@ -48,9 +48,12 @@ class HashedNgrams(nn.Module):
     def draw(self, sums: Float[Tensor, "b t c"]) -> Float[Tensor, "b t 1"] | None:
         """1 for the positions that have their n-grams, 0 for those that go without; None where all have them.
 
-        What is kept is not scaled up, as other dropout does it: a sum is there as it will be when writing, or is not, as if its n-grams were new.
+        What is kept is not scaled up, as other dropout does it: a sum is there as it will be when writing, or is not,
+        as if its n-grams were new.
         """
-        return (torch.rand_like(sums[..., :1]) >= self.dropout).to(sums.dtype) if self.training and self.dropout else None
+        return (
+            (torch.rand_like(sums[..., :1]) >= self.dropout).to(sums.dtype) if self.training and self.dropout else None
+        )
 
     def rows(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Int[Tensor, "b t k"]:
         """The rows that `forward` adds up."""
@@ -84,14 +87,19 @@ def look_up(weight: Float[Tensor, "r c"], rows: Int[Tensor, "b t k"]) -> Float[T
 
 
 def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor, "b t k"]:
-    """The row of each n-gram of 2, 3, ... `longest` tokens that ends at each place but the first `longest` - 1; ids below 0 are no token."""
+    """The row of each n-gram of 2, 3, ...
+
+    `longest` tokens that ends at each place but the first `longest` - 1; ids below 0 are no token.
+    """
     codes = known + 1
     end = codes.shape[1]
     key = codes[:, longest - 1 :]
     found = []
     for back in range(1, longest):
         key = key * _SPREAD + codes[:, longest - 1 - back : end - back]
-        found.append(((key ^ key >> 32) * _SPREAD >> 33) % rows)  # high bits: a product's low ones depend on few bits of its factors
+        found.append(
+            ((key ^ key >> 32) * _SPREAD >> 33) % rows
+        )  # high bits: a product's low ones depend on few bits of its factors
     return torch.stack(found, dim=-1)
 
 

@@ -15,14 +15,16 @@ LAYERS: dict[str, type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = {"rnn": nn.RNN,
 
 
 class Recurrent(LanguageModel):
-    """An Elman network (1990), an LSTM (Hochreiter and Schmidhuber 1997) or a GRU (Cho et al. 2014) over token embeddings.
+    """An Elman network (1990), an LSTM (Hochreiter and Schmidhuber 1997) or a GRU (Cho et al.
 
-    Its state has one size however long the text, so it has no window; what it can still know of the past is another matter,
-    and `inference.probe` measures it.
+    2014) over token embeddings.
+
+    Its state has one size however long the text, so it has no window; what it can still know of the past is another
+    matter, and `inference.probe` measures it.
 
     Args:
-        config: `architecture`, n_layer, n_embd, dropout (between the layers, and before the head), embd_dropout, head, head_bias
-            and init shape it.
+        config: `architecture`, n_layer, n_embd, dropout (between the layers, and before the head), embd_dropout, head,
+            head_bias and init shape it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -32,7 +34,9 @@ class Recurrent(LanguageModel):
         self.token_table = nn.Embedding(config.vocab_size, config.n_embd)
         self.embd_dropout = nn.Dropout(config.dropout if config.embd_dropout is None else config.embd_dropout)
         between = config.dropout if config.n_layer > 1 else 0.0
-        self.layers = LAYERS[config.architecture](config.n_embd, config.n_embd, config.n_layer, batch_first=True, dropout=between)
+        self.layers = LAYERS[config.architecture](
+            config.n_embd, config.n_embd, config.n_layer, batch_first=True, dropout=between
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.head == "tied":
@@ -67,7 +71,10 @@ class Recurrent(LanguageModel):
         return State([{name: zeros.clone() for name in names}], batch, length)
 
     def _go_on(self, x: Tensor, state: State, counts: Sequence[int]) -> Tensor:
-        """Run from a state and leave the new one there. Padding on the right is cut off, and a row without tokens stays as it is."""
+        """Run from a state and leave the new one there.
+
+        Padding on the right is cut off, and a row without tokens stays as it is.
+        """
         slot = state.slots[0]
         rows = [row for row, count in enumerate(counts) if count]
         out = x.new_zeros(*x.shape[:2], self.config.n_embd)

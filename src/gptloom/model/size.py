@@ -32,10 +32,11 @@ def count_parts(config: ModelConfig) -> dict[str, int]:
 def operations_per_token(config: ModelConfig, context: int | None = None) -> int:
     """Operations of the matrix products of one token's training, forward and backward: 6 N + 12 L T H Q.
 
-    N are the weights that a token is multiplied with: every linear layer, the head with them, but no table that is only looked up;
-    a forward pass multiplies and adds once for each, and a backward pass twice as often (Kaplan et al. 2020, section 2.1). L layers of
-    H heads that are Q wide look at T places each, all of them, whether or not a mask then takes half of it back (Chowdhery et al.
-    2022, appendix B). Norms, activations and the softmax are not counted. A forward pass alone is a third of it.
+    N are the weights that a token is multiplied with: every linear layer, the head with them, but no table that is only
+    looked up; a forward pass multiplies and adds once for each, and a backward pass twice as often (Kaplan et al. 2020,
+    section 2.1). L layers of H heads that are Q wide look at T places each, all of them, whether or not a mask then
+    takes half of it back (Chowdhery et al. 2022, appendix B). Norms, activations and the softmax are not counted. A
+    forward pass alone is a third of it.
 
     Args:
         config: the shape. Of an encoder-decoder, a token is one of the source and one of the target.

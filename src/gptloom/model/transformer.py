@@ -2,7 +2,8 @@
 
 The decoder: one class from the bigram's table to a modern GPT, every difference a field of its configuration.
 
-The first Transformer: an encoder reads a source, a decoder writes a target and looks at what was read (Vaswani et al. 2017).
+The first Transformer: an encoder reads a source, a decoder writes a target and looks at what was read (Vaswani et al.
+2017).
 """
 
 from collections.abc import Sequence
@@ -78,14 +79,20 @@ class Stack(nn.Module):
         self.config, self.causal = config, causal
         self.token_table = nn.Embedding(config.table_rows, config.stream_width)
         self.position_table = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
-        self.ngrams = HashedNgrams(config.ngrams, config.ngram_rows, config.stream_width, config.ngram_dropout) if config.ngrams > 1 else None
+        self.ngrams = (
+            HashedNgrams(config.ngrams, config.ngram_rows, config.stream_width, config.ngram_dropout)
+            if config.ngrams > 1
+            else None
+        )
         self.dropout = nn.Dropout(config.dropout if config.embd_dropout is None else config.embd_dropout)
         self.blocks = nn.ModuleList(Block(config, cross=cross) for _ in range(config.n_layer))
         has_final_norm = config.head != "none" and config.norm_position == "pre"
         self.final_norm = make_norm(config) if has_final_norm else nn.Identity()
         # The tables follow from the configuration, so they are not part of the saved weights.
         if config.positions == "rotary":
-            self.register_buffer("rotary", rotary_table(config.block_size, config.width_per_head, config.rope_theta), persistent=False)
+            self.register_buffer(
+                "rotary", rotary_table(config.block_size, config.width_per_head, config.rope_theta), persistent=False
+            )
         if config.positions == "sinusoidal":
             self.register_buffer("sinusoids", sinusoids(config.block_size, config.n_embd), persistent=False)
 
@@ -151,8 +158,8 @@ class Stack(nn.Module):
 class Decoder(Stack, LanguageModel):
     """A causal language model: ids in, logits of the next id out.
 
-    With architecture="encoder" it is the same without the causal mask: every position sees all others, so what it can learn is
-    to fill in what has been masked (Devlin et al. 2019), and it cannot write on.
+    With architecture="encoder" it is the same without the causal mask: every position sees all others, so what it can
+    learn is to fill in what has been masked (Devlin et al. 2019), and it cannot write on.
 
     Args:
         config: the shape. Weights are drawn from torch's global generator, as in any `nn.Module`.
@@ -161,9 +168,13 @@ class Decoder(Stack, LanguageModel):
     def __init__(self, config: ModelConfig, *, cross: bool = False) -> None:
         """Build the layers and draw their weights; `cross` as in `Stack`. ValueError: the configuration is another class's."""
         if config.architecture not in (("encoder-decoder",) if cross else ("decoder", "encoder")):
-            raise ValueError(f"architecture={config.architecture!r} is not built by this class; use model.build.build_model")
+            raise ValueError(
+                f"architecture={config.architecture!r} is not built by this class; use model.build.build_model"
+            )
         super().__init__(config, causal=config.architecture != "encoder", cross=cross)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias) if config.head != "none" else None
+        self.head = (
+            nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias) if config.head != "none" else None
+        )
         if self.head is not None and config.head == "tied":
             self.head.weight = self.token_table.weight
         self._build_more()
@@ -174,8 +185,8 @@ class Decoder(Stack, LanguageModel):
         """A freshly initialised model with a recipe's shape.
 
         Args:
-            name: tiny, baby, mingpt, gpt2, modern, modern-tiny or encoder; those of other models (translate, lstm) are built by
-                `model.build.build_model`.
+            name: tiny, baby, mingpt, gpt2, modern, modern-tiny or encoder; those of other models (translate, lstm) are
+                built by `model.build.build_model`.
             changes: fields of `ModelConfig` to set differently, such as vocab_size=65.
 
         Raises:
@@ -265,4 +276,6 @@ class Conditioned(LanguageModel):
 
 def pad_sources(rows: list[list[int]], device: torch.device) -> Int[Tensor, "b s"]:
     """Sources of different lengths as one tensor, padded with -1 on the right."""
-    return nn.utils.rnn.pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True, padding_value=-1)
+    return nn.utils.rnn.pad_sequence(
+        [torch.tensor(row, device=device) for row in rows], batch_first=True, padding_value=-1
+    )

@@ -69,7 +69,15 @@ def drawable(text: str) -> str:
     return (seen if len(seen) <= 14 else seen[:13] + "…").replace("$", r"\$")
 
 
-def label_tokens(axes: _AxesBase, which: str, tokens: Sequence[str], *, size: float | int = 9, most: int = MOST_LABELS, turn: bool = True) -> None:
+def label_tokens(
+    axes: _AxesBase,
+    which: str,
+    tokens: Sequence[str],
+    *,
+    size: float | int = 9,
+    most: int = MOST_LABELS,
+    turn: bool = True,
+) -> None:
     """Name the tokens along an axis of a grid whose cell i is centred on i; many tokens are named one in so many.
 
     Args:
@@ -105,7 +113,9 @@ def scale(figure: Figure, image: ScalarMappable, axes: Sequence[Axes], what: str
     bar.outline.set_visible(False)
 
 
-def write_cells(axes: Axes, image: ScalarMappable, cells: Sequence[Cell], *, size: float | int, tokens: bool = False) -> None:
+def write_cells(
+    axes: Axes, image: ScalarMappable, cells: Sequence[Cell], *, size: float | int, tokens: bool = False
+) -> None:
     """Write into cells of an image, dark on light ones and light on dark ones."""
     for column, row, value, text in cells:
         style: dict[str, Any] = {"fontproperties": token_font(size)} if tokens else {"fontsize": size}

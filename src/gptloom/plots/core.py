@@ -7,7 +7,13 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
 
 
 def draw_losses(
-    path: Path, train: Sequence[tuple[int, float]], val: Sequence[tuple[int, float]], *, title: str, uniform: float, best: tuple[int, float] | None
+    path: Path,
+    train: Sequence[tuple[int, float]],
+    val: Sequence[tuple[int, float]],
+    *,
+    title: str,
+    uniform: float,
+    best: tuple[int, float] | None,
 ) -> None:
     """Training and validation loss against steps, as PNG.
 
@@ -32,7 +38,13 @@ def draw_losses(
         axes.plot(*zip(*val, strict=True), color=ORANGE, marker="o", markersize=3.5, label="validation, whole split")
     if best is not None:
         axes.annotate(
-            f"best {best[1]:.4f}", best, xytext=(0, 14), textcoords="offset points", ha="right", color=ORANGE, arrowprops={"arrowstyle": "-", "color": ORANGE}
+            f"best {best[1]:.4f}",
+            best,
+            xytext=(0, 14),
+            textcoords="offset points",
+            ha="right",
+            color=ORANGE,
+            arrowprops={"arrowstyle": "-", "color": ORANGE},
         )
     axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)

@@ -5,8 +5,9 @@ from html import escape
 
 from gptloom.plots.labels import STEP_NAMES, TokenView, visible
 
-# Background and letters of each step of surprise, from expected to not at all, for a light and for a dark page. Both run in
-# lightness alone, yellow to brown, away from the page's own colour, so that they are read alike without colour vision.
+# Background and letters of each step of surprise, from expected to not at all, for a light and for a dark page. Both
+# run in lightness alone, yellow to brown, away from the page's own colour, so that they are read alike without colour
+# vision.
 LIGHT = (
     ("#fffbe8", "#1a1a1a"),
     ("#fff0bd", "#1a1a1a"),
@@ -82,12 +83,18 @@ def tokens_page(tokens: Sequence[TokenView], *, title: str, summary: str, notes:
         *map(_row, tokens),
         "</table>\n</details>",
     ]
-    steps = "\n".join(f".s{step} {{ background: var(--b{step}); color: var(--f{step}); }}" for step in range(len(LIGHT)))
+    steps = "\n".join(
+        f".s{step} {{ background: var(--b{step}); color: var(--f{step}); }}" for step in range(len(LIGHT))
+    )
     return html_page(title, "\n".join(body), style=f"{_TOKEN_STYLE}\n{steps}")
 
 
 def _span(token: TokenView) -> str:
-    shown = escape(visible(token.text)).replace("␣", '<i class="blank">␣</i><wbr>').replace("⏎", '<i class="blank">⏎</i><br>')
+    shown = (
+        escape(visible(token.text))
+        .replace("␣", '<i class="blank">␣</i><wbr>')
+        .replace("⏎", '<i class="blank">⏎</i><br>')
+    )
     style = "given" if token.step is None else f"s{token.step}"
     return f'<span class="{style}" title="{escape(_hover(token))}">{shown}</span>'
 

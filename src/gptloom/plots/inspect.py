@@ -43,12 +43,15 @@ WEIGHT = "attention weight (each row sums to 1)"
 _NUMBERED = 24  # tokens on an axis up to which each cell has room for its number
 
 
-def draw_attention(path: Path, weights: Sequence[Float[np.ndarray, "_ t t"]], tokens: Sequence[str], *, title: str) -> Figure:
+def draw_attention(
+    path: Path, weights: Sequence[Float[np.ndarray, "_ t t"]], tokens: Sequence[str], *, title: str
+) -> Figure:
     """Every head's map as PNG: a row a layer, a column a head, all in the same colours.
 
     Args:
         path: where to write.
-        weights: attention weights, an array (heads, t, t) per layer; rows are the tokens that look, columns those that are looked at.
+        weights: attention weights, an array (heads, t, t) per layer; rows are the tokens that look, columns those that
+            are looked at.
         tokens: the texts of the t tokens.
         title: above the picture.
     """
@@ -99,12 +102,15 @@ def draw_head(path: Path, weights: Float[np.ndarray, "t t"], tokens: Sequence[st
     return figure
 
 
-def draw_alignment(path: Path, weights: Float[np.ndarray, "t s"], source: Sequence[str], target: Sequence[str], *, title: str) -> Figure:
+def draw_alignment(
+    path: Path, weights: Float[np.ndarray, "t s"], source: Sequence[str], target: Sequence[str], *, title: str
+) -> Figure:
     """Cross-attention as PNG: which tokens of the source each token of the target came from.
 
     Args:
         path: where to write.
-        weights: rows are the target's tokens, columns the source's; each row sums to 1. Average heads and layers beforehand.
+        weights: rows are the target's tokens, columns the source's; each row sums to 1. Average heads and layers
+            beforehand.
         source: the texts of the s tokens that are read.
         target: the texts of the t tokens that are written.
         title: above the picture.
@@ -116,7 +122,9 @@ def draw_alignment(path: Path, weights: Float[np.ndarray, "t s"], source: Sequen
     return figure
 
 
-def _large(weights: Float[np.ndarray, "t s"], columns: Sequence[str], rows: Sequence[str], title: str) -> tuple[Figure, Axes]:
+def _large(
+    weights: Float[np.ndarray, "t s"], columns: Sequence[str], rows: Sequence[str], title: str
+) -> tuple[Figure, Axes]:
     """A map with tokens on both axes, the columns' above it, and numbers where there is room."""
     numbered = max(weights.shape) <= _NUMBERED
     cell = 0.48 if numbered else max(0.24, 8.0 / max(weights.shape))
@@ -150,7 +158,13 @@ _NAMED = 150  # points of a map that can all be named
 
 
 def draw_lens(
-    path: Path, guesses: Sequence[Sequence[tuple[str, float]]], tokens: Sequence[str], following: Sequence[str | None], names: Sequence[str], *, title: str
+    path: Path,
+    guesses: Sequence[Sequence[tuple[str, float]]],
+    tokens: Sequence[str],
+    following: Sequence[str | None],
+    names: Sequence[str],
+    *,
+    title: str,
 ) -> Figure:
     """The logit lens as PNG: the likeliest next token after each layer, the last layer on top.
 
@@ -168,17 +182,47 @@ def draw_lens(
     shown = min(len(tokens), int(WIDE / cell))
     if shown < len(tokens):
         title += f"\nthe last {shown} of {len(tokens)} tokens"
-    texts, guesses, tokens, following = [row[-shown:] for row in texts], [row[-shown:] for row in guesses], tokens[-shown:], following[-shown:]
+    texts, guesses, tokens, following = (
+        [row[-shown:] for row in texts],
+        [row[-shown:] for row in guesses],
+        tokens[-shown:],
+        following[-shown:],
+    )
     figure = new_figure(max(6.0, cell * len(tokens) + 2.4), 0.52 * len(guesses) + 2.6)
     axes = figure.add_subplot()
     chances = np.array([[chance for _, chance in row] for row in guesses])
-    image = axes.imshow(chances, cmap=COLORS, norm=weights_norm(), aspect="auto", interpolation="nearest", origin="lower")
+    image = axes.imshow(
+        chances, cmap=COLORS, norm=weights_norm(), aspect="auto", interpolation="nearest", origin="lower"
+    )
     places = [(layer, place) for layer in range(len(guesses)) for place in range(len(tokens))]
-    write_cells(axes, image, [(place, layer + 0.16, float(chances[layer, place]), texts[layer][place]) for layer, place in places], size=12, tokens=True)
-    write_cells(axes, image, [(place, layer - 0.27, float(chances[layer, place]), two_digits(float(chances[layer, place]))) for layer, place in places], size=8)
+    write_cells(
+        axes,
+        image,
+        [(place, layer + 0.16, float(chances[layer, place]), texts[layer][place]) for layer, place in places],
+        size=12,
+        tokens=True,
+    )
+    write_cells(
+        axes,
+        image,
+        [
+            (place, layer - 0.27, float(chances[layer, place]), two_digits(float(chances[layer, place])))
+            for layer, place in places
+        ],
+        size=8,
+    )
     for layer, place in places:
         if guesses[layer][place][0] == following[place]:
-            axes.add_patch(Rectangle((place - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=ink(image, float(chances[layer, place])), linewidth=1.6))
+            axes.add_patch(
+                Rectangle(
+                    (place - 0.46, layer - 0.46),
+                    0.92,
+                    0.92,
+                    fill=False,
+                    edgecolor=ink(image, float(chances[layer, place])),
+                    linewidth=1.6,
+                )
+            )
     label_tokens(axes, "x", tokens, size=12, turn=False)
     axes.set_yticks(range(len(names)), list(names))
     axes.tick_params(axis="y", length=0)
@@ -195,7 +239,13 @@ def draw_lens(
 
 
 def draw_embedding(
-    path: Path, points: Float[np.ndarray, "v 2"], tokens: Sequence[str], shares: tuple[float, float], *, marked: Sequence[int], title: str
+    path: Path,
+    points: Float[np.ndarray, "v 2"],
+    tokens: Sequence[str],
+    shares: tuple[float, float],
+    *,
+    marked: Sequence[int],
+    title: str,
 ) -> Figure:
     """The token table in the plane as PNG.
 
@@ -221,7 +271,9 @@ def draw_embedding(
         axes.scatter([], [], s=32, linewidths=0, label=f"{name} ({len(chosen)})", **style)
     names = [drawable(tokens[index]) for index in named]
     for index, name, offset in zip(named, names, _beside(points[named], names), strict=True):
-        text = axes.annotate(name, points[index].tolist(), xytext=offset, textcoords="offset points", ha="center", va="center")
+        text = axes.annotate(
+            name, points[index].tolist(), xytext=offset, textcoords="offset points", ha="center", va="center"
+        )
         text.set_fontproperties(token_font(12))
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     if len(named) < len(tokens):
@@ -236,21 +288,36 @@ def draw_embedding(
     return figure
 
 
-def draw_gradient_by_distance(path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, title: str) -> Figure:
+def draw_gradient_by_distance(
+    path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, title: str
+) -> Figure:
     """How strongly a loss depends on tokens further back, as PNG: a curve a model, each relative to its own distance 0.
 
     Args:
         path: where to write.
-        curves: {name: (distances in tokens, gradient norms)} as `trace.gradient_by_distance` gives them, from distance 0 on.
+        curves: {name: (distances in tokens, gradient norms)} as `trace.gradient_by_distance` gives them, from distance
+            0 on.
         title: above the picture.
     """
     figure = new_figure(9, 5)
     axes = figure.add_subplot()
     for number, (name, (distance, size)) in enumerate(curves.items()):
         relative = np.asarray(size) / size[0] if size[0] else np.zeros(len(size))
-        style: dict[str, Any] = {"color": LINES[number % len(LINES)], "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
+        style: dict[str, Any] = {
+            "color": LINES[number % len(LINES)],
+            "linestyle": DASHES[number % len(DASHES)],
+            "marker": MARKERS[number % len(MARKERS)],
+        }
         # Zeros have no place on a logarithmic axis; they are left out rather than drawn as something small.
-        axes.plot(distance, np.where(relative > 0, relative, np.nan), linewidth=2, markersize=4, markevery=max(1, len(distance) // 24), label=name, **style)
+        axes.plot(
+            distance,
+            np.where(relative > 0, relative, np.nan),
+            linewidth=2,
+            markersize=4,
+            markevery=max(1, len(distance) // 24),
+            label=name,
+            **style,
+        )
     axes.set_yscale("log")
     axes.set_title(title, fontsize=13)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -271,10 +338,22 @@ def _beside(points: Float[np.ndarray, "n 2"], names: Sequence[str]) -> list[tupl
     offsets = []
     for index, name in enumerate(names):
         half = 3.7 * len(name)
-        sides = [(5 + half, 6.0), (5 + half, -6.0), (-5 - half, 6.0), (-5 - half, -6.0), (0.0, 12.0), (0.0, -12.0), (8 + half, 0.0), (-8 - half, 0.0)]
+        sides = [
+            (5 + half, 6.0),
+            (5 + half, -6.0),
+            (-5 - half, 6.0),
+            (-5 - half, -6.0),
+            (0.0, 12.0),
+            (0.0, -12.0),
+            (8 + half, 0.0),
+            (-8 - half, 0.0),
+        ]
         others, their = np.delete(places, index, axis=0), np.delete(sizes, index, axis=0)
         # Two boxes are apart where, along x or along y, their centres differ by more than their half sizes together.
-        apart = [(np.abs(others - places[index] - side) / (their + np.array([half, 7.0]))).max(axis=1).min(initial=1.3) for side in sides]
+        apart = [
+            (np.abs(others - places[index] - side) / (their + np.array([half, 7.0]))).max(axis=1).min(initial=1.3)
+            for side in sides
+        ]
         best = sides[int(np.argmax(apart))]
         offsets.append(best)
         places, sizes = np.vstack([places, places[index] + best]), np.vstack([sizes, [half, 7.0]])

@@ -57,7 +57,9 @@ def _sizes(axes: Axes, stream: Sequence[float], branches: Mapping[str, float]) -
     for ending, color, marker in (("mixer", ORANGE, "s"), ("mlp", GREEN, "^")):
         sizes = [(_block(name) + 1, size) for name, size in branches.items() if name.endswith(ending)]
         if sizes:
-            axes.plot(*zip(*sizes, strict=True), color=color, marker=marker, linestyle="--", label=f"what the {ending} gives")
+            axes.plot(
+                *zip(*sizes, strict=True), color=color, marker=marker, linestyle="--", label=f"what the {ending} gives"
+            )
     axes.set_xticks(range(len(stream)), ["embedding", *(f"layer {block}" for block in range(len(stream) - 1))])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("root mean square")
@@ -72,9 +74,13 @@ def _entropy(axes: Axes, entropy: Sequence[Sequence[float]], uniform: float) -> 
     for layer, row in enumerate(entropy):
         table[layer, : len(row)] = row
     image = axes.imshow(np.ma.masked_invalid(table), cmap=COLORS, vmin=0.0, vmax=max(uniform, 1e-9), aspect="auto")
-    cells = [(head, layer, value, f"{value:.2f}") for layer, row in enumerate(entropy) for head, value in enumerate(row)]
+    cells = [
+        (head, layer, value, f"{value:.2f}") for layer, row in enumerate(entropy) for head, value in enumerate(row)
+    ]
     write_cells(axes, image, cells, size=10 if heads <= 12 else 7)
-    axes.set_xticks(range(heads), [f"head {head}" for head in range(heads)] if heads <= 6 else [str(head) for head in range(heads)])
+    axes.set_xticks(
+        range(heads), [f"head {head}" for head in range(heads)] if heads <= 6 else [str(head) for head in range(heads)]
+    )
     axes.set_yticks(range(len(entropy)), [f"layer {layer}" for layer in range(len(entropy))])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -84,7 +90,10 @@ def _entropy(axes: Axes, entropy: Sequence[Sequence[float]], uniform: float) -> 
 def _units(axes: Axes, hidden: Sequence[tuple[str, float, float]]) -> None:
     names, off, dead = zip(*hidden, strict=True)
     places = np.arange(len(names))
-    for shift, shares, color, label in ((-0.2, off, BLUE, "activations that are off"), (0.2, dead, ORANGE, "units off at every token")):
+    for shift, shares, color, label in (
+        (-0.2, off, BLUE, "activations that are off"),
+        (0.2, dead, ORANGE, "units off at every token"),
+    ):
         bars = axes.bar(places + shift, shares, 0.4, color=color, label=label)
         axes.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=9, padding=2)
     axes.set_xticks(places, [f"layer {_block(name)}" for name in names])

@@ -48,7 +48,9 @@ class Stair:
 
 
 def draw_staircase(path: Path, stairs: Sequence[Stair], *, title: str, dark: bool = False) -> None:
-    """A row for each step from top to bottom, its loss to the right; an elbow leads to it from its base. Written as PNG.
+    """A row for each step from top to bottom, its loss to the right; an elbow leads to it from its base.
+
+    Written as PNG.
 
     Args:
         path: where to write.
@@ -73,12 +75,37 @@ def draw_staircase(path: Path, stairs: Sequence[Stair], *, title: str, dark: boo
         colour = ("#9A9A9A" if dark else GREY) if stair.counts else ORANGE if worse else blue
         if stair.base in rows:
             before = losses[stair.base]
-            axes.plot([before, before, stair.loss], [rows[stair.base], row, row], color=colour, linewidth=1.2, alpha=0.55, zorder=1)
+            axes.plot(
+                [before, before, stair.loss],
+                [rows[stair.base], row, row],
+                color=colour,
+                linewidth=1.2,
+                alpha=0.55,
+                zorder=1,
+            )
         mark = "s" if stair.counts else "^" if worse else "o"
         axes.errorbar(stair.loss, row, xerr=stair.spread, color=colour, marker=mark, markersize=6, capsize=3, zorder=3)
         if stair.published is not None:
-            axes.plot(stair.published, row, marker="D", markersize=8, markerfacecolor="none", markeredgecolor=ink, linestyle="none", zorder=4)
-        axes.text(1.01, row, f"{stair.loss:.3f}", color=ink, fontsize=9, va="center", ha="left", transform=axes.get_yaxis_transform())
+            axes.plot(
+                stair.published,
+                row,
+                marker="D",
+                markersize=8,
+                markerfacecolor="none",
+                markeredgecolor=ink,
+                linestyle="none",
+                zorder=4,
+            )
+        axes.text(
+            1.01,
+            row,
+            f"{stair.loss:.3f}",
+            color=ink,
+            fontsize=9,
+            va="center",
+            ha="left",
+            transform=axes.get_yaxis_transform(),
+        )
     axes.set_yticks(range(len(stairs)), [stair.name for stair in stairs])
     axes.set_ylim(len(stairs) - 0.4, -0.6)
     axes.set_xlim(min(shown) - 0.06 * width, max(shown) + 0.06 * width)
@@ -103,9 +130,21 @@ def _legend(figure: object, stairs: Sequence[Stair], colours: tuple[str, str, st
     losses = {stair.name: stair.loss for stair in stairs}
     marks = [("counted", "s", grey, grey, any(stair.counts for stair in stairs))]
     marks += [("trained, better than what it came from", "o", blue, blue, any(not stair.counts for stair in stairs))]
-    marks += [("trained, worse", "^", ORANGE, ORANGE, any(not s.counts and s.base in losses and s.loss > losses[s.base] for s in stairs))]
+    marks += [
+        (
+            "trained, worse",
+            "^",
+            ORANGE,
+            ORANGE,
+            any(not s.counts and s.base in losses and s.loss > losses[s.base] for s in stairs),
+        )
+    ]
     marks += [("published", "D", "none", ink, any(stair.published is not None for stair in stairs))]
-    handles = [Line2D([], [], marker=mark, color=edge, markerfacecolor=face, linestyle="none", label=text) for text, mark, face, edge, there in marks if there]
+    handles = [
+        Line2D([], [], marker=mark, color=edge, markerfacecolor=face, linestyle="none", label=text)
+        for text, mark, face, edge, there in marks
+        if there
+    ]
     figure.legend(handles=handles, frameon=False, labelcolor=ink, loc="outside lower center", ncols=4, fontsize=9)
 
 
@@ -120,9 +159,20 @@ def draw_races(path: Path, races: Mapping[str, Sequence[tuple[float, float]]], *
     figure = new_figure(9, 5)
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(races.items()):
-        style: dict[str, Any] = {"color": LINES[number % len(LINES)], "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
+        style: dict[str, Any] = {
+            "color": LINES[number % len(LINES)],
+            "linestyle": DASHES[number % len(DASHES)],
+            "marker": MARKERS[number % len(MARKERS)],
+        }
         seconds, losses = zip(*points, strict=True)
-        axes.plot(seconds, losses, linewidth=2, markersize=5, label=f"{name}: {losses[-1]:.3f} after {seconds[-1]:.0f} s", **style)
+        axes.plot(
+            seconds,
+            losses,
+            linewidth=2,
+            markersize=5,
+            label=f"{name}: {losses[-1]:.3f} after {seconds[-1]:.0f} s",
+            **style,
+        )
     later = [loss for points in races.values() for _, loss in points[1:]]
     if later:  # the first losses are far above all others and would squeeze them
         margin = 0.05 * (max(later) - min(later)) or 0.1
@@ -167,20 +217,54 @@ def draw_comparison(
     left, right = figure.subplots(1, 2, width_ratios=[1, 1])
     for seed in range(len(losses[0])):
         known = [(arm[seed], row) for row, arm in enumerate(losses) if arm[seed] is not None]
-        left.plot([loss for loss, _ in known], [row for _, row in known], color=GREY, linewidth=0.8, alpha=0.6, marker="o", markersize=5, mfc=BLUE, mec="white")
+        left.plot(
+            [loss for loss, _ in known],
+            [row for _, row in known],
+            color=GREY,
+            linewidth=0.8,
+            alpha=0.6,
+            marker="o",
+            markersize=5,
+            mfc=BLUE,
+            mec="white",
+        )
     for row, arm in enumerate(losses):
         there = [loss for loss in arm if loss is not None]
         if there:
-            left.plot([sum(there) / len(there)], [row], color=ORANGE, marker="|", markersize=22, markeredgewidth=2.5, linestyle="none")
-    left.set(title="each training; a line joins those of one seed or pair", xlabel=f"validation loss ({unit}); bar: mean")
+            left.plot(
+                [sum(there) / len(there)],
+                [row],
+                color=ORANGE,
+                marker="|",
+                markersize=22,
+                markeredgewidth=2.5,
+                linestyle="none",
+            )
+    left.set(
+        title="each training; a line joins those of one seed or pair", xlabel=f"validation loss ({unit}); bar: mean"
+    )
     right.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
     for row, (one, interval) in enumerate(zip(differences, intervals, strict=True), start=1):
         there = [value for value in one if value is not None]
-        right.plot(there, [row + 0.18] * len(there), color=BLUE, marker="o", markersize=4, mec="white", linestyle="none")
+        right.plot(
+            there, [row + 0.18] * len(there), color=BLUE, marker="o", markersize=4, mec="white", linestyle="none"
+        )
         if interval is not None:
             low, mean, high = interval
-            right.errorbar([mean], [row], xerr=[[mean - low], [high - mean]], color=ORANGE, fmt="D", markersize=6, linewidth=2.2, capsize=5)
-    right.set(title="difference from the first, with its 95 % interval", xlabel="← better      difference of the loss      worse →")
+            right.errorbar(
+                [mean],
+                [row],
+                xerr=[[mean - low], [high - mean]],
+                color=ORANGE,
+                fmt="D",
+                markersize=6,
+                linewidth=2.2,
+                capsize=5,
+            )
+    right.set(
+        title="difference from the first, with its 95 % interval",
+        xlabel="← better      difference of the loss      worse →",
+    )
     for axes in (left, right):
         axes.set_yticks(range(rows), [_short(name) for name in names])
         axes.set_ylim(rows - 0.5, -0.5)
@@ -253,9 +337,29 @@ def _panels(found: Mapping[str, Any], blue: str, ink: str) -> list[Panel]:
 def _sweep(points: Sequence[Mapping[str, Any]], blue: str) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         values, times = [one["value"] for one in points], [one["ms"] for one in points]
-        spread = [[one["ms"] - one["ms_quartiles"][0] for one in points], [one["ms_quartiles"][1] - one["ms"] for one in points]]
-        axes.errorbar(values, times, yerr=spread, color=blue, marker="o", markersize=5, linewidth=2, capsize=3, label="a training step")
-        axes.plot(values, [one["limit_ms"] for one in points], color=ORANGE, linestyle="--", linewidth=1.6, label="its matrix products alone")
+        spread = [
+            [one["ms"] - one["ms_quartiles"][0] for one in points],
+            [one["ms_quartiles"][1] - one["ms"] for one in points],
+        ]
+        axes.errorbar(
+            values,
+            times,
+            yerr=spread,
+            color=blue,
+            marker="o",
+            markersize=5,
+            linewidth=2,
+            capsize=3,
+            label="a training step",
+        )
+        axes.plot(
+            values,
+            [one["limit_ms"] for one in points],
+            color=ORANGE,
+            linestyle="--",
+            linewidth=1.6,
+            label="its matrix products alone",
+        )
         _logarithmic(axes, values)
 
     return draw
@@ -266,8 +370,23 @@ def _writing(points: Sequence[Mapping[str, Any]], blue: str) -> Callable[[Axes],
         for streams, marker in zip(sorted({one["streams"] for one in points}), "os", strict=False):
             here = [one for one in points if one["streams"] == streams]
             values = [one["value"] for one in here]
-            axes.plot(values, [one["tokens_per_second"] for one in here], color=blue, marker=marker, linewidth=2, label=f"{streams} at once")
-            axes.plot(values, [one["limit_tokens_per_second"] for one in here], color=ORANGE, marker=marker, markersize=3, linestyle="--", linewidth=1.4)
+            axes.plot(
+                values,
+                [one["tokens_per_second"] for one in here],
+                color=blue,
+                marker=marker,
+                linewidth=2,
+                label=f"{streams} at once",
+            )
+            axes.plot(
+                values,
+                [one["limit_tokens_per_second"] for one in here],
+                color=ORANGE,
+                marker=marker,
+                markersize=3,
+                linestyle="--",
+                linewidth=1.4,
+            )
         axes.plot([], [], color=ORANGE, linestyle="--", label="reading their bytes alone")
         _logarithmic(axes, sorted({one["value"] for one in points}))
 
@@ -278,7 +397,14 @@ def _preparing(points: Sequence[Mapping[str, Any]], blue: str) -> Callable[[Axes
     def draw(axes: Axes) -> None:
         sizes = [one["value"] / 1e6 for one in points]
         axes.plot(sizes, [one["seconds"] for one in points], color=blue, marker="o", linewidth=2, label="preparing")
-        axes.plot(sizes, [one["limit"] for one in points], color=ORANGE, linestyle="--", linewidth=1.6, label="reading and hashing alone")
+        axes.plot(
+            sizes,
+            [one["limit"] for one in points],
+            color=ORANGE,
+            linestyle="--",
+            linewidth=1.6,
+            label="reading and hashing alone",
+        )
         _logarithmic(axes, sizes)
 
     return draw

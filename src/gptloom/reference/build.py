@@ -1,7 +1,7 @@
 """Which tensor of a plain model is which of the production decoder's: the same weights can be put in both, and gradients compared.
 
-The decoder keeps in one tensor what the plain code keeps in several: all heads' queries, keys and values, and SwiGLU's two
-wide matrices. Each of its tensors is therefore a row of plain ones, laid one below the other.
+The decoder keeps in one tensor what the plain code keeps in several: all heads' queries, keys and values, and SwiGLU's
+two wide matrices. Each of its tensors is therefore a row of plain ones, laid one below the other.
 
 From a ladder step's name and configuration to its plain model, and to the code that is new in it.
 """
@@ -78,7 +78,9 @@ def copy_weights(plain: nn.Module, decoder: "LanguageModel") -> None:
     shapes = [{name: tuple(p.shape) for name, p in tensors.items()} for tensors in (ours, theirs)]
     differing = sorted(name for name in ours.keys() | theirs.keys() if shapes[0].get(name) != shapes[1].get(name))
     if differing:
-        raise ValueError("; ".join(f"{name}: decoder {shapes[0].get(name)}, plain {shapes[1].get(name)}" for name in differing))
+        raise ValueError(
+            "; ".join(f"{name}: decoder {shapes[0].get(name)}, plain {shapes[1].get(name)}" for name in differing)
+        )
     for name, p in ours.items():
         p.copy_(theirs[name])
 
@@ -104,7 +106,14 @@ PLAIN: dict[str, tuple[Callable[..., Any], ...]] = {
     "qk-norm": (modern.GroupedAttention,),
     "swiglu": (modern.SwiGLU,),
     "gqa": (modern.GroupedAttention,),
-    "modern": (modern.rotate, modern.RMSNorm, modern.GroupedAttention, modern.SwiGLU, modern.ModernBlock, modern.ModernGPT),
+    "modern": (
+        modern.rotate,
+        modern.RMSNorm,
+        modern.GroupedAttention,
+        modern.SwiGLU,
+        modern.ModernBlock,
+        modern.ModernGPT,
+    ),
     "rnn": (recurrent.RNNLayer, recurrent.RecurrentModel),
     "lstm": (recurrent.LSTMLayer, recurrent.RecurrentModel),
     "gru": (recurrent.GRULayer, recurrent.RecurrentModel),

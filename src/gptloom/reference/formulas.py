@@ -1,8 +1,9 @@
 """Any model of `ModelConfig` once more, from the papers' formulas: float64, one row at a time, a loop for each head.
 
-It shares nothing with the fast models but the names of their weights, so that what both say alike is hardly wrong in both.
-Attention: Vaswani et al. 2017, section 3.2; rotary positions: Su et al. 2021, in the half-split pairing of Llama and Qwen; shared heads: Ainslie
-et al. 2023; SwiGLU: Shazeer 2020; RMSNorm: Zhang and Sennrich 2019; LSTM: Hochreiter and Schmidhuber 1997; GRU: Cho et al. 2014.
+It shares nothing with the fast models but the names of their weights, so that what both say alike is hardly wrong in
+both. Attention: Vaswani et al. 2017, section 3.2; rotary positions: Su et al. 2021, in the half-split pairing of Llama
+and Qwen; shared heads: Ainslie et al. 2023; SwiGLU: Shazeer 2020; RMSNorm: Zhang and Sennrich 2019; LSTM: Hochreiter
+and Schmidhuber 1997; GRU: Cho et al. 2014.
 """
 
 import math
@@ -68,7 +69,9 @@ class Reference:
             if c.mixer == "mean":
                 x = self._join(x, name + "norm1", partial(self._mean, name + "mixer.out"))
             if memory is not None and memory_seen is not None:
-                x = self._join(x, name + "norm_cross", partial(self._cross_attention, name + "cross", memory, memory_seen))
+                x = self._join(
+                    x, name + "norm_cross", partial(self._cross_attention, name + "cross", memory, memory_seen)
+                )
             if c.mlp != "none":
                 x = self._join(x, name + "norm2", partial(self._mlp, name + "mlp"))
         return self._norm(prefix + "final_norm", x) if c.norm_position == "pre" and c.head != "none" else x
@@ -106,7 +109,9 @@ class Reference:
         """softmax(q k / sqrt(width)) v, head by head; query heads share the keys and values of their group."""
         c, d = self.config, self.config.width_per_head
         if name + ".qkv.weight" in self.weights:
-            query, key, value = torch.split(self._linear(name + ".qkv", x), [c.n_head * d, c.kv_heads * d, c.kv_heads * d], -1)
+            query, key, value = torch.split(
+                self._linear(name + ".qkv", x), [c.n_head * d, c.kv_heads * d, c.kv_heads * d], -1
+            )
         else:
             query = self._linear(name + ".query", x)
             key, value = torch.split(self._linear(name + ".kv", source), c.kv_heads * d, -1)
@@ -114,7 +119,11 @@ class Reference:
         heads = []
         for head in range(c.n_head):
             group = head // (c.n_head // c.kv_heads)
-            q, k, v = query[:, head * d : (head + 1) * d], key[:, group * d : (group + 1) * d], value[:, group * d : (group + 1) * d]
+            q, k, v = (
+                query[:, head * d : (head + 1) * d],
+                key[:, group * d : (group + 1) * d],
+                value[:, group * d : (group + 1) * d],
+            )
             if c.qk_norm:
                 q, k = self._rms(name + ".query_norm", q), self._rms(name + ".key_norm", k)
             if rotary:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 class Head(nn.Module):
     """One head of causal self-attention: (b, t, n_embd) to (b, t, head_size)."""
 
-    def __init__(self, n_embd: int, head_size: int, block_size: int, dropout: float = 0.0, scale: float | None = None) -> None:
+    def __init__(
+        self, n_embd: int, head_size: int, block_size: int, dropout: float = 0.0, scale: float | None = None
+    ) -> None:
         """Three projections without bias; scores are multiplied by `scale`, head_size ** -0.5 unless given."""
         super().__init__()
         self.query = nn.Linear(n_embd, head_size, bias=False)
@@ -24,7 +26,9 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Each position asks (query), each earlier one answers (key), and what they say (value) is averaged by the match."""
         t = x.shape[1]
-        scores = self.query(x) @ self.key(x).transpose(1, 2) * self.scale  # (b, t, t): how well each query fits each key
+        scores = (
+            self.query(x) @ self.key(x).transpose(1, 2) * self.scale
+        )  # (b, t, t): how well each query fits each key
         scores = scores.masked_fill(~self.get_buffer("past")[:t, :t], float("-inf"))  # nobody sees the future
         weights = F.softmax(scores, dim=-1)  # each row sums to 1
         out: Tensor = self.dropout(weights) @ self.value(x)
@@ -34,7 +38,9 @@ class Head(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Several heads side by side, joined and mixed by a projection."""
 
-    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, scale: float | None = None) -> None:
+    def __init__(
+        self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, scale: float | None = None
+    ) -> None:
         """Heads of width n_embd / n_head."""
         super().__init__()
         self.heads = nn.ModuleList(Head(n_embd, n_embd // n_head, block_size, dropout, scale) for _ in range(n_head))
@@ -84,7 +90,9 @@ class LayerNorm(nn.Module):
 class Block(nn.Module):
     """Communication, then computation, each added to what was there before."""
 
-    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, scale: float | None = None) -> None:
+    def __init__(
+        self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, scale: float | None = None
+    ) -> None:
         """One layer of the Transformer."""
         super().__init__()
         self.norm1 = LayerNorm(n_embd)
@@ -102,7 +110,16 @@ class Block(nn.Module):
 class PlainGPT(nn.Module):
     """The whole model: what a token is, where it stands, n_layer blocks, and a guess at the next token."""
 
-    def __init__(self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, dropout: float = 0.0, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int,
+        n_embd: int,
+        n_head: int,
+        n_layer: int,
+        dropout: float = 0.0,
+        scale: float | None = None,
+    ) -> None:
         """Build it, with PyTorch's default initial weights."""
         super().__init__()
         self.block_size = block_size

@@ -15,8 +15,8 @@ from gptloom.reference.lecture import FeedForward, Head, LayerNorm, PlainGPT
 def gpt2_weights(model: "PlainGPT | ModernGPT") -> None:
     """Draw the weights anew as GPT-2 does (Radford et al. 2019), in place.
 
-    Everything starts small, so that no token is preferred; what writes into the stream starts smaller still, because 2 n_layer
-    branches add up there. The last gain keeps the first logits at a spread of 0.1 for every width.
+    Everything starts small, so that no token is preferred; what writes into the stream starts smaller still, because 2
+    n_layer branches add up there. The last gain keeps the first logits at a spread of 0.1 for every width.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
@@ -45,7 +45,9 @@ class GELUFeedForward(FeedForward):
 class GELUModel(PlainGPT):
     """The lecture's GPT with GELU."""
 
-    def __init__(self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, dropout: float = 0.0
+    ) -> None:
         """Exchange the feed-forward layer of each block."""
         super().__init__(vocab_size, block_size, n_embd, n_head, n_layer, dropout)
         for block in self.blocks:
@@ -68,7 +70,9 @@ def rotate(x: Tensor, theta: float = 10_000.0) -> Tensor:
 class RotaryHead(Head):
     """A head whose queries and keys are turned by their position: no table of positions is needed any more."""
 
-    def __init__(self, n_embd: int, head_size: int, block_size: int, dropout: float = 0.0, theta: float = 10_000.0) -> None:
+    def __init__(
+        self, n_embd: int, head_size: int, block_size: int, dropout: float = 0.0, theta: float = 10_000.0
+    ) -> None:
         """As a head; theta sets the slowest turn."""
         super().__init__(n_embd, head_size, block_size, dropout)
         self.theta = theta
@@ -86,10 +90,20 @@ class RotaryHead(Head):
 class RotaryAttention(nn.Module):
     """Several rotary heads, joined and mixed by a projection."""
 
-    def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, theta: float = 10_000.0, bias: bool = True) -> None:
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        block_size: int,
+        dropout: float = 0.0,
+        theta: float = 10_000.0,
+        bias: bool = True,
+    ) -> None:
         """Heads of width n_embd / n_head; `bias` is that of the projection."""
         super().__init__()
-        self.heads = nn.ModuleList(RotaryHead(n_embd, n_embd // n_head, block_size, dropout, theta) for _ in range(n_head))
+        self.heads = nn.ModuleList(
+            RotaryHead(n_embd, n_embd // n_head, block_size, dropout, theta) for _ in range(n_head)
+        )
         self.projection = nn.Linear(n_embd, n_embd, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
@@ -117,11 +131,20 @@ class RMSNorm(nn.Module):
 class GroupedAttention(nn.Module):
     """Attention as in Qwen3: fewer keys and values than queries, queries and keys normalised, then turned.
 
-    With n_kv_head = n_head every query head has its own keys and values (the steps `qk-norm` and `swiglu`); with fewer, n_head /
-    n_kv_head neighbouring heads share them (Ainslie et al. 2023), and the cache shrinks by that factor.
+    With n_kv_head = n_head every query head has its own keys and values (the steps `qk-norm` and `swiglu`); with fewer,
+    n_head / n_kv_head neighbouring heads share them (Ainslie et al. 2023), and the cache shrinks by that factor.
     """
 
-    def __init__(self, n_embd: int, n_head: int, n_kv_head: int, block_size: int, dropout: float = 0.0, theta: float = 10_000.0, bias: bool = True) -> None:
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        n_kv_head: int,
+        block_size: int,
+        dropout: float = 0.0,
+        theta: float = 10_000.0,
+        bias: bool = True,
+    ) -> None:
         """The two norms belong to all heads of the layer; `bias` is that of the projection."""
         super().__init__()
         head_size = n_embd // n_head
@@ -184,7 +207,9 @@ class ModernBlock(nn.Module):
 class ModernGPT(nn.Module):
     """A GPT without a table of positions: its heads tell them by turning."""
 
-    def __init__(self, vocab_size: int, n_embd: int, blocks: list[ModernBlock], final_norm: LayerNorm | RMSNorm, head_bias: bool) -> None:
+    def __init__(
+        self, vocab_size: int, n_embd: int, blocks: list[ModernBlock], final_norm: LayerNorm | RMSNorm, head_bias: bool
+    ) -> None:
         """Tokens, the blocks, the last norm, a linear layer."""
         super().__init__()
         self.token_table = nn.Embedding(vocab_size, n_embd)

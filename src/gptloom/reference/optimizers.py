@@ -19,7 +19,8 @@ EPSILON = 1e-8
 def written_out(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig) -> dict[str, Tensor]:
     """The weights after some steps of the run's optimizer, with clipping and the run's schedule.
 
-    AdamW: Loshchilov and Hutter 2019, algorithm 2. Muon: Jordan et al. 2024, for the matrices of linear and recurrent layers but the
+    AdamW: Loshchilov and Hutter 2019, algorithm 2. Muon: Jordan et al. 2024, for the matrices of linear and recurrent
+        layers but the
     head. AdaGrad: Duchi et al. 2011, with one sum a row, for tables of hashed n-grams.
     """
     model = copy.deepcopy(model)
@@ -44,7 +45,9 @@ def written_out(model: LanguageModel, batches: Sequence[Batch], train: TrainConf
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-def _adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, train: TrainConfig, step: int, rate: float, decay: float) -> None:
+def _adamw(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, train: TrainConfig, step: int, rate: float, decay: float
+) -> None:
     m.copy_(train.beta1 * m + (1 - train.beta1) * g)
     v.copy_(train.beta2 * v + (1 - train.beta2) * g * g)
     ahead = m / (1 - train.beta1 ** (step + 1)) / ((v / (1 - train.beta2 ** (step + 1))).sqrt() + EPSILON)

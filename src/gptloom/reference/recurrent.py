@@ -45,7 +45,10 @@ class LSTMLayer(nn.Module):
 
 
 class GRULayer(nn.Module):
-    """One vector, two gates (Cho et al. 2014): how much of the past goes into the candidate, and how much of it stays."""
+    """One vector, two gates (Cho et al.
+
+    2014): how much of the past goes into the candidate, and how much of it stays.
+    """
 
     def __init__(self, width: int) -> None:
         """The matrices hold reset gate, update gate and candidate, in this order."""
@@ -68,7 +71,10 @@ class GRULayer(nn.Module):
 
 
 class RecurrentModel(nn.Module):
-    """What a token is, layers that remember, and a guess at the next token. There are no positions: order is in the reading."""
+    """What a token is, layers that remember, and a guess at the next token.
+
+    There are no positions: order is in the reading.
+    """
 
     def __init__(self, vocab_size: int, width: int, layers: list[nn.Module]) -> None:
         """Put any of the layers above on one another."""

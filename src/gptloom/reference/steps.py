@@ -1,7 +1,7 @@
 """The way to the lecture's GPT: each model is the one before it with one thing more.
 
-All map ids (b, t) to logits (b, t, vocab_size). The attention of these steps multiplies its scores by n_embd ** -0.5, the
-documents' error, so that their numbers can be followed; the step `score-scale` corrects it.
+All map ids (b, t) to logits (b, t, vocab_size). The attention of these steps multiplies its scores by n_embd ** -0.5,
+the documents' error, so that their numbers can be followed; the step `score-scale` corrects it.
 """
 
 import torch
@@ -173,7 +173,9 @@ class ResidualModel(Positioned):
     def __init__(self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int) -> None:
         """Tables, n_layer blocks, a linear layer."""
         super().__init__(vocab_size, block_size, n_embd)
-        self.blocks = nn.Sequential(*(ResidualBlock(n_embd, n_head, block_size, scale=n_embd**-0.5) for _ in range(n_layer)))
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(n_embd, n_head, block_size, scale=n_embd**-0.5) for _ in range(n_layer))
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed, go through the blocks, read."""
@@ -194,7 +196,9 @@ class PostNormBlock(Block):
 class PostNormModel(Positioned):
     """The last block's second norm is the last norm: there is no other before the head."""
 
-    def __init__(self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, scale: float | None = None) -> None:
+    def __init__(
+        self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, scale: float | None = None
+    ) -> None:
         """Tables, n_layer blocks, a linear layer."""
         super().__init__(vocab_size, block_size, n_embd)
         self.blocks = nn.Sequential(*(PostNormBlock(n_embd, n_head, block_size, scale=scale) for _ in range(n_layer)))

@@ -64,7 +64,11 @@ def read_as(path: Path, kind: type[Record], *, cure: str = _CURE) -> Record:
         return TypeAdapter(kind).validate_python(read_record(path))
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
-        raise InputError(f"is no whole record of a {kind.__name__.lower()}: {key} is missing or of the wrong type", where=str(path), cure=cure) from None
+        raise InputError(
+            f"is no whole record of a {kind.__name__.lower()}: {key} is missing or of the wrong type",
+            where=str(path),
+            cure=cure,
+        ) from None
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
@@ -109,15 +113,17 @@ def open_material(texts: Sequence[str], config: DataConfig) -> Material:
     store = prepare(corpus, tokenizer, config)
     val_store = None if config.val_text is None else prepare(open_corpus([config.val_text], config), tokenizer, config)
     parts = split(store, config, val_store)
-    return Material(corpus.name, parts, tokenizer, store.text_sha256, tokenizer.count_bytes(parts.val.ids[1:]), corpus.notes)
+    return Material(
+        corpus.name, parts, tokenizer, store.text_sha256, tokenizer.count_bytes(parts.val.ids[1:]), corpus.notes
+    )
 
 
 @dataclass
 class Trial:
     """What one training came to.
 
-    `val_loss` is that of the last step on the whole validation split, not the best of several: choosing the best would favour
-    whatever is evaluated more often.
+    `val_loss` is that of the last step on the whole validation split, not the best of several: choosing the best would
+    favour whatever is evaluated more often.
 
     Attributes:
         parameters: of the model.
@@ -144,8 +150,8 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
     """Train from the beginning; nothing is written.
 
     Args:
-        config: all settings; the vocabulary's size is taken from the material. `eval_every` decides about evaluations between
-            the first and the last.
+        config: all settings; the vocabulary's size is taken from the material. `eval_every` decides about evaluations
+            between the first and the last.
         material: the text.
         callbacks: shown every step; one that asks for `Request.STOP` ends the training early.
 
@@ -154,8 +160,16 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         DivergedError: the loss is no longer a number.
     """
     if reads_pairs(config.model):
-        raise ConfigError("studies read running text, not pairs", where="architecture=encoder-decoder", cure="use `gptloom train` for pairs")
-    config = parse(RunConfig, merge(config.model_dump(), {"model": {"vocab_size": material.tokenizer.vocab_size}}), where="the tokenizer")
+        raise ConfigError(
+            "studies read running text, not pairs",
+            where="architecture=encoder-decoder",
+            cure="use `gptloom train` for pairs",
+        )
+    config = parse(
+        RunConfig,
+        merge(config.model_dump(), {"model": {"vocab_size": material.tokenizer.vocab_size}}),
+        where="the tokenizer",
+    )
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     bundle = Bundle(build_model(config.model).to(device), material.tokenizer)
@@ -182,7 +196,9 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
     return record.trial(bundle, trainer.progress), bundle
 
 
-def make_job(config: RunConfig, objective: Objective, source: Source, score: Callable[[], Score], device: torch.device) -> Job:
+def make_job(
+    config: RunConfig, objective: Objective, source: Source, score: Callable[[], Score], device: torch.device
+) -> Job:
     """What a trainer works on in a study: as in a run, with nothing kept and nobody else taking part."""
     return Job(
         objective=objective,
@@ -279,10 +295,14 @@ def rehearse(config: RunConfig, material: Material) -> Pace:
     block, rows = config.model.block_size, config.train.eval_batch_size
     count = min(len(material.parts.val), 2 * rows * block + 1)
     few = Tokens(material.parts.val.ids[:count], np.zeros(1, dtype=np.int64))
-    short: Mapping[str, Any] = {"train": {"steps": _REHEARSED, "minutes": None, "epochs": None, "patience": None, "eval_every": _REHEARSED}}
+    short: Mapping[str, Any] = {
+        "train": {"steps": _REHEARSED, "minutes": None, "epochs": None, "patience": None, "eval_every": _REHEARSED}
+    }
     clock, began = _Clock(), time.perf_counter()
     run_trial(
-        parse(RunConfig, merge(config.model_dump(), short), where="rehearsal"), replace(material, parts=Split(material.parts.train, few)), callbacks=[clock]
+        parse(RunConfig, merge(config.model_dump(), short), where="rehearsal"),
+        replace(material, parts=Split(material.parts.train, few)),
+        callbacks=[clock],
     )
     whole = time.perf_counter() - began
     per_step = float(np.median(np.diff(clock.steps)[1:]))

@@ -77,8 +77,8 @@ class Callback:
 class Signals(Callback):
     """SIGINT and SIGTERM end the run with its state saved; a second SIGINT ends it at once; SIGUSR1 saves, and the run goes on.
 
-    The handlers only take notes, which are read between steps, forward passes, batches of an evaluation and tokens of a sample,
-    so that nothing is left half done.
+    The handlers only take notes, which are read between steps, forward passes, batches of an evaluation and tokens of a
+    sample, so that nothing is left half done.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,8 @@ class Signals(Callback):
 class Spikes(Callback):
     """Notices a training loss far above what it has lately been: more than six standard deviations, and 0.1 nats, with a memory of 50 steps.
 
-    It changes nothing; a spike is often the first sign that a learning rate is too high (Chowdhery et al. 2022, section 5.1).
+    It changes nothing; a spike is often the first sign that a learning rate is too high (Chowdhery et al. 2022, section
+    5.1).
     """
 
     MEMORY = 50
@@ -144,7 +145,9 @@ class Spikes(Callback):
         ripe = self._seen >= self.MEMORY and view.step - self._told >= self.MEMORY
         if ripe and away > max(self.LEAST, self.DEVIATIONS * self._variance**0.5):
             self._told = view.step
-            self.say(f"warning: the training loss jumped to {view.loss:.3f} at step {view.step:,}; lately it was {self._mean:.3f} on average")
+            self.say(
+                f"warning: the training loss jumped to {view.loss:.3f} at step {view.step:,}; lately it was {self._mean:.3f} on average"
+            )
         self._mean += share * away
         self._variance = (1.0 - share) * (self._variance + share * away * away)
         self._seen += 1

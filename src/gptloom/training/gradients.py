@@ -48,7 +48,10 @@ class Gradients:
                 if not is_out_of_memory(error):
                     raise
                 if progress.rows == 1:
-                    raise MachineError("even one sequence at a time does not fit into memory", cure="make the model or --model.block-size smaller") from None
+                    raise MachineError(
+                        "even one sequence at a time does not fit into memory",
+                        cure="make the model or --model.block-size smaller",
+                    ) from None
             progress.rows = -(-progress.rows // 2)
 
     def _passes(self, batch: tuple[Tensor, ...], targets: int, limit: int | None) -> Tensor:

@@ -16,7 +16,10 @@ End = Literal["finished", "patience", "stopped"]
 
 
 class Interrupted(BaseException):
-    """A signal asks to stop, in the middle of something that can be given up without harm. Not an Exception: nobody else may swallow it."""
+    """A signal asks to stop, in the middle of something that can be given up without harm.
+
+    Not an Exception: nobody else may swallow it.
+    """
 
 
 @dataclass
@@ -34,7 +37,8 @@ class Progress:
         last_loss: validation loss at the latest evaluation.
         last_evaluated: the step of the latest evaluation.
         skipped: steps passed over in a row, up to now, because a loss or gradient was not finite.
-        rollbacks: how often the run has gone back to a checkpoint for that reason; each time the learning rate is halved.
+        rollbacks: how often the run has gone back to a checkpoint for that reason; each time the learning rate is
+            halved.
     """
 
     step: int = 0
@@ -82,7 +86,10 @@ class Source(Protocol):
 
 
 class Optimizer(ABC):
-    """What the trainer asks of an optimizer. Every one of its parameters has a peak rate of its own, and all follow one schedule."""
+    """What the trainer asks of an optimizer.
+
+    Every one of its parameters has a peak rate of its own, and all follow one schedule.
+    """
 
     @property
     @abstractmethod

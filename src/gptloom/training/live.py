@@ -19,7 +19,12 @@ class LiveDisplay(Display):
         """Draw on this console."""
         super().__init__(lambda line: console.print(line, markup=False, highlight=False))
         self.console = console
-        self.bar = Progress(BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"), console=console)
+        self.bar = Progress(
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.description}"),
+            console=console,
+        )
         self.task = self.bar.add_task("starting", total=1.0)
         self.sample = ""
         self.live = Live(self._draw(), console=console, refresh_per_second=4)
@@ -50,7 +55,9 @@ class LiveDisplay(Display):
 
     def _draw(self) -> Group:
         lines = self.sample.strip("\n").splitlines()[: max(4, self.console.height - 8)]
-        return Group(self.bar, *([Panel(escape("\n".join(lines)), title="latest sample", border_style="dim")] if lines else []))
+        return Group(
+            self.bar, *([Panel(escape("\n".join(lines)), title="latest sample", border_style="dim")] if lines else [])
+        )
 
 
 def live_display() -> Display:

@@ -33,16 +33,24 @@ class Recorder(Callback):
         except OSError as error:
             what = f"cannot be written: {error.strerror or error}"
             if self.on_failure == "stop":
-                raise MachineError(what, where=str(self.log.path), cure="free some space, then `gptloom resume`") from None
+                raise MachineError(
+                    what, where=str(self.log.path), cure="free some space, then `gptloom resume`"
+                ) from None
             if not waiting:
-                warnings.warn(f"{self.log.path}: {what}; its lines are kept in memory and written later", GptloomWarning, stacklevel=2)
+                warnings.warn(
+                    f"{self.log.path}: {what}; its lines are kept in memory and written later",
+                    GptloomWarning,
+                    stacklevel=2,
+                )
 
     def _drop_beyond(self, step: int, *, evaluated: bool = True) -> None:
         """Keep the lines up to `step`; an evaluation there, and its sample, are still to come unless `evaluated`."""
 
         def wanted(line: dict[str, Any]) -> bool:
             at = line.get("step")
-            return isinstance(at, int) and (at < step or (at == step and (evaluated or line.get("event") not in ("evaluation", None))))
+            return isinstance(at, int) and (
+                at < step or (at == step and (evaluated or line.get("event") not in ("evaluation", None)))
+            )
 
         self.log.keep(wanted)
 
@@ -67,17 +75,31 @@ class Metrics(Recorder):
     def after_divergence(self, view: View, divergence: Divergence) -> None:
         """Log what was not finite, and what was done."""
         super().after_divergence(view, divergence)
-        found = {"at": divergence.step + 1, "loss": str(divergence.loss), "gradient_norm": str(divergence.gradient_norm), "lr": divergence.lr}
+        found = {
+            "at": divergence.step + 1,
+            "loss": str(divergence.loss),
+            "gradient_norm": str(divergence.gradient_norm),
+            "lr": divergence.lr,
+        }
         self._write(event="divergence", view=view, action=divergence.action, **found)
 
     def _write(self, *, event: str, view: View, **values: Any) -> None:
-        self.write({"event": event, "step": view.step, **values, "tokens": view.tokens, "seconds": round(view.seconds, 3)})
+        self.write(
+            {"event": event, "step": view.step, **values, "tokens": view.tokens, "seconds": round(view.seconds, 3)}
+        )
 
 
 class Samples(Recorder):
     """Writes a little text after each evaluation: to samples.jsonl, and to whoever shows it."""
 
-    def __init__(self, path: Path, on_failure: Literal["stop", "continue"], progress: Progress, write: Callable[[], str], show: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_failure: Literal["stop", "continue"],
+        progress: Progress,
+        write: Callable[[], str],
+        show: Callable[[str], None],
+    ) -> None:
         """`write` makes the text; `show` is told."""
         super().__init__(path, on_failure, progress)
         self._sample, self._show = write, show

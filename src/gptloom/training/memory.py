@@ -34,7 +34,8 @@ _LONGEST = 16  # steps that a recurrent network is followed for; after that each
 def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True) -> int:
     """Bytes at the peak of a forward and backward pass, besides weights, their gradients and the optimizer's memory.
 
-    Every tensor that the pass makes is counted from its birth to its end; what a kernel needs for itself meanwhile is not seen.
+    Every tensor that the pass makes is counted from its birth to its end; what a kernel needs for itself meanwhile is
+    not seen.
 
     Args:
         config: the shape.
@@ -78,9 +79,13 @@ def _add_tables(stack: Stack, config: ModelConfig) -> None:
     """An outline is built without them, for their formulas would load PyTorch's compiler."""
     stack.config = config
     if config.positions == "rotary":
-        stack.register_buffer("rotary", torch.empty((2, config.block_size, config.width_per_head), device="meta"), persistent=False)
+        stack.register_buffer(
+            "rotary", torch.empty((2, config.block_size, config.width_per_head), device="meta"), persistent=False
+        )
     if config.positions == "sinusoidal":
-        stack.register_buffer("sinusoids", torch.empty((config.block_size, config.n_embd), device="meta"), persistent=False)
+        stack.register_buffer(
+            "sinusoids", torch.empty((config.block_size, config.n_embd), device="meta"), persistent=False
+        )
 
 
 def _leave() -> None:

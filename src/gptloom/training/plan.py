@@ -58,7 +58,9 @@ class Plan:
         """The plan, a line a fact."""
         m, t = self.config.model, self.config.train
         state = held_bytes(self.config, on_cpu=self.device.type == "cpu").total
-        memory = f"memory   {_size(state)} for weights, gradients and optimizer" + (f"; {_size(self.memory)} in use at the peak so far" if self.memory else "")
+        memory = f"memory   {_size(state)} for weights, gradients and optimizer" + (
+            f"; {_size(self.memory)} in use at the peak so far" if self.memory else ""
+        )
         steps = f"{'about ' if t.minutes else ''}{self.steps:,} steps"
         passes = self.tokens / max(1, self.train_tokens)
         shape = f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.block_size}, vocabulary {m.vocab_size:,}"
@@ -75,7 +77,9 @@ class Plan:
         """Settings that can hardly be meant, each with a cure."""
         block, found = self.config.model.block_size, []
         if self.seconds > LONG_RUN:
-            found.append(f"this run will take about {duration(self.seconds)}; --minutes 60 fits it into an hour, a smaller --recipe learns sooner")
+            found.append(
+                f"this run will take about {duration(self.seconds)}; --minutes 60 fits it into an hour, a smaller --recipe learns sooner"
+            )
         if self.val_tokens <= block:
             short = f"the validation split ({self.val_tokens:,} tokens) is not longer than one context ({block})"
             found.append(f"{short}: its loss will say little; lower --model.block-size or add text")
@@ -83,12 +87,24 @@ class Plan:
             few = f"{self.train_tokens:,} training tokens are very few: the model will learn them by heart"
             found.append(f"{few}; trust the validation loss only, or add text")
         elif self.train_tokens < self.parameters / 100:
-            found.append(f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens; try a smaller model, or dropout")
-        if self.config.model.ngrams > 1 and not self.config.model.ngram_dropout and self.tokens / max(1, self.train_tokens) > EPOCHS_OF_NGRAMS:
+            found.append(
+                f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens; try a smaller model, or dropout"
+            )
+        if (
+            self.config.model.ngrams > 1
+            and not self.config.model.ngram_dropout
+            and self.tokens / max(1, self.train_tokens) > EPOCHS_OF_NGRAMS
+        ):
             often = "the text will be read several times, and its n-grams learned by heart"
             found.append(f"{often}; --model.ngrams 3 --model.ngram-dropout 0.5 may reach a lower validation loss")
-        if self.tokens / max(1, self.train_tokens) > 200 and self.config.train.patience is None and self.train_tokens >= SMALL_TEXT:
-            found.append("the text will be read over 200 times; --train.patience 3 stops when the validation loss no longer falls")
+        if (
+            self.tokens / max(1, self.train_tokens) > 200
+            and self.config.train.patience is None
+            and self.train_tokens >= SMALL_TEXT
+        ):
+            found.append(
+                "the text will be read over 200 times; --train.patience 3 stops when the validation loss no longer falls"
+            )
         return found
 
 

@@ -31,7 +31,11 @@ def read_settings(run: Path, kept: RunConfig | None) -> RunConfig:
     except GptloomError as error:
         if kept is None:
             raise
-        warnings.warn(f"{error.line()}; the settings that the checkpoint was written with are used instead", GptloomWarning, stacklevel=2)
+        warnings.warn(
+            f"{error.line()}; the settings that the checkpoint was written with are used instead",
+            GptloomWarning,
+            stacklevel=2,
+        )
         return kept
 
 
@@ -52,7 +56,9 @@ def check_changes(before: RunConfig, after: RunConfig) -> list[str]:
     lines = []
     for key, old, new in _differences(before.model_dump(), after.model_dump()):
         if {key, key.partition(".")[0]} & set(_FIXED) and key != "data.cache":
-            raise ConfigError(f"{key} was {old} when the run began and cannot become {new}", where="resume", cure="start a new run")
+            raise ConfigError(
+                f"{key} was {old} when the run began and cannot become {new}", where="resume", cure="start a new run"
+            )
         lines.append(f"{key} was {old} and is now {new}")
     return lines
 
@@ -66,10 +72,17 @@ def code_notes(run: Path) -> list[str]:
     """Lines about gptloom's code and PyTorch, where they are not what the run began with: then the bits may differ."""
     try:
         about = read_json(run / "run.json")
-        pairs = [("gptloom's code", about["code_sha256"], code_hash()), ("PyTorch", about["versions"]["torch"], describe_machine()["versions"]["torch"])]
+        pairs = [
+            ("gptloom's code", about["code_sha256"], code_hash()),
+            ("PyTorch", about["versions"]["torch"], describe_machine()["versions"]["torch"]),
+        ]
     except (InputError, KeyError, TypeError):
         return []  # whoever needs run.json says what is wrong with it
-    return [f"{name} is not what the run began with, so its numbers may differ in the last digits" for name, old, new in pairs if old != new]
+    return [
+        f"{name} is not what the run began with, so its numbers may differ in the last digits"
+        for name, old, new in pairs
+        if old != new
+    ]
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -28,7 +28,9 @@ from gptloom.training.run_dir import check_empty, create_run, find_parts, make_f
 from gptloom.training.setup import Result, Session
 
 
-def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, display: Display | None = None) -> Result:
+def train(
+    texts: Sequence[str], config: RunConfig, *, run: Path | None = None, display: Display | None = None
+) -> Result:
     """Train a model on texts, from the beginning.
 
     Args:
@@ -52,13 +54,18 @@ def train(texts: Sequence[str], config: RunConfig, *, run: Path | None = None, d
     for note in corpus.notes:
         display.say(f"note: {note}")
     parts, val_text_sha256 = make_parts(config, store, tokenizer)
-    known = {"model": {"vocab_size": tokenizer.vocab_size}, "data": {"val_text": config.data.val_text and str(Path(config.data.val_text).absolute())}}
+    known = {
+        "model": {"vocab_size": tokenizer.vocab_size},
+        "data": {"val_text": config.data.val_text and str(Path(config.data.val_text).absolute())},
+    }
     config = parse(RunConfig, merge(config.model_dump(), known), where="the tokenizer")
     bundle = begin(config, tokenizer, device)
     run = make_folder(run, f"{corpus.name}-{config.recipe}")
     with only_writer(run):
         check_empty(run)
-        create_run(run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device))
+        create_run(
+            run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device)
+        )
         with threads(thread_count(config)), launch(run, config.train.ranks, device) as ranks:
             return Session(run, config, bundle, parts, device, display, ranks).go(Progress(), None, {})
 
@@ -69,7 +76,9 @@ def begin(config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> Bund
     return Bundle(build_model(config.model).to(device), tokenizer)
 
 
-def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest", display: Display | None = None) -> Result:
+def resume(
+    run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest", display: Display | None = None
+) -> Result:
     """Continue a run from a checkpoint.
 
     Args:
@@ -97,12 +106,20 @@ def resume(run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest",
         if not same_length(state.config, config):
             horizon = None
         if horizon is not None and progress.step >= horizon.total and progress.last_evaluated == progress.step:
-            raise InputError(f"has finished its {horizon.total:,} steps", where=str(run), cure=f"train it for longer with --steps {2 * horizon.total}")
-        bundle = begin(config, load_tokenizer(run), device) if folder is None else Bundle.read(folder, device=str(device))
+            raise InputError(
+                f"has finished its {horizon.total:,} steps",
+                where=str(run),
+                cure=f"train it for longer with --steps {2 * horizon.total}",
+            )
+        bundle = (
+            begin(config, load_tokenizer(run), device) if folder is None else Bundle.read(folder, device=str(device))
+        )
         parts = find_parts(run, config, bundle.tokenizer)
         replace_text(run / "config.toml", to_toml(config))
         for name in checkpoint_names(run):
-            if checkpoint_step(name) > progress.step:  # what came after an older checkpoint is given up as soon as there is a new one
+            if (
+                checkpoint_step(name) > progress.step
+            ):  # what came after an older checkpoint is given up as soon as there is a new one
                 set_aside(run / "checkpoints" / name, checkpoint_name(progress.step))
         display.say(f"continuing {run} from step {progress.step:,}")
         with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as ranks:
@@ -139,7 +156,11 @@ def validation_split(path: str | Path, *, device: str = "auto", checkpoint: str 
     folder = find_bundle(Path(path), checkpoint)
     run = folder.parent.parent
     if not (run / "run.json").exists():
-        raise InputError("is not part of a run, so it has no validation split of its own", where=str(path), cure="give a text with --text FILE")
+        raise InputError(
+            "is not part of a run, so it has no validation split of its own",
+            where=str(path),
+            cure="give a text with --text FILE",
+        )
     config = read_settings(run, read_checkpoint(folder).config)
     bundle = Bundle.read(folder, device=device)
     return bundle, find_parts(run, config, bundle.tokenizer).val
@@ -148,7 +169,11 @@ def validation_split(path: str | Path, *, device: str = "auto", checkpoint: str 
 def _prepare_machine(config: RunConfig) -> torch.device:
     """Check what can be checked before any text is read."""
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("TensorBoard is not installed", where="--train.tensorboard", cure='pip install "gptloom[track]", or leave the flag out')
+        raise ConfigError(
+            "TensorBoard is not installed",
+            where="--train.tensorboard",
+            cure='pip install "gptloom[track]", or leave the flag out',
+        )
     device = pick_device(config.device)
     check_memory(config.model, device, copies=4, more=16 * config.train.batch_size * config.model.block_size)
     return device

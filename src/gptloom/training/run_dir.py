@@ -36,7 +36,9 @@ LOCK = ".lock"
 
 @contextmanager
 def only_writer(run: Path) -> Iterator[None]:
-    """Hold the run folder's lock. The operating system holds it for the process, so that a killed writer leaves none behind.
+    """Hold the run folder's lock.
+
+    The operating system holds it for the process, so that a killed writer leaves none behind.
 
     Raises:
         InputError: another process holds it.
@@ -46,7 +48,9 @@ def only_writer(run: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError("another process is training this run", where=str(run), cure="wait until it has ended, or stop it") from None
+        raise InputError(
+            "another process is training this run", where=str(run), cure="wait until it has ended, or stop it"
+        ) from None
     except (OSError, NotImplementedError) as error:
         what = f"the run folder cannot be locked: {getattr(error, 'strerror', None) or error}"
         raise MachineError(what, where=str(run), cure="choose another folder with --run") from None
@@ -93,7 +97,14 @@ def code_hash() -> str:
 
 
 def create_run(
-    run: Path, config: RunConfig, tokenizer: Tokenizer, *, texts: Sequence[str], store: TokenStore, val_text_sha256: str | None, device: str
+    run: Path,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    *,
+    texts: Sequence[str],
+    store: TokenStore,
+    val_text_sha256: str | None,
+    device: str,
 ) -> None:
     """Create the run folder with everything that is known before the first step."""
     about = {
@@ -128,13 +139,19 @@ def note_passes(run: Path, *, path: str, why: str | None, deviation: float | Non
 
 
 def _unwritable(run: Path, error: OSError) -> MachineError:
-    return MachineError(f"the run folder cannot be written: {error.strerror or error}", where=str(run), cure="choose another folder with --run")
+    return MachineError(
+        f"the run folder cannot be written: {error.strerror or error}",
+        where=str(run),
+        cure="choose another folder with --run",
+    )
 
 
 def make_parts(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> tuple[Split, str | None]:
     """What trains and what validates, and the hash of a validation text of its own."""
     val_text, pairs = config.data.val_text, reads_pairs(config.model)
-    val_store = None if val_text is None else prepare(open_corpus([val_text], config.data, pairs=pairs), tokenizer, config.data)
+    val_store = (
+        None if val_text is None else prepare(open_corpus([val_text], config.data, pairs=pairs), tokenizer, config.data)
+    )
     return cut(config, store, val_store), None if val_store is None else val_store.text_sha256
 
 
@@ -150,18 +167,26 @@ def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
         texts, sha256, tokens = [str(text) for text in about["texts"]], about["text_sha256"], Path(about["tokens"])
         fingerprint, val_sha256 = about["tokenizer"], about["val_text_sha256"]
     except (InputError, KeyError, TypeError):
-        raise InputError("is missing or damaged, so the run's text is not known", where=str(path), cure="start a new run") from None
+        raise InputError(
+            "is missing or damaged, so the run's text is not known", where=str(path), cure="start a new run"
+        ) from None
     if tokenizer.fingerprint != fingerprint:
         raise InputError("the tokenizer is not the one that the run began with", where=str(run), cure="start a new run")
     store = _stored(tokens, sha256, fingerprint)
     if store is None:
         if "-" in texts:
-            raise InputError("the text came from standard input, and its token file is gone", where=str(tokens), cure="start a new run")
+            raise InputError(
+                "the text came from standard input, and its token file is gone",
+                where=str(tokens),
+                cure="start a new run",
+            )
         store = prepare(open_corpus(texts, config.data, pairs=reads_pairs(config.model)), tokenizer, config.data)
     parts, found = make_parts(config, store, tokenizer)
     if store.text_sha256 != sha256 or found != val_sha256:
         changed = ", ".join(texts) if store.text_sha256 != sha256 else str(config.data.val_text)
-        raise InputError("the text has changed since the run began", where=changed, cure="restore it, or start a new run")
+        raise InputError(
+            "the text has changed since the run began", where=changed, cure="restore it, or start a new run"
+        )
     return parts
 
 
@@ -180,7 +205,11 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl with losses; a disk that does not give them costs a warning."""
     path = run / "metrics.jsonl"
     try:
-        return [line for line in logged(path) if line.get("event") in _CURVES and _is_point(line.get("step"), line.get("loss"))]
+        return [
+            line
+            for line in logged(path)
+            if line.get("event") in _CURVES and _is_point(line.get("step"), line.get("loss"))
+        ]
     except OSError as error:
         warnings.warn(f"{path}: cannot be read: {error.strerror or error}", GptloomWarning, stacklevel=2)
         return []
@@ -189,9 +218,20 @@ def read_history(run: Path) -> list[dict[str, Any]]:
 def draw_history(run: Path, lines: Sequence[Mapping[str, Any]], config: RunConfig, progress: Progress) -> None:
     """Draw loss.png; a disk that does not take the picture costs a warning."""
     curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event] for event in _CURVES}
-    best = (progress.best_step, progress.best_loss) if progress.best_step is not None and progress.best_loss is not None else None
+    best = (
+        (progress.best_step, progress.best_loss)
+        if progress.best_step is not None and progress.best_loss is not None
+        else None
+    )
     try:
-        draw_losses(run / "loss.png", curve["train"], curve["evaluation"], title=run.name, uniform=math.log(config.model.vocab_size), best=best)
+        draw_losses(
+            run / "loss.png",
+            curve["train"],
+            curve["evaluation"],
+            title=run.name,
+            uniform=math.log(config.model.vocab_size),
+            best=best,
+        )
     except OSError as error:
         warnings.warn(f"{run / 'loss.png'}: cannot be drawn: {error.strerror or error}", GptloomWarning, stacklevel=2)
 

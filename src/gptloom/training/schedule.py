@@ -15,8 +15,8 @@ def rate_share(config: TrainConfig, step: int, total: int) -> float:
     """The share of every peak rate at step `step` (from 0) of `total`: a linear warm-up, then the schedule down to its last value.
 
     The warm-up takes at most half the run. cosine is Loshchilov and Hutter 2017 without restarts; wsd is warm-up,
-    stable, decay (Hu et al. 2024, section 4), its decay linear over the last `decay_fraction`; inverse-root is Vaswani et al.
-    2017, section 5.3, by its peak instead of the width.
+    stable, decay (Hu et al. 2024, section 4), its decay linear over the last `decay_fraction`; inverse-root is Vaswani
+    et al. 2017, section 5.3, by its peak instead of the width.
     """
     warmup = min(config.warmup_steps, total // 2)
     if step < warmup:

@@ -72,7 +72,9 @@ def compile_or_not(
     try:
         mode = compile_mode(sum(p.numel() for p in objective.parameters()), device)
         compiled = cast(nn.Module, torch.compile(objective, mode=mode))
-        for _ in range(1 if mode is None else 3):  # a graph is recorded at the second pass, and replayed from the third on
+        for _ in range(
+            1 if mode is None else 3
+        ):  # a graph is recorded at the second pass, and replayed from the third on
             with autocast():
                 nats = compiled(*parts)[0]
             nats.backward()
@@ -87,8 +89,8 @@ class Result:
     """What a run came to.
 
     `val_loss` and `val_bpb` are the best checkpoint's: of all evaluations on the whole validation split, the lowest.
-    `exact_match` is the share of validation targets that the best checkpoint of an encoder-decoder writes to the letter.
-    `train_loss` is the last batch's. `end` is finished, patience or stopped; `signal` is what stopped it.
+    `exact_match` is the share of validation targets that the best checkpoint of an encoder-decoder writes to the
+    letter. `train_loss` is the last batch's. `end` is finished, patience or stopped; `signal` is what stopped it.
     """
 
     run: str
@@ -110,7 +112,16 @@ class Result:
 class Session:
     """One process's part of a run: builds what the trainer needs and lets it go. The first rank's also saves, evaluates and shows."""
 
-    def __init__(self, run: Path, config: RunConfig, bundle: Bundle, parts: Split, device: torch.device, display: Display, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        bundle: Bundle,
+        parts: Split,
+        device: torch.device,
+        display: Display,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Lay out the batches and the optimizer; nothing is computed yet."""
         self.run, self.config, self.bundle, self.device, self.display = run, config, bundle, device, display
         self.parts, self.ranks = parts, ranks or Ranks()
@@ -133,14 +144,22 @@ class Session:
         try:
             self.optimizer.restore(tensors)
         except ValueError as error:
-            raise InputError(str(error), where=str(self.run), cure="resume from another checkpoint with --checkpoint") from None
-        horizon = horizon or make_horizon(train, self.batches.tokens_per_epoch, train.batch_size * self.config.model.block_size)
+            raise InputError(
+                str(error), where=str(self.run), cure="resume from another checkpoint with --checkpoint"
+            ) from None
+        horizon = horizon or make_horizon(
+            train, self.batches.tokens_per_epoch, train.batch_size * self.config.model.block_size
+        )
         dtype = pick_precision(train.precision, self.device)
         self.bundle.model.train()
         objective = Objective(self.bundle.model, train.label_smoothing)
         context = partial(autocast, self.device, dtype)
-        compiled = compile_or_not(objective, train, horizon, self.device, self.batches.batch(0), context, self.display.say)
-        keeper = RunKeeper(Saver(self.run, train, self.display.say), self.config, self.bundle, self.optimizer, progress, horizon)
+        compiled = compile_or_not(
+            objective, train, horizon, self.device, self.batches.batch(0), context, self.display.say
+        )
+        keeper = RunKeeper(
+            Saver(self.run, train, self.display.say), self.config, self.bundle, self.optimizer, progress, horizon
+        )
         stopping = self.signals.stopping
         job = Job(
             compiled,
@@ -199,7 +218,15 @@ class Session:
             Spikes(self.display.say),
         ]
         if train.sample_tokens and self.config.model.architecture != "encoder":
-            found.append(Samples(self.run / "samples.jsonl", train.on_save_failure, progress, self._write_sample, self.display.show_sample))
+            found.append(
+                Samples(
+                    self.run / "samples.jsonl",
+                    train.on_save_failure,
+                    progress,
+                    self._write_sample,
+                    self.display.show_sample,
+                )
+            )
         if train.tensorboard:
             found.append(TensorBoard(self.run / "tensorboard", progress))
         return found
@@ -210,12 +237,18 @@ class Session:
             source = self.bundle.tokenizer.decode(pair_texts(self.parts.val)[0][0])
             return f"{source} -> {self.bundle.generate(source, temperature=0.0)}"
         config = SampleConfig(tokens=self.config.train.sample_tokens, seed=derive(self.config.seed, "sample"))
-        return self.bundle.write(self.config.train.sample_prompt, config, on_unknown="skip", show=lambda _row, _piece: self._give_way())[0].text
+        return self.bundle.write(
+            self.config.train.sample_prompt, config, on_unknown="skip", show=lambda _row, _piece: self._give_way()
+        )[0].text
 
     def _evaluate(self) -> Score:
         """The whole validation split, in float32, by the bare model: the same number that `gptloom eval` gives."""
-        windows = evaluation_batches(self.config.model, self.parts.val, self.bundle.tokenizer, self.config.train.eval_batch_size)
-        return evaluate(Objective(self.bundle.model), map(self._give_way, windows), device=self.device, byte_count=self.val_bytes)
+        windows = evaluation_batches(
+            self.config.model, self.parts.val, self.bundle.tokenizer, self.config.train.eval_batch_size
+        )
+        return evaluate(
+            Objective(self.bundle.model), map(self._give_way, windows), device=self.device, byte_count=self.val_bytes
+        )
 
     def _give_way(self, passed: Any = None) -> Any:
         """Pass something on, unless a signal asks to stop."""
@@ -234,7 +267,9 @@ class Session:
         history = read_history(self.run)
         if end != "stopped":  # whoever stops a run is not kept waiting for a picture
             draw_history(self.run, history, self.config, progress)
-        bits = [line.get("bpb") for line in history if line["event"] == "evaluation" and line["step"] == progress.best_step]
+        bits = [
+            line.get("bpb") for line in history if line["event"] == "evaluation" and line["step"] == progress.best_step
+        ]
         return Result(
             run=str(self.run),
             checkpoint=str(find_bundle(self.run, "best")),

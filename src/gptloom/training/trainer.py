@@ -35,7 +35,9 @@ class Trainer:
     The first rank evaluates, saves and decides; the others only take the steps that it agrees on.
     """
 
-    def __init__(self, job: Job, config: TrainConfig, horizon: Horizon, progress: Progress, callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(
+        self, job: Job, config: TrainConfig, horizon: Horizon, progress: Progress, callbacks: Sequence[Callback] = ()
+    ) -> None:
         """Prepare; `progress` may come from a checkpoint."""
         self.job, self.config, self.horizon, self.progress, self.callbacks = job, config, horizon, progress, callbacks
         self.progress.rows = self.progress.rows or config.rows
@@ -63,7 +65,9 @@ class Trainer:
                 break
         self.job.optimizer.zero_grad()
         per_step = min(tries) * -(-len(batch[0]) // self.progress.rows)
-        self._limit_evaluations(per_step * self.job.validation / (2.0 * targets))  # a forward pass is a third of a step, and a sample follows
+        self._limit_evaluations(
+            per_step * self.job.validation / (2.0 * targets)
+        )  # a forward pass is a third of a step, and a sample follows
         return per_step
 
     def fit(self) -> End:
@@ -86,7 +90,8 @@ class Trainer:
 
     def _loop(self) -> End:
         job, progress, horizon = self.job, self.progress, self.horizon
-        # At step 0 this measures and saves the untrained model; later it makes up for what an interrupted run still owes.
+        # At step 0 this measures and saves the untrained model; later it makes up for what an interrupted run still
+        # owes.
         end = self._close(Request.NOTHING) if job.ranks.rank == 0 else None
         while True:
             horizon.total, ended = job.ranks.agree(horizon.total, int(end is not None))
@@ -127,7 +132,9 @@ class Trainer:
         """Pass over the step (True), go back (False), or end, as the configuration says; every rank has seen the same numbers."""
         progress, keeper, first = self.progress, self.job.keeper, self.job.ranks.rank == 0
         action = self.config.on_divergence
-        if (action == "skip" and progress.skipped >= MOST_SKIPPED) or (action == "rollback" and progress.rollbacks >= MOST_ROLLBACKS):
+        if (action == "skip" and progress.skipped >= MOST_SKIPPED) or (
+            action == "rollback" and progress.rollbacks >= MOST_ROLLBACKS
+        ):
             action = "stop"
         found = Divergence(progress.step, self.train_loss, norm, self.lr, action)
         where = keeper.keep_evidence(found, batch) if first else None
@@ -146,7 +153,9 @@ class Trainer:
             callback.after_divergence(self.view(), found)
         if action == "stop" or (action == "rollback" and back is None):
             replay = f"; what is needed to replay it lies in {where}" if where else ""
-            rates = "--train.learning-rate" + (" and --train.matrix-learning-rate" if self.config.optimizer == "muon" else "")
+            rates = "--train.learning-rate" + (
+                " and --train.matrix-learning-rate" if self.config.optimizer == "muon" else ""
+            )
             cure = f"try a tenth of {rates}, or --train.on-divergence rollback{replay}"
             raise DivergedError(str(found), where=f"step {found.step + 1}", cure=cure)
         return back is None
@@ -222,21 +231,27 @@ class Trainer:
     def _evaluation_is_due(self) -> bool:
         """At the end of the run, at its beginning unless the clock is running, and every so many steps.
 
-        Where that number is not set: when the run's share for one has gone by since the last, and after the first epochs of many.
+        Where that number is not set: when the run's share for one has gone by since the last, and after the first
+            epochs of many.
         """
         step, last, every = self.progress.step, self.progress.last_evaluated, self.config.eval_every
         if last == step:
             return False
         if step >= self.horizon.total:
             return True
-        if step == 0:  # what it would say, the first training loss says, too; where time is short, it is not spent on that
+        if (
+            step == 0
+        ):  # what it would say, the first training loss says, too; where time is short, it is not spent on that
             return every is not None or self.horizon.seconds is None
         if every is not None:
             return step % every == 0
         return (step - (last or 0)) * self._evaluations >= self.horizon.total or self._epochs_have_doubled(step)
 
     def _epochs_have_doubled(self, step: int) -> bool:
-        """After 1, 2, 4, ... epochs of many: a small text is learned by heart, and the model is at its best long before the run's end."""
+        """After 1, 2, 4, ...
+
+        epochs of many: a small text is learned by heart, and the model is at its best long before the run's end.
+        """
         epoch = self.job.epoch
         if not epoch or step % epoch or self.horizon.total < MANY_EPOCHS * epoch:
             return False

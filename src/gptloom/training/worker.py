@@ -24,7 +24,14 @@ from gptloom.training.setup import Session
 
 def main(words: list[str]) -> int:
     """Take part in a run: the arguments are rank, run folder, world, meeting file, kind of device, and checkpoint or nothing."""
-    rank, run, world, meeting, kind, checkpoint = int(words[0]), Path(words[1]), int(words[2]), Path(words[3]), words[4], words[5]
+    rank, run, world, meeting, kind, checkpoint = (
+        int(words[0]),
+        Path(words[1]),
+        int(words[2]),
+        Path(words[3]),
+        words[4],
+        words[5],
+    )
     for number in (signal.SIGINT, signal.SIGTERM):  # the first rank decides when to stop
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -38,7 +45,9 @@ def main(words: list[str]) -> int:
     ready(meeting, rank).touch()
     ranks = Group(rank, world, meeting, device)
     with threads(thread_count(config)):
-        Session(run, config, bundle, parts, device, Display(lambda _line: None), ranks).fit(state.progress, state.horizon, state.optimizer)
+        Session(run, config, bundle, parts, device, Display(lambda _line: None), ranks).fit(
+            state.progress, state.horizon, state.optimizer
+        )
     ranks.leave()
     return 0
 

@@ -1,4 +1,7 @@
-"""What the command line's words mean, a module a group of commands. Nothing here imports torch until a command has been read."""
+"""What the command line's words mean, a module a group of commands.
+
+Nothing here imports torch until a command has been read.
+"""
 
 import argparse
 import gc
@@ -37,7 +40,9 @@ def make_parser(name: str, subject: str, command: Callable[[list[str]], int], ep
     """A parser with the flags that every command has; `subject` is what the usage line asks for."""
     usage = f"gptloom {name} {subject} [flags]".replace("  ", " ")
     form = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog=f"gptloom {name}", usage=usage, description=command.__doc__, epilog=epilog, formatter_class=form)
+    parser = Parser(
+        prog=f"gptloom {name}", usage=usage, description=command.__doc__, epilog=epilog, formatter_class=form
+    )
     parser.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -45,7 +50,11 @@ def make_parser(name: str, subject: str, command: Callable[[list[str]], int], ep
 
 def add_model_flags(parser: Parser) -> None:
     """Which checkpoint of a run, where it computes, and what to do with unknown characters."""
-    parser.add_argument("--checkpoint", metavar="NAME", default="best", help="of a run folder: best, latest or step-N [best]")
+    parser.add_argument(
+        "--checkpoint", metavar="NAME", default="best", help="of a run folder: best, latest or step-N [best]"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
     choices = ("error", "skip", "replace")
-    parser.add_argument("--on-unknown", choices=choices, default="error", help="characters that the tokenizer does not have [error]")
+    parser.add_argument(
+        "--on-unknown", choices=choices, default="error", help="characters that the tokenizer does not have [error]"
+    )

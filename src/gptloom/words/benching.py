@@ -23,21 +23,40 @@ time taken. Ctrl-C ends early and keeps what has been measured. docs/bench.md ex
 def bench_command(words: list[str]) -> int:
     """Measure what a model costs on this machine as it grows, and where the machine's limit lies."""
     parser = make_parser("bench", "", bench_command, epilog=f"recipes: {', '.join(recipe_names())}\n\n{MEASURED}")
-    parser.add_argument("--recipe", metavar="NAME", help="the middle of all sweeps (default: tiny on a CPU, baby on an accelerator)")
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="the middle of all sweeps (default: tiny on a CPU, baby on an accelerator)"
+    )
     parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(GROUPS)} (default: all)")
     parser.add_argument("--minutes", metavar="N", type=float, default=2.0, help="about how long all of it may take [2]")
-    parser.add_argument("--largest", action="store_true", help="also prepare texts of up to 1 GB, however long that takes (3 GB of disk)")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("bench"), help="where picture and JSON go [./bench]")
-    unused = ("train.steps", "train.minutes", "train.epochs", "train.ranks")  # one process takes the steps that the time allows
+    parser.add_argument(
+        "--largest",
+        action="store_true",
+        help="also prepare texts of up to 1 GB, however long that takes (3 GB of disk)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("bench"), help="where picture and JSON go [./bench]"
+    )
+    unused = (
+        "train.steps",
+        "train.minutes",
+        "train.epochs",
+        "train.ranks",
+    )  # one process takes the steps that the time allows
     add_flags(parser, RunConfig, short={"data.tokenizer": "tokenizer"}, skip=("recipe", *unused))
     args = parser.parse(words)
     groups = tuple(GROUPS if args.only is None else dict.fromkeys(name.strip() for name in args.only.split(",")))
     if unknown := [name for name in groups if name not in GROUPS]:
-        raise ConfigError(f"there is nothing called {unknown[0]!r} to measure", where="--only", cure=f"choose from {', '.join(GROUPS)}")
+        raise ConfigError(
+            f"there is nothing called {unknown[0]!r} to measure",
+            where="--only",
+            cure=f"choose from {', '.join(GROUPS)}",
+        )
     if not 0 < args.minutes <= 10_000:
         raise ConfigError(f"{args.minutes:g} is no time to measure in", where="--minutes", cure="try --minutes 2")
     if args.out.exists() and not args.out.is_dir():
-        raise ConfigError("is a file, and a folder is needed", where=f"--out {args.out}", cure="name a folder, or leave the flag out")
+        raise ConfigError(
+            "is a file, and a folder is needed", where=f"--out {args.out}", cure="name a folder, or leave the flag out"
+        )
     changes = nest(given(args, RunConfig, skip=("recipe",)))
     check_early(args.recipe, {}, changes, where="the command line")
     with loading():

@@ -25,17 +25,43 @@ def compare_command(words: list[str]) -> int:
     subject = "[TEXT...] SETTING=A,B[,C] [SETTING=...]"
     parser = make_parser("compare", subject, compare_command, epilog=f"recipes: {', '.join(recipe_names())}\n\n{RULE}")
     parser.add_argument(
-        "words", metavar="SETTING=A,B", nargs="*", help=f"a setting and its values, the baseline first: lr=1e-3,4e-3; or a text: {TEXTS} [shakespeare]"
+        "words",
+        metavar="SETTING=A,B",
+        nargs="*",
+        help=f"a setting and its values, the baseline first: lr=1e-3,4e-3; or a text: {TEXTS} [shakespeare]",
     )
-    parser.add_argument("--seeds", metavar="N", type=int, default=5, help="trainings of each arm; a verdict needs 3 [5]")
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=5, help="trainings of each arm; a verdict needs 3 [5]"
+    )
     parser.add_argument("--together", action="store_true", help="change all settings at once, instead of one at a time")
-    parser.add_argument("--own-seeds", action="store_true", help="no seed is shared by two arms: an A/A comparison of lr=1e-3,1e-3 then measures the noise")
-    parser.add_argument("--claim", metavar="TEXT", help="a description of the change, to be checked: 'reduced the learning rate, 0.1 better'")
-    parser.add_argument("--plan", action="store_true", help="say what would be run and how long it would take, and stop")
-    parser.add_argument("--example", metavar="NAME", help="a ready-made comparison: assignment (a student's four published runs)")
-    parser.add_argument("--run", metavar="DIR", type=Path, help="where the trainings are kept; one that is there goes on (default: a new one under runs/)")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file of settings for all arms; flags go over it")
-    parser.add_argument("--recipe", metavar="NAME", help="the settings to start from (default: tiny on a CPU, baby on an accelerator)")
+    parser.add_argument(
+        "--own-seeds",
+        action="store_true",
+        help="no seed is shared by two arms: an A/A comparison of lr=1e-3,1e-3 then measures the noise",
+    )
+    parser.add_argument(
+        "--claim",
+        metavar="TEXT",
+        help="a description of the change, to be checked: 'reduced the learning rate, 0.1 better'",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say what would be run and how long it would take, and stop"
+    )
+    parser.add_argument(
+        "--example", metavar="NAME", help="a ready-made comparison: assignment (a student's four published runs)"
+    )
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        type=Path,
+        help="where the trainings are kept; one that is there goes on (default: a new one under runs/)",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="a TOML file of settings for all arms; flags go over it"
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="the settings to start from (default: tiny on a CPU, baby on an accelerator)"
+    )
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
     args = parser.parse(words, intermixed=True)
     file, changes = _check(args)
@@ -49,6 +75,12 @@ def _check(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the file and of the flags, nested; errors in what needs no text and no torch."""
     if not 1 <= args.seeds <= MOST:
         raise ConfigError(f"{args.seeds} is not between 1 and {MOST}", where="--seeds", cure="try --seeds 5")
-    if args.example is not None and (args.recipe or args.config or args.together or args.claim or any("=" in word for word in args.words)):
-        raise ConfigError("brings its own settings and factors", where="--example", cure="give it a text, --steps, --seeds and flags only")
+    if args.example is not None and (
+        args.recipe or args.config or args.together or args.claim or any("=" in word for word in args.words)
+    ):
+        raise ConfigError(
+            "brings its own settings and factors",
+            where="--example",
+            cure="give it a text, --steps, --seeds and flags only",
+        )
     return ({} if args.config is None else read_toml(args.config)), nest(given(args, RunConfig, skip=("recipe",)))

@@ -20,10 +20,18 @@ def import_command(words: list[str]) -> int:
     parser = make_parser("import", "FILE.pt OUT", import_command, epilog=IMPORT)
     parser.add_argument("file", metavar="FILE.pt", type=Path, help="what torch.save wrote")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the bundle")
-    parser.add_argument("--text", metavar="TEXT", action="append", help="for a model of characters: the text that it was trained on")
-    parser.add_argument("--tokenizer", metavar="NAME", help="tiktoken:NAME, or the path of a tokenizer.json or .model file")
-    parser.add_argument("--n-head", metavar="N", type=int, help="number of heads, where the file does not tell (minGPT)")
-    parser.add_argument("--mlp", choices=("gelu", "gelu-tanh"), help="activation (default: gelu for nanoGPT's ckpt.pt, else gelu-tanh)")
+    parser.add_argument(
+        "--text", metavar="TEXT", action="append", help="for a model of characters: the text that it was trained on"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="tiktoken:NAME, or the path of a tokenizer.json or .model file"
+    )
+    parser.add_argument(
+        "--n-head", metavar="N", type=int, help="number of heads, where the file does not tell (minGPT)"
+    )
+    parser.add_argument(
+        "--mlp", choices=("gelu", "gelu-tanh"), help="activation (default: gelu for nanoGPT's ckpt.pt, else gelu-tanh)"
+    )
     args = parser.parse(words)
     with loading():
         from gptloom.commands.importing import import_model

@@ -28,17 +28,30 @@ def inspect_command(words: list[str]) -> int:
     texts.add_argument("--prompt", metavar="TEXT", help="the text to read; - takes it from standard input")
     texts.add_argument("--text", metavar="TEXT", help=f"what to read: {TEXTS}")
     parser.add_argument("--encoding", help="text encoding of --text (default: UTF-8, else detected)")
-    parser.add_argument("--show", metavar="VIEW,...", default=",".join(VIEWS), help=f"which views to make, of {', '.join(VIEWS)} [all]")
-    parser.add_argument("--layer", metavar="L", type=int, help="layer of the large map (default: that of the head that points at other tokens most)")
+    parser.add_argument(
+        "--show", metavar="VIEW,...", default=",".join(VIEWS), help=f"which views to make, of {', '.join(VIEWS)} [all]"
+    )
+    parser.add_argument(
+        "--layer",
+        metavar="L",
+        type=int,
+        help="layer of the large map (default: that of the head that points at other tokens most)",
+    )
     parser.add_argument("--head", metavar="H", type=int, help="head of the large map (default: the layer's that does)")
     parser.add_argument("--top", metavar="N", type=int, default=5, help="alternatives to list [5]")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: RUN/inspect for a run folder, else ./inspect)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="where to write (default: RUN/inspect for a run folder, else ./inspect)"
+    )
     add_model_flags(parser)
     args = parser.parse(words)
     args.show = [view.strip() for view in args.show.split(",") if view.strip()]
     for view in args.show:
         if view not in VIEWS:
-            raise ConfigError(f"there is no view {view!r}", where="--show", cure=nearest(view, VIEWS, count=1) or f"choose from {', '.join(VIEWS)}")
+            raise ConfigError(
+                f"there is no view {view!r}",
+                where="--show",
+                cure=nearest(view, VIEWS, count=1) or f"choose from {', '.join(VIEWS)}",
+            )
     if not args.show:
         raise ConfigError("names no view", where="--show", cure=f"choose from {', '.join(VIEWS)}")
     if args.top < 1:

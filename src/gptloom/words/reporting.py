@@ -6,10 +6,15 @@ from gptloom.words import TEXTS, loading, make_parser
 def data_command(words: list[str]) -> int:
     """Describe a text before you train on it."""
     parser = make_parser(
-        "data", "TEXT...", data_command, epilog="overlap is the share of the validation text's 50-character passages that also occur in the training text."
+        "data",
+        "TEXT...",
+        data_command,
+        epilog="overlap is the share of the validation text's 50-character passages that also occur in the training text.",
     )
     parser.add_argument("texts", metavar="TEXT", nargs="+", help=TEXTS)
-    parser.add_argument("--text-field", default="text", help="field (JSON Lines) or column (CSV) that holds the text [text]")
+    parser.add_argument(
+        "--text-field", default="text", help="field (JSON Lines) or column (CSV) that holds the text [text]"
+    )
     parser.add_argument("--encoding", help="text encoding (default: UTF-8, else detected)")
     args = parser.parse(words)
     with loading():

@@ -36,7 +36,12 @@ def ladder_command(words: list[str]) -> int:
         return inner[words[0]](words[1:])
     parser = make_parser("ladder", "[TEXT...]", ladder_command, epilog=LADDER)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help=f"{TEXTS} [shakespeare]")
-    parser.add_argument("--run", metavar="DIR", type=Path, help="the ladder's folder, new or to go on with (default: the next free one under runs/)")
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        type=Path,
+        help="the ladder's folder, new or to go on with (default: the next free one under runs/)",
+    )
     parser.add_argument("--reproduce", metavar="NAME", nargs="*", help="run the documents' own runs, all or these")
     add_flags(parser, LadderConfig)
     args = parser.parse(words)
@@ -52,7 +57,11 @@ def ladder_command(words: list[str]) -> int:
 def _reproduce(args: Namespace, steps: int | None, others: set[str]) -> int:
     if args.texts or args.run or others:
         extra = [*args.texts, *(f"--{name}" for name in sorted(others)), *(["--run"] if args.run else [])]
-        raise ConfigError(f"has its own settings and takes only --steps besides, not {' '.join(extra)}", where="--reproduce", cure="leave them out")
+        raise ConfigError(
+            f"has its own settings and takes only --steps besides, not {' '.join(extra)}",
+            where="--reproduce",
+            cure="leave them out",
+        )
     with loading():
         from gptloom.commands.climbing import reproduce
 
@@ -72,7 +81,9 @@ def _show(words: list[str]) -> int:
 
 def _check(words: list[str]) -> int:
     """Run your own code for a step against the reference."""
-    parser = make_parser("ladder check", "STEP FILE", _check, epilog="FILE is run as Python: check only code that you trust.")
+    parser = make_parser(
+        "ladder check", "STEP FILE", _check, epilog="FILE is run as Python: check only code that you trust."
+    )
     parser.add_argument("step", metavar="STEP", help="a step's name")
     parser.add_argument("file", metavar="FILE", type=Path, help="a Python file that defines the step's classes")
     args = parser.parse(words)
@@ -86,11 +97,22 @@ def _neighbours(words: list[str]) -> int:
     """Train a GPT and recurrent networks of as many parameters on your text, and see what each is slow at."""
     parser = make_parser("ladder neighbours", "[TEXT...]", _neighbours, epilog=NEIGHBOURS)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help=f"{TEXTS} [shakespeare]")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("neighbours"), help="where the pictures go [./neighbours]")
-    parser.add_argument("--recipe", metavar="NAME", default="tiny", help="the GPT's settings but n-grams; all are trained with AdamW [tiny]")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("neighbours"), help="where the pictures go [./neighbours]"
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        default="tiny",
+        help="the GPT's settings but n-grams; all are trained with AdamW [tiny]",
+    )
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size", "model.architecture"))
     args = parser.parse(words)
-    length = {"train.steps": 1000} if not {"train.steps", "train.minutes", "train.epochs"} & given(args, RunConfig).keys() else {}
+    length = (
+        {"train.steps": 1000}
+        if not {"train.steps", "train.minutes", "train.epochs"} & given(args, RunConfig).keys()
+        else {}
+    )
     changes = nest(length | given(args, RunConfig, skip=("recipe",)))
     with loading():
         from gptloom.commands.neighbouring import neighbours

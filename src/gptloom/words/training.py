@@ -15,12 +15,26 @@ def train_command(words: list[str]) -> int:
     """Train a GPT on your text."""
     _nothing_to_save_yet()
     parser = make_parser(
-        "train", "TEXT...", train_command, epilog=f"[in brackets: the value where the recipe sets none]\nrecipes: {', '.join(recipe_names())}\n\n{NUMBERS}"
+        "train",
+        "TEXT...",
+        train_command,
+        epilog=f"[in brackets: the value where the recipe sets none]\nrecipes: {', '.join(recipe_names())}\n\n{NUMBERS}",
     )
     parser.add_argument("texts", metavar="TEXT", nargs="+", help=TEXTS)
-    parser.add_argument("--run", metavar="DIR", type=Path, help="a new folder for the run (default: the next free one under runs/)")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file of settings, such as another run's config.toml; flags go over it")
-    parser.add_argument("--recipe", metavar="NAME", help="the settings to start from (default: tiny on a CPU, baby on an accelerator, translate for numbers:)")
+    parser.add_argument(
+        "--run", metavar="DIR", type=Path, help="a new folder for the run (default: the next free one under runs/)"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="a TOML file of settings, such as another run's config.toml; flags go over it",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="the settings to start from (default: tiny on a CPU, baby on an accelerator, translate for numbers:)",
+    )
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
     args = parser.parse(words)
     file = {} if args.config is None else read_toml(args.config)

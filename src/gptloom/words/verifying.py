@@ -16,11 +16,19 @@ if no check failed and 1 if one did."""
 
 def verify_command(words: list[str]) -> int:
     """Check the claims that every number rests on, on this machine, for your model and your text."""
-    parser = make_parser("verify", "[RUN]", verify_command, epilog=f"recipes: {', '.join(recipe_names())}\n\n{CHECKING}")
+    parser = make_parser(
+        "verify", "[RUN]", verify_command, epilog=f"recipes: {', '.join(recipe_names())}\n\n{CHECKING}"
+    )
     parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help=f"{RUN} (default: a fresh model of --recipe)")
-    parser.add_argument("--recipe", metavar="NAME", help="without RUN: whose model to check (default: tiny on a CPU, baby on an accelerator)")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="without RUN: whose model to check (default: tiny on a CPU, baby on an accelerator)",
+    )
     parser.add_argument("--checks", metavar="NAME,...", help="only these checks (default: all that apply)")
-    parser.add_argument("--checkpoint", metavar="NAME", default="best", help="of a run folder: best, latest or step-N [best]")
+    parser.add_argument(
+        "--checkpoint", metavar="NAME", default="best", help="of a run folder: best, latest or step-N [best]"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
     parser.add_argument("--seed", metavar="N", type=int, default=1337, help="of drawn weights and batches [1337]")
     args = parser.parse(words)

@@ -8,7 +8,17 @@ from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer
 from gptloom.errors import ConfigError, InputError, nearest
 from gptloom.io.read import json_object
 
-__all__ = ["END_OF_TEXT", "CharTokenizer", "EncodedPiece", "Ids", "Tokenizer", "id_dtype", "load_tokenizer", "make_tokenizer", "ready_tokenizer"]
+__all__ = [
+    "END_OF_TEXT",
+    "CharTokenizer",
+    "EncodedPiece",
+    "Ids",
+    "Tokenizer",
+    "id_dtype",
+    "load_tokenizer",
+    "make_tokenizer",
+    "ready_tokenizer",
+]
 
 _KINDS = ("char", "byte", "bpe", "sentencepiece", "tiktoken")
 _SIZE = 4096
@@ -73,7 +83,11 @@ def _size(spec: str, detail: str) -> int:
     if not detail:
         return _SIZE
     if not detail.isdecimal() or int(detail) < _SMALLEST:
-        raise ConfigError(f"{spec!r} needs a whole number of at least {_SMALLEST} after the colon", where="--data.tokenizer", cure="for example bpe:4096")
+        raise ConfigError(
+            f"{spec!r} needs a whole number of at least {_SMALLEST} after the colon",
+            where="--data.tokenizer",
+            cure="for example bpe:4096",
+        )
     return int(detail)
 
 
@@ -85,7 +99,10 @@ def _from_path(spec: str) -> Tokenizer:
         from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
 
         return SentencePieceTokenizer(read_side_file(path, None), str(path))
-    cure = nearest(spec.partition(":")[0], _KINDS) or "choose char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or a tokenizer.json or .model file"
+    cure = (
+        nearest(spec.partition(":")[0], _KINDS)
+        or "choose char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or a tokenizer.json or .model file"
+    )
     raise ConfigError(f"{spec!r} is no tokenizer", where="--data.tokenizer", cure=cure)
 
 
@@ -114,4 +131,6 @@ def _from_json(path: Path) -> Tokenizer:
 
             return HuggingFaceTokenizer(text, str(path))
         case kind:
-            raise InputError(f"is of the unknown kind {kind!r}", where=str(path), cure=f"known kinds: {', '.join(_KINDS)}")
+            raise InputError(
+                f"is of the unknown kind {kind!r}", where=str(path), cure=f"known kinds: {', '.join(_KINDS)}"
+            )

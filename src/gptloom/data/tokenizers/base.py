@@ -82,7 +82,11 @@ class Tokenizer(ABC):
         Raises:
             InputError: tokenizers of this kind cannot have such ids.
         """
-        raise InputError(f"a tokenizer of the kind {self.kind} cannot be padded with {count} ids", where="tokenizer", cure="give one that has them all")
+        raise InputError(
+            f"a tokenizer of the kind {self.kind} cannot be padded with {count} ids",
+            where="tokenizer",
+            cure="give one that has them all",
+        )
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
@@ -90,7 +94,9 @@ class Tokenizer(ABC):
 
     def decode(self, ids: AnyIds) -> str:
         """The text of some ids; special ids are left out, and bytes that are not UTF-8 become U+FFFD."""
-        return b"".join(map(self._spellings.__getitem__, np.asarray(ids, dtype=np.int64).tolist())).decode(errors="replace")
+        return b"".join(map(self._spellings.__getitem__, np.asarray(ids, dtype=np.int64).tolist())).decode(
+            errors="replace"
+        )
 
     def token_text(self, token: int) -> str:
         r"""One id for display: its text, or `\xf0\x9f` where it is a part of a character."""
@@ -99,7 +105,10 @@ class Tokenizer(ABC):
     def count_bytes(self, ids: AnyIds) -> int:
         """The UTF-8 bytes of text that some ids stand for; the end of a text counts 0."""
         ids = np.asarray(ids)
-        return sum(int(self._lengths[ids[start : start + _STRETCH].astype(np.int64)].sum()) for start in range(0, len(ids), _STRETCH))
+        return sum(
+            int(self._lengths[ids[start : start + _STRETCH].astype(np.int64)].sum())
+            for start in range(0, len(ids), _STRETCH)
+        )
 
     def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
         """Encode documents as a stream, in bounded memory; where the pieces were cut does not change the ids."""
@@ -138,7 +147,11 @@ def well_formed(text: str, on_unknown: OnUnknown) -> str:
     except UnicodeEncodeError as error:
         found = text[error.start]
     if on_unknown == "error":
-        raise InputError(f"the text has half a surrogate pair, {found!r}, which is not a character", where="text", cure="use --on-unknown skip|replace")
+        raise InputError(
+            f"the text has half a surrogate pair, {found!r}, which is not a character",
+            where="text",
+            cure="use --on-unknown skip|replace",
+        )
     return _SURROGATE.sub("" if on_unknown == "skip" else "\ufffd", text)
 
 

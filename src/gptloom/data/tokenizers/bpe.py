@@ -15,18 +15,34 @@ from jaxtyping import Int64
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, Ids, check_ids, id_dtype, spelling_table, unused_names
+from gptloom.data.tokenizers.base import (
+    CURE,
+    END_OF_TEXT,
+    FILE,
+    AnyIds,
+    Ids,
+    check_ids,
+    id_dtype,
+    spelling_table,
+    unused_names,
+)
 from gptloom.data.tokenizers.chunking import SubwordTokenizer, limited
 from gptloom.errors import InputError
 
 KEPT = 1 << 22
 """Characters of words that are remembered at most, in some 25 bytes each; then all are forgotten."""
 
-_TOGETHER = 1 << 12  # words that are encoded as one text: enough that a text costs nothing, few enough that there is work for every core
+_TOGETHER = (
+    1 << 12
+)  # words that are encoded as one text: enough that a text costs nothing, few enough that there is work for every core
 
-# A word is white space and what follows it, up to the next white space. What one library takes for white space and another may not
-# never ends a word, so that the words are right for both.
-_SPACE, _VISIBLE, _DOUBTFUL = r"[\s\u180e]", r"[^\s\u180e]", r"[\x0b\x0c\x1c-\x1f\x85\xa0\u1680\u180e\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+# A word is white space and what follows it, up to the next white space. What one library takes for white space and
+# another may not never ends a word, so that the words are right for both.
+_SPACE, _VISIBLE, _DOUBTFUL = (
+    r"[\s\u180e]",
+    r"[^\s\u180e]",
+    r"[\x0b\x0c\x1c-\x1f\x85\xa0\u1680\u180e\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]",
+)
 _WORD = re.compile(f"{_SPACE}*{_VISIBLE}+(?:{_DOUBTFUL}{_SPACE}*{_VISIBLE}*)*|{_SPACE}+")
 # These can stand behind one another in one text, and are the same words there.
 _JOINS = re.compile(f"[ \\t\\r\\n].*{_VISIBLE}", re.DOTALL)
@@ -39,7 +55,9 @@ class Words:
     of a text spell its bytes.
     """
 
-    def __init__(self, encode: Callable[[list[str]], Iterable[Sequence[int]]], lengths: Int64[np.ndarray, " vocabulary"]) -> None:
+    def __init__(
+        self, encode: Callable[[list[str]], Iterable[Sequence[int]]], lengths: Int64[np.ndarray, " vocabulary"]
+    ) -> None:
         """Remember what `encode`, which is given several texts, makes of each word; `lengths` are the bytes that each id stands for."""
         self._encode, self._lengths, self._dtype = encode, lengths, id_dtype(len(lengths))
         self._known: dict[str, bytes] = {}
@@ -63,13 +81,21 @@ class Words:
         """Encode words, most of them many at a time: a text of its own costs each more than its tokens do."""
         joined = [word for word in words if _JOINS.fullmatch(word)]
         alone = set(words).difference(joined)
-        groups = [joined[start : start + _TOGETHER] for start in range(0, len(joined), _TOGETHER)] + [[word] for word in alone]
+        groups = [joined[start : start + _TOGETHER] for start in range(0, len(joined), _TOGETHER)] + [
+            [word] for word in alone
+        ]
         for group, ids in zip(groups, self._encode(["".join(group) for group in groups]), strict=True):
             found = np.array(ids, self._dtype)
             spelled = np.cumsum(self._lengths[found])
-            ends = np.searchsorted(spelled, np.cumsum([len(word.encode()) for word in group]), side="right") * self._dtype.itemsize
+            ends = (
+                np.searchsorted(spelled, np.cumsum([len(word.encode()) for word in group]), side="right")
+                * self._dtype.itemsize
+            )
             content = found.tobytes()
-            self._known |= {word: content[start:end] for word, (start, end) in zip(group, pairwise([0, *ends.tolist()]), strict=True)}
+            self._known |= {
+                word: content[start:end]
+                for word, (start, end) in zip(group, pairwise([0, *ends.tolist()]), strict=True)
+            }
 
 
 TRAINED_ON = 200_000_000
@@ -81,7 +107,10 @@ _ENDS = (END_OF_TEXT, "</s>", "<eos>")
 
 
 class HuggingFaceTokenizer(SubwordTokenizer):
-    """A tokenizer of the tokenizers library. Byte-level ones are lossless and count bytes exactly; of others neither is promised."""
+    """A tokenizer of the tokenizers library.
+
+    Byte-level ones are lossless and count bytes exactly; of others neither is promised.
+    """
 
     def __init__(self, text: str, where: str = FILE) -> None:
         """Read the JSON text of a tokenizer.json; InputError, naming `where`, when it is not one."""
@@ -124,7 +153,9 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         tokenizer.train_from_iterator(_words(limited(corpus.pieces(), TRAINED_ON)), trainer)
         trained = cls(tokenizer.to_str())
         if trained.vocab_size < vocab_size:
-            corpus.notes.append(f"the text is too short for bpe:{vocab_size}; the vocabulary has {trained.vocab_size} tokens")
+            corpus.notes.append(
+                f"the text is too short for bpe:{vocab_size}; the vocabulary has {trained.vocab_size} tokens"
+            )
         if corpus.characters > TRAINED_ON:
             corpus.notes.append(f"the BPE vocabulary was learned on the first {TRAINED_ON:,} characters")
         return trained
@@ -141,7 +172,11 @@ class HuggingFaceTokenizer(SubwordTokenizer):
 
     def decode(self, ids: AnyIds) -> str:
         """The text of some ids; see `Tokenizer.decode`."""
-        return super().decode(ids) if self._byte_level else str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        return (
+            super().decode(ids)
+            if self._byte_level
+            else str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        )
 
     def count_bytes(self, ids: AnyIds) -> int:
         """UTF-8 bytes; of tokenizers that are not byte-level, those of the decoded text."""

@@ -31,7 +31,10 @@ class UnitTokenizer(Tokenizer):
         return table.take(ids if self.end_of_text is None else ids[ids != self.end_of_text])
 
     def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
-        """See `Tokenizer.encode_pieces`. Short documents are encoded many at once, and then told apart by their units."""
+        """See `Tokenizer.encode_pieces`.
+
+        Short documents are encoded many at once, and then told apart by their units.
+        """
         for group in together(pieces):
             ids = self.encode("".join([piece.text for piece in group]), on_unknown)
             ends = list(itertools.accumulate(self._units(piece.text) for piece in group))
@@ -66,7 +69,9 @@ class CharTokenizer(UnitTokenizer):
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
         """The id of each character; see `Tokenizer.encode`."""
         wide = not text.isascii()
-        codes: Ids = np.frombuffer(text.encode("utf-32-le", "surrogatepass") if wide else text.encode(), np.uint32 if wide else np.uint8)
+        codes: Ids = np.frombuffer(
+            text.encode("utf-32-le", "surrogatepass") if wide else text.encode(), np.uint32 if wide else np.uint8
+        )
         ids: Ids = self._table.take(codes, mode="clip")
         unknown = ids == self._missing
         if unknown.any():
@@ -92,7 +97,9 @@ class CharTokenizer(UnitTokenizer):
 
         The other case, plain punctuation and the letter without its accents (NFKD) come first, then close code points.
         """
-        plain = _PLAIN.get(char, "") + "".join(part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part))
+        plain = _PLAIN.get(char, "") + "".join(
+            part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part)
+        )
         for candidate in dict.fromkeys(char.swapcase() + plain + plain.swapcase()):
             if candidate in self.alphabet:
                 yield candidate
@@ -102,17 +109,25 @@ class CharTokenizer(UnitTokenizer):
         close = ", ".join(repr(other) for other in itertools.islice(self.nearest(char), 2))
         name = unicodedata.name(char, "unnamed")
         what = f"the character {char!r} (U+{ord(char):04X}, {name}) is not among the {len(self.alphabet)} that the tokenizer knows"
-        return InputError(what, where="text", cure=f"the nearest are {close}; change the text, or use --on-unknown skip|replace")
+        return InputError(
+            what, where="text", cure=f"the nearest are {close}; change the text, or use --on-unknown skip|replace"
+        )
 
     def files(self) -> dict[str, bytes]:
         """The alphabet as JSON."""
-        return {FILE: to_json({"kind": self.kind, "alphabet": self.alphabet, "end_of_text": self.end_of_text is not None})}
+        return {
+            FILE: to_json({"kind": self.kind, "alphabet": self.alphabet, "end_of_text": self.end_of_text is not None})
+        }
 
     @classmethod
     def load(cls, path: Path, content: Mapping[str, Any]) -> "CharTokenizer":
         """Build it from its JSON file; InputError when the alphabet is empty, repeats itself or holds half a character."""
         alphabet = entry(content, "alphabet", str, path)
-        if not alphabet or len(set(alphabet)) != len(alphabet) or any("\ud800" <= char <= "\udfff" for char in alphabet):
+        if (
+            not alphabet
+            or len(set(alphabet)) != len(alphabet)
+            or any("\ud800" <= char <= "\udfff" for char in alphabet)
+        ):
             raise InputError("its alphabet must be distinct characters, at least one", where=str(path), cure=CURE)
         return cls(alphabet, ends=entry(content, "end_of_text", bool, path))
 

@@ -14,7 +14,8 @@ CHUNK = 1 << 16
 """Characters after which a chunk ends at the next safe place, and at twice as many in any case."""
 
 _TOGETHER = 32
-# GPT-2's, cl100k's and o200k's patterns, and sentencepiece's rule, never join a character to a space or a letter to a newline that follows.
+# GPT-2's, cl100k's and o200k's patterns, and sentencepiece's rule, never join a character to a space or a letter to a
+# newline that follows.
 _SAFE = re.compile(r"(?<=\S)(?= )|(?<=[^\W_])(?=\n)")
 
 
@@ -33,10 +34,10 @@ class SubwordTokenizer(Tokenizer):
     def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
         """Encode documents as a stream, in bounded memory; where the pieces were cut does not change the ids.
 
-        A document is encoded in chunks of `CHUNK` characters or a little more. A chunk ends before a space that follows a
-        visible character, or before a newline that follows a letter or digit: no token of the known patterns crosses these.
-        Where there is no such place in 2 `CHUNK` characters the cut is made there, and a token may differ at that point from
-        what the whole document in one call would give.
+        A document is encoded in chunks of `CHUNK` characters or a little more. A chunk ends before a space that follows
+        a visible character, or before a newline that follows a letter or digit: no token of the known patterns crosses
+        these. Where there is no such place in 2 `CHUNK` characters the cut is made there, and a token may differ at
+        that point from what the whole document in one call would give.
         """
         together: list[Piece] = []
         for chunk in rechunk(pieces):

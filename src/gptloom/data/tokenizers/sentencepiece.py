@@ -71,7 +71,9 @@ class SentencePieceTokenizer(SubwordTokenizer):
         except RuntimeError as error:
             reason = str(error).rpartition("] ")[2] or "the trainer refused the text"
             cure = "give a larger size, or bpe:SIZE"
-            raise ConfigError(f"sentencepiece:{vocab_size} cannot be trained: {reason}", where="--data.tokenizer", cure=cure) from None
+            raise ConfigError(
+                f"sentencepiece:{vocab_size} cannot be trained: {reason}", where="--data.tokenizer", cure=cure
+            ) from None
         if corpus.characters > TRAINED_ON:
             corpus.notes.append(f"the sentencepiece vocabulary was learned on the first {TRAINED_ON:,} characters")
         return cls(model.getvalue())
@@ -83,7 +85,10 @@ class SentencePieceTokenizer(SubwordTokenizer):
 
     def files(self) -> dict[str, bytes]:
         """The model, and JSON that names its hash."""
-        return {FILE: to_json({"kind": self.kind, "model_sha256": hashlib.sha256(self._model).hexdigest()}), MODEL_FILE: self._model}
+        return {
+            FILE: to_json({"kind": self.kind, "model_sha256": hashlib.sha256(self._model).hexdigest()}),
+            MODEL_FILE: self._model,
+        }
 
     @classmethod
     def load(cls, path: Path, content: Mapping[str, Any]) -> "SentencePieceTokenizer":
@@ -129,5 +134,7 @@ def _library() -> Any:
     try:
         import sentencepiece
     except ImportError:
-        raise InputError("needs the package sentencepiece", where="--data.tokenizer", cure='pip install "gptloom[tokenizers]"') from None
+        raise InputError(
+            "needs the package sentencepiece", where="--data.tokenizer", cure='pip install "gptloom[tokenizers]"'
+        ) from None
     return sentencepiece

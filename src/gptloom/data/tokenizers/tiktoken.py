@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, check_ids, entry, read_side_file, spelling_table, to_json, unused_names
+from gptloom.data.tokenizers.base import (
+    CURE,
+    END_OF_TEXT,
+    FILE,
+    check_ids,
+    entry,
+    read_side_file,
+    spelling_table,
+    to_json,
+    unused_names,
+)
 from gptloom.data.tokenizers.chunking import SubwordTokenizer
 from gptloom.errors import ConfigError, InputError, MachineError, nearest
 
@@ -35,9 +45,13 @@ class TiktokenTokenizer(SubwordTokenizer):
         if len(set(ids)) != len(ids) or any(bytes([value]) not in ranks for value in range(256)):
             raise InputError("its ranks must hold every byte, and each id once", where=name, cure=CURE)
         check_ids(ids, name)
-        table = spelling_table({rank: spelling for spelling, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b""))
+        table = spelling_table(
+            {rank: spelling for spelling, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b"")
+        )
         try:
-            self._encoding = _library().Encoding(name=name, pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens=dict(special_tokens))
+            self._encoding = _library().Encoding(
+                name=name, pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens=dict(special_tokens)
+            )
         except ValueError as error:
             raise InputError(f"its pattern cannot be used: {error}", where=name, cure=CURE) from None
         self._pattern, self._ranks, self._special_tokens = pattern, dict(ranks), dict(special_tokens)
@@ -54,12 +68,18 @@ class TiktokenTokenizer(SubwordTokenizer):
         library = _library()
         known = library.list_encoding_names()
         if name not in known:
-            raise ConfigError(f"tiktoken has no encoding {name!r}", where="--data.tokenizer", cure=nearest(name, known) or f"choose from {', '.join(known)}")
+            raise ConfigError(
+                f"tiktoken has no encoding {name!r}",
+                where="--data.tokenizer",
+                cure=nearest(name, known) or f"choose from {', '.join(known)}",
+            )
         try:
             encoding = library.get_encoding(name)
         except OSError:
             cure = "connect to the network, train one on the text (--data.tokenizer bpe:4096), or give the path of a tokenizer.json"
-            raise MachineError("tiktoken could not download its vocabulary", where=f"tiktoken:{name}", cure=cure) from None
+            raise MachineError(
+                "tiktoken could not download its vocabulary", where=f"tiktoken:{name}", cure=cure
+            ) from None
         return cls(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
 
     def padded(self, count: int) -> "TiktokenTokenizer":
@@ -70,7 +90,10 @@ class TiktokenTokenizer(SubwordTokenizer):
 
     def files(self) -> dict[str, bytes]:
         """The ranks in tiktoken's own format, and JSON with the rest."""
-        ranks = b"".join(base64.b64encode(token) + f" {rank}\n".encode() for token, rank in sorted(self._ranks.items(), key=lambda item: item[1]))
+        ranks = b"".join(
+            base64.b64encode(token) + f" {rank}\n".encode()
+            for token, rank in sorted(self._ranks.items(), key=lambda item: item[1])
+        )
         content = {
             "kind": self.kind,
             "name": self._encoding.name,
@@ -85,7 +108,9 @@ class TiktokenTokenizer(SubwordTokenizer):
         """Build it from its JSON file and the ranks beside it."""
         side = path.parent / RANKS_FILE
         try:
-            lines = (line.split() for line in read_side_file(side, entry(content, "ranks_sha256", str, path)).splitlines())
+            lines = (
+                line.split() for line in read_side_file(side, entry(content, "ranks_sha256", str, path)).splitlines()
+            )
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
         except (ValueError, binascii.Error):
             raise InputError("is not a list of tokens and ranks", where=str(side), cure=CURE) from None
@@ -104,5 +129,7 @@ def _library() -> Any:
     try:
         import tiktoken
     except ImportError:
-        raise InputError("needs the package tiktoken", where="--data.tokenizer", cure='pip install "gptloom[tokenizers]"') from None
+        raise InputError(
+            "needs the package tiktoken", where="--data.tokenizer", cure='pip install "gptloom[tokenizers]"'
+        ) from None
     return tiktoken

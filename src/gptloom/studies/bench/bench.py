@@ -30,7 +30,14 @@ _LARGE = 256_000_000  # bytes; no cache holds them
 
 
 def bench(
-    config: RunConfig, device: torch.device, *, groups: Sequence[str] = tuple(GROUPS), seconds: float, largest: bool, say: Say, clock: Clock = time.perf_counter
+    config: RunConfig,
+    device: torch.device,
+    *,
+    groups: Sequence[str] = tuple(GROUPS),
+    seconds: float,
+    largest: bool,
+    say: Say,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Any]:
     """Measure; every value in the result is plain, for JSON.
 
@@ -73,7 +80,10 @@ class _Bench:
             "machine": describe_machine(),
             "device": str(device),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "model": {"parameters": sum(count_parts(config.model).values()), "operations_per_token": operations_per_token(config.model)},
+            "model": {
+                "parameters": sum(count_parts(config.model).values()),
+                "operations_per_token": operations_per_token(config.model),
+            },
             "notes": [],
             "interrupted": False,
         }
@@ -87,7 +97,9 @@ class _Bench:
             "threads": torch.get_num_threads(),
             "square_side": product.m,
             "square_operations_per_second": measured,
-            "published": None if self.peak is None else {"name": self.peak.name, "operations_per_second": self.peak.rate, "source": self.peak.source},
+            "published": None
+            if self.peak is None
+            else {"name": self.peak.name, "operations_per_second": self.peak.rate, "source": self.peak.source},
         }
 
     def measure(self, group: str, budget: Budget) -> None:
@@ -102,7 +114,9 @@ class _Bench:
             self.rate = max(1.0, sweeps[0].nearest(sweeps[0].factor.value(config)).rate)
         drift = self.result["drift"] = sweeper.again()
         if drift is not None and not 1 / STEADY < drift < STEADY:
-            self._note(f"the recipe's own step took {drift:.2f} times as long at the end as at first: others were at work here, so measure again")
+            self._note(
+                f"the recipe's own step took {drift:.2f} times as long at the end as at first: others were at work here, so measure again"
+            )
 
     def _affordable(self, budget: Budget) -> RunConfig:
         """The configuration with a batch of which several steps can be taken in the time."""
@@ -113,8 +127,16 @@ class _Bench:
             rows //= 2
         if rows == config.train.batch_size:
             return config
-        self._note(f"a batch of {config.train.batch_size:,} would take too long here: the sweeps are around one of {rows:,}")
-        smaller = {"train": {"batch_size": rows, "micro_batch_size": None if rows % config.train.rows else config.train.rows, "ranks": 1}}
+        self._note(
+            f"a batch of {config.train.batch_size:,} would take too long here: the sweeps are around one of {rows:,}"
+        )
+        smaller = {
+            "train": {
+                "batch_size": rows,
+                "micro_batch_size": None if rows % config.train.rows else config.train.rows,
+                "ranks": 1,
+            }
+        }
         return parse(RunConfig, merge(config.model_dump(), smaller), where="bench")
 
     def _sampling(self, budget: Budget) -> None:
@@ -125,7 +147,8 @@ class _Bench:
             return
         memory, most = Memory(self.device), torch.get_num_threads()
         found["memory"] = [
-            {"threads": count, "bytes": _LARGE, "bytes_per_second": memory.rate(_LARGE, count, budget.part(0.05))} for count in sorted({1, most})
+            {"threads": count, "bytes": _LARGE, "bytes_per_second": memory.rate(_LARGE, count, budget.part(0.05))}
+            for count in sorted({1, most})
         ]
         for one in time_writing(self.config, self.device, budget, self.rate, self.say):
             if isinstance(one, Writing):

@@ -62,7 +62,12 @@ def time_preparing(config: DataConfig, seed: int, budget: Budget, largest: bool,
             return
         seconds = found["scan"] + found["learn"] + found["encode"]
         fixed, per_byte = max(0.0, elapsed - seconds), seconds / size
-        found |= {"value": size, "seconds": seconds, "bytes_per_second": size / seconds, "limit_bytes_per_second": size / found["limit"]}
+        found |= {
+            "value": size,
+            "seconds": seconds,
+            "bytes_per_second": size / seconds,
+            "limit_bytes_per_second": size / found["limit"],
+        }
         found |= {"encode_bytes_per_second": size / found["encode"], "share_of_limit": found["limit"] / seconds}
         memory = f", {found['peak_memory'] / MEGABYTE:,.0f} MB of memory" if found["peak_memory"] else ""
         say(f"preparing {size // MEGABYTE:,} MB: {size / seconds / MEGABYTE:,.1f} MB/s{memory}")
@@ -79,7 +84,9 @@ def _measure(config: DataConfig, size: int, seed: int) -> dict[str, Any]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise MachineError(
-            f"the process that prepares texts ended with {done.returncode}: {last}", where="bench", cure="leave it out with --only step,sampling"
+            f"the process that prepares texts ended with {done.returncode}: {last}",
+            where="bench",
+            cure="leave it out with --only step,sampling",
         )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -112,6 +119,13 @@ def time_starts(budget: Budget, say: Say) -> list[dict[str, Any]]:
     for name, one in spreads.items():
         say(f"start: {name} {one.median:.3f} s")
     return [
-        {"name": name, "seconds": one.median, "quartiles": [one.low, one.high], "repeats": one.repeats, "limit": limit, "share_of_limit": limit / one.median}
+        {
+            "name": name,
+            "seconds": one.median,
+            "quartiles": [one.low, one.high],
+            "repeats": one.repeats,
+            "limit": limit,
+            "share_of_limit": limit / one.median,
+        }
         for name, one in spreads.items()
     ]

@@ -48,7 +48,15 @@ def measure(text: Path, config: DataConfig) -> dict[str, float | int | None]:
     store = prepare(corpus, tokenizer, config)
     encode = lap()
     memory = peak_memory(torch.device("cpu"))
-    return {"bytes": corpus.bytes, "tokens": len(store.ids), "limit": limit, "scan": scan, "learn": learn, "encode": encode, "peak_memory": memory}
+    return {
+        "bytes": corpus.bytes,
+        "tokens": len(store.ids),
+        "limit": limit,
+        "scan": scan,
+        "learn": learn,
+        "encode": encode,
+        "peak_memory": memory,
+    }
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class Product(NamedTuple):
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the products while it holds: those of linear layers, attention, recurrent layers, and the optimizer.
 
-    Fused attention is counted as products of tiles. What it computes again in its backward pass is its own choice, and not counted.
+    Fused attention is counted as products of tiles. What it computes again in its backward pass is its own choice, and
+    not counted.
 
     Attributes:
         found: how often each product occurred.
@@ -56,13 +57,17 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at an operation, and let it happen."""
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
-        self._look(str(func).split(".")[1], [arg for arg in args if isinstance(arg, Tensor)], bool(given.get("is_causal")))
+        self._look(
+            str(func).split(".")[1], [arg for arg in args if isinstance(arg, Tensor)], bool(given.get("is_causal"))
+        )
         return func(*args, **(kwargs or {}))
 
     def _look(self, name: str, tensors: list[Tensor], causal: bool) -> None:
         if name.rstrip("_") in ("mm", "bmm", "addmm", "baddbmm"):
             left, right = tensors[-2:]
-            self.found[Product(left.shape[0] if left.ndim == 3 else 1, left.shape[-2], left.shape[-1], right.shape[-1])] += 1
+            self.found[
+                Product(left.shape[0] if left.ndim == 3 else 1, left.shape[-2], left.shape[-1], right.shape[-1])
+            ] += 1
         elif name.startswith("_scaled_dot_product") and "attention" in name:
             self._attention(tensors[1:4] if "backward" in name else tensors[:3], causal, backward="backward" in name)
         elif name == "mkldnn_rnn_layer":
@@ -107,7 +112,10 @@ class Multiplier:
         self.known: dict[tuple[Product, torch.dtype, int], float] = {}
 
     def seconds(self, products: Mapping[Product, int], dtype: torch.dtype, budget: Budget) -> float:
-        """Of all these products, one after another, on as many threads as are set. What was timed before is not timed again."""
+        """Of all these products, one after another, on as many threads as are set.
+
+        What was timed before is not timed again.
+        """
         total, count = 0.0, torch.get_num_threads()
         for number, (product, times) in enumerate(products.items()):
             key = product, dtype, count
@@ -118,13 +126,18 @@ class Multiplier:
 
     def _best(self, product: Product, dtype: torch.dtype, budget: Budget) -> float:
         """Of many small products only as many are multiplied as lie near the processor together: a kernel would take no more at once."""
-        room = (_NEAR if self.device.type == "cpu" else _FILLING) // max(1, product.m * product.n + product.k * (product.m + product.n))
+        room = (_NEAR if self.device.type == "cpu" else _FILLING) // max(
+            1, product.m * product.n + product.k * (product.m + product.n)
+        )
         batch = min(product.batch, max(room, torch.get_num_threads()))
         return self._tried(product._replace(batch=batch), dtype, budget) * product.batch / batch
 
     def _tried(self, product: Product, dtype: torch.dtype, budget: Budget) -> float:
         ways: list[Way] = [(left, right) for left in (False, True) for right in (False, True)]
-        return min(min(repeat(self._action(product, dtype, way), self.device, budget.part(1 / (len(ways) - n)), most=20)) for n, way in enumerate(ways))
+        return min(
+            min(repeat(self._action(product, dtype, way), self.device, budget.part(1 / (len(ways) - n)), most=20))
+            for n, way in enumerate(ways)
+        )
 
     def _action(self, product: Product, dtype: torch.dtype, way: Way) -> Callable[[], object]:
         batch, m, k, n, _ = product
@@ -158,8 +171,8 @@ class Memory:
     def rate(self, size: int, count: int, budget: Budget) -> float:
         """Bytes a second at which a stretch of `size` bytes is read by `count` threads, at best.
 
-        It is summed, multiplied with a vector, and copied, again and again: what fits into a cache is read from there. No stretch
-        counts as slower than a longer one did before.
+        It is summed, multiplied with a vector, and copied, again and again: what fits into a cache is read from there.
+        No stretch counts as slower than a longer one did before.
         """
         self.known.append((size, count, self._best(size, count, budget)))
         return max(rate for longer, threads, rate in self.known if longer >= size and threads == count)
@@ -169,7 +182,14 @@ class Memory:
         numbers = torch.ones(max(1, size // (4 * width)), width, device=self.device)
         vector, other = torch.ones(width, device=self.device), torch.empty_like(numbers)
         moved = numbers.numel() * 4
-        ways: list[tuple[int, Callable[[], object]]] = [(1, numbers.sum), (1, lambda: torch.mv(numbers, vector)), (2, lambda: other.copy_(numbers))]
+        ways: list[tuple[int, Callable[[], object]]] = [
+            (1, numbers.sum),
+            (1, lambda: torch.mv(numbers, vector)),
+            (2, lambda: other.copy_(numbers)),
+        ]
         with threads(count):
-            found = [times * moved / min(repeat(way, self.device, budget.part(1 / (len(ways) - n)))) for n, (times, way) in enumerate(ways)]
+            found = [
+                times * moved / min(repeat(way, self.device, budget.part(1 / (len(ways) - n))))
+                for n, (times, way) in enumerate(ways)
+            ]
         return max(found)

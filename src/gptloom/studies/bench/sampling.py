@@ -77,7 +77,9 @@ def why_not(config: RunConfig) -> str | None:
     return None
 
 
-def time_writing(config: RunConfig, device: torch.device, budget: Budget, rate: float, say: Say) -> Iterator[Writing | tuple[int, int, str]]:
+def time_writing(
+    config: RunConfig, device: torch.device, budget: Budget, rate: float, say: Say
+) -> Iterator[Writing | tuple[int, int, str]]:
     """Write on from contexts of more and more tokens, as `gptloom sample` does, with weights that nothing has trained.
 
     Args:

@@ -94,10 +94,16 @@ def made_batches(config: RunConfig) -> Source:
     """Batches of tokens drawn from a generator of their own: windows of text, or pairs as long as the model takes."""
     model, several = config.model, reads_pairs(config.model)
     # An end of text follows each side of a pair, and counts as a token of the target.
-    sides = [model.block_size + 1, model.block_size] * config.train.batch_size if several else [max(_TOKENS, 2 * model.block_size)]
+    sides = (
+        [model.block_size + 1, model.block_size] * config.train.batch_size
+        if several
+        else [max(_TOKENS, 2 * model.block_size)]
+    )
     ids = np.random.default_rng(derive(config.seed, "bench")).integers(0, model.vocab_size, sum(sides))
     tokens = Tokens(ids.astype(np.uint32), np.cumsum([0, *sides[:-1]]))
-    return training_batches(config, tokens, made_tokenizer(model, ends=True) if several else CharTokenizer("a", ends=False))
+    return training_batches(
+        config, tokens, made_tokenizer(model, ends=True) if several else CharTokenizer("a", ends=False)
+    )
 
 
 def made_tokenizer(config: ModelConfig, *, ends: bool) -> CharTokenizer:
@@ -122,7 +128,10 @@ def _observe(job: Job, batch: tuple[torch.Tensor, ...], rows: int) -> Counter[Pr
 
 
 class _Stamps(Callback):
-    """Reads the clock after each step. A step reads its own loss and gradient's norm, so no device runs ahead by more than an update."""
+    """Reads the clock after each step.
+
+    A step reads its own loss and gradient's norm, so no device runs ahead by more than an update.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self.budget, self.times = budget, list[float]()

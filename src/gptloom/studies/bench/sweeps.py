@@ -99,7 +99,13 @@ class Point:
     def expected(self, config: RunConfig) -> float:
         """Seconds that a step of another configuration will take, as its operations are to this one's (its tokens, where there are none)."""
         operations = max(1, operations_per_token(config.model)) / max(1, self.operations)
-        return self.steps.seconds.median * operations * config.train.batch_size * config.model.block_size / self.steps.tokens
+        return (
+            self.steps.seconds.median
+            * operations
+            * config.train.batch_size
+            * config.model.block_size
+            / self.steps.tokens
+        )
 
     def as_dict(self, value: int, peak: float | None) -> dict[str, Any]:
         """For JSON, with the factor's value; `peak` is the published rate of the device, where there is one."""
@@ -118,7 +124,10 @@ class Point:
             "operations_per_token": self.operations,
             "operations_per_second": self.rate,
             "limit_ms": 1000 * self.limit,
-            "limit_operations_per_second": sum(product.operations * times for product, times in s.products.items()) / self.limit if self.limit else None,
+            "limit_operations_per_second": sum(product.operations * times for product, times in s.products.items())
+            / self.limit
+            if self.limit
+            else None,
             "share_of_limit": self.limit / seconds.median,
             "mfu": None if peak is None else self.rate / peak,
         }
@@ -175,12 +184,18 @@ class Sweeper:
         Raises:
             MachineError: not even the configuration's own step can be measured.
         """
-        sweeps = [Sweep(factor) for factor in FACTORS if factor.value(config) and not (factor.name == "context" and config.model.is_recurrent)]
+        sweeps = [
+            Sweep(factor)
+            for factor in FACTORS
+            if factor.value(config) and not (factor.name == "context" and config.model.is_recurrent)
+        ]
         longest = MOST_SHARE * self.budget.left
         middle = self._measure("the recipe's own step", config, longest / 3, longest / 3)
         if isinstance(middle, str):
             raise MachineError(
-                f"the recipe's own step cannot be measured: {middle}", where=str(self.device), cure="make the model or --train.batch-size smaller"
+                f"the recipe's own step cannot be measured: {middle}",
+                where=str(self.device),
+                cure="make the model or --train.batch-size smaller",
             )
         self.middle = config, middle
         for one in sweeps:
@@ -194,7 +209,13 @@ class Sweeper:
                 continue
             try:
                 there = one.factor.at(config, factor)
-                found = self._next(f"{one.factor.name} {value:,}", there, one.nearest(value).expected(there), longest, len(order) - number)
+                found = self._next(
+                    f"{one.factor.name} {value:,}",
+                    there,
+                    one.nearest(value).expected(there),
+                    longest,
+                    len(order) - number,
+                )
             except ConfigError as error:
                 found = error.line()
             if isinstance(found, str):
@@ -241,7 +262,9 @@ class Sweeper:
         self.preparing = max(0.0, clock() - start - stepping - multiplying)
         found = Point(steps, operations_per_token(config.model), limit)
         share = f"{limit / steps.seconds.median:.0%} products"
-        self.say(f"{name}: {1000 * steps.seconds.median:.2f} ms a step, {steps.tokens / steps.seconds.median:,.0f} tokens/s, {share}")
+        self.say(
+            f"{name}: {1000 * steps.seconds.median:.2f} ms a step, {steps.tokens / steps.seconds.median:,.0f} tokens/s, {share}"
+        )
         return found
 
 
@@ -259,4 +282,7 @@ def _check_room(config: RunConfig, device: torch.device) -> None:
     dtype = pick_precision(config.train.precision, device)
     needed = activation_bytes(config.model, config.train.rows, dtype=dtype, on_cpu=device.type == "cpu")
     if needed > have:
-        raise MachineError(f"a pass takes about {needed / 1e9:,.1f} GB, and the memory has {have / 1e9:,.1f} GB", cure="smaller batches are measured")
+        raise MachineError(
+            f"a pass takes about {needed / 1e9:,.1f} GB, and the memory has {have / 1e9:,.1f} GB",
+            cure="smaller batches are measured",
+        )

@@ -75,7 +75,9 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def repeat(action: Callable[[], object], device: torch.device, budget: Budget, *, least: int = 3, most: int = 1000) -> list[float]:
+def repeat(
+    action: Callable[[], object], device: torch.device, budget: Budget, *, least: int = 3, most: int = 1000
+) -> list[float]:
     """Seconds of each of several calls, one at least; fewer than `least` only where the budget is spent."""
     found: list[float] = []
     while len(found) < most and (not found or budget.left > (found[-1] if len(found) >= least else 0.0)):

@@ -1,8 +1,8 @@
 """`gptloom ladder check STEP FILE`: a learner's own classes against the plain reference, and what differs in words.
 
 Their parameters are filled with the reference's weights, whatever they are called. If the outputs then differ, they are
-compared with those of mutants (`check_mutants`), references with one known mistake: the mutant that a learner's class equals
-names the mistake. What no mutant explains is probed: who sees whom, and what has which shape.
+compared with those of mutants (`check_mutants`), references with one known mistake: the mutant that a learner's class
+equals names the mistake. What no mutant explains is probed: who sees whom, and what has which shape.
 
 The learner's file is imported, which runs it, in this process and with this user's rights.
 """
@@ -57,7 +57,11 @@ def check(step: str, path: Path) -> Report:
     with contextlib.redirect_stdout(sys.stderr):
         module = attempt(lambda: load(path), path)
         if isinstance(module, Failure):
-            findings = [Finding("import-error", False, f"the file cannot be imported: {module.line}", f"try: python {path.name}")]
+            findings = [
+                Finding(
+                    "import-error", False, f"the file cannot be imported: {module.line}", f"try: python {path.name}"
+                )
+            ]
         else:
             findings = []
             for exercise in EXERCISES[step]:

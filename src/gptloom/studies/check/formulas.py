@@ -22,7 +22,9 @@ def normalise(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
     variance = (shifted**2).mean(dim=axis, keepdim=True)
     if slip == "norm-unbiased":
         variance = variance * x.shape[-1] / (x.shape[-1] - 1)
-    eps = {"missing-eps": 0.0, "eps-different:6": 1e-6, "eps-different:8": 1e-8, "eps-different:5": 1e-5}.get(slip, module.eps)
+    eps = {"missing-eps": 0.0, "eps-different:6": 1e-6, "eps-different:8": 1e-8, "eps-different:5": 1e-5}.get(
+        slip, module.eps
+    )
     size = variance.sqrt() + eps if slip == "eps-outside-root" else torch.sqrt(variance + eps)
     if slip == "norm-without-root":
         size = variance + eps
@@ -124,7 +126,13 @@ _EVERY_NORM = (
 )  # fmt: skip
 LAYER_NORM = mutants(normalise, *_EVERY_NORM, "eps-different:6", "eps-different:8", "bias-unused", "gain-after-bias")
 RMS_NORM = mutants(normalise, *_EVERY_NORM, "eps-different:5", "eps-different:8")
-FEED_FORWARD = mutants(think, *(set(ACTIVATIONS) - {"activation-other:relu"}), "activation-place:end", "activation-place:twice", "residual-inside")
+FEED_FORWARD = mutants(
+    think,
+    *(set(ACTIVATIONS) - {"activation-other:relu"}),
+    "activation-place:end",
+    "activation-place:twice",
+    "residual-inside",
+)
 SWIGLU = mutants(gated, *(set(ACTIVATIONS) - {"activation-other:silu"}), "gate-swapped", "gate-added")
 GELU: dict[str, Mutant] = {
     slip: lambda _m, x, act=act: act(x)  # type: ignore[misc]
@@ -135,7 +143,9 @@ AVERAGE = mutants(
     average, "missing-division", "mask-sees-future", "mask-upside-down", "mask-off-by-one", "mask-hides-self", "mask-hides-self:nan",
     "mean-fixed-length", "mean-axis:rows", "mean-axis:batch", "mask-fill",
 )  # fmt: skip
-POSITIONS = mutants(embed, "positions-missing", "positions-multiplied", "positions-backwards", "positions-shifted", "positions-by-token")
+POSITIONS = mutants(
+    embed, "positions-missing", "positions-multiplied", "positions-backwards", "positions-shifted", "positions-by-token"
+)
 
 
 def _averaged_embedding(module: nn.Module, ids: Tensor) -> Tensor:

@@ -34,7 +34,9 @@ def dependence(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Bool[Ten
     leaks = False
     for source in range(t):
         changed = x.clone()
-        changed[0, source] = (changed[0, source] + 1) % 5 if not x.is_floating_point() else changed[0, source].flip(-1) + 1
+        changed[0, source] = (
+            (changed[0, source] + 1) % 5 if not x.is_floating_point() else changed[0, source].flip(-1) + 1
+        )
         # NaN equals NaN here: a row that is never a number depends on nothing.
         moved = ~torch.isclose(forward(changed), base, atol=1e-6, rtol=1e-6, equal_nan=True).flatten(2).all(dim=-1)
         seen[:, source] = moved[0]
@@ -86,7 +88,11 @@ def judge(exercise: Exercise, module: ModuleType, path: Path) -> list[Finding]:
     if found is None:
         kind = "function" if exercise.is_function else "class"
         close = nearest(exercise.name, [name for name in vars(module) if not name.startswith("_")])
-        return [Finding("missing-class", False, f"the file has no {kind} {exercise.name}", close or f"write {exercise.usage}")]
+        return [
+            Finding(
+                "missing-class", False, f"the file has no {kind} {exercise.name}", close or f"write {exercise.usage}"
+            )
+        ]
     return list(_Judge(exercise, path).findings(found))
 
 
@@ -107,7 +113,9 @@ class _Judge:
         """A finding in the words that belong to its name; variants of a mistake follow its name after a colon."""
         short = name.split(":")[0]
         words, cure = WORDS.get(short, ("", ""))
-        return Finding(short, passed, f"{self.exercise.name}: {words}{': ' if words and detail else ''}{detail}", hint or cure)
+        return Finding(
+            short, passed, f"{self.exercise.name}: {words}{': ' if words and detail else ''}{detail}", hint or cure
+        )
 
     def findings(self, found: Any) -> Iterator[Finding]:
         """One after the other, until nothing more can be said."""
@@ -118,21 +126,31 @@ class _Judge:
             yield from self._compare(found, [None])
             return
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
-            yield self.say("not-a-module", "it is not a class derived from torch.nn.Module", hint=f"class {self.exercise.name}(nn.Module)")
+            yield self.say(
+                "not-a-module",
+                "it is not a class derived from torch.nn.Module",
+                hint=f"class {self.exercise.name}(nn.Module)",
+            )
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             learner = attempt(lambda: build(found, self.exercise.values()), self.path)
         if isinstance(learner, Failure):
             wrong = learner.error is UnknownArgumentError
-            hint = f"it is built as {self.exercise.usage}" if wrong else f"its constructor raises this when built as {self.exercise.usage}"
+            hint = (
+                f"it is built as {self.exercise.usage}"
+                if wrong
+                else f"its constructor raises this when built as {self.exercise.usage}"
+            )
             yield self.say("wrong-signature" if wrong else "exception", f"cannot be built: {learner.line}", hint=hint)
             return
         learner.eval()
         matches = match(learner, self.reference)
         complaints = list(self._parameters(learner, matches))
         yield from complaints
-        fills: list[Callable[[], None] | None] = [partial(fill, learner, pairs) for fit in matches for pairs in fit.assignments]
+        fills: list[Callable[[], None] | None] = [
+            partial(fill, learner, pairs) for fit in matches for pairs in fit.assignments
+        ]
         yield from self._compare(learner, fills, explained=bool(complaints))
         if self.exercise.dropout:
             yield from self._dropout(learner)
@@ -149,7 +167,10 @@ class _Judge:
                 detail = f"{other.weight} has the shape {_seen(learner, other)}; the reference's {piece.role} {tuple(piece.weight.shape)}"
                 yield self.say("parameter-shape", detail)
         for role in dict.fromkeys(piece.role for piece in missing):
-            yield self.say("missing-projection" if role == "projection" else "missing-parameters", f"nothing has the shape of {role or 'its weight'}")
+            yield self.say(
+                "missing-projection" if role == "projection" else "missing-parameters",
+                f"nothing has the shape of {role or 'its weight'}",
+            )
         if extra:
             yield self.say("extra-parameters", ", ".join(unit.weight for unit in extra))
         for unit, piece in fit.assignments[0]:
@@ -160,7 +181,9 @@ class _Judge:
                 yield self.say("missing-bias", f"{mine} has none, the reference's {yours} has one")
                 piece.bias.zero_()  # the reference's own, so that the rest can still be compared
 
-    def _compare(self, learner: Callable[[Tensor], Any], fills: list[Callable[[], None] | None], *, explained: bool = False) -> Iterator[Finding]:
+    def _compare(
+        self, learner: Callable[[Tensor], Any], fills: list[Callable[[], None] | None], *, explained: bool = False
+    ) -> Iterator[Finding]:
         expected = run(self.reference, self.x)
         outputs: list[Tensor] = []
         for put in fills or [None]:
@@ -168,7 +191,11 @@ class _Judge:
                 put()
             out = attempt(partial(run, learner, self.x), self.path)
             if isinstance(out, Failure):
-                yield self.say("exception", f"it stops with {out.line}", hint=f"it is called with a tensor of shape {tuple(self.x.shape)}")
+                yield self.say(
+                    "exception",
+                    f"it stops with {out.line}",
+                    hint=f"it is called with a tensor of shape {tuple(self.x.shape)}",
+                )
                 return
             if out.shape != expected.shape:
                 yield self.say("shape", f"{tuple(out.shape)}; the reference's is {tuple(expected.shape)}")
@@ -195,7 +222,9 @@ class _Judge:
                 return
         yield self.say("equal", f"equal to the reference (within {CLOSE:g})", passed=True)
 
-    def _explain(self, learner: Callable[[Tensor], Any], outputs: list[Tensor], expected: Tensor, explained: bool) -> Iterator[Finding]:
+    def _explain(
+        self, learner: Callable[[Tensor], Any], outputs: list[Tensor], expected: Tensor, explained: bool
+    ) -> Iterator[Finding]:
         """The mutant that it equals; else what probing shows; else how far off it is."""
         slip = self._named(self.reference, outputs)
         if slip:
@@ -213,7 +242,10 @@ class _Judge:
         if name:
             yield self.say(name)
         elif not explained:
-            yield self.say("differs", f"by {min((out - expected).abs().max().item() for out in outputs):.2g} at most; its values are about 1")
+            yield self.say(
+                "differs",
+                f"by {min((out - expected).abs().max().item() for out in outputs):.2g} at most; its values are about 1",
+            )
 
     def _named(self, reference: Any, outputs: list[Tensor]) -> str:
         """The mutant that gives one of these outputs."""
@@ -245,11 +277,19 @@ class _Judge:
             return
         if self.exercise.dropout == "weights":
             # The first position has one weight, 1, which becomes 0 or 2.
-            whole = all(_same(row, 0 * own) or _same(row, 2 * own) for out in drawn for row, own in zip(out[:, 0], calm[:, 0], strict=True))
+            whole = all(
+                _same(row, 0 * own) or _same(row, 2 * own)
+                for out in drawn
+                for row, own in zip(out[:, 0], calm[:, 0], strict=True)
+            )
         else:
             share = torch.stack([out == 0 for out in drawn]).float().mean().item()
             whole = 0.4 < share < 0.6
-        yield self.say("dropout", "dropout works in training and is off in evaluation", passed=True) if whole else self.say("dropout-place")
+        yield (
+            self.say("dropout", "dropout works in training and is off in evaluation", passed=True)
+            if whole
+            else self.say("dropout-place")
+        )
 
 
 def _shake(reference: nn.Module) -> None:
@@ -260,7 +300,9 @@ def _shake(reference: nn.Module) -> None:
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape == theirs.shape and torch.allclose(ours.float(), theirs.float(), atol=CLOSE, rtol=1e-4, equal_nan=True)
+    return ours.shape == theirs.shape and torch.allclose(
+        ours.float(), theirs.float(), atol=CLOSE, rtol=1e-4, equal_nan=True
+    )
 
 
 def _seen(learner: nn.Module, unit: Unit) -> tuple[int, ...]:

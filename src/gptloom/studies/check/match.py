@@ -1,6 +1,7 @@
 """Which of a learner's parameters is which of the reference's, whatever they are called and however they are packed.
 
-A unit is what belongs together: a linear layer with its bias, a table, a norm's gain and bias. Units of the same shape are told
+A unit is what belongs together: a linear layer with its bias, a table, a norm's gain and bias. Units of the same shape
+are told
 apart by their names, where those speak (query, w_k, v_proj); where they do not, every order that makes sense is tried.
 """
 
@@ -68,7 +69,9 @@ def units(module: nn.Module) -> list[Unit]:
         elif len(wide) == 1 and len(flat) <= 1:
             weight, bias = own[wide[0]], own[flat[0]] if flat else None
             # A bias is as long as the result; without one, a raw matrix is taken to be multiplied from the right.
-            turned = weight.ndim == 2 and not isinstance(owner, nn.Linear) and (bias is None or len(bias) == weight.shape[1])
+            turned = (
+                weight.ndim == 2 and not isinstance(owner, nn.Linear) and (bias is None or len(bias) == weight.shape[1])
+            )
             found.append(_matrix(name, at + wide[0], weight, at + flat[0] if flat else "", turned=turned))
         else:
             found += [_matrix(at + key, at + key, own[key], turned=own[key].ndim == 2) for key in wide]
@@ -76,7 +79,9 @@ def units(module: nn.Module) -> list[Unit]:
                 # A gain begins at one, a bias at zero.
                 ordered = sorted(flat, key=lambda key: not bool((own[key] == 1).all()))
                 names = [at + key for key in ordered]
-                found.append(Unit(name, "norm", tuple(own[ordered[0]].shape), names[0], names[1] if len(names) > 1 else ""))
+                found.append(
+                    Unit(name, "norm", tuple(own[ordered[0]].shape), names[0], names[1] if len(names) > 1 else "")
+                )
     return found
 
 
@@ -114,14 +119,22 @@ def layouts(reference: nn.Module) -> list[list[Piece]]:
         for order in itertools.permutations(parts):
             packed.append([Piece("qkv", "linear", torch.cat([joined[role] for role in order])), *rest])
             if len(set(map(len, parts.values()))) == 1:  # a fused matrix for each head
-                fused = [Piece("qkv", "linear", torch.cat([parts[role][h] for role in order])) for h in range(len(parts["query"]))]
+                fused = [
+                    Piece("qkv", "linear", torch.cat([parts[role][h] for role in order]))
+                    for h in range(len(parts["query"]))
+                ]
                 packed.append([*fused, *rest])
         for axes in ((0, 2, 1), (0, 1, 2), (2, 0, 1), (1, 0, 2)):  # one raw parameter for all heads, as einsum likes it
-            packed.append([*(Piece(role, "heads", torch.stack(weights).permute(axes)) for role, weights in parts.items()), *rest])
+            packed.append(
+                [*(Piece(role, "heads", torch.stack(weights).permute(axes)) for role, weights in parts.items()), *rest]
+            )
     wide = {p.role: p for p in plain if p.role in ("gate", "up")}
     if len(wide) == 2:
         others = [p for p in plain if p.role not in wide]
-        packed += [[Piece("wide", "linear", torch.cat([wide[role].weight for role in order])), *others] for order in (("gate", "up"), ("up", "gate"))]
+        packed += [
+            [Piece("wide", "linear", torch.cat([wide[role].weight for role in order])), *others]
+            for order in (("gate", "up"), ("up", "gate"))
+        ]
     return packed
 
 
@@ -167,7 +180,9 @@ def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
         else:
             choices.append([list(zip(yours, order, strict=True)) for order in _orders(yours, mine)])
     combined = itertools.islice(itertools.product(*choices), 200)
-    result.assignments = sorted(([pair for group in groups for pair in group] for groups in combined), key=_bias_conflicts)
+    result.assignments = sorted(
+        ([pair for group in groups for pair in group] for groups in combined), key=_bias_conflicts
+    )
     return result
 
 

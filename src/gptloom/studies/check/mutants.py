@@ -1,7 +1,7 @@
 """The reference with one mistake in it: if a learner's output equals that of a mutant, the mistake has a name.
 
-Each function computes what a class of `gptloom.reference` computes, from its weights, and with `slip` makes one mistake on the way.
-Without a slip it is the reference itself, in other words. The slips' texts are in `check_words`.
+Each function computes what a class of `gptloom.reference` computes, from its weights, and with `slip` makes one mistake
+on the way. Without a slip it is the reference itself, in other words. The slips' texts are in `check_words`.
 """
 
 import copy
@@ -34,7 +34,14 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "mask-hides-self": lambda ones: ones.tril(-1),
     "mask-hides-self:finite": lambda ones: ones.tril(-1),
 }
-ORDER = ("softmax-axis", "softmax-axis:batch", "missing-softmax", "mask-after-softmax", "mask-fill", "query-key-swapped")
+ORDER = (
+    "softmax-axis",
+    "softmax-axis:batch",
+    "missing-softmax",
+    "mask-after-softmax",
+    "mask-fill",
+    "query-key-swapped",
+)
 HEADS = (
     "heads-mixed:reversed",
     "heads-mixed:interleaved",
@@ -94,7 +101,9 @@ def _stack(attention: nn.Module, *names: str) -> Tensor:
 
 
 def _parts(attention: nn.Module) -> _Parts:
-    query, key, value = (_stack(attention, *names) for names in (("query", "queries"), ("key", "keys"), ("value", "values")))
+    query, key, value = (
+        _stack(attention, *names) for names in (("query", "queries"), ("key", "keys"), ("value", "values"))
+    )
     scale = next((layer.scale for layer in attention.modules() if isinstance(layer, Head)), query.shape[1] ** -0.5)
     return _Parts(query, key, value, getattr(attention, "projection", None), scale)
 
@@ -134,9 +143,14 @@ def _join(out: Tensor, slip: str) -> Tensor:
     return (out.flip(1) if slip == "heads-mixed:reversed" else out).transpose(1, 2).flatten(2)
 
 
-def _turn(module: GroupedAttention, query: Tensor, key: Tensor, value: Tensor, slip: str) -> tuple[Tensor, Tensor, Tensor]:
+def _turn(
+    module: GroupedAttention, query: Tensor, key: Tensor, value: Tensor, slip: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """Norms, rotation, and the sharing of keys and values."""
-    query, key = _prepare(query, module.query_norm, module.theta, slip), _prepare(key, module.key_norm, module.theta, slip)
+    query, key = (
+        _prepare(query, module.query_norm, module.theta, slip),
+        _prepare(key, module.key_norm, module.theta, slip),
+    )
     value = _rotated(value, module.theta, slip) if slip == "values-rotated" else value
     if slip == "groups-mixed":
         return query, key.repeat(1, module.sharing, 1, 1), value.repeat(1, module.sharing, 1, 1)
@@ -146,7 +160,9 @@ def _turn(module: GroupedAttention, query: Tensor, key: Tensor, value: Tensor, s
 def _prepare(part: Tensor, norm: nn.Module, theta: float, slip: str) -> Tensor:
     if slip == "missing-qk-norm":
         return _rotated(part, theta, slip)
-    out: Tensor = norm(_rotated(part, theta, slip)) if slip == "qk-norm-after-rotation" else _rotated(norm(part), theta, slip)
+    out: Tensor = (
+        norm(_rotated(part, theta, slip)) if slip == "qk-norm-after-rotation" else _rotated(norm(part), theta, slip)
+    )
     return out
 
 
@@ -231,6 +247,10 @@ POST_NORM_BLOCK = {
     for slip, m in mutants(lambda module, x, slip: block(module, x, slip, post=True), *BLOCKS, *WITH_PROJECTION).items()
     if slip not in ("norm-post", "halves-parallel")
 }
-ROTATION = mutants(lambda _m, x, slip: turn(x, slip), "rotation-interleaved", "rotation-backwards", "rotation-starts-at-one", "rotation-speeds") | {
-    "missing-rotation": lambda _m, x: x
-}
+ROTATION = mutants(
+    lambda _m, x, slip: turn(x, slip),
+    "rotation-interleaved",
+    "rotation-backwards",
+    "rotation-starts-at-one",
+    "rotation-speeds",
+) | {"missing-rotation": lambda _m, x: x}

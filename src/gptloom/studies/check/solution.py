@@ -74,7 +74,10 @@ def _describe(error: BaseException, path: Path) -> str:
 
 
 def load(path: Path) -> ModuleType:
-    """Import a file under a name of its own. This runs it, as `python FILE` would, except for what is under `if __name__ == "__main__"`."""
+    """Import a file under a name of its own.
+
+    This runs it, as `python FILE` would, except for what is under `if __name__ == "__main__"`.
+    """
     name = f"gptloom_learner_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -112,7 +115,9 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if name.lower() in ("config", "cfg", "args", "conf"):
-            chosen[name] = SimpleNamespace(**{alias: value for known, value in values.items() for alias in {known, *OTHER_NAMES.get(known, ())}})
+            chosen[name] = SimpleNamespace(
+                **{alias: value for known, value in values.items() for alias in {known, *OTHER_NAMES.get(known, ())}}
+            )
             continue
         known = _canonical(name.lower(), values)
         if known is not None:
@@ -120,7 +125,10 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
         elif parameter.default is parameter.empty:
             raise UnknownArgumentError(f"{cls.__name__} asks for {name!r}, which is none of {', '.join(values)}")
     by_place = {name for name, p in inspect.signature(cls).parameters.items() if p.kind == p.POSITIONAL_ONLY}
-    return cls(*(value for name, value in chosen.items() if name in by_place), **{name: value for name, value in chosen.items() if name not in by_place})
+    return cls(
+        *(value for name, value in chosen.items() if name in by_place),
+        **{name: value for name, value in chosen.items() if name not in by_place},
+    )
 
 
 def _canonical(name: str, values: Mapping[str, Any]) -> str | None:

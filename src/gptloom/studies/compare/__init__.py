@@ -64,10 +64,18 @@ class Folder:
         if path.exists():
             before = read_record(path)
             arms = before.get("arms")
-            if not {"own_seeds", "seed"} <= before.keys() or not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
+            if (
+                not {"own_seeds", "seed"} <= before.keys()
+                or not isinstance(arms, dict)
+                or not all(isinstance(arm, dict) for arm in arms.values())
+            ):
                 raise InputError("is not a comparison's record", where=str(path), cure="choose another --run")
             if difference := _differs(before, about):
-                raise ConfigError(f"this comparison was begun otherwise: {difference}", where=str(self.path), cure="give the same settings, or a new --run")
+                raise ConfigError(
+                    f"this comparison was begun otherwise: {difference}",
+                    where=str(self.path),
+                    cure="give the same settings, or a new --run",
+                )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError("is not empty, and no comparison", where=str(self.path), cure="choose another --run")
         else:
@@ -87,7 +95,9 @@ class Folder:
         path = self.path / "looks.json"
         seeds = read_record(path).get("seeds") if path.exists() else []
         if not isinstance(seeds, list) or not all(isinstance(one, int) for one in seeds):
-            raise InputError("does not say on how many seeds verdicts were given", where=str(path), cure="choose another --run")
+            raise InputError(
+                "does not say on how many seeds verdicts were given", where=str(path), cure="choose another --run"
+            )
         return seeds
 
     def look(self, seeds: int) -> int:
@@ -115,7 +125,11 @@ def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         old = before["arms"][name]
         for key in {**old, **settings}:
             if old.get(key) != settings.get(key):
-                what = "the text has changed" if key == "text_sha256" else f"{key} was {show(old.get(key))}, not {show(settings.get(key))}"
+                what = (
+                    "the text has changed"
+                    if key == "text_sha256"
+                    else f"{key} was {show(old.get(key))}, not {show(settings.get(key))}"
+                )
                 return f"{what} ({name})"
     return ""
 
@@ -155,13 +169,16 @@ def open_materials(texts: Sequence[str], arms: Sequence[Arm]) -> Materials:
     """The text, made ready once for each way of reading it that an arm asks for.
 
     Raises:
-        ConfigError: the arms are not about the same thing: what is hidden, what comes next, and a translation have losses of their own.
+        ConfigError: the arms are not about the same thing: what is hidden, what comes next, and a translation have
+            losses of their own.
         GptloomError: as `gptloom train` would.
     """
     kinds = {arm.config.model.architecture for arm in arms}
     if "encoder-decoder" in kinds or ("encoder" in kinds and len(kinds) > 1):
         what = f"losses of {' and '.join(sorted(kinds))} do not compare: they are about different tokens, or need pairs"
-        raise ConfigError(what, where="architecture", cure="compare models that guess the next token, or encoders with encoders")
+        raise ConfigError(
+            what, where="architecture", cure="compare models that guess the next token, or encoders with encoders"
+        )
     return {config: open_material(texts, config) for config in dict.fromkeys(arm.config.data for arm in arms)}
 
 
@@ -170,7 +187,9 @@ def identity(plan: Plan, materials: Materials) -> dict[str, Any]:
     return {
         "own_seeds": plan.own_seeds,
         "seed": plan.arms[0].config.seed,
-        "arms": {arm.name: flatten(arm.config) | {"text_sha256": materials[arm.config.data].text_sha256} for arm in plan.arms},
+        "arms": {
+            arm.name: flatten(arm.config) | {"text_sha256": materials[arm.config.data].text_sha256} for arm in plan.arms
+        },
     }
 
 
@@ -196,7 +215,9 @@ def estimate_times(plan: Plan, materials: Materials, folder: Folder | None, say:
     return times
 
 
-def run_all(plan: Plan, materials: Materials, folder: Folder, times: Sequence[float], say: Callable[[str], None]) -> list[list[Outcome]]:
+def run_all(
+    plan: Plan, materials: Materials, folder: Folder, times: Sequence[float], say: Callable[[str], None]
+) -> list[list[Outcome]]:
     """Run what has not been run yet; returns the outcomes by arm and pair. A training that diverges is an outcome too.
 
     Args:
@@ -218,7 +239,9 @@ def run_all(plan: Plan, materials: Materials, folder: Folder, times: Sequence[fl
         folder.save(arm, pair, outcome)
         left = sum((_expected(other, found, times) for other, another in order if (other, another) not in found), 0.0)
         loss = outcome.trouble or f"validation loss {outcome.val_loss:.4f}"
-        say(f"{len(found)} of {len(order)}  {plan.arms[arm].name}  seed {config.seed}  {loss}  {outcome.wall:.1f} s; {duration(left)} left")
+        say(
+            f"{len(found)} of {len(order)}  {plan.arms[arm].name}  seed {config.seed}  {loss}  {outcome.wall:.1f} s; {duration(left)} left"
+        )
     return [[found[arm, pair] for pair in range(plan.seeds)] for arm in range(len(plan.arms))]
 
 
@@ -241,6 +264,21 @@ def _run(config: RunConfig, material: Material) -> Outcome:
         return Outcome(None, None, 0, 0, 0, 0.0, time.perf_counter() - start, trouble=error.line())
     if not trial.val_loss < float("inf"):
         return Outcome(
-            None, None, trial.parameters, trial.steps, trial.tokens, trial.seconds, time.perf_counter() - start, trouble="the validation loss is no number"
+            None,
+            None,
+            trial.parameters,
+            trial.steps,
+            trial.tokens,
+            trial.seconds,
+            time.perf_counter() - start,
+            trouble="the validation loss is no number",
         )
-    return Outcome(trial.val_loss, trial.val_bpb, trial.parameters, trial.steps, trial.tokens, trial.seconds, time.perf_counter() - start)
+    return Outcome(
+        trial.val_loss,
+        trial.val_bpb,
+        trial.parameters,
+        trial.steps,
+        trial.tokens,
+        trial.seconds,
+        time.perf_counter() - start,
+    )

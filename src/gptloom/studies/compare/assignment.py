@@ -1,9 +1,11 @@
 """Whether a change goes the way it is described: the words of a claim beside the numbers of the settings.
 
-Only what can be told exactly is judged: a direction word (reduced, larger ...) beside the name of a setting with a number, and
+Only what can be told exactly is judged: a direction word (reduced, larger ...) beside the name of a setting with a
+number, and
 better or worse, with an amount if one is given. A clause with a negation is left alone.
 
-A student's four published runs as a ready-made example: what they changed, what can be concluded, and what it would have needed.
+A student's four published runs as a ready-made example: what they changed, what can be concluded, and what it would
+have needed.
 """
 
 import math
@@ -24,7 +26,10 @@ DOWN = r"reduc\w*|lower(?:s|ed|ing)?|decreas\w*|smaller|fewer|less|shorter|narro
 BETTER, WORSE = r"better|improv\w*|gain(?:s|ed)?", r"worse\w*|hurt(?:s|ing)?|degrad\w*"
 NEGATION = re.compile(r"\b(?:not|no|never|without|instead|rather|neither)\b|n't\b", re.I)
 NUMBER = r"\d*\.?\d+(?:e[+-]?\d+)?"
-AMOUNT = re.compile(rf"(?:\b(?:by|about|around|roughly)\s+)({NUMBER})(?!\s*[%x\d])|({NUMBER})\s+(?:nats\s+)?(?:better|worse|lower|higher)\b", re.I)
+AMOUNT = re.compile(
+    rf"(?:\b(?:by|about|around|roughly)\s+)({NUMBER})(?!\s*[%x\d])|({NUMBER})\s+(?:nats\s+)?(?:better|worse|lower|higher)\b",
+    re.I,
+)
 IMPLIED = {"deeper": "model.n_layer", "shallower": "model.n_layer", "wider": "model.n_embd", "narrower": "model.n_embd"}
 OTHER_WORDS = {
     "train.learning_rate": r"lr",
@@ -65,7 +70,8 @@ def read_claim(text: str, keys: Iterable[str]) -> Claim:
         if NEGATION.search(clause):
             continue
         words = [
-            (found.start(), 1 if re.fullmatch(UP, found[0], re.I) else -1, found[0].lower()) for found in re.finditer(rf"\b(?:{UP}|{DOWN})\b", clause, re.I)
+            (found.start(), 1 if re.fullmatch(UP, found[0], re.I) else -1, found[0].lower())
+            for found in re.finditer(rf"\b(?:{UP}|{DOWN})\b", clause, re.I)
         ]
         if loss := re.search(r"\b(?:loss(?:es)?|perplexity)\b", clause, re.I):
             where[LOSS] = loss.start()
@@ -90,7 +96,11 @@ def _attach(claim: Claim, where: Mapping[str, int], words: list[tuple[int, int, 
         for key, place in sorted(where.items(), key=lambda item: item[1]):
             free = [word for word in words if (word[0] > place) == after and (not after or word not in taken.values())]
             near = min(free, key=lambda word: abs(word[0] - place), default=None)
-            if key not in taken and near and not any(min(near[0], place) < other < max(near[0], place) for other in where.values()):
+            if (
+                key not in taken
+                and near
+                and not any(min(near[0], place) < other < max(near[0], place) for other in where.values())
+            ):
                 taken[key] = near
     for key in where:
         sign = taken[key][1] if key in taken else 0 if words else inherited
@@ -123,7 +133,9 @@ def check_directions(claim: Claim, changes: Mapping[str, tuple[Any, Any]]) -> li
         way = _way(before, after)
         if said * way < 0:
             noun = "an increase" if way > 0 else "a decrease"
-            wrong.append(f"{name} goes from {show(before)} to {show(after)}: that is {noun}, and the description says the opposite")
+            wrong.append(
+                f"{name} goes from {show(before)} to {show(after)}: that is {noun}, and the description says the opposite"
+            )
         if key not in claim.mentioned:
             silent.append(f"{name} ({show(before)} to {show(after)})")
     if silent:
@@ -212,7 +224,11 @@ class Example:
 
 def example_names() -> list[str]:
     """The examples that come with gptloom."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("gptloom.studies.compare").joinpath("examples").iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml")
+        for p in resources.files("gptloom.studies.compare").joinpath("examples").iterdir()
+        if p.name.endswith(".toml")
+    )
 
 
 def read_example(name: str) -> Example:
@@ -224,26 +240,42 @@ def read_example(name: str) -> Example:
     if name not in example_names():
         cure = nearest(name, example_names()) or f"choose from {', '.join(example_names())}"
         raise ConfigError(f"there is no example {name!r}", where="--example", cure=cure)
-    data = tomllib.loads(resources.files("gptloom.studies.compare").joinpath(f"examples/{name}.toml").read_text(encoding="utf-8"))
+    data = tomllib.loads(
+        resources.files("gptloom.studies.compare").joinpath(f"examples/{name}.toml").read_text(encoding="utf-8")
+    )
     runs = data["runs"]
     steps = [_step(before, after) for before, after in pairwise(runs)]
     return Example({"seed": data["seed"], **data["base"]}, runs, data["shared_step"], steps)
 
 
 def _step(before: Mapping[str, Any], after: Mapping[str, Any]) -> Step:
-    changes = {key: (old, after["settings"][key]) for key, old in before["settings"].items() if old != after["settings"][key]}
+    changes = {
+        key: (old, after["settings"][key]) for key, old in before["settings"].items() if old != after["settings"][key]
+    }
     claim = read_claim(after["mentioned"], changes)
     wrong = check_directions(claim, changes)
-    return Step(before["name"], after["name"], changes, claim, after["mentioned"], after["val_loss"] - before["val_loss"], wrong)
+    return Step(
+        before["name"], after["name"], changes, claim, after["mentioned"], after["val_loss"] - before["val_loss"], wrong
+    )
 
 
 def published_lines(example: Example) -> list[str]:
     """The runs as a table, and what each step changed and said."""
     keys = list(example.runs[0]["settings"])
-    lines = [f"{'run':<22}" + "".join(f"{key.rpartition('.')[2]:>15}" for key in keys) + f"{'parameters':>12}{f'loss at {example.shared_step}':>14}"]
+    lines = [
+        f"{'run':<22}"
+        + "".join(f"{key.rpartition('.')[2]:>15}" for key in keys)
+        + f"{'parameters':>12}{f'loss at {example.shared_step}':>14}"
+    ]
     for run in example.runs:
-        lines.append(f"{run['name']:<22}" + "".join(f"{show(run['settings'][key]):>15}" for key in keys) + f"{run['parameters']:>12,}{run['val_loss']:>14.4f}")
-    lines.append("One seed each (1337), losses on random batches of the validation split. A difference of two such runs has no interval.")
+        lines.append(
+            f"{run['name']:<22}"
+            + "".join(f"{show(run['settings'][key]):>15}" for key in keys)
+            + f"{run['parameters']:>12,}{run['val_loss']:>14.4f}"
+        )
+    lines.append(
+        "One seed each (1337), losses on random batches of the validation split. A difference of two such runs has no interval."
+    )
     for step in example.steps:
         names = ", ".join(key.rpartition(".")[2] for key in step.changes)
         lines.append(
@@ -265,8 +297,10 @@ def needs(example: Example, result: Mapping[str, Any]) -> list[dict[str, Any]]:
         result: of the comparison of `example.factors`, as `summarise` gives it.
 
     Returns:
-        For each step: the effect in question, the largest spread (standard deviation) of the paired differences of its settings, the
-        seeds that effect needs at that spread (None: over 100, or no spread was measured), and the trainings, one factor at a time.
+        For each step: the effect in question, the largest spread (standard deviation) of the paired differences of its
+            settings, the
+        seeds that effect needs at that spread (None: over 100, or no spread was measured), and the trainings, one
+        factor at a time.
     """
     spread: dict[str, float] = {}
     for comparison in result["comparisons"]:
@@ -280,7 +314,16 @@ def needs(example: Example, result: Mapping[str, Any]) -> list[dict[str, Any]]:
         sd = max(known) if known else None
         seeds = None if sd is None else seeds_needed(effect, sd, LEVEL / len(step.changes))
         trainings = None if seeds is None else seeds * (len(step.changes) + 1)
-        found.append({"run": step.after, "settings": list(step.changes), "effect": effect, "sd": sd, "seeds": seeds, "trainings": trainings})
+        found.append(
+            {
+                "run": step.after,
+                "settings": list(step.changes),
+                "effect": effect,
+                "sd": sd,
+                "seeds": seeds,
+                "trainings": trainings,
+            }
+        )
     return found
 
 
@@ -290,7 +333,9 @@ def needs_lines(found: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -
     base = result["arms"][0]
     if base["sd"]:
         apart = t_quantile(0.975, result["seeds"] - 1) * math.sqrt(2) * base["sd"]
-        lines.append(f"two single runs of the first setting lie up to {apart:.3f} apart by chance (95 %, from {result['seeds']} seeds)")
+        lines.append(
+            f"two single runs of the first setting lie up to {apart:.3f} apart by chance (95 %, from {result['seeds']} seeds)"
+        )
     for one in found:
         names = ", ".join(key.rpartition(".")[2] for key in one["settings"])
         if one["sd"] is None:

@@ -70,7 +70,11 @@ def read_factor(word: str) -> Factor:
     key = find_key(name)
     values = [value.strip() for value in text.split(",")]
     if len(values) < 2 or "" in values:
-        raise ConfigError(f"{text!r} is not two values or more", where=name, cure=f"separate them by commas, the baseline first: {name}=A,B")
+        raise ConfigError(
+            f"{text!r} is not two values or more",
+            where=name,
+            cure=f"separate them by commas, the baseline first: {name}=A,B",
+        )
     can_be_unset = type(None) in get_args(field_names(RunConfig)[key].annotation)
     return Factor(key, tuple(None if value == "none" and can_be_unset else value for value in values))
 
@@ -97,11 +101,13 @@ def find_key(name: str) -> str:
     return keys[0]
 
 
-def plan_arms(factors: Sequence[Factor], recipe: str, *layers: Mapping[str, Any], together: bool = False, where: str = "settings") -> list[Arm]:
+def plan_arms(
+    factors: Sequence[Factor], recipe: str, *layers: Mapping[str, Any], together: bool = False, where: str = "settings"
+) -> list[Arm]:
     """The arms, the baseline first: every factor at its first value.
 
-    By default each further value of each factor is an arm of its own, with all other factors at the baseline. With `together`
-    arm number i has the i-th value of every factor.
+    By default each further value of each factor is an arm of its own, with all other factors at the baseline. With
+    `together` arm number i has the i-th value of every factor.
 
     Args:
         factors: at least one, each setting once.
@@ -115,11 +121,19 @@ def plan_arms(factors: Sequence[Factor], recipe: str, *layers: Mapping[str, Any]
     """
     keys = [factor.key for factor in factors]
     if not keys:
-        raise ConfigError("nothing is to be compared", where=where, cure="give a setting and two values, such as lr=1e-3,4e-3")
+        raise ConfigError(
+            "nothing is to be compared", where=where, cure="give a setting and two values, such as lr=1e-3,4e-3"
+        )
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ConfigError(f"{', '.join(twice)} is given twice", where=where, cure="give each setting once, with all its values")
+        raise ConfigError(
+            f"{', '.join(twice)} is given twice", where=where, cure="give each setting once, with all its values"
+        )
     if together and len({len(factor.values) for factor in factors}) > 1:
-        raise ConfigError("with --together every setting needs the same number of values", where=where, cure="give each as many values")
+        raise ConfigError(
+            "with --together every setting needs the same number of values",
+            where=where,
+            cure="give each as many values",
+        )
     first = {factor.key: factor.values[0] for factor in factors}
     if together:
         rows = [{factor.key: factor.values[i] for factor in factors} for i in range(len(factors[0].values))]
@@ -139,18 +153,31 @@ def plan_arms(factors: Sequence[Factor], recipe: str, *layers: Mapping[str, Any]
     return arms
 
 
-def _resolve_all(rows: Sequence[Mapping[str, Any]], recipe: str, layers: Sequence[Mapping[str, Any]], where: str) -> list[RunConfig]:
+def _resolve_all(
+    rows: Sequence[Mapping[str, Any]], recipe: str, layers: Sequence[Mapping[str, Any]], where: str
+) -> list[RunConfig]:
     """Every arm's settings, or one error with everything that is wrong."""
     resolve(recipe, *layers, where=where)  # what is wrong without any factor is said once
     configs, wrong = [], []
     for row in rows:
         try:
-            configs.append(resolve(str(row.get("recipe", recipe)), *layers, nest({k: v for k, v in row.items() if k != "recipe"}), where=where))
+            configs.append(
+                resolve(
+                    str(row.get("recipe", recipe)),
+                    *layers,
+                    nest({k: v for k, v in row.items() if k != "recipe"}),
+                    where=where,
+                )
+            )
         except ConfigError as error:
             wrong.append(error)
     if wrong:
         cures = dict.fromkeys(error.cure for error in wrong if error.cure)
-        raise ConfigError(" | ".join(dict.fromkeys(part for error in wrong for part in error.what.split(" | "))), where=wrong[0].where, cure="; ".join(cures))
+        raise ConfigError(
+            " | ".join(dict.fromkeys(part for error in wrong for part in error.what.split(" | "))),
+            where=wrong[0].where,
+            cure="; ".join(cures),
+        )
     return configs
 
 

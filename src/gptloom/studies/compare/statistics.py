@@ -3,12 +3,16 @@
 The rule by which a difference is called one, stated before anything is run:
 
 1. Every seed gives one difference, arm minus baseline. The interval reported is the 95 % t interval of their mean.
-2. "better" or "worse" is said only where the two-sided paired t-test's p-value, after Holm's correction over all arms of the
-   comparison, is at most `LEVEL` = 2 %. So when no arm differs from the baseline, at most 2 comparisons in 100 claim a difference.
-3. Who adds seeds after having looked gets another chance to be fooled. Each later look at the same comparison therefore has half
+2. "better" or "worse" is said only where the two-sided paired t-test's p-value, after Holm's correction over all arms
+of the
+   comparison, is at most `LEVEL` = 2 %. So when no arm differs from the baseline, at most 2 comparisons in 100 claim a
+   difference.
+3. Who adds seeds after having looked gets another chance to be fooled. Each later look at the same comparison therefore
+has half
    the level of the one before it: 2 %, 1 %, 0.5 % ..., and all looks together stay below 4 %.
 
-What the stricter rule costs: with 5 seeds the mean must be 1.35 times as far from 0 as a 95 % interval asks for (t quantiles 3.75
+What the stricter rule costs: with 5 seeds the mean must be 1.35 times as far from 0 as a 95 % interval asks for (t
+quantiles 3.75
 and 2.78), with 10 seeds 1.25 times: 7 seeds do what 5 would have done, 14 what 10 would have done.
 
 From the losses of paired trainings to a verdict in words. The rule is that of `statistics`.
@@ -89,7 +93,8 @@ def seeds_needed(mean: float, sd: float, level: float) -> int | None:
     """
     if sd == 0.0 or mean == 0.0:
         return None if mean == 0.0 else FEWEST_SEEDS
-    # The half-width is below the mean where the mean's own p-value is below the level; the more seeds, the smaller it is.
+    # The half-width is below the mean where the mean's own p-value is below the level; the more seeds, the smaller it
+    # is.
     numbers = range(FEWEST_SEEDS, MOST_SEEDS + 1)
     place = bisect_left(numbers, True, key=lambda n: t_two_sided(mean / sd * math.sqrt(n), n - 1) < level)
     return numbers[place] if place < len(numbers) else None
@@ -184,7 +189,9 @@ class Judged:
     verdict: str
 
 
-def judge(arms: Sequence[Sequence[float | None]], baseline: Sequence[float | None], level: float = LEVEL) -> list[Judged]:
+def judge(
+    arms: Sequence[Sequence[float | None]], baseline: Sequence[float | None], level: float = LEVEL
+) -> list[Judged]:
     """A verdict for every arm.
 
     Args:
@@ -192,7 +199,9 @@ def judge(arms: Sequence[Sequence[float | None]], baseline: Sequence[float | Non
         baseline: the baseline's loss by seed, in the same order.
         level: of the whole family of arms.
     """
-    differences = [[None if a is None or b is None else a - b for a, b in zip(arm, baseline, strict=True)] for arm in arms]
+    differences = [
+        [None if a is None or b is None else a - b for a, b in zip(arm, baseline, strict=True)] for arm in arms
+    ]
     numbers = [[one for one in row if one is not None] for row in differences]
     estimates = [estimate(row) if len(row) == len(baseline) > 1 else None for row in numbers]
     p_values = holm([1.0 if one is None else one.p for one in estimates])
@@ -222,11 +231,21 @@ def _decide(differences: Sequence[float | None], found: Estimate | None, p: floa
 def _words(decision: Decision, found: Estimate | None, more: int | None, n: int) -> str:
     if decision == "same":
         exactly = found is None or (found.mean == 0.0 and found.sd == 0.0)
-        return "no difference at all: the losses are equal, bit for bit" if exactly else "no difference: no pair differs in its first four decimals"
+        return (
+            "no difference at all: the losses are equal, bit for bit"
+            if exactly
+            else "no difference: no pair differs in its first four decimals"
+        )
     if decision == "too few" or found is None:
-        return f"too few seeds for a verdict: {FEWEST_SEEDS} are the least, and there {'is 1' if n == 1 else f'are {n}'}"
+        return (
+            f"too few seeds for a verdict: {FEWEST_SEEDS} are the least, and there {'is 1' if n == 1 else f'are {n}'}"
+        )
     digits = _digits(found)
-    need = f"over {MOST_SEEDS} seeds needed, so it hardly matters" if more is None else f"about {more} more seed{'s' * (more > 1)} needed"
+    need = (
+        f"over {MOST_SEEDS} seeds needed, so it hardly matters"
+        if more is None
+        else f"about {more} more seed{'s' * (more > 1)} needed"
+    )
     if found.low * found.high <= 0:
         interval = f"{_signed(found.low, digits)} to {_signed(found.high, digits)}"
         return f"within seed noise: {need} ({_signed(found.mean, digits)}, 95 % interval {interval})"
@@ -238,14 +257,19 @@ def _words(decision: Decision, found: Estimate | None, more: int | None, n: int)
 
 def _diverged(arm: Sequence[float | None], baseline: Sequence[float | None]) -> str:
     said = [
-        f"{who} diverged with {list(losses).count(None)} of {len(losses)} seeds" for who, losses in (("it", arm), ("the baseline", baseline)) if None in losses
+        f"{who} diverged with {list(losses).count(None)} of {len(losses)} seeds"
+        for who, losses in (("it", arm), ("the baseline", baseline))
+        if None in losses
     ]
     return f"{' and '.join(said)}: no interval"
 
 
 def _digits(found: Estimate) -> int:
     """Decimals that the interval's width deserves, and enough to keep its ends away from 0."""
-    sizes = [(found.high - found.low) / 2, *([min(abs(found.low), abs(found.high))] if found.low * found.high > 0 else [])]
+    sizes = [
+        (found.high - found.low) / 2,
+        *([min(abs(found.low), abs(found.high))] if found.low * found.high > 0 else []),
+    ]
     return min(6, max([2, *(math.ceil(-math.log10(size)) for size in sizes if size > 0)]))
 
 

@@ -16,10 +16,16 @@ OTHER_BATCHES = ("data.tokenizer", "data.on_unknown", "data.sampling", "train.ba
 
 def unit_of(arms: Sequence[Arm]) -> str:
     """Nats per token; bits per byte where the arms' tokens differ."""
-    return "nats per token" if len({(arm.config.data.tokenizer, arm.config.data.on_unknown) for arm in arms}) == 1 else "bits per byte"
+    return (
+        "nats per token"
+        if len({(arm.config.data.tokenizer, arm.config.data.on_unknown) for arm in arms}) == 1
+        else "bits per byte"
+    )
 
 
-def summarise(plan: Plan, outcomes: Sequence[Sequence[Outcome]], *, earlier_looks: int = 0, claim: str | None = None) -> dict[str, Any]:
+def summarise(
+    plan: Plan, outcomes: Sequence[Sequence[Outcome]], *, earlier_looks: int = 0, claim: str | None = None
+) -> dict[str, Any]:
     """The result as JSON has it; `difference` and `interval` are arm minus baseline, so negative numbers are better.
 
     Args:
@@ -33,13 +39,23 @@ def summarise(plan: Plan, outcomes: Sequence[Sequence[Outcome]], *, earlier_look
     level = level_of_look(earlier_looks)
     judged = judge(losses[1:], losses[0], level)
     comparisons = [
-        _comparison(plan, arm, one, level) | {"notes": pair_notes(plan, number, outcomes), "claims": _check(claim, plan.arms[number], one)}
+        _comparison(plan, arm, one, level)
+        | {"notes": pair_notes(plan, number, outcomes), "claims": _check(claim, plan.arms[number], one)}
         for number, (arm, one) in enumerate(zip(plan.arms[1:], judged, strict=True), start=1)
     ]
     first = {key: comparisons[0][key] for key in ("difference", "interval", "verdict")}
     arms = [_arm(arm, row, loss) for arm, row, loss in zip(plan.arms, outcomes, losses, strict=True)]
     rule = {"text": RULE, "level": level, "first_level": LEVEL, "earlier_looks": earlier_looks}
-    return {"arms": arms, **first, "comparisons": comparisons, "unit": unit, "seeds": plan.seeds, "own_seeds": plan.own_seeds, "rule": rule, "claim": claim}
+    return {
+        "arms": arms,
+        **first,
+        "comparisons": comparisons,
+        "unit": unit,
+        "seeds": plan.seeds,
+        "own_seeds": plan.own_seeds,
+        "rule": rule,
+        "claim": claim,
+    }
 
 
 def _arm(arm: Arm, row: Sequence[Outcome], losses: Sequence[float | None]) -> dict[str, Any]:
@@ -80,35 +96,58 @@ def pair_notes(plan: Plan, number: int, outcomes: Sequence[Sequence[Outcome]] | 
     notes = []
     if len(arm.changes) > 1:
         listed = ", ".join(f"{key.rpartition('.')[2]} {show(a)} to {show(b)}" for key, (a, b) in arm.changes.items())
-        notes.append(f"{len(arm.changes)} settings change at once ({listed}): the difference belongs to all of them together, not to any one")
+        notes.append(
+            f"{len(arm.changes)} settings change at once ({listed}): the difference belongs to all of them together, not to any one"
+        )
     if not arm.changes and not plan.own_seeds:
         notes.append("the settings are the same: the losses must be equal (--own-seeds makes this an A/A comparison)")
     if others := [key.rpartition(".")[2] for key in OTHER_BATCHES if key in arm.changes]:
-        notes.append(f"another {' and '.join(others)} makes other batches: the pairs share the seed, but not the data order")
+        notes.append(
+            f"another {' and '.join(others)} makes other batches: the pairs share the seed, but not the data order"
+        )
     if any(key in arm.changes for key in ("data.tokenizer", "data.on_unknown")):
-        notes.append("other tokens: compared in bits per byte, and the validation text begins at the nearest token, so not at quite the same character")
+        notes.append(
+            "other tokens: compared in bits per byte, and the validation text begins at the nearest token, so not at quite the same character"
+        )
     sizes = [_tokens(one.config) for one in (base, arm)]
     if sizes[0] and sizes[1] and sizes[0] != sizes[1]:
         notes.append(f"not the same number of training tokens: {sizes[1]:,} against {sizes[0]:,}")
     if base.config.train.minutes or arm.config.train.minutes:
-        notes.append("trained by the clock, so the number of steps, and with it the loss, depends on how busy the machine is")
-    return notes + ([] if outcomes is None else _measured_notes(outcomes[0], outcomes[number], base.config.train.minutes is not None))
+        notes.append(
+            "trained by the clock, so the number of steps, and with it the loss, depends on how busy the machine is"
+        )
+    return notes + (
+        []
+        if outcomes is None
+        else _measured_notes(outcomes[0], outcomes[number], base.config.train.minutes is not None)
+    )
 
 
 def _measured_notes(base: Sequence[Outcome], arm: Sequence[Outcome], by_clock: bool) -> list[str]:
     notes = []
     counts = [{one.parameters for one in row if one.parameters} for row in (base, arm)]
     if all(counts) and counts[0] != counts[1]:
-        notes.append(f"not the same number of parameters: {max(counts[1]):,} against {max(counts[0]):,}; the weights begin with other draws")
+        notes.append(
+            f"not the same number of parameters: {max(counts[1]):,} against {max(counts[0]):,}; the weights begin with other draws"
+        )
     if by_clock:
         steps = [[one.steps for one in row] for row in (base, arm)]
-        notes.append(f"steps taken: {min(steps[1]):,} to {max(steps[1]):,} against {min(steps[0]):,} to {max(steps[0]):,}")
-    return notes + [f"seed {number + 1} of {len(row)}: {one.trouble}" for row in (base, arm) for number, one in enumerate(row) if one.trouble]
+        notes.append(
+            f"steps taken: {min(steps[1]):,} to {max(steps[1]):,} against {min(steps[0]):,} to {max(steps[0]):,}"
+        )
+    return notes + [
+        f"seed {number + 1} of {len(row)}: {one.trouble}"
+        for row in (base, arm)
+        for number, one in enumerate(row)
+        if one.trouble
+    ]
 
 
 def _tokens(config: RunConfig) -> int | None:
     """Training tokens, where the number of steps is set."""
-    return None if config.train.steps is None else config.train.steps * config.train.batch_size * config.model.block_size
+    return (
+        None if config.train.steps is None else config.train.steps * config.train.batch_size * config.model.block_size
+    )
 
 
 def _check(text: str | None, arm: Arm, found: Judged) -> list[str]:

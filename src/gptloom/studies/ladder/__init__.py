@@ -1,7 +1,7 @@
 """The lecture as an executable ladder: every step trained on the same text with the same number of tokens, round by round of seeds.
 
-A round climbs all steps with one seed, so that the table is complete after each; whatever is climbed is kept in the ladder's
-folder, and a ladder that was interrupted goes on from there.
+A round climbs all steps with one seed, so that the table is complete after each; whatever is climbed is kept in the
+ladder's folder, and a ladder that was interrupted goes on from there.
 """
 
 import time
@@ -14,7 +14,18 @@ from gptloom.config.load import merge, parse
 from gptloom.config.run import DataConfig, LadderConfig, SampleConfig
 from gptloom.devices import derive
 from gptloom.errors import ConfigError, InputError
-from gptloom.studies.ladder.lessons import CURE, LECTURE_STEPS, WINDOW, Lesson, Plan, Rung, RungStore, choose_lessons, configure_lesson, fingerprint
+from gptloom.studies.ladder.lessons import (
+    CURE,
+    LECTURE_STEPS,
+    WINDOW,
+    Lesson,
+    Plan,
+    Rung,
+    RungStore,
+    choose_lessons,
+    configure_lesson,
+    fingerprint,
+)
 from gptloom.studies.ladder.ngram_counts import NGram
 from gptloom.studies.ladder.progress import Watch
 from gptloom.studies.trial import Material, Pace, affordable_tokens, open_material, rehearse, run_trial
@@ -65,7 +76,8 @@ def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watc
 
     Args:
         texts: as for `gptloom train`; none means shakespeare, or the text that the ladder in `run` began with.
-        given: the fields of `LadderConfig` that were asked for; where a ladder goes on, they must be what it began with.
+        given: the fields of `LadderConfig` that were asked for; where a ladder goes on, they must be what it began
+            with.
         run: the ladder's folder; by default a new one under runs/.
         watch: shows the progress.
 
@@ -95,22 +107,38 @@ def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watc
     finally:
         watch.close()
     settings = config.model_dump(exclude_defaults=True)
-    return Climbed(store.folder, material.name, lessons, rungs, seeds, tokens, material.tokenizer.vocab_size, texts, settings)
+    return Climbed(
+        store.folder, material.name, lessons, rungs, seeds, tokens, material.tokenizer.vocab_size, texts, settings
+    )
 
 
 def _check_same(plan: Plan, texts: Sequence[str], config: LadderConfig, folder: Path) -> None:
     """A ladder goes on with the settings and the text that it began with."""
     for key, new in config.model_dump().items():
         if plan.settings.get(key) != new:
-            raise ConfigError(f"{key} was {plan.settings.get(key)} when the ladder began and cannot become {new}", where=str(folder), cure=CURE)
+            raise ConfigError(
+                f"{key} was {plan.settings.get(key)} when the ladder began and cannot become {new}",
+                where=str(folder),
+                cure=CURE,
+            )
     if texts and list(texts) != plan.texts:
-        raise ConfigError(f"the ladder began with {' '.join(plan.texts)}, not with {' '.join(texts)}", where=str(folder), cure=CURE)
+        raise ConfigError(
+            f"the ladder began with {' '.join(plan.texts)}, not with {' '.join(texts)}", where=str(folder), cure=CURE
+        )
 
 
 class _Ladder:
     """The steps, the text and the folder of one ladder."""
 
-    def __init__(self, config: LadderConfig, lessons: list[Lesson], material: Material, store: RungStore, watch: Watch, began: float) -> None:
+    def __init__(
+        self,
+        config: LadderConfig,
+        lessons: list[Lesson],
+        material: Material,
+        store: RungStore,
+        watch: Watch,
+        began: float,
+    ) -> None:
         self.config, self.lessons, self.material, self.store, self.watch = config, lessons, material, store, watch
         self.trained = [lesson for lesson in lessons if lesson.trains]
         self.paces: dict[str, Pace] = {}
@@ -120,7 +148,11 @@ class _Ladder:
     def plan(self, texts: Sequence[str], plan: Plan | None) -> int:
         """Measure, decide how many tokens each step gets, and write the plan; or check the plan that there is."""
         if plan is not None and self._identity(plan.tokens) != plan.identity:
-            raise InputError("the text or the steps are not those that the ladder began with", where=str(self.store.folder), cure=CURE)
+            raise InputError(
+                "the text or the steps are not those that the ladder began with",
+                where=str(self.store.folder),
+                cure=CURE,
+            )
         self.watch.say(f"ladder   {self.store.folder}: {len(self.lessons)} steps on {self.material.name}")
         if plan is not None:
             self.paces = plan.paces
@@ -128,8 +160,12 @@ class _Ladder:
         else:
             self._rehearse()
             tokens = self._budget()
-            self.store.write_plan(Plan(list(texts), self.config.model_dump(), tokens, self._identity(tokens), self.paces))
-        self.watch.say(f"budget   {tokens:,} training tokens a step; a round of all steps takes about {duration(self._round(tokens))}")
+            self.store.write_plan(
+                Plan(list(texts), self.config.model_dump(), tokens, self._identity(tokens), self.paces)
+            )
+        self.watch.say(
+            f"budget   {tokens:,} training tokens a step; a round of all steps takes about {duration(self._round(tokens))}"
+        )
         return tokens
 
     def climb(self, tokens: int) -> tuple[dict[str, list[Rung]], int]:
@@ -159,7 +195,9 @@ class _Ladder:
         self.watch.begin(label, weight)
         rung = self._train(lesson, seed, tokens) if lesson.trains else self._count(lesson)
         self.store.keep(rung)
-        self.watch.finish(f"{label:<26} validation loss {rung.val_loss:.4f}  {rung.parameters:>9,} parameters  {rung.seconds:6.1f} s")
+        self.watch.finish(
+            f"{label:<26} validation loss {rung.val_loss:.4f}  {rung.parameters:>9,} parameters  {rung.seconds:6.1f} s"
+        )
         return rung
 
     def _train(self, lesson: Lesson, seed: int, tokens: int) -> Rung:
@@ -170,7 +208,18 @@ class _Ladder:
         if seed == self.config.seed:
             bundle.save(self.store.model_folder(lesson.name))
         spent = time.perf_counter() - start
-        return Rung(lesson.name, seed, trial.parameters, trial.steps, trial.tokens, trial.seconds, spent, trial.val_loss, trial.val_bpb, sample)
+        return Rung(
+            lesson.name,
+            seed,
+            trial.parameters,
+            trial.steps,
+            trial.tokens,
+            trial.seconds,
+            spent,
+            trial.val_loss,
+            trial.val_bpb,
+            sample,
+        )
 
     def _count(self, lesson: Lesson) -> Rung:
         start, parts, tokenizer = time.perf_counter(), self.material.parts, self.material.tokenizer
@@ -180,13 +229,19 @@ class _Ladder:
         prompt = tokenizer.encode("\n", "skip").tolist()[:1] or [0]
         sample = tokenizer.decode(model.write(prompt, SAMPLE_TOKENS, derive(self.config.seed, "sample")))
         spent = time.perf_counter() - start
-        return Rung(lesson.name, None, model.parameters, 0, len(parts.train), seconds, spent, score.loss, score.bpb, sample)
+        return Rung(
+            lesson.name, None, model.parameters, 0, len(parts.train), seconds, spent, score.loss, score.bpb, sample
+        )
 
     def _configure(self, lesson: Lesson, tokens: int, seed: int) -> Any:
-        return configure_lesson(lesson, tokens=tokens, seed=seed, device=self.config.device, vocab_size=self.material.tokenizer.vocab_size)
+        return configure_lesson(
+            lesson, tokens=tokens, seed=seed, device=self.config.device, vocab_size=self.material.tokenizer.vocab_size
+        )
 
     def _rehearse(self) -> None:
-        for lesson in self.trained[:1] + self.trained:  # the first twice: what PyTorch loads late would count as its own
+        for lesson in (
+            self.trained[:1] + self.trained
+        ):  # the first twice: what PyTorch loads late would count as its own
             self.paces[lesson.name] = rehearse(self._configure(lesson, WINDOW, self.config.seed), self.material)
 
     def _identity(self, tokens: int) -> str:
@@ -206,7 +261,9 @@ class _Ladder:
         left = self.seconds - (time.monotonic() - self.began)
         tokens = affordable_tokens(self.paces, left / (self.config.seeds or SEEDS), most, LEAST_TOKENS)
         if tokens < most:
-            self.watch.say(f"note: the lecture's {most:,} tokens a step do not fit into the time; every step gets {tokens:,}")
+            self.watch.say(
+                f"note: the lecture's {most:,} tokens a step do not fit into the time; every step gets {tokens:,}"
+            )
         return tokens
 
     def _round(self, tokens: int) -> float:

@@ -86,7 +86,9 @@ class RungStore:
         path = self.folder / PLAN
         if not path.exists():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise InputError("already exists and holds no ladder", where=str(self.folder), cure="choose another --run")
+                raise InputError(
+                    "already exists and holds no ladder", where=str(self.folder), cure="choose another --run"
+                )
             return None
         return read_as(path, Plan, cure=CURE)
 
@@ -140,7 +142,8 @@ class Published:
         what: what was measured, in words.
         value: nats per token, unless `what` says otherwise.
         source: where it is printed.
-        tokens: training tokens at that point; given where the number is a validation loss of this very step, and so comparable.
+        tokens: training tokens at that point; given where the number is a validation loss of this very step, and so
+            comparable.
     """
 
     what: str
@@ -200,7 +203,9 @@ class Lesson:
 def read_lessons() -> dict[str, Lesson]:
     """All steps by name, in the order in which they are climbed (that of their files' numbers)."""
     files = sorted(resources.files("gptloom.studies.ladder").joinpath("lessons").iterdir(), key=lambda file: file.name)
-    lessons = [_lesson(tomllib.loads(file.read_text(encoding="utf-8"))) for file in files if file.name.endswith(".toml")]
+    lessons = [
+        _lesson(tomllib.loads(file.read_text(encoding="utf-8"))) for file in files if file.name.endswith(".toml")
+    ]
     return {lesson.name: lesson for lesson in lessons}
 
 
@@ -208,7 +213,11 @@ def find_lesson(name: str) -> Lesson:
     """A step by its name; ConfigError names the nearest one."""
     lessons = read_lessons()
     if name not in lessons:
-        raise ConfigError(f"there is no step {name!r}", where="ladder", cure=nearest(name, lessons) or "see `gptloom ladder show` for the steps")
+        raise ConfigError(
+            f"there is no step {name!r}",
+            where="ladder",
+            cure=nearest(name, lessons) or "see `gptloom ladder show` for the steps",
+        )
     return lessons[name]
 
 
@@ -225,7 +234,9 @@ def changes_of(lesson: Lesson) -> dict[str, Any]:
     return merge(below, lesson.changes)
 
 
-def configure_lesson(lesson: Lesson, *, tokens: int, seed: int = 1337, device: str = "auto", vocab_size: int = 65) -> RunConfig:
+def configure_lesson(
+    lesson: Lesson, *, tokens: int, seed: int = 1337, device: str = "auto", vocab_size: int = 65
+) -> RunConfig:
     """The settings that a step is trained with.
 
     Args:

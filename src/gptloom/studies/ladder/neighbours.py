@@ -16,7 +16,10 @@ from gptloom.studies.trial import Material, Trial, run_trial
 
 ARCHITECTURES = ("decoder", "rnn", "lstm", "gru")
 EVALUATIONS = 10
-ALIKE = {"model": {"ngrams": 1}, "train": {"optimizer": "adamw", "weight_decay": 0.1, "grad_clip": 1.0, "warmup_steps": 50}}
+ALIKE = {
+    "model": {"ngrams": 1},
+    "train": {"optimizer": "adamw", "weight_decay": 0.1, "grad_clip": 1.0, "warmup_steps": 50},
+}
 """What nobody has an advantage from, over the recipe: no table of n-grams, which is no matter of architecture, and the plain optimizer with its usual care."""
 
 _ROWS = 16  # validation windows that the gradient is averaged over
@@ -43,7 +46,9 @@ class Neighbour:
     @property
     def reach(self) -> int:
         """The largest distance at which the gradient is still a hundredth of what it is at distance 0."""
-        return max(k for k, size in zip(self.distances, self.gradients, strict=True) if size >= 0.01 * self.gradients[0])
+        return max(
+            k for k, size in zip(self.distances, self.gradients, strict=True) if size >= 0.01 * self.gradients[0]
+        )
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -61,7 +66,11 @@ def match_width(config: ModelConfig, architecture: str, wanted: int) -> ModelCon
     step = 1 if architecture in ("rnn", "lstm", "gru") else 2 * config.n_head
 
     def at(multiple: int) -> ModelConfig:
-        return parse(ModelConfig, config.model_dump() | {"architecture": architecture, "n_embd": multiple * step}, where=architecture)
+        return parse(
+            ModelConfig,
+            config.model_dump() | {"architecture": architecture, "n_embd": multiple * step},
+            where=architecture,
+        )
 
     low, high = 1, 2
     while count_parameters(at(high)) < wanted:
@@ -73,7 +82,11 @@ def match_width(config: ModelConfig, architecture: str, wanted: int) -> ModelCon
 
 
 def compare_neighbours(
-    config: RunConfig, material: Material, *, architectures: Sequence[str] = ARCHITECTURES, say: Callable[[str], None] = print
+    config: RunConfig,
+    material: Material,
+    *,
+    architectures: Sequence[str] = ARCHITECTURES,
+    say: Callable[[str], None] = print,
 ) -> list[Neighbour]:
     """Train each architecture with the same settings, text, batches and number of parameters.
 
@@ -88,8 +101,14 @@ def compare_neighbours(
     """
     unknown = set(architectures) - set(ARCHITECTURES)
     if unknown:
-        raise ConfigError(f"no architecture {', '.join(sorted(unknown))} for running text", where="neighbours", cure=f"choose from {', '.join(ARCHITECTURES)}")
-    decoder = parse(ModelConfig, config.model.model_dump() | {"vocab_size": material.tokenizer.vocab_size}, where="the tokenizer")
+        raise ConfigError(
+            f"no architecture {', '.join(sorted(unknown))} for running text",
+            where="neighbours",
+            cure=f"choose from {', '.join(ARCHITECTURES)}",
+        )
+    decoder = parse(
+        ModelConfig, config.model.model_dump() | {"vocab_size": material.tokenizer.vocab_size}, where="the tokenizer"
+    )
     wanted, found = count_parameters(decoder), []
     for name in architectures:
         shape = decoder if name == "decoder" else match_width(decoder, name, wanted)
@@ -99,7 +118,9 @@ def compare_neighbours(
         trial, bundle = run_trial(parse(RunConfig, merge(config.model_dump(), changes), where=name), material)
         distances, gradients = gradient_by_distance(bundle.model, _windows(material, shape.block_size))
         found.append(Neighbour(name, shape.n_embd, trial, distances, gradients))
-        say(f"{name}: {trial.parameters:,} parameters, loss {trial.val_loss:.4f} after {trial.steps:,} steps in {trial.seconds:.0f} s")
+        say(
+            f"{name}: {trial.parameters:,} parameters, loss {trial.val_loss:.4f} after {trial.steps:,} steps in {trial.seconds:.0f} s"
+        )
     return found
 
 

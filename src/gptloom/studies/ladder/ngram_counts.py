@@ -1,15 +1,17 @@
 """Language models that only count: the baselines that a trained model has to beat.
 
-Interpolated Kneser-Ney smoothing (Kneser and Ney 1995, in the interpolated form of Chen and Goodman 1999, section 4.1.6):
-every count gives up the same discount, and what was given up is spread by the next shorter context,
+Interpolated Kneser-Ney smoothing (Kneser and Ney 1995, in the interpolated form of Chen and Goodman 1999, section
+4.1.6): every count gives up the same discount, and what was given up is spread by the next shorter context,
 
     p(w | h) = max(c(h w) - D, 0) / c(h)  +  D * distinct(h) / c(h) * p(w | h without its first token),
 
-down to the uniform 1 / vocabulary. Below the longest context, c counts how many different tokens a sequence has followed, not
-how often it occurred. D = n1 / (n1 + 2 n2), from the numbers of sequences counted once and twice in the training tokens (Ney,
-Essen and Kneser 1994), so nothing is tuned on what the model is measured on. Each context's probabilities sum to 1.
+down to the uniform 1 / vocabulary. Below the longest context, c counts how many different tokens a sequence has
+followed, not how often it occurred. D = n1 / (n1 + 2 n2), from the numbers of sequences counted once and twice in the
+training tokens (Ney, Essen and Kneser 1994), so nothing is tuned on what the model is measured on. Each context's
+probabilities sum to 1.
 
-Sequences of tokens are numbered, order by order, so any vocabulary fits into 64-bit keys, and memory is a few integers a token.
+Sequences of tokens are numbered, order by order, so any vocabulary fits into 64-bit keys, and memory is a few integers
+a token.
 """
 
 from collections.abc import Sequence
@@ -31,7 +33,8 @@ _STRETCH = 1 << 20
 class Order:
     """The counted sequences of one length k.
 
-    A sequence's number is its place in `keys`; its key is (number of its first k - 1 tokens) * vocabulary + its last token.
+    A sequence's number is its place in `keys`; its key is (number of its first k - 1 tokens) * vocabulary + its last
+    token.
 
     Attributes:
         keys: ascending, one for every sequence that occurs.
@@ -52,7 +55,9 @@ class Order:
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[places] == keys, places, UNSEEN)
 
-    def blend(self, contexts: Int64[np.ndarray, " n"], sequences: Int64[np.ndarray, " n"], shorter: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    def blend(
+        self, contexts: Int64[np.ndarray, " n"], sequences: Int64[np.ndarray, " n"], shorter: Float64[np.ndarray, " n"]
+    ) -> Float64[np.ndarray, " n"]:
         """The probabilities of sequences' last tokens, from those by the shorter context; an unseen context changes nothing.
 
         Args:
@@ -63,7 +68,9 @@ class Order:
         totals = np.where(contexts == UNSEEN, 0, self.totals[contexts])
         counts = np.where(sequences == UNSEEN, 0, self.counts[sequences])
         kept = np.maximum(counts - self.discount, 0.0)
-        return np.where(totals > 0, (kept + self.discount * self.kinds[contexts] * shorter) / np.maximum(totals, 1), shorter)
+        return np.where(
+            totals > 0, (kept + self.discount * self.kinds[contexts] * shorter) / np.maximum(totals, 1), shorter
+        )
 
 
 class NGram:
@@ -80,9 +87,16 @@ class NGram:
         self.vocab_size, self.n = vocab_size, n
         self.orders: list[Order] = []
         tables: list[tuple[np.ndarray, np.ndarray]] = []
-        numbers = np.zeros(len(ids) + 1, dtype=np.int64)  # of the sequence that ends at each place; at first the empty one, everywhere
+        numbers = np.zeros(
+            len(ids) + 1, dtype=np.int64
+        )  # of the sequence that ends at each place; at first the empty one, everywhere
         for length in range(1, min(n, len(ids)) + 1):
-            keys, first, longer, counts = np.unique(numbers[:-1] * vocab_size + ids[length - 1 :], return_index=True, return_inverse=True, return_counts=True)
+            keys, first, longer, counts = np.unique(
+                numbers[:-1] * vocab_size + ids[length - 1 :],
+                return_index=True,
+                return_inverse=True,
+                return_counts=True,
+            )
             if tables:  # a shorter sequence counts once for each different longer one that ends in it
                 shorter, _ = tables[-1]
                 tables[-1] = (shorter, np.bincount(numbers[1:][first], minlength=len(shorter)))

@@ -53,7 +53,11 @@ class Watch(Callback):
         spent = self.spent + (time.monotonic() - self._began if self.weight else 0.0)
         believed = PRIOR * self.total
         remaining = self.total - done
-        return f"{duration(max(0.0, remaining * (spent + believed) / (done + believed)))} left" if remaining > 1e-9 else "done"
+        return (
+            f"{duration(max(0.0, remaining * (spent + believed) / (done + believed)))} left"
+            if remaining > 1e-9
+            else "done"
+        )
 
     def show(self, share: float) -> None:
         """Draw; plain lines have nothing to draw."""
@@ -68,7 +72,12 @@ class LiveWatch(Watch):
     def __init__(self, console: Console) -> None:
         """Draw on this console."""
         super().__init__(lambda line: console.print(line, markup=False, highlight=False))
-        self.bar = Progress(BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"), console=console)
+        self.bar = Progress(
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.description}"),
+            console=console,
+        )
         self.task = self.bar.add_task("starting", total=1.0)
         self._drawn = 0.0
         self.bar.start()

@@ -48,7 +48,10 @@ class Row:
     def published(self) -> Published | None:
         """A published validation loss of this step after about as many training tokens, if there is one."""
         for one in self.lesson.published:
-            if one.tokens is not None and abs(one.tokens - self.tokens) <= COMPARABLE * self.tokens * self.lesson.trains:
+            if (
+                one.tokens is not None
+                and abs(one.tokens - self.tokens) <= COMPARABLE * self.tokens * self.lesson.trains
+            ):
                 return one
             if one.tokens == 0 and not self.lesson.trains:
                 return one
@@ -100,12 +103,14 @@ def summarise(lessons: Sequence[Lesson], rungs: Mapping[str, Sequence[Rung]]) ->
 def monotone(rows: Sequence[Row]) -> list[Verdict]:
     """For each step with a base: is it worse than that beyond the spread, and does its text say why?
 
-    The losses of one seed belong together, for the seed decides on the data; so the spread is that of the differences. Two or
-    three seeds tell little about one step's spread, so a step is held against its own or all steps' (pooled), whichever is
-    larger.
+    The losses of one seed belong together, for the seed decides on the data; so the spread is that of the differences.
+    Two or three seeds tell little about one step's spread, so a step is held against its own or all steps' (pooled),
+    whichever is larger.
     """
     by_name = {row.lesson.name: row for row in rows}
-    differences = {row.lesson.name: _differences(row, by_name[row.lesson.base]) for row in rows if row.lesson.base in by_name}
+    differences = {
+        row.lesson.name: _differences(row, by_name[row.lesson.base]) for row in rows if row.lesson.base in by_name
+    }
     spreads = {name: statistics.stdev(some) if len(some) > 1 else 0.0 for name, some in differences.items()}
     known = [spreads[name] ** 2 for name, some in differences.items() if len(some) > 1]
     pooled = statistics.fmean(known) ** 0.5 if known else 0.0
@@ -113,7 +118,9 @@ def monotone(rows: Sequence[Row]) -> list[Verdict]:
     for name, some in differences.items():
         difference = statistics.fmean(some)
         spread = max(spreads[name], pooled) if by_name[name].lesson.trains else 0.0
-        verdicts.append(Verdict(name, difference, spread, difference > spread, bool(by_name[name].lesson.worse_is_expected)))
+        verdicts.append(
+            Verdict(name, difference, spread, difference > spread, bool(by_name[name].lesson.worse_is_expected))
+        )
     return verdicts
 
 
@@ -159,7 +166,16 @@ a { color: var(--good); }
 """
 
 
-def write_report(path: Path, rows: Sequence[Row], story: Sequence[Verdict], pictures: Mapping[str, Path], *, text: str, seeds: int, tokens: int) -> None:
+def write_report(
+    path: Path,
+    rows: Sequence[Row],
+    story: Sequence[Verdict],
+    pictures: Mapping[str, Path],
+    *,
+    text: str,
+    seeds: int,
+    tokens: int,
+) -> None:
     """Write the report.
 
     Args:
@@ -214,7 +230,9 @@ def describe_verdict(row: Row, verdict: Verdict | None) -> str:
 
 
 def _picture(pictures: Mapping[str, Path]) -> str:
-    data = {name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
+    data = {
+        name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()
+    }
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{data["dark"]}">' if "dark" in data else ""
     return f'<picture>{dark}<img src="{data["light"]}" alt="Validation loss of each step; the figures are in the table below."></picture>'
 
@@ -227,7 +245,11 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows:
         name = row.lesson.name
         spread = "" if row.val_loss_sd is None else f" ± {row.val_loss_sd:.4f}"
-        bought = "" if row.bought is None else f'<span class="{"better" if row.bought >= 0 else "worse"}">{row.bought:+.4f}</span>'
+        bought = (
+            ""
+            if row.bought is None
+            else f'<span class="{"better" if row.bought >= 0 else "worse"}">{row.bought:+.4f}</span>'
+        )
         published = "" if row.published is None else f"{row.published.value:.4f}"
         lines.append(
             f'<tr><td><a href="#{name}">{name}</a></td><td>{row.parameters:,}</td><td>{row.val_loss:.4f}{spread}</td><td>{bought}</td>'
@@ -242,11 +264,16 @@ def _section(row: Row, verdict: Verdict | None) -> str:
     lines = [f'<section id="{lesson.name}"><h2>{lesson.name}: {escape(lesson.title)}{came}</h2>']
     lines += [f"<p>{escape(' '.join(part.split()))}</p>" for part in (lesson.idea, lesson.why)]
     if changes := describe_changes(lesson):
-        lines.append(f'<p class="soft">Changes: {", ".join(f"<code>{escape(change)}</code>" for change in changes)}</p>')
+        lines.append(
+            f'<p class="soft">Changes: {", ".join(f"<code>{escape(change)}</code>" for change in changes)}</p>'
+        )
     if verdict is not None:
         worse = verdict.difference > verdict.spread
         lines.append(f'<p class="{"worse" if worse else "better"}">{escape(describe_verdict(row, verdict))}</p>')
         if lesson.worse_is_expected and verdict.difference > 0:
             lines.append(f"<p>{escape(' '.join(lesson.worse_is_expected.split()))}</p>")
-    lines += [f'<p class="soft">Published: {one.value} ({escape(one.what)}; {escape(one.source)})</p>' for one in lesson.published]
+    lines += [
+        f'<p class="soft">Published: {one.value} ({escape(one.what)}; {escape(one.source)})</p>'
+        for one in lesson.published
+    ]
     return "".join([*lines, f"<pre>{escape(row.sample.strip(chr(10)))}</pre></section>"])

@@ -53,7 +53,15 @@ _CODE = {
 def show_architecture(name: str) -> dict[str, Any]:
     """What there is to say about an architecture, in the form of `show.show_lesson`."""
     code = "\n\n".join(inspect.getsource(part) for part in _CODE[name])
-    empty: dict[str, Any] = {"base": None, "worse_is_expected": None, "changes": [], "published": [], "exercise": None, "parameters": None, "shapes": []}
+    empty: dict[str, Any] = {
+        "base": None,
+        "worse_is_expected": None,
+        "changes": [],
+        "published": [],
+        "exercise": None,
+        "parameters": None,
+        "shapes": [],
+    }
     return {"name": name, **ABOUT[name], **empty, "code": code}
 
 
@@ -94,7 +102,9 @@ def show_lesson(lesson: Lesson) -> dict[str, Any]:
         "worse_is_expected": " ".join(lesson.worse_is_expected.split()) or None,
         "changes": describe_changes(lesson),
         "published": [f"{one.value} ({one.what}; {one.source})" for one in lesson.published],
-        "exercise": None if lesson.exercise is None else " ".join(lesson.exercise.task.split()) + f" [{', '.join(lesson.exercise.classes)}]",
+        "exercise": None
+        if lesson.exercise is None
+        else " ".join(lesson.exercise.task.split()) + f" [{', '.join(lesson.exercise.classes)}]",
         "parameters": None,
         "shapes": [],
         "code": plain_code(lesson),
@@ -103,7 +113,10 @@ def show_lesson(lesson: Lesson) -> dict[str, Any]:
         config = configure_lesson(lesson, tokens=WINDOW * LECTURE_STEPS)
         model = build_model(config.model)
         found["parameters"] = model.parameter_count()
-        found["shapes"] = [{"tensor": what, "axes": axes, "shape": list(sizes)} for what, axes, sizes in shapes(model, config.train.batch_size)]
+        found["shapes"] = [
+            {"tensor": what, "axes": axes, "shape": list(sizes)}
+            for what, axes, sizes in shapes(model, config.train.batch_size)
+        ]
     return found
 
 
@@ -120,8 +133,14 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     lines += [f"published   {one}" for one in found["published"]]
     if found["shapes"]:
         width = max(len(row["tensor"]) for row in found["shapes"])
-        lines += ["", "tensors on the way (B sequences, T tokens, C width, V vocabulary, H heads, G key-value heads, D head width, F MLP width)"]
-        lines += [f"  {row['tensor']:<{width}}  ({', '.join(row['axes'].split())})  {' x '.join(map(str, row['shape']))}" for row in found["shapes"]]
+        lines += [
+            "",
+            "tensors on the way (B sequences, T tokens, C width, V vocabulary, H heads, G key-value heads, D head width, F MLP width)",
+        ]
+        lines += [
+            f"  {row['tensor']:<{width}}  ({', '.join(row['axes'].split())})  {' x '.join(map(str, row['shape']))}"
+            for row in found["shapes"]
+        ]
     if found["exercise"]:
         lines += ["", *textwrap.wrap("exercise: " + found["exercise"], 110)]
     return [*lines, "", *(found["code"] or "").rstrip("\n").splitlines()]
@@ -132,8 +151,14 @@ def shapes(model: LanguageModel, batch: int) -> list[Shape]:
     """The shape of every tensor on the way from ids to logits, in the order in which they arise; blocks alike are told once."""
     rows: list[Shape] = [("token ids", "B T", (batch, model.config.block_size))]
     context = Context(trace=Trace())
-    handles = [module.register_forward_hook(_note(rows, name, model.config)) for name, module in model.named_modules() if name]
-    handles += [module.register_forward_pre_hook(_before(rows, name, model.config, context)) for name, module in model.named_modules() if name]
+    handles = [
+        module.register_forward_hook(_note(rows, name, model.config)) for name, module in model.named_modules() if name
+    ]
+    handles += [
+        module.register_forward_pre_hook(_before(rows, name, model.config, context))
+        for name, module in model.named_modules()
+        if name
+    ]
     try:
         ids = torch.zeros(batch, model.config.block_size, dtype=torch.int64)
         model.eval().unembed(model.hidden(ids, context))
@@ -199,9 +224,19 @@ def _before(rows: list[Shape], name: str, config: ModelConfig, context: Context)
         if name.endswith("mixer.out") and context.trace is not None:
             mean = config.mixer == "mean"
             rows.append(
-                ("equal weights of the mean" if mean else "attention weights", "B 1 T T" if mean else "B H T T", tuple(context.trace.attention[-1].shape))
+                (
+                    "equal weights of the mean" if mean else "attention weights",
+                    "B 1 T T" if mean else "B H T T",
+                    tuple(context.trace.attention[-1].shape),
+                )
             )
-            rows.append(("the means" if mean else "gathered by the heads, side by side", "B T C" if mean else "B T HD", tuple(inputs[0].shape)))
+            rows.append(
+                (
+                    "the means" if mean else "gathered by the heads, side by side",
+                    "B T C" if mean else "B T HD",
+                    tuple(inputs[0].shape),
+                )
+            )
         elif name.endswith("mlp.down"):
             rows.append(("activated", "B T F", tuple(inputs[0].shape)))
 

@@ -19,7 +19,9 @@ def read_amount(text: str, where: str, *, least: float = 0.0) -> float:
     value = float(found[1].replace("_", "").replace(",", "")) * _SIZES[found[2]] if found else math.nan
     if not (math.isfinite(value) and value > least):
         more = f" above {least:g}" if least else " above 0"
-        raise ConfigError(f"{shortened(text, 40)!r} is no amount{more}", where=where, cure="write it as 300B, 1.5M or 1e21")
+        raise ConfigError(
+            f"{shortened(text, 40)!r} is no amount{more}", where=where, cure="write it as 300B, 1.5M or 1e21"
+        )
     return value
 
 

@@ -18,7 +18,9 @@ from gptloom.studies.bench.timing import Budget
 MFU = 0.40
 """Assumed of an accelerator, for the reason below."""
 
-MFU_SOURCE = "assumed; Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)"
+MFU_SOURCE = (
+    "assumed; Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)"
+)
 
 SHARE = 0.6
 """Assumed of this machine, for the reason below."""
@@ -77,7 +79,9 @@ def find_rate(name: str, config: RunConfig, mfu: float | None) -> Rate:
         return _measured(pick_device(name), config, mfu)
     peak = find_peak(name)
     dtype = torch.bfloat16 if peak.dtype == "bfloat16" else torch.float32
-    return Rate(peak.name, peak.rate, peak.source, mfu or MFU, "given" if mfu else MFU_SOURCE, dtype, peak.memory, on_cpu=False)
+    return Rate(
+        peak.name, peak.rate, peak.source, mfu or MFU, "given" if mfu else MFU_SOURCE, dtype, peak.memory, on_cpu=False
+    )
 
 
 def _measured(device: torch.device, config: RunConfig, mfu: float | None) -> Rate:
@@ -94,12 +98,22 @@ def _measured(device: torch.device, config: RunConfig, mfu: float | None) -> Rat
         share, source = operations * steps.tokens / steps.seconds.median / peak, "measured on steps of this model"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return Rate(
-        name, peak, f"products of {product.m:,} x {product.m:,} matrices, measured here", share, source, dtype, memory_size(device), device.type == "cpu"
+        name,
+        peak,
+        f"products of {product.m:,} x {product.m:,} matrices, measured here",
+        share,
+        source,
+        dtype,
+        memory_size(device),
+        device.type == "cpu",
     )
 
 
 RULE = 20.0
-"""Tokens a parameter, about what Hoffmann et al. 2022 (table 3) find best at all budgets by their first two approaches."""
+"""Tokens a parameter, about what Hoffmann et al.
+
+2022 (table 3) find best at all budgets by their first two approaches.
+"""
 
 FITTED = 70e6, 16e9
 """Parameters of the smallest and the largest model that Hoffmann et al. 2022 trained."""

@@ -67,7 +67,13 @@ def make_plan(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
         "non_embedding": parameters - sum(parts.get(part, 0) for part in ("tables", "ngrams", "head")),
         "operations": _operations(config),
         "memory": _memory(config, rate, goal),
-        "device": {"name": rate.name, "devices": goal.devices, "operations_per_second": rate.peak, "source": rate.source, "mfu": rate.mfu}
+        "device": {
+            "name": rate.name,
+            "devices": goal.devices,
+            "operations_per_second": rate.peak,
+            "source": rate.source,
+            "mfu": rate.mfu,
+        }
         | {"mfu_source": rate.mfu_source, "dtype": str(rate.dtype).removeprefix("torch."), "memory": rate.memory},
         "training": training,
         "optimal": None if training is None else _optimal(training, computing),
@@ -79,13 +85,21 @@ def _operations(config: RunConfig) -> dict[str, float | int]:
     """Of a token's training and of a step; the part of it that grows with the context; and of writing a token."""
     whole, weights = operations_per_token(config.model), operations_per_token(config.model, 0)
     step = whole * config.train.batch_size * config.model.block_size
-    return {"per_token": whole, "weights": weights, "attention": whole - weights, "per_step": step, "forward_per_token": whole / 3}
+    return {
+        "per_token": whole,
+        "weights": weights,
+        "attention": whole - weights,
+        "per_step": step,
+        "forward_per_token": whole / 3,
+    }
 
 
 def _memory(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
     """Bytes on each device, and the largest pass that fits."""
     rows = min(config.train.rows, config.train.batch_size // goal.devices)
-    one, two, here = (activation_bytes(config.model, count, dtype=rate.dtype, on_cpu=rate.on_cpu) for count in (1, 2, rows))
+    one, two, here = (
+        activation_bytes(config.model, count, dtype=rate.dtype, on_cpu=rate.on_cpu) for count in (1, 2, rows)
+    )
     held = held_bytes(config, on_cpu=rate.on_cpu)
     room = None if rate.memory is None else (1 - FREE) * rate.memory - held.total
     return {
@@ -94,14 +108,17 @@ def _memory(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
         "activations": here,
         "in_all": held.total + here,
         "largest_rows": None if room is None else max(0, 1 + int((room - one) // (two - one))) if room >= one else 0,
-        "cache_per_sequence": None if config.model.architecture == "encoder" else cache_bytes(config.model, config.model.block_size),
+        "cache_per_sequence": None
+        if config.model.architecture == "encoder"
+        else cache_bytes(config.model, config.model.block_size),
     }
 
 
 def _training(config: RunConfig, rate: Rate, goal: Goal, parameters: int) -> dict[str, Any] | None:
     """How many tokens, for how long, and for how much; None where nothing says how many, or where there is nothing to multiply.
 
-    `parameters` are those to judge the tokens by: a table of n-grams is looked up for next to nothing, and the published laws know none.
+    `parameters` are those to judge the tokens by: a table of n-grams is looked up for next to nothing, and the
+    published laws know none.
     """
     per_token, per_step = operations_per_token(config.model), config.train.batch_size * config.model.block_size
     if not per_token:
@@ -139,7 +156,9 @@ def _training(config: RunConfig, rate: Rate, goal: Goal, parameters: int) -> dic
 
 def _optimal(training: Mapping[str, Any], parameters: int) -> dict[str, Any]:
     """What the operations would be best spent on, and what this model is to make of them."""
-    found = [asdict(best) | {"recipe": nearest_recipe(best.parameters)} for best in compute_optimal(training["operations"])]
+    found = [
+        asdict(best) | {"recipe": nearest_recipe(best.parameters)} for best in compute_optimal(training["operations"])
+    ]
     fits = FITS if within_the_fit(parameters) else ()
     return {
         "choices": found,
@@ -159,7 +178,11 @@ def nearest_recipe(parameters: float | int) -> dict[str, Any]:
 def _recipe_sizes() -> dict[str, int]:
     """Parameters of each decoder among the recipes, without tables of n-grams."""
     models = {name: resolve(name).model for name in recipe_names()}
-    return {name: sum(count_parts(model).values()) - count_parts(model).get("ngrams", 0) for name, model in models.items() if model.architecture == "decoder"}
+    return {
+        name: sum(count_parts(model).values()) - count_parts(model).get("ngrams", 0)
+        for name, model in models.items()
+        if model.architecture == "decoder"
+    }
 
 
 def _warnings(plan: Mapping[str, Any], goal: Goal) -> list[str]:
@@ -167,19 +190,26 @@ def _warnings(plan: Mapping[str, Any], goal: Goal) -> list[str]:
     memory, device, training = plan["memory"], plan["device"], plan["training"]
     found = []
     if memory["largest_rows"] == 0:
-        found.append(f"not even one sequence fits into the {device['memory'] / 1e9:,.0f} GB of {device['name']}: choose a smaller model, or a larger device")
+        found.append(
+            f"not even one sequence fits into the {device['memory'] / 1e9:,.0f} GB of {device['name']}: choose a smaller model, or a larger device"
+        )
     elif memory["largest_rows"] is not None and memory["largest_rows"] < memory["rows"]:
         cure = f"--train.micro-batch-size {memory['largest_rows']} or less fits"
         found.append(f"{memory['rows']} sequences at once do not fit into the memory of {device['name']}: {cure}")
     if not plan["operations"]["per_token"]:
-        return [*found, "this model multiplies no matrices, and nothing else is reckoned with here: gptloom bench measures it"]
+        return [
+            *found,
+            "this model multiplies no matrices, and nothing else is reckoned with here: gptloom bench measures it",
+        ]
     if training is None:
         return [*found, "nothing says how much is to be trained: give --tokens, --flops, --hours or --budget"]
     readings = training["readings_of_the_text"]
     if readings is not None and readings > 1:
         many = f"the text has {goal.text_tokens:,.0f} tokens and would be read {readings:,.1f} times"
         good = f"up to {REPEATED} times that is about as good as new text (Muennighoff et al. 2023)"
-        found.append(f"{many}; {good}" if readings <= REPEATED else f"{many}; only {good}: find more text, or train for less")
+        found.append(
+            f"{many}; {good}" if readings <= REPEATED else f"{many}; only {good}: find more text, or train for less"
+        )
     if training["steps"] < 1:
         found.append("that is less than one step: lower --train.batch-size")
     return found

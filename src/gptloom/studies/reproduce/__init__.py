@@ -61,8 +61,8 @@ def reproduce(names: Sequence[str], *, steps: int | None = None, say: Say = lamb
     """Measure again what the documents print, on tiny Shakespeare.
 
     Args:
-        names: of `reproduction_names()`; none means the facts, the single head and the 0.21M GPT and, where there is a CUDA device, the
-            two runs that only have settings. How long the others would take is then said.
+        names: of `reproduction_names()`; none means the facts, the single head and the 0.21M GPT and, where there is a
+            CUDA device, the two runs that only have settings. How long the others would take is then said.
         steps: leave out what a run's table has beyond this step.
         say: told each line of the report as it comes.
 
@@ -75,11 +75,17 @@ def reproduce(names: Sequence[str], *, steps: int | None = None, say: Say = lamb
             cure = nearest(name, reproduction_names()) or f"choose from {', '.join(reproduction_names())}"
             raise ConfigError(f"the documents have nothing called {name!r}", where="--reproduce", cure=cure)
     if steps is not None and steps < 0:
-        raise ConfigError(f"{steps} steps cannot be run", where="--steps", cure="give 0 (the first row of each table) or more")
+        raise ConfigError(
+            f"{steps} steps cannot be run", where="--steps", cure="give 0 (the first row of each table) or more"
+        )
     text = _open_text()
     found = []
     for name in dict.fromkeys(names or _default_names()):
-        found.append(_reproduce_fact(name, text, say) if name in FACTS else _reproduce_run(published_runs()[name], text.parts, steps, say))
+        found.append(
+            _reproduce_fact(name, text, say)
+            if name in FACTS
+            else _reproduce_run(published_runs()[name], text.parts, steps, say)
+        )
     if not names:
         _say_what_is_left([one.name for one in found], text.parts, say)
     return found
@@ -124,7 +130,9 @@ def _reproduce_run(run: PublishedRun, parts: Split, steps: int | None, say: Say)
     with threads(thread_count(run.config)), torch.random.fork_rng(devices=[]):
         about = _duration(expected_seconds(run, parts, device, steps))
         training = LectureRun(run, parts, device)
-        say(f"{run.name}: {training.model.parameter_count():,} parameters, seed {run.config.seed}, on {device.type}, about {about}; published in {run.source}")
+        say(
+            f"{run.name}: {training.model.parameter_count():,} parameters, seed {run.config.seed}, on {device.type}, about {about}; published in {run.source}"
+        )
         say(f"  {'step':>6}   {'published':^15}   {'measured':^15}   {'difference':^17}   within")
         done = 0
         for step in run.due(steps):
@@ -145,7 +153,9 @@ def _say_what_is_left(done: list[str], parts: Split, say: Say) -> None:
     left = [run for name, run in published_runs().items() if name not in done]
     if not left:
         return
-    say("not run, because they take longer (name one to run it; --steps N runs the beginning of its table); about, on this machine:")
+    say(
+        "not run, because they take longer (name one to run it; --steps N runs the beginning of its table); about, on this machine:"
+    )
     for run in left:
         with threads(thread_count(run.config)), torch.random.fork_rng(devices=[]):
             seconds = expected_seconds(run, parts, device_for(run))
@@ -163,7 +173,9 @@ def _differences(row: Measured) -> list[float]:
     if train is None or val is None:
         return []
     # A loss that is not a number is as far away as can be.
-    return [math.inf if math.isnan(own) else round(own, 4) - known for known, own in ((train, own_train), (val, own_val))]
+    return [
+        math.inf if math.isnan(own) else round(own, 4) - known for known, own in ((train, own_train), (val, own_val))
+    ]
 
 
 def mark(agrees: bool | None) -> str:
@@ -197,4 +209,10 @@ def _compact(value: Any) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.0f} h"
+    )

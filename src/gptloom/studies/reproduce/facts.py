@@ -99,10 +99,18 @@ def bigram_trained(text: Text) -> Fact:
     """The bigram's loss after training: its last 100 batches here, one last batch in the documents."""
     known = published()["bigram_trained"]
     given = known["config"]
-    model = {"vocab_size": text.tokenizer.vocab_size, "block_size": given["block_size"], "n_layer": 0, "positions": "none", "head": "none"}
+    model = {
+        "vocab_size": text.tokenizer.vocab_size,
+        "block_size": given["block_size"],
+        "n_layer": 0,
+        "positions": "none",
+        "head": "none",
+    }
     config = lecture_config(model, {key: given[key] for key in ("batch_size", "learning_rate", "steps")})
     with threads(thread_count(config)):
-        training = LectureRun(PublishedRun("bigram-trained", config, True, 1, 1, [], known["source"]), text.parts, torch.device("cpu"))
+        training = LectureRun(
+            PublishedRun("bigram-trained", config, True, 1, 1, [], known["source"]), text.parts, torch.device("cpu")
+        )
         training.advance(given["steps"] - 100)
         measured = float(torch.stack([training.step() for _ in range(100)]).mean())
     why = "single batches of 256 characters, drawn from a generator in an unknown state: a ballpark (published.json)"
@@ -117,13 +125,17 @@ def averaging_weights(_text: Text) -> Fact:
     mean = _trace(mixer, torch.zeros(1, count, 1))
     nothing = torch.zeros(1, 1, count, 1)
     softmax = attention_weights(nothing, nothing, None, True, 1.0)
-    return Fact({"mean": rows, "masked softmax": rows}, {name: _triangle(weights[0, 0]) for name, weights in (("mean", mean), ("masked softmax", softmax))})
+    return Fact(
+        {"mean": rows, "masked softmax": rows},
+        {name: _triangle(weights[0, 0]) for name, weights in (("mean", mean), ("masked softmax", softmax))},
+    )
 
 
 def attention_rows(_text: Text) -> Fact:
     """The weights of one head of width 16 on a random sequence, with unscaled scores."""
     mixer, x = _lecture_head()
-    # The documents do not scale these scores. Undoing the head's own scale in the queries is exact, for it is a power of two.
+    # The documents do not scale these scores. Undoing the head's own scale in the queries is exact, for it is a power
+    # of two.
     mixer.qkv.weight.detach()[: mixer.width].mul_(1 / mixer.scale)
     return Fact(published()["attention_weights"]["rows"], _trace(mixer, x)[0, 0].tolist())
 
@@ -134,7 +146,9 @@ def softmax(_text: Text) -> Fact:
     scores = torch.tensor(known["logits"])[None, None, :, None]  # keys of width 1, which a query of 1 multiplies
     one = torch.ones(1, 1, 1, 1)
     scales = {"softmax": 1.0, "softmax_of_8x": 8.0}
-    measured = {name: attention_weights(one, scores, None, False, scale).flatten().tolist() for name, scale in scales.items()}
+    measured = {
+        name: attention_weights(one, scores, None, False, scale).flatten().tolist() for name, scale in scales.items()
+    }
     return Fact({key: known[key] for key in measured}, measured)
 
 

@@ -1,8 +1,9 @@
 """The lecture's random numbers: every draw comes from torch's global CPU generator, in one fixed order.
 
-Everywhere else in gptloom a batch is a function of (seed, step). The published tables were measured differently: weights, training
-batches and evaluation batches share one generator, so a run can only meet them if it draws the same things in the same order. The
-order was checked against the tables (shared/lecture/PROTOCOL.md); the layers that the draws end up in are the production model's.
+Everywhere else in gptloom a batch is a function of (seed, step). The published tables were measured differently:
+weights, training batches and evaluation batches share one generator, so a run can only meet them if it draws the same
+things in the same order. The order was checked against the tables (shared/lecture/PROTOCOL.md); the layers that the
+draws end up in are the production model's.
 
 A training as the documents ran theirs: the production model, objective and optimizer, with the lecture's sampler.
 """
@@ -45,7 +46,10 @@ class LectureSampler:
     def __init__(self, parts: Split, block_size: int, batch_size: int, device: torch.device | None = None) -> None:
         """Copy the ids from the memory map, once."""
         self.block_size, self.batch_size = block_size, batch_size
-        self.ids = {part: torch.from_numpy(tokens.ids.astype("int64")).to(device) for part, tokens in zip(PARTS, (parts.train, parts.val), strict=True)}
+        self.ids = {
+            part: torch.from_numpy(tokens.ids.astype("int64")).to(device)
+            for part, tokens in zip(PARTS, (parts.train, parts.val), strict=True)
+        }
         self._columns = torch.arange(block_size + 1, device=device)
 
     def starts(self, part: Part) -> Int[Tensor, " b"]:
@@ -61,8 +65,8 @@ class LectureSampler:
 
         Args:
             batches: of each split.
-            rows: windows at a time to hand them out by, however many a batch has: as all batches are equally large, the mean over
-                batches is the mean over windows, and large passes are faster.
+            rows: windows at a time to hand them out by, however many a batch has: as all batches are equally large, the
+                mean over batches is the mean over windows, and large passes are faster.
         """
         drawn = {part: torch.cat([self.starts(part) for _ in range(batches)]) for part in PARTS}
         return {part: self._hand_out(part, drawn[part], rows) for part in PARTS}
@@ -79,9 +83,10 @@ class LectureSampler:
 def draw_lecture_weights(model: Decoder) -> None:
     """Draw a model's weights as the lecture's modules would draw theirs, with PyTorch's default initialisers.
 
-    The order: token table, position table; in each block the heads one after the other (`draw_heads`), the projection behind them
-    and the MLP's two layers; at last the output layer. Norms draw nothing. The layers are made anew, and only their numbers are
-    kept, because a constructor is what draws.
+    The order: token table, position table; in each block the heads one after the other (`draw_heads`), the projection
+        behind them
+    and the MLP's two layers; at last the output layer. Norms draw nothing. The layers are made anew, and only their
+    numbers are kept, because a constructor is what draws.
 
     Args:
         model: attention without biases and with as many key heads as query heads, like all of the lecture's.
@@ -136,7 +141,8 @@ EVAL_TOKENS = 4096
 class LectureRun:
     """Weights first, then training and evaluation batches in the order in which they are asked for, all from one generator.
 
-    `Trainer` cannot serve here: its batches are a function of (seed, step), and its evaluations draw nothing, so that resuming is
+    `Trainer` cannot serve here: its batches are a function of (seed, step), and its evaluations draw nothing, so that
+        resuming is
     exact and evaluating changes no training loss. In the documents' runs each evaluation moves the batches after it.
 
     Args:
@@ -163,7 +169,10 @@ class LectureRun:
     def evaluate(self) -> tuple[float, float]:
         """Train and validation loss, nats per character, each the mean over `eval_iters` batches drawn now."""
         rows = max(1, EVAL_TOKENS // self.sampler.block_size)
-        scores = [evaluate(self.objective, batches, device=self.device) for batches in self.sampler.evaluation(self.eval_iters, rows).values()]
+        scores = [
+            evaluate(self.objective, batches, device=self.device)
+            for batches in self.sampler.evaluation(self.eval_iters, rows).values()
+        ]
         return scores[0].loss, scores[1].loss
 
     def step(self) -> Tensor:
@@ -187,7 +196,11 @@ class LectureRun:
         for _ in range(steps):
             loss = self.step()
         if not torch.isfinite(loss):
-            raise DivergedError("the loss is no longer a number", where="ladder --reproduce", cure="this is a fault of gptloom or of this machine's torch")
+            raise DivergedError(
+                "the loss is no longer a number",
+                where="ladder --reproduce",
+                cure="this is a fault of gptloom or of this machine's torch",
+            )
 
 
 def expected_seconds(run: PublishedRun, parts: Split, device: torch.device, steps: int | None = None) -> float:

@@ -24,7 +24,15 @@ _LECTURE = {
         "embd_dropout": 0.0,
     },
     # PyTorch's defaults for AdamW, and nothing else.
-    "train": {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "decay": "all", "beta1": 0.9, "beta2": 0.999, "grad_clip": 0.0},
+    "train": {
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.01,
+        "decay": "all",
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "grad_clip": 0.0,
+    },
 }
 _SHAPES = {"single-head": {"model": {"mlp": "none", "residual": "none", "norm": "none", "output_projection": False}}}
 
@@ -104,7 +112,10 @@ def published_runs() -> dict[str, PublishedRun]:
 def tolerances() -> dict[str, Tolerance]:
     """tolerances.toml: for every published table, and the repeated runs behind it."""
     read = tomllib.loads(_read("tolerances.toml"))
-    return {name: Tolerance([(int(step), float(most)) for step, most in entry["bands"]], entry["why"]) for name, entry in read.items()}
+    return {
+        name: Tolerance([(int(step), float(most)) for step, most in entry["bands"]], entry["why"])
+        for name, entry in read.items()
+    }
 
 
 def lecture_config(model: dict[str, Any], train: dict[str, Any], *, seed: int = 1337) -> RunConfig:
@@ -118,13 +129,23 @@ def lecture_config(model: dict[str, Any], train: dict[str, Any], *, seed: int = 
 
 def _run(entry: dict[str, Any]) -> PublishedRun:
     given = entry["config"]
-    model = {key: given[key] for key in ("block_size", "n_embd", "n_head", "n_layer")} | {"vocab_size": published()["corpus"]["vocabulary"]}
+    model = {key: given[key] for key in ("block_size", "n_embd", "n_head", "n_layer")} | {
+        "vocab_size": published()["corpus"]["vocabulary"]
+    }
     train = {"batch_size": given["batch_size"], "learning_rate": given["learning_rate"], "steps": given["max_iters"]}
     lecture = entry["name"] != "mingpt"
     if lecture:
-        config = lecture_config(model | {"dropout": given["dropout"]} | _SHAPES.get(entry["name"], {}).get("model", {}), train, seed=entry["seed"])
+        config = lecture_config(
+            model | {"dropout": given["dropout"]} | _SHAPES.get(entry["name"], {}).get("model", {}),
+            train,
+            seed=entry["seed"],
+        )
     else:
-        config = parse(RunConfig, merge(read_recipe("mingpt"), _mingpt(given, model, train) | {"seed": entry["seed"]}), where="published.json")
+        config = parse(
+            RunConfig,
+            merge(read_recipe("mingpt"), _mingpt(given, model, train) | {"seed": entry["seed"]}),
+            where="published.json",
+        )
     table = [(int(step), float(train_loss), float(val_loss)) for step, train_loss, val_loss in entry["table"]]
     interval, iters = given.get("eval_interval", _EVAL_INTERVAL), given.get("eval_iters", _EVAL_ITERS)
     return PublishedRun(entry["name"], config, lecture, interval, iters, table, entry["source"])
@@ -133,8 +154,17 @@ def _run(entry: dict[str, Any]) -> PublishedRun:
 def _mingpt(given: dict[str, Any], model: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
     """MinGPT's settings over the recipe of that name, which has the shape and the way to draw weights."""
     beta1, beta2 = given["betas"]
-    dropout = {"dropout": given["resid_pdrop"], "attn_dropout": given["attn_pdrop"], "embd_dropout": given["embd_pdrop"]}
-    optimizer = {"beta1": beta1, "beta2": beta2, "weight_decay": given["weight_decay"], "grad_clip": given["grad_norm_clip"]}
+    dropout = {
+        "dropout": given["resid_pdrop"],
+        "attn_dropout": given["attn_pdrop"],
+        "embd_dropout": given["embd_pdrop"],
+    }
+    optimizer = {
+        "beta1": beta1,
+        "beta2": beta2,
+        "weight_decay": given["weight_decay"],
+        "grad_clip": given["grad_norm_clip"],
+    }
     return {"model": model | dropout, "train": train | optimizer}
 
 

@@ -15,7 +15,16 @@ from gptloom.studies.verify import forward, measurement, precision, runs, traini
 from gptloom.studies.verify.subject import Subject
 from gptloom.studies.verify.tolerance import Impossible, Outcome
 
-FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, GptloomError)
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    GptloomError,
+)
 """What a broken part may end in: then its check has failed, and says with what."""
 
 
@@ -80,31 +89,112 @@ def _reads_text(subject: Subject) -> bool:
 
 
 CHECKS = (
-    Check("formula", "fast model = the papers' formulas", "the model is not the one that the settings name", forward.formula),
-    Check("fused", "fused attention = explicit attention", "attention maps do not show what the model does", forward.fused, _attends),
+    Check(
+        "formula",
+        "fast model = the papers' formulas",
+        "the model is not the one that the settings name",
+        forward.formula,
+    ),
+    Check(
+        "fused",
+        "fused attention = explicit attention",
+        "attention maps do not show what the model does",
+        forward.fused,
+        _attends,
+    ),
     Check("cached", "cached generation = uncached", "texts depend on how they are computed", forward.cached, _writes),
-    Check("by-hand", "hand-written passes = autograd's", "what is learned on a CPU is not what the model computes", forward.by_hand, _is_by_hand),
+    Check(
+        "by-hand",
+        "hand-written passes = autograd's",
+        "what is learned on a CPU is not what the model computes",
+        forward.by_hand,
+        _is_by_hand,
+    ),
     Check("compiled", "compiled = eager", "compiled runs train another model", forward.compiled),
     Check("precision", "float32 = float64, logits and a step", "rounding changes what is learned", precision.precision),
-    Check("accelerator", "accelerator = CPU, logits and a step", "the accelerator computes wrongly", precision.accelerator),
+    Check(
+        "accelerator", "accelerator = CPU, logits and a step", "the accelerator computes wrongly", precision.accelerator
+    ),
     Check("gradients", "gradients = finite differences", "some weights learn from wrong gradients", precision.slopes),
     Check(
-        "future", "no place sees what comes after it", "losses are too good to be true, and texts worse than they promise", forward.future, lambda s: s.causal
+        "future",
+        "no place sees what comes after it",
+        "losses are too good to be true, and texts worse than they promise",
+        forward.future,
+        lambda s: s.causal,
     ),
-    Check("both-sides", "every place sees all others", "the encoder fills in from one side only", forward.both_sides, lambda s: not s.causal),
-    Check("micro-batches", "k micro-batches = one batch", "what is learned depends on the memory of the machine", training.micro_batches),
+    Check(
+        "both-sides",
+        "every place sees all others",
+        "the encoder fills in from one side only",
+        forward.both_sides,
+        lambda s: not s.causal,
+    ),
+    Check(
+        "micro-batches",
+        "k micro-batches = one batch",
+        "what is learned depends on the memory of the machine",
+        training.micro_batches,
+    ),
     Check("ranks", "two ranks = one", "several processes train another model than one", runs.two_ranks),
-    Check("fresh-gradients", "a step forgets the last one's gradients", "steps add up what should be forgotten", training.fresh_gradients),
-    Check("clipping", "clipping shortens the whole gradient", "clipping turns the gradient", training.clipping, lambda s: s.config.train.grad_clip > 0),
-    Check("learning-rate", "rates follow the schedule", "the run does not keep to its schedule", training.learning_rates),
-    Check("update", "trainer's steps = the optimizer as published", "the optimizer is not the one that the settings name", training.update),
-    Check("groups", "every weight is in one group, decays if it should", "norms and biases shrink, or matrices do not", training.groups),
-    Check("initial-loss", "first loss = ln(vocabulary)", "training begins from confident errors", measurement.first_loss, lambda s: s.model.init != "pytorch"),
-    Check("targets", "targets are what the text says", "something else is learned than the next token", measurement.targets),
+    Check(
+        "fresh-gradients",
+        "a step forgets the last one's gradients",
+        "steps add up what should be forgotten",
+        training.fresh_gradients,
+    ),
+    Check(
+        "clipping",
+        "clipping shortens the whole gradient",
+        "clipping turns the gradient",
+        training.clipping,
+        lambda s: s.config.train.grad_clip > 0,
+    ),
+    Check(
+        "learning-rate", "rates follow the schedule", "the run does not keep to its schedule", training.learning_rates
+    ),
+    Check(
+        "update",
+        "trainer's steps = the optimizer as published",
+        "the optimizer is not the one that the settings name",
+        training.update,
+    ),
+    Check(
+        "groups",
+        "every weight is in one group, decays if it should",
+        "norms and biases shrink, or matrices do not",
+        training.groups,
+    ),
+    Check(
+        "initial-loss",
+        "first loss = ln(vocabulary)",
+        "training begins from confident errors",
+        measurement.first_loss,
+        lambda s: s.model.init != "pytorch",
+    ),
+    Check(
+        "targets",
+        "targets are what the text says",
+        "something else is learned than the next token",
+        measurement.targets,
+    ),
     Check("loss", "reported loss = mean of -ln p", "losses are not what they are called", measurement.loss),
-    Check("windows", "evaluation reads every target once", "the validation loss is of another text", measurement.windows),
-    Check("evaluation", "evaluation draws nothing and repeats itself", "validation losses are noisy and too high", measurement.evaluation),
-    Check("bits-per-byte", "bits per byte count the text's bytes", "models with other tokenizers cannot be compared", measurement.bits_per_byte, _reads_text),
+    Check(
+        "windows", "evaluation reads every target once", "the validation loss is of another text", measurement.windows
+    ),
+    Check(
+        "evaluation",
+        "evaluation draws nothing and repeats itself",
+        "validation losses are noisy and too high",
+        measurement.evaluation,
+    ),
+    Check(
+        "bits-per-byte",
+        "bits per byte count the text's bytes",
+        "models with other tokenizers cannot be compared",
+        measurement.bits_per_byte,
+        _reads_text,
+    ),
     Check("tokens", "tokens decode to the text", "the model reads another text than yours", measurement.tokens),
     Check("saved", "saved = loaded, bit for bit", "a checkpoint is not the model that was trained", runs.saved),
     Check("resume", "stopped and resumed = uninterrupted, bit for bit", "a resumed run is another run", runs.resumed),
@@ -120,7 +210,11 @@ def chosen(names: Sequence[str] | None) -> list[Check]:
     known = {check.name: check for check in CHECKS}
     for name in names or ():
         if name not in known:
-            raise ConfigError(f"there is no check {name!r}", where="--checks", cure=nearest(name, known) or f"choose from {', '.join(known)}")
+            raise ConfigError(
+                f"there is no check {name!r}",
+                where="--checks",
+                cure=nearest(name, known) or f"choose from {', '.join(known)}",
+            )
     return [check for check in CHECKS if names is None or check.name in names]
 
 
@@ -149,7 +243,9 @@ def _run(check: Check, subject: Subject) -> Finding:
         raise
     except FAILURES as error:
         if is_out_of_memory(error):
-            raise MachineError(f"the memory did not suffice for {check.name}", cure="verify on --device cpu, or a smaller model") from None
+            raise MachineError(
+                f"the memory did not suffice for {check.name}", cure="verify on --device cpu, or a smaller model"
+            ) from None
         outcome = Outcome(math.nan, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
     seconds = time.perf_counter() - start
     if isinstance(outcome, Impossible):

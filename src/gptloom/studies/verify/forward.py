@@ -30,7 +30,8 @@ def formula(subject: Subject) -> Outcome:
     found = []
     for model in subject.models:
         expected = Reference(subject.model, model).logits(*inputs)
-        # The model's tables hold float32 angles, so the tolerance is what stirring weights and angles does to the formulas themselves.
+        # The model's tables hold float32 angles, so the tolerance is what stirring weights and angles does to the
+        # formulas themselves.
         moved = [Reference(subject.model, model, stirrer(SAFETY * SINGLE, seed)).logits(*inputs) for seed in range(2)]
         tolerance = max(SAFETY * SINGLE, *(largest([one], [expected]) for one in moved))
         found.append(Outcome(largest([logits(model, *inputs)], [expected]), tolerance))
@@ -58,7 +59,11 @@ def cached(subject: Subject) -> Outcome:
     translates = subject.model.architecture == "encoder-decoder"
     near = max(1, block - 3)
     # A translation never slides: its window is as long as its longest target.
-    trips = [([1, 1], min(10, block - 1)), ([1, 3, 2], min(6, block - 3)), ([near, near], min(3, block - near) if translates else 6)]
+    trips = [
+        ([1, 1], min(10, block - 1)),
+        ([1, 3, 2], min(6, block - 3)),
+        ([near, near], min(3, block - near) if translates else 6),
+    ]
     if not translates:
         trips += [([near, max(1, near - 2)], 8), ([1], min(10, block - 1)), ([2] * 8, min(3, block - 2))]
     found = []
@@ -68,7 +73,13 @@ def cached(subject: Subject) -> Outcome:
                 continue
             sources = [row[: 3 + 2 * number] for number in range(len(lengths))] if translates else None
             starts = [row[number : number + length] for number, length in enumerate(lengths)]
-            found.append(Outcome(_both_ways(model, starts, steps, sources), 2 * subject.logit_tolerance, f"rows of {', '.join(map(str, lengths))} tokens"))
+            found.append(
+                Outcome(
+                    _both_ways(model, starts, steps, sources),
+                    2 * subject.logit_tolerance,
+                    f"rows of {', '.join(map(str, lengths))} tokens",
+                )
+            )
     return worst(found)
 
 
@@ -90,7 +101,8 @@ def _both_ways(model: LanguageModel, starts: Sequence[Sequence[int]], steps: int
 def by_hand(subject: Subject) -> Outcome:
     """Loss and gradients through the training pass written by hand against autograd's, in float64 on the CPU.
 
-    The pass is asked directly: a training would leave a pass that fails its comparison alone, and hide what is looked for here.
+    The pass is asked directly: a training would leave a pass that fails its comparison alone, and hide what is looked
+        for here.
     """
     inputs, targets = (part.clamp(min=0) for part in subject.batch())
     model, share = subject.exact, 1.0 / targets.numel()

@@ -45,7 +45,9 @@ def targets(subject: Subject) -> Outcome:
                 wrong += int((inputs[: counted.sum()] != text[:-1]).sum()) if len(text) > 1 else 0
             else:
                 hidden = wanted != IGNORED
-                wrong += int((inputs[hidden] != subject.model.vocab_size).sum()) + int((inputs[~hidden] == subject.model.vocab_size).sum())
+                wrong += int((inputs[hidden] != subject.model.vocab_size).sum()) + int(
+                    (inputs[~hidden] == subject.model.vocab_size).sum()
+                )
                 text = np.where(hidden, wanted, inputs)[inputs >= 0]
             wrong += not _occurs(text, known_rows)
     return Outcome(float(wrong), 0.0)
@@ -67,7 +69,10 @@ def windows(subject: Subject) -> Outcome:
         gap.subtract(_documents(tokens))
         return Outcome(float(sum(map(abs, gap.values()))), 0.0)
     expected = tokens.ids.astype(np.int64)[1:] if subject.causal else tokens.ids.astype(np.int64)[:-1]
-    return Outcome(float(abs(len(found) - len(expected)) + sum(a != b for a, b in zip(found, expected.tolist(), strict=False))), 0.0)
+    return Outcome(
+        float(abs(len(found) - len(expected)) + sum(a != b for a, b in zip(found, expected.tolist(), strict=False))),
+        0.0,
+    )
 
 
 def loss(subject: Subject) -> Outcome:
@@ -84,7 +89,9 @@ def loss(subject: Subject) -> Outcome:
     moved = Reference(subject.model, subject.drawn, stirrer(SAFETY * SINGLE, 0)).logits(*inputs)
     tolerance = 2 * float((moved - scores).abs().max()) + SAFETY * SINGLE * abs(expected)
     gaps = Outcome(abs(float(nats) / len(places) - expected), tolerance)
-    return worst([gaps, Outcome(float(abs(int(count) - len(places))), 0.0, f"{int(count)} targets counted, {len(places)} there")])
+    return worst(
+        [gaps, Outcome(float(abs(int(count) - len(places))), 0.0, f"{int(count)} targets counted, {len(places)} there")]
+    )
 
 
 def bits_per_byte(subject: Subject) -> Outcome:
@@ -106,7 +113,11 @@ def bits_per_byte(subject: Subject) -> Outcome:
     # Where every character of the user's text is one byte, a count of characters would pass; here it does not.
     wide = CharTokenizer("aé世🙂", ends=False)
     miscounted = abs(wide.count_bytes(wide.encode("aé世🙂")) - len("aé世🙂".encode()))
-    return Outcome(abs((score.bpb or math.nan) - expected) + miscounted, tolerance, f"{score.bytes} bytes counted, {len(text.encode())} there")
+    return Outcome(
+        abs((score.bpb or math.nan) - expected) + miscounted,
+        tolerance,
+        f"{score.bytes} bytes counted, {len(text.encode())} there",
+    )
 
 
 def evaluation(subject: Subject) -> Outcome:
@@ -129,7 +140,11 @@ def evaluation(subject: Subject) -> Outcome:
     return worst(
         [
             Outcome(abs(first.nats - second.nats), 0.0, "two evaluations differ"),
-            Outcome(abs(first.nats / max(1, first.tokens) - plain / max(1, count)), 4 * subject.logit_tolerance * peak, "a loss without dropout"),
+            Outcome(
+                abs(first.nats / max(1, first.tokens) - plain / max(1, count)),
+                4 * subject.logit_tolerance * peak,
+                "a loss without dropout",
+            ),
             Outcome(float(left), 0.0, "parts that are not in training mode afterwards"),
         ]
     )
@@ -145,24 +160,35 @@ def first_loss(subject: Subject) -> Outcome:
     scores = logits(model, *inputs).double()
     drawn = torch.randint(c.vocab_size, scores.shape[:2], generator=torch.Generator().manual_seed(subject.seed))
     found = float(-scores.log_softmax(-1).gather(-1, drawn[..., None]).mean())
-    normed = c.norm != "none" and c.head != "none" and not c.is_recurrent and (c.norm_position == "pre" or c.head == "linear")
+    normed = (
+        c.norm != "none"
+        and c.head != "none"
+        and not c.is_recurrent
+        and (c.norm_position == "pre" or c.head == "linear")
+    )
     # Else the head reads numbers of about unit size, or twice that variance where positions are added.
-    spread = FIRST_SPREAD if normed else max(FIRST_SPREAD, DRAWN_SPREAD * math.sqrt(c.n_embd * (1 if c.is_recurrent else 2)))
-    # For normal logits of this spread, ln(mean of exp) is spread ** 2 / 2 above the mean; the drawn targets' own logits vary by
-    # spread / sqrt(number), and five standard deviations of that are once in two million seeds.
+    spread = (
+        FIRST_SPREAD if normed else max(FIRST_SPREAD, DRAWN_SPREAD * math.sqrt(c.n_embd * (1 if c.is_recurrent else 2)))
+    )
+    # For normal logits of this spread, ln(mean of exp) is spread ** 2 / 2 above the mean; the drawn targets' own logits
+    # vary by spread / sqrt(number), and five standard deviations of that are once in two million seeds.
     return Outcome(abs(found - math.log(c.vocab_size)), spread**2 + 5 * spread / math.sqrt(drawn.numel()))
 
 
 def tokens(subject: Subject) -> Outcome:
     """Characters of the text that its tokens do not decode to, and of the decoded text that do not survive a second time."""
     tokenizer = subject.bundle.tokenizer
-    text = tokenizer.decode(subject.parts.train.ids[: len(subject.raw) + 1] if subject.raw else subject.parts.train.ids[:20_000])
+    text = tokenizer.decode(
+        subject.parts.train.ids[: len(subject.raw) + 1] if subject.raw else subject.parts.train.ids[:20_000]
+    )
     found = []
     if subject.raw:
         shorter = min(len(text), len(subject.raw)) - 4  # the last token may have been cut within a character
         found.append(Outcome(_unlike(text[:shorter], subject.raw[:shorter]), 0.0, "the tokens against the text"))
     again = tokenizer.decode(tokenizer.encode(text, "skip"))
-    found.append(Outcome(_unlike(again, text) if "\ufffd" not in text else 0.0, 0.0, "the decoded text, encoded and decoded"))
+    found.append(
+        Outcome(_unlike(again, text) if "\ufffd" not in text else 0.0, 0.0, "the decoded text, encoded and decoded")
+    )
     return worst(found)
 
 

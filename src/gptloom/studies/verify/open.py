@@ -56,10 +56,14 @@ def open_run(path: Path, *, device: str, checkpoint: str, seed: int) -> Subject:
         except GptloomError as error:
             notes.append(f"the run's text cannot be had ({error.line()}); a made-up one stands in")
     else:
-        notes.append("a bundle names no text and no training settings; a made-up text and the default settings stand in")
+        notes.append(
+            "a bundle names no text and no training settings; a made-up text and the default settings stand in"
+        )
     if parts is None:
         raw, parts = _made_up_for(bundle.tokenizer, config, seed)
-    return Subject(path.name or str(path), config, bundle, True, parts, raw, _excerpt(parts, bundle.tokenizer, config), seed, notes)
+    return Subject(
+        path.name or str(path), config, bundle, True, parts, raw, _excerpt(parts, bundle.tokenizer, config), seed, notes
+    )
 
 
 def open_recipe(recipe: str | None, changes: Mapping[str, Any], *, seed: int) -> Subject:
@@ -80,14 +84,28 @@ def open_recipe(recipe: str | None, changes: Mapping[str, Any], *, seed: int) ->
         text = known.read_text(encoding="utf-8")[:TEXT]
     else:
         text = made_up_pairs(seed) if pairs else made_up_text(seed)
-        notes.append("the text is made up" if pairs else "tiny Shakespeare has not been downloaded yet; the text is made up")
+        notes.append(
+            "the text is made up" if pairs else "tiny Shakespeare has not been downloaded yet; the text is made up"
+        )
     tokenizer, parts = _read(text, config, None)
-    config = parse(RunConfig, merge(config.model_dump(), {"model": {"vocab_size": tokenizer.vocab_size}}), where="the tokenizer")
+    config = parse(
+        RunConfig, merge(config.model_dump(), {"model": {"vocab_size": tokenizer.vocab_size}}), where="the tokenizer"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config.model).to(pick_device(config.device)).eval()
     raw = text.replace("\t", "").replace("\n", "") if pairs else text
-    return Subject(config.recipe, config, Bundle(model, tokenizer), False, parts, raw, _excerpt(parts, tokenizer, config), seed, notes)
+    return Subject(
+        config.recipe,
+        config,
+        Bundle(model, tokenizer),
+        False,
+        parts,
+        raw,
+        _excerpt(parts, tokenizer, config),
+        seed,
+        notes,
+    )
 
 
 def made_up_text(seed: int, words: int = 12_000) -> str:
@@ -115,7 +133,9 @@ def _read(text: str, config: RunConfig, tokenizer: Tokenizer | None) -> tuple[To
     """A text as tokens, on the way that any text goes; nothing of it stays on the disk."""
     pairs = reads_pairs(config.model)
     with tempfile.TemporaryDirectory() as name:
-        data = DataConfig(cache=name, on_unknown="skip", val_fraction=config.data.val_fraction, sampling=config.data.sampling)
+        data = DataConfig(
+            cache=name, on_unknown="skip", val_fraction=config.data.val_fraction, sampling=config.data.sampling
+        )
         corpus = open_corpus([str(write_text(Path(name), text, pairs=pairs))], data, pairs=pairs)
         tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, corpus)
         parts = cut(config.model_copy(update={"data": data}), prepare(corpus, tokenizer, data))
@@ -127,7 +147,11 @@ def _made_up_for(tokenizer: Tokenizer, config: RunConfig, seed: int) -> tuple[st
     draw = random.Random(seed)
 
     def word() -> str:
-        return tokenizer.decode([draw.randrange(tokenizer.vocab_size) for _ in range(draw.randint(2, 8))]).replace("\t", "").replace("\n", "")
+        return (
+            tokenizer.decode([draw.randrange(tokenizer.vocab_size) for _ in range(draw.randint(2, 8))])
+            .replace("\t", "")
+            .replace("\n", "")
+        )
 
     if reads_pairs(config.model):
         pairs = [pair for pair in ((word(), word()) for _ in range(2_000)) if all(pair)]
@@ -159,7 +183,10 @@ def _excerpt(parts: Split, tokenizer: Tokenizer, config: RunConfig) -> str:
     """The beginning of the training part, written out again."""
     if not reads_pairs(config.model):
         return tokenizer.decode(parts.train.ids[:EXCERPT])
-    lines = [f"{tokenizer.decode(source)}\t{tokenizer.decode(target)}\n" for source, target in pair_texts(parts.train)[: EXCERPT // 20]]
+    lines = [
+        f"{tokenizer.decode(source)}\t{tokenizer.decode(target)}\n"
+        for source, target in pair_texts(parts.train)[: EXCERPT // 20]
+    ]
     if not lines:
         raise InputError("has no pairs", where="the text", cure="give lines of SOURCE<tab>TARGET")
     return "".join(lines)

@@ -9,7 +9,9 @@ from gptloom.studies.verify.tolerance import DOUBLE, SINGLE, Impossible, Outcome
 from gptloom.studies.verify.training import Walk, walk
 
 STEPS = (1e-6, 1e-4, 1e-8)
-"""Widths of the central differences, tried until one agrees. A wide one is wrong by its square, a narrow one by rounding, and one across a kink by the jump;
+"""Widths of the central differences, tried until one agrees.
+
+A wide one is wrong by its square, a narrow one by rounding, and one across a kink by the jump;
 a wrong gradient disagrees with all of them."""
 
 RELATIVE = 1e-5
@@ -42,7 +44,8 @@ def accelerator(subject: Subject) -> Outcome | Impossible:
 
 def _steps(subject: Subject, one: LanguageModel, other: LanguageModel) -> list[Outcome]:
     """One training step of two equal models: gradients as the optimizer gets them, and what the update does to the loss."""
-    # Without clipping: a float32 sum of a million squares is off by 4e-5 on a CPU, which shortens all alike and is no error of the step.
+    # Without clipping: a float32 sum of a million squares is off by 4e-5 on a CPU, which shortens all alike and is no
+    # error of the step.
     batch, train = subject.uneven(), subject.config.train.model_copy(update={"warmup_steps": 0, "grad_clip": 0.0})
     found, expected = (walk(model, [batch], train) for model in (one, other))
     tolerance = 2 * subject.slope_tolerance
@@ -57,10 +60,13 @@ def _steps(subject: Subject, one: LanguageModel, other: LanguageModel) -> list[O
         stored += float((g * start.abs()).sum()) * 2 * SINGLE
         length += float(g.sum())
         count += g.numel()
-    # Adam divides a gradient by its own size, so an error e of a gradient g turns the step by about e / |g|: weighted by |g|, by e. The sum
-    # of all |e| is at most sqrt(count) times the length of e. On top of that the weights themselves are rounded.
+    # Adam divides a gradient by its own size, so an error e of a gradient g turns the step by about e / |g|: weighted
+    # by |g|, by e. The sum of all |e| is at most sqrt(count) times the length of e. On top of that the weights
+    # themselves are rounded.
     total = float(torch.stack([torch.linalg.vector_norm(g.cpu().double()) for g in _values(expected)]).norm())
-    allowed = 2 * tolerance * total * (count * len(expected.gradients[0])) ** 0.5 / max(length, 1e-300) + stored / max(size, 1e-300)
+    allowed = 2 * tolerance * total * (count * len(expected.gradients[0])) ** 0.5 / max(length, 1e-300) + stored / max(
+        size, 1e-300
+    )
     return [slopes, Outcome(gap / max(size, 1e-300), allowed, "update")]
 
 
@@ -78,10 +84,14 @@ def slopes(subject: Subject) -> Outcome:
         slope = exact[name]
         flat, size = slope.flatten(), float(torch.linalg.vector_norm(slope))
         noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        # Half along the gradient, so that the derivative is not lost in the rounding of the loss; half anywhere, so that none is missed.
+        # Half along the gradient, so that the derivative is not lost in the rounding of the loss; half anywhere, so
+        # that none is missed.
         direction = noise / noise.norm() + (slope / size if size > 0 else 0.0)
         found.append(_differences(model, p, direction / direction.norm(), slope, batch, name))
-        for index in {int(flat.abs().argmax()), *torch.randint(flat.numel(), (COORDINATES - 1,), generator=generator).tolist()}:
+        for index in {
+            int(flat.abs().argmax()),
+            *torch.randint(flat.numel(), (COORDINATES - 1,), generator=generator).tolist(),
+        }:
             single = torch.zeros_like(flat)
             single[index] = 1.0
             found.append(_differences(model, p, single.view_as(p), slope, batch, f"{name}[{index}]"))
@@ -100,7 +110,9 @@ def _differences(model: LanguageModel, p: Tensor, direction: Tensor, slope: Tens
         p.copy_(start)
         size = float(torch.linalg.vector_norm(slope)) + 1e-12
         rounding = 64 * DOUBLE * abs(losses[0]) / h
-        outcomes.append(Outcome(abs((losses[0] - losses[1]) / (2 * h) - claimed) / size, RELATIVE + rounding / size, name))
+        outcomes.append(
+            Outcome(abs((losses[0] - losses[1]) / (2 * h) - claimed) / size, RELATIVE + rounding / size, name)
+        )
         if outcomes[-1].passed:
             break
     return min(outcomes, key=lambda outcome: outcome.strain)

@@ -1,6 +1,7 @@
 """Trainings of a few steps in a folder that goes again: the same way that `gptloom train` takes, on an excerpt of the text.
 
-Checks of what is kept: a saved model is loaded as it was, and a run that is stopped and resumed ends as if it had not been.
+Checks of what is kept: a saved model is loaded as it was, and a run that is stopped and resumed ends as if it had not
+been.
 
 The check that several processes train as one does: a short run with two ranks over gloo, beside the same with one.
 """
@@ -37,7 +38,10 @@ STEPS = 4
 
 @contextmanager
 def workshop(subject: Subject) -> Iterator[tuple[Path, str]]:
-    """A folder for runs, and the text for them. What they would say goes nowhere, and what they draw changes nothing outside."""
+    """A folder for runs, and the text for them.
+
+    What they would say goes nowhere, and what they draw changes nothing outside.
+    """
     with tempfile.TemporaryDirectory() as name, redirect_stderr(StringIO()), torch.random.fork_rng(devices=[]):
         folder = Path(name)
         subject.bundle.tokenizer.save(folder)
@@ -54,14 +58,41 @@ def settings(subject: Subject, folder: Path, *, dropout: float, ranks: int = 1) 
         ranks: processes.
     """
     train = subject.config.train.model_copy(
-        update={"steps": STEPS, "minutes": None, "epochs": None, "batch_size": subject.rows, "micro_batch_size": None, "patience": None, "compile": "off"}
-        | {"eval_every": 1, "log_every": 1, "save_every": None, "sample_tokens": 0, "tensorboard": False, "precision": "float32", "warmup_steps": 2}
+        update={
+            "steps": STEPS,
+            "minutes": None,
+            "epochs": None,
+            "batch_size": subject.rows,
+            "micro_batch_size": None,
+            "patience": None,
+            "compile": "off",
+        }
+        | {
+            "eval_every": 1,
+            "log_every": 1,
+            "save_every": None,
+            "sample_tokens": 0,
+            "tensorboard": False,
+            "precision": "float32",
+            "warmup_steps": 2,
+        }
         | {"eval_batch_size": 2 * subject.rows, "ranks": ranks, "on_divergence": "stop", "on_save_failure": "stop"}
     )
-    room = subject.model.block_size if reads_pairs(subject.model) else subject.time  # pairs must fit whole, windows need not
-    model = subject.model.model_copy(update={"dropout": dropout, "attn_dropout": None, "embd_dropout": None, "block_size": room})
-    data = DataConfig(tokenizer=str(folder / "tokenizer.json"), on_unknown="skip", cache=str(folder), sampling=subject.config.data.sampling)
-    return subject.config.model_copy(update={"train": train, "model": model, "data": data, "device": "cpu", "seed": subject.seed})
+    room = (
+        subject.model.block_size if reads_pairs(subject.model) else subject.time
+    )  # pairs must fit whole, windows need not
+    model = subject.model.model_copy(
+        update={"dropout": dropout, "attn_dropout": None, "embd_dropout": None, "block_size": room}
+    )
+    data = DataConfig(
+        tokenizer=str(folder / "tokenizer.json"),
+        on_unknown="skip",
+        cache=str(folder),
+        sampling=subject.config.data.sampling,
+    )
+    return subject.config.model_copy(
+        update={"train": train, "model": model, "data": data, "device": "cpu", "seed": subject.seed}
+    )
 
 
 def run_short(text: str, config: RunConfig, run: Path, *, stop_at: int | None = None) -> None:
@@ -101,10 +132,20 @@ class Record:
 
     def __init__(self, run: Path) -> None:
         """Read it."""
-        lines: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        self.losses = [((str(line["event"]), int(line["step"])), float(line["loss"])) for line in lines if line["event"] in ("train", "evaluation")]
+        lines: list[dict[str, Any]] = [
+            json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        self.losses = [
+            ((str(line["event"]), int(line["step"])), float(line["loss"]))
+            for line in lines
+            if line["event"] in ("train", "evaluation")
+        ]
         folder = find_bundle(run, "latest")
-        self.tensors = {f"{file} {key}": t for file in ("model", "optimizer") for key, t in load_file(folder / f"{file}.safetensors").items()}
+        self.tensors = {
+            f"{file} {key}": t
+            for file in ("model", "optimizer")
+            for key, t in load_file(folder / f"{file}.safetensors").items()
+        }
 
 
 DROPOUT = 0.1
@@ -119,7 +160,10 @@ def saved(subject: Subject) -> Outcome:
             Bundle(model, subject.bundle.tokenizer).save(Path(name))
             loaded = Bundle.load(name, device="cpu")
         weights, others = dict(model.named_parameters()), dict(loaded.model.named_parameters())
-        wrong = sum(int((p != others[key]).sum()) if key in others and others[key].shape == p.shape else p.numel() for key, p in weights.items())
+        wrong = sum(
+            int((p != others[key]).sum()) if key in others and others[key].shape == p.shape else p.numel()
+            for key, p in weights.items()
+        )
         wrong += sum(p.numel() for key, p in others.items() if key not in weights)
         found += [
             Outcome(float(wrong), 0.0, "numbers of the weights"),
@@ -147,7 +191,9 @@ def resumed(subject: Subject) -> Outcome:
         resume_short(folder / "parts")
         whole, parts = Record(folder / "whole"), Record(folder / "parts")
     # Each step's loss is in the log once, so equal logs mean that each batch was seen once, in turn.
-    unlike = sum(a != b for a, b in zip(whole.losses, parts.losses, strict=False)) + abs(len(whole.losses) - len(parts.losses))
+    unlike = sum(a != b for a, b in zip(whole.losses, parts.losses, strict=False)) + abs(
+        len(whole.losses) - len(parts.losses)
+    )
     missed = {("train", step) for step in range(1, STEPS + 1)} - {place for place, _ in whole.losses}
     return worst(
         [
@@ -175,11 +221,17 @@ def two_ranks(subject: Subject) -> Outcome | Impossible:
         fresh = begin(config, subject.bundle.tokenizer, torch.device("cpu")).model.eval()
     one, two = records
     gap = max(abs(a - b) for (_, a), (_, b) in zip(one.losses, two.losses, strict=False))
-    # The losses' own rounding; and that of the updates: an error e of a gradient turns AdamW's step by at most 2 rate / |g| times e, and so the
-    # loss by 2 rate times the sum of |e|, which is at most the root of the number of parameters times the length of e. Four times
-    # that, for the gradient is not the first one's for long. A kink needs no more: it turns a few hundred numbers, not all.
+    # The losses' own rounding; and that of the updates: an error e of a gradient turns AdamW's step by at most 2 rate /
+    # |g| times e, and so the loss by 2 rate times the sum of |e|, which is at most the root of the number of parameters
+    # times the length of e. Four times that, for the gradient is not the first one's for long. A kink needs no more: it
+    # turns a few hundred numbers, not all.
     batch = subject.uneven(time=min(subject.time, config.model.block_size))
     peak = float(logits(fresh, *batch[:-1]).abs().max())
     slope = length(gradients(fresh, batch)) * subject.smooth_tolerance * math.sqrt(fresh.parameter_count())
     tolerance = 4 * subject.logit_tolerance * (1.0 + peak) + 4 * STEPS * 2 * config.train.learning_rate * slope
-    return worst([Outcome(gap, tolerance, "losses"), Outcome(float([at for at, _ in one.losses] != [at for at, _ in two.losses]), 0.0, "steps")])
+    return worst(
+        [
+            Outcome(gap, tolerance, "losses"),
+            Outcome(float([at for at, _ in one.losses] != [at for at, _ in two.losses]), 0.0, "steps"),
+        ]
+    )

@@ -41,9 +41,11 @@ class Subject:
         name: of the run, or of the recipe.
         config: all settings, the vocabulary's size included.
         bundle: the model, on its device, and the tokenizer.
-        trained: whether the bundle's weights come from a run or a bundle; a fresh model's are not looked at, for zeros hide errors.
+        trained: whether the bundle's weights come from a run or a bundle; a fresh model's are not looked at, for zeros
+            hide errors.
         parts: the tokens.
-        raw: the beginning of the text as it was read, where it is known and the tokenizer must give it back; else empty.
+        raw: the beginning of the text as it was read, where it is known and the tokenizer must give it back; else
+            empty.
         excerpt: some of the text, for a training of its own: as it is, or as lines of SOURCE<tab>TARGET.
         seed: of whatever is drawn.
         notes: what the user should know.
@@ -119,14 +121,20 @@ class Subject:
 
     def uneven(self, step: int = 0, *, time: int | None = None) -> Batch:
         """A training batch whose rows have very different numbers of targets, and whose sources, or an encoder's inputs, are padded."""
-        return next(batch for batch in (self._cut_short(self.batch(step + LATER * number, time=time)) for number in count()) if _has_targets(batch))
+        return next(
+            batch
+            for batch in (self._cut_short(self.batch(step + LATER * number, time=time)) for number in count())
+            if _has_targets(batch)
+        )
 
     def _cut_short(self, batch: Batch) -> Batch:
         *inputs, targets = (part.clone() for part in batch)
         padded = [targets] if self.model.architecture not in ("encoder", "encoder-decoder") else [targets, inputs[0]]
         for part in padded:
             for row in range(1, len(part)):
-                part[row, max(1, part.shape[1] * (len(part) - row) // (2 * len(part))) :] = IGNORED  # padding is -1, too
+                part[row, max(1, part.shape[1] * (len(part) - row) // (2 * len(part))) :] = (
+                    IGNORED  # padding is -1, too
+                )
         return (*inputs, targets)
 
     @cached_property
@@ -143,7 +151,10 @@ class Subject:
     def logit_tolerance(self) -> float:
         """Of float32 logits, relative to the largest: the greatest over `models`."""
         *inputs, _ = self.uneven()
-        return max(allowance(exact, lambda e=exact: [logits(e, *inputs)], largest) for exact in map(in_double_precision, self.models))  # type: ignore[misc]
+        return max(
+            allowance(exact, lambda e=exact: [logits(e, *inputs)], largest)
+            for exact in map(in_double_precision, self.models)
+        )  # type: ignore[misc]
 
     @cached_property
     def slope_tolerance(self) -> float:
@@ -180,7 +191,9 @@ def drawn_model(config: ModelConfig, seed: int) -> LanguageModel:
                 if id(p) in tables and config.head != "tied":
                     size = 1.0
                 if name.endswith(("mixer.out.weight", "cross.out.weight", "mlp.down.weight")):
-                    size /= math.sqrt(2 * config.n_layer)  # or the stream would grow with depth where nothing normalises it
+                    size /= math.sqrt(
+                        2 * config.n_layer
+                    )  # or the stream would grow with depth where nothing normalises it
                 p.copy_(size * torch.randn(p.shape) + float(id(p) in gains))
     return model.eval()
 

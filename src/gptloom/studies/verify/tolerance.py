@@ -16,7 +16,8 @@ DOUBLE = 2.0**-53
 
 SAFETY = 32.0
 """A product of n terms in float32 gives the exact product of weights that each were moved by a few roundings (Higham 2002, section 3.1: at
-most n, about sqrt(n) by chance, fewer where sums are taken in blocks); 32 roundings hold for rows of a thousand terms."""
+most n, about sqrt(n) by chance, fewer where sums are taken in blocks); 32 roundings hold for rows of a thousand terms.
+"""
 
 KINKED = 1024.0
 """Instead of `SAFETY` for gradients through ReLU: they jump where an activation changes its sign, so the weights are moved so far
@@ -67,14 +68,20 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 
 def largest(found: Numbers, expected: Numbers) -> float:
     """The largest difference of two numbers, relative to the largest number that is expected."""
-    gaps = torch.stack([(a.cpu().double() - b.cpu().double()).abs().max() for a, b in zip(found, expected, strict=True)])
+    gaps = torch.stack(
+        [(a.cpu().double() - b.cpu().double()).abs().max() for a, b in zip(found, expected, strict=True)]
+    )
     return float(gaps.max()) / max(1e-300, *(float(b.abs().max()) for b in expected))
 
 
 def norms(found: Numbers, expected: Numbers) -> float:
     """The largest Euclidean distance of two tensors, relative to the length of all that are expected."""
-    gaps = torch.stack([torch.linalg.vector_norm(a.cpu().double() - b.cpu().double()) for a, b in zip(found, expected, strict=True)])
-    return float(gaps.max()) / max(1e-300, float(torch.stack([torch.linalg.vector_norm(b.cpu().double()) for b in expected]).norm()))
+    gaps = torch.stack(
+        [torch.linalg.vector_norm(a.cpu().double() - b.cpu().double()) for a, b in zip(found, expected, strict=True)]
+    )
+    return float(gaps.max()) / max(
+        1e-300, float(torch.stack([torch.linalg.vector_norm(b.cpu().double()) for b in expected]).norm())
+    )
 
 
 def stirrer(size: float, seed: int) -> Callable[[Tensor], Tensor]:
@@ -98,10 +105,13 @@ def stirred(model: nn.Module, size: float, seed: int) -> Iterator[None]:
                 p.copy_(old)
 
 
-def allowance(model: nn.Module, measure: Callable[[], Numbers], distance: Distance, *, roundings: float = SAFETY) -> float:
+def allowance(
+    model: nn.Module, measure: Callable[[], Numbers], distance: Distance, *, roundings: float = SAFETY
+) -> float:
     """The tolerance in float32 of what `measure` gives for a float64 model: how far it moves when each weight moves by some roundings.
 
-    Depth, width and how sharply this very model reacts are all in it. At least as many roundings of the result itself are allowed.
+    Depth, width and how sharply this very model reacts are all in it. At least as many roundings of the result itself
+    are allowed.
     """
     still = measure()
     moved = [roundings * SINGLE]

@@ -45,7 +45,12 @@ class Watched(Several):
     def __init__(self, model: nn.Module, config: TrainConfig, walk: Walk, *, frozen: bool) -> None:
         """Make the one that the configuration asks for."""
         super().__init__([make_optimizer(model, config)])
-        self.named, self.walk, self.frozen, self.rate = dict(model.named_parameters()), walk, frozen, config.learning_rate
+        self.named, self.walk, self.frozen, self.rate = (
+            dict(model.named_parameters()),
+            walk,
+            frozen,
+            config.learning_rate,
+        )
 
     def set_rate(self, share: float) -> None:
         """Write AdamW's rate down, and pass it on."""
@@ -54,7 +59,12 @@ class Watched(Several):
 
     def step(self) -> None:
         """Write down, then step."""
-        self.walk.gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone() for name, p in self.named.items()})
+        self.walk.gradients.append(
+            {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone()
+                for name, p in self.named.items()
+            }
+        )
         if not self.frozen:
             super().step()
 
@@ -71,7 +81,9 @@ class Listed:
         return self.batches[step]
 
 
-def walk(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig, *, rows: int = 0, frozen: bool = False) -> Walk:
+def walk(
+    model: LanguageModel, batches: Sequence[Batch], train: TrainConfig, *, rows: int = 0, frozen: bool = False
+) -> Walk:
     """Train a copy of a model with the real trainer, a step for each batch.
 
     Args:
@@ -93,7 +105,9 @@ def walk(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig, *, 
         device=model.device,
         seed=0,
     )
-    train = train.model_copy(update={"batch_size": len(batches[0][0]), "micro_batch_size": None, "patience": None, "ranks": 1})
+    train = train.model_copy(
+        update={"batch_size": len(batches[0][0]), "micro_batch_size": None, "patience": None, "ranks": 1}
+    )
     Trainer(job, train, Horizon(None, len(batches)), Progress(rows=rows)).fit()
     found.after = {name: p.detach().clone() for name, p in model.named_parameters()}
     return found
@@ -126,7 +140,8 @@ def clipping(subject: Subject) -> Outcome:
     train = subject.config.train.model_copy(update={"grad_clip": size / 3})
     (got,) = walk(subject.exact, [batch], train, frozen=True).gradients
     expected = [g * shrinking(size, size / 3) for g in raw.values()]
-    # The length is a plain sum of as many squares as there are parameters, each addition of which may round (Higham 2002, section 4.2).
+    # The length is a plain sum of as many squares as there are parameters, each addition of which may round (Higham
+    # 2002, section 4.2).
     return Outcome(norms(_values(got), expected), subject.double_tolerance + subject.drawn.parameter_count() * DOUBLE)
 
 
@@ -148,11 +163,17 @@ def update(subject: Subject) -> Outcome:
     train = subject.config.train.model_copy(update={"grad_clip": clip, "warmup_steps": 1})
     got = walk(subject.exact, batches, train)
     expected = written_out(subject.exact, batches, train)
-    gap = float(torch.stack([(got.after[name] - p).abs().max() for name, p in expected.items()]).max()) / train.learning_rate
-    # A gradient that is 0 by the formulas is a rounding error in practice, which AdamW divides by 1e-8; a step is then of that ratio's size.
-    # Gradients are rounded by SAFETY roundings of the longest; three steps and their two means add up.
+    gap = (
+        float(torch.stack([(got.after[name] - p).abs().max() for name, p in expected.items()]).max())
+        / train.learning_rate
+    )
+    # A gradient that is 0 by the formulas is a rounding error in practice, which AdamW divides by 1e-8; a step is then
+    # of that ratio's size. Gradients are rounded by SAFETY roundings of the longest; three steps and their two means
+    # add up.
     noise = subject.double_tolerance * size / EPSILON
-    return Outcome(gap, 10 * (noise + DOUBLE / train.learning_rate * max(float(p.abs().max()) for p in expected.values())))
+    return Outcome(
+        gap, 10 * (noise + DOUBLE / train.learning_rate * max(float(p.abs().max()) for p in expected.values()))
+    )
 
 
 def groups(subject: Subject) -> Outcome:
@@ -162,12 +183,19 @@ def groups(subject: Subject) -> Outcome:
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams)}
     hashed = {id(m.weight) for m in _hashed(model)}
     matrices = {id(p) for p in model.parameters() if p.ndim > 1} - tables
-    expected = {name: id(p) not in hashed and (train.decay == "all" or id(p) in matrices) for name, p in model.named_parameters()}
+    expected = {
+        name: id(p) not in hashed and (train.decay == "all" or id(p) in matrices)
+        for name, p in model.named_parameters()
+    }
     optimizer = make_optimizer(model, train)
     parts = optimizer.parts if isinstance(optimizer, Several) else [optimizer]
     trained = [(name, decay) for part in parts for name, decay in part.decays.items()]
-    wrong = [name for name, decays in expected.items() if [decay > 0 for one, decay in trained if one == name] != [decays]]
-    held = sum(flat.whole.numel() for part in parts for flat in getattr(part, "flats", [])) + sum(m.weight.numel() for m in _hashed(model))
+    wrong = [
+        name for name, decays in expected.items() if [decay > 0 for one, decay in trained if one == name] != [decays]
+    ]
+    held = sum(flat.whole.numel() for part in parts for flat in getattr(part, "flats", [])) + sum(
+        m.weight.numel() for m in _hashed(model)
+    )
     wrong += [f"{held:,} numbers instead of {model.parameter_count():,}"] * (held != model.parameter_count())
     return Outcome(float(len(wrong)), 0.0, ", ".join(wrong[:3]))
 

@@ -15,10 +15,12 @@ TINY = 1e-20
 
 
 class RowAdagrad(Optimizer):
-    """AdaGrad (Duchi et al. 2011) with one sum of mean squares a row: row -= rate * gradient / sqrt(sum over steps of mean(gradient ** 2)).
+    """AdaGrad (Duchi et al.
 
-    A row learns fast while it is new and settles as it is met more often, as a count would. Gradients are sparse: rows that a batch has not
-    looked up cost nothing, and what is remembered of a row is one number.
+    2011) with one sum of mean squares a row: row -= rate * gradient / sqrt(sum over steps of mean(gradient ** 2)).
+
+    A row learns fast while it is new and settles as it is met more often, as a count would. Gradients are sparse: rows
+    that a batch has not looked up cost nothing, and what is remembered of a row is one number.
 
     Args:
         name: the parameter's.

@@ -45,11 +45,18 @@ def make_optimizer(model: nn.Module, config: TrainConfig, ranks: Ranks | None = 
 def hidden_matrices(model: nn.Module) -> set[str]:
     """Names of the matrices inside the blocks: those of linear and recurrent layers, but no table and no head."""
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams) for p in m.parameters()}
-    return {name for name, p in model.named_parameters() if p.requires_grad and p.ndim == 2 and id(p) not in tables and name != "head.weight"}
+    return {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.ndim == 2 and id(p) not in tables and name != "head.weight"
+    }
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, decay: Literal["matrices", "all"] = "matrices", only: Iterable[str] | None = None
+    model: nn.Module,
+    weight_decay: float,
+    decay: Literal["matrices", "all"] = "matrices",
+    only: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups that partition the trainable parameters (or `only` those named) into those that decay and those that do not.
 
@@ -66,7 +73,9 @@ def parameter_groups(
     chosen = matrices if decay == "matrices" else {id(p) for p in parameters}
     decayed = [p for p in parameters if id(p) in chosen]
     others = [p for p in parameters if id(p) not in chosen]
-    if {id(p) for p in decayed + others} != {id(p) for p in parameters} or len(decayed) + len(others) != len(parameters):
+    if {id(p) for p in decayed + others} != {id(p) for p in parameters} or len(decayed) + len(others) != len(
+        parameters
+    ):
         raise ValueError("the optimizer's groups do not partition the parameters")
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
@@ -75,8 +84,8 @@ def parameter_groups(
 class FlatAdamW(FlatOptimizer):
     """AdamW (Loshchilov and Hutter 2019) on one flat parameter a group.
 
-    The arithmetic is PyTorch's own, in its fused kernel, but this is no `torch.optim.Optimizer`: to make one loads PyTorch's compiler and
-    SymPy, most of a second before the first step.
+    The arithmetic is PyTorch's own, in its fused kernel, but this is no `torch.optim.Optimizer`: to make one loads
+    PyTorch's compiler and SymPy, most of a second before the first step.
 
     Args:
         model: already on its device and in its type.
@@ -85,11 +94,17 @@ class FlatAdamW(FlatOptimizer):
         ranks: who else trains.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, *, only: Iterable[str] | None = None, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, *, only: Iterable[str] | None = None, ranks: Ranks | None = None
+    ) -> None:
         """Move every parameter and its gradient into the buffers."""
         names = {id(p): name for name, p in model.named_parameters()}
         groups = parameter_groups(model, config.weight_decay, config.decay, only)
-        super().__init__([Flat([(names[id(p)], p) for p in group["params"]]) for group in groups], config.learning_rate, ranks or Ranks())
+        super().__init__(
+            [Flat([(names[id(p)], p) for p in group["params"]]) for group in groups],
+            config.learning_rate,
+            ranks or Ranks(),
+        )
         self.weight_decays = [group["weight_decay"] for group in groups]
         self.memory: list[dict[str, Tensor]] = [{} for _ in groups]
         self.betas = config.beta1, config.beta2
@@ -105,7 +120,11 @@ class FlatAdamW(FlatOptimizer):
         for flat, memory, decay in zip(self.flats, self.memory, self.weight_decays, strict=True):
             flat.gather()
             if not memory:
-                memory |= {"step": torch.zeros((), device=flat.whole.device), "exp_avg": torch.zeros_like(flat.grad), "exp_avg_sq": torch.zeros_like(flat.grad)}
+                memory |= {
+                    "step": torch.zeros((), device=flat.whole.device),
+                    "exp_avg": torch.zeros_like(flat.grad),
+                    "exp_avg_sq": torch.zeros_like(flat.grad),
+                }
             memory["step"] += 1
             means, squares, steps = [memory["exp_avg"]], [memory["exp_avg_sq"]], [memory["step"]]
             torch._fused_adamw_(
@@ -118,7 +137,9 @@ class FlatAdamW(FlatOptimizer):
         found: dict[str, Tensor] = {}
         for flat, memory in zip(self.flats, self.memory, strict=True):
             for kind, value in memory.items():
-                parts = {name: value.to("cpu", copy=True) for name in flat.places} if kind == "step" else flat.split(value)
+                parts = (
+                    {name: value.to("cpu", copy=True) for name in flat.places} if kind == "step" else flat.split(value)
+                )
                 found |= {f"{kind}/{name}": part for name, part in parts.items()}
         return found
 

@@ -19,8 +19,9 @@ ITERATIONS = 5
 class Muon(FlatOptimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices.
 
-    Matrices of one shape lie in one buffer, so that their Newton-Schulz iterations are a few batched products; they stay in float32, which on a CPU
-    is faster than the bfloat16 of PyTorch's own Muon. With several ranks, each makes a share of the matrices orthogonal.
+    Matrices of one shape lie in one buffer, so that their Newton-Schulz iterations are a few batched products; they
+    stay in float32, which on a CPU is faster than the bfloat16 of PyTorch's own Muon. With several ranks, each makes a
+    share of the matrices orthogonal.
 
     Args:
         named: matrices (r, c) by name.
@@ -31,7 +32,11 @@ class Muon(FlatOptimizer):
     def __init__(self, named: Named, config: TrainConfig, ranks: Ranks) -> None:
         """Move every matrix and its gradient into the buffers."""
         shapes = dict.fromkeys(p.shape for _, p in named)
-        super().__init__([Flat([(name, p) for name, p in named if p.shape == shape]) for shape in shapes], config.matrix_learning_rate, ranks)
+        super().__init__(
+            [Flat([(name, p) for name, p in named if p.shape == shape]) for shape in shapes],
+            config.matrix_learning_rate,
+            ranks,
+        )
         self.shapes = [(-1, *shape) for shape in shapes]
         self.momenta = [torch.zeros_like(flat.grad) for flat in self.flats]
         self.momentum, self.weight_decay = config.momentum, config.weight_decay
@@ -77,7 +82,11 @@ class Muon(FlatOptimizer):
         """
         for momentum in self.momenta:
             momentum.zero_()
-        homes = {name: (flat, momentum) for flat, momentum in zip(self.flats, self.momenta, strict=True) for name in flat.places}
+        homes = {
+            name: (flat, momentum)
+            for flat, momentum in zip(self.flats, self.momenta, strict=True)
+            for name in flat.places
+        }
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             if kind != "momentum" or name not in homes:
