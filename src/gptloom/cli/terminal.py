@@ -1,4 +1,7 @@
-"""A text on the terminal: each token coloured by its loss, and a table of the numbers."""
+"""Tokens on the terminal: the text with each token coloured by its loss, and a table of the losses.
+
+`gptloom inspect` prints them. The same steps of colour are used in tokens.html, see `plots.labels`.
+"""
 
 import os
 import sys
@@ -9,19 +12,18 @@ from rich.cells import cell_len, set_cell_size
 from gptloom.plots.labels import STEP_NAMES, TokenView, visible
 
 RAMP = ((230, 16), (229, 16), (222, 16), (215, 16), (208, 16), (130, 231), (52, 231))
-"""Background and letters of each step of surprise in the 256-colour palette: a ramp of falling lightness.
+"""Background and text colour of each step of surprise in the 256-colour palette: a ramp of falling lightness.
 
-Both are always set, so
-that it reads alike on light and on dark terminals."""
+Both are always set, so that light and dark terminals show the same."""
 
 MOST_ROWS = 64
-"""Tokens of a text that the table on the terminal lists; the files hold all of them."""
+"""Tokens that the table lists; the files contain all of them."""
 
 _WIDTH = 14
 
 
 def wants_color() -> bool:
-    """Whether to colour standard output: only a terminal, and only where the user has not asked for none (https://no-color.org)."""
+    """Whether to colour standard output: only on a terminal, and not if NO_COLOR is set (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -33,15 +35,15 @@ def colored(tokens: Sequence[TokenView]) -> str:
 
 
 def table(tokens: Sequence[TokenView]) -> Iterator[str]:
-    """A line a token: its loss, its probability, its rank, and what was likely; of a long text the beginning."""
-    yield f"{'token':<{_WIDTH}} {'loss':>7} {'p':>7} {'rank':>5}   likeliest"
+    """A line for each of the first `MOST_ROWS` tokens: its loss, its probability, its rank and its alternatives."""
+    yield f"{'token':<{_WIDTH}} {'loss':>7} {'p':>7} {'rank':>5}   most likely"
     for token in tokens[:MOST_ROWS]:
         name = _fit(visible(token.text))
         if token.loss is None or token.probability is None:
             yield f"{name} {'given':>7}"
             continue
-        likeliest = "  ".join(f"{visible(text)} {chance:.3f}" for text, chance in token.alternatives)
-        yield f"{name} {token.loss:7.3f} {token.probability:7.4f} {token.rank:5d}   {likeliest}"
+        likely = "  ".join(f"{visible(text)} {chance:.3f}" for text, chance in token.alternatives)
+        yield f"{name} {token.loss:7.3f} {token.probability:7.4f} {token.rank:5d}   {likely}"
     if len(tokens) > MOST_ROWS:
         yield f"... and {len(tokens) - MOST_ROWS:,} more"
 
