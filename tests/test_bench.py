@@ -433,7 +433,7 @@ def test_json_is_one_object_and_a_model_that_does_not_write_is_named(tmp_path, c
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert (
-        found["notes"] == ["sampling: an encoder does not write on from a text"] and found["sampling"]["points"] == []
+        found["notes"] == ["sampling: an encoder does not continue a text"] and found["sampling"]["points"] == []
     )
 
 

@@ -8,8 +8,9 @@ import torch
 from gptloom.errors import InputError
 from gptloom.reference import lecture, modern, steps
 from gptloom.studies.check import check, report_lines
-from gptloom.studies.check.exercises import EXERCISES, WORDS
+from gptloom.studies.check.exercises import EXERCISES
 from gptloom.studies.check.judge import _Judge
+from gptloom.studies.check.messages import MESSAGES
 from gptloom.studies.check.mutants import attention, block
 from gptloom.studies.check.solution import run
 
@@ -638,7 +639,7 @@ def test_each_mutant_differs_from_the_reference_and_from_mutants_of_other_names(
     outputs = {slip: mutant(judge.reference, judge.x) for slip, mutant in exercise.mutants.items()}
     for slip, out in outputs.items():
         assert out.shape == expected.shape
-        assert slip.split(":")[0] in WORDS
+        assert slip.split(":")[0] in MESSAGES
         assert not torch.allclose(out, expected, atol=1e-4, equal_nan=True), slip
         for other, theirs in outputs.items():
             if other.split(":")[0] != slip.split(":")[0]:
@@ -656,4 +657,4 @@ def test_without_a_slip_the_mutants_are_the_reference(tmp_path):
 
 
 def test_every_name_comes_with_words_and_a_cure():
-    assert all(what and hint for what, hint in WORDS.values())
+    assert all(what and hint for what, hint in MESSAGES.values())

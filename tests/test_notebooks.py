@@ -57,7 +57,7 @@ def test_a_notebook_runs_and_shows_what_it_speaks_of(name, executed):
     assert any("image/png" in output.get("data", {}) for output in outputs)
     said = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     if any("check(" in cell.source for cell in cells):
-        assert "FAIL  " in said and "1 thing to mend" in said, "the exercise has one mistake, and the check names it"
+        assert "FAIL  " in said and "1 thing to correct" in said, "the exercise has one mistake, and the check names it"
     errors = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
     assert "Warning" not in errors, errors
 

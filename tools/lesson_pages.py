@@ -12,7 +12,8 @@ from typing import Any
 
 from lesson_figures import Measured, bought_of, draw, loss_of, read_measured
 
-from gptloom.studies.check.exercises import EXERCISES, WORDS
+from gptloom.studies.check.exercises import EXERCISES
+from gptloom.studies.check.messages import MESSAGES
 from gptloom.studies.ladder.lessons import Lesson, read_lessons
 from gptloom.studies.ladder.report import Row, describe_changes
 from gptloom.studies.ladder.show import ABOUT, show_architecture, show_lesson
@@ -245,11 +246,14 @@ def exercise_part(lesson: Lesson) -> list[str]:
         "The check gives your parameters the reference's weights, compares the results, and says what differs: shape, mask, scale, order."
     ]
     mistakes = dict.fromkeys(
-        name for exercise in exercises for name in exercise.mutants if name in WORDS and name not in exercise.accepted
+        name
+        for exercise in exercises
+        for name in exercise.mutants
+        if name in MESSAGES and name not in exercise.accepted
     )
     if mistakes:
         lines += ["", f"<details><summary>The {len(mistakes)} mistakes that it knows by name</summary>", ""]
-        lines += [f"- `{name}`: {WORDS[name][0]}" for name in mistakes]
+        lines += [f"- `{name}`: {MESSAGES[name][0]}" for name in mistakes]
         lines += ["", "</details>"]
     return [*lines, ""]
 

@@ -16,7 +16,7 @@ EPSILON = 1e-8
 """AdamW's, and every recipe's."""
 
 
-def written_out(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig) -> dict[str, Tensor]:
+def reference_update(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig) -> dict[str, Tensor]:
     """The weights after some steps of the run's optimizer, with clipping and the run's schedule.
 
     AdamW: Loshchilov and Hutter 2019, algorithm 2. Muon: Jordan et al. 2024, for the matrices of linear and recurrent

@@ -1,1 +1,1 @@
-"""What a model costs on this machine, as one thing at a time grows, and where the machine's limit lies."""
+"""Benchmarks of a model on this machine: one setting is varied at a time, and compared with the machine's limit."""

@@ -1,4 +1,4 @@
-"""All measurements of `gptloom bench`, one group after another, in the time that there is; an interrupt keeps what has been measured."""
+"""All measurements of `gptloom bench`, within a time budget. An interrupt ends them and keeps the results so far."""
 
 import time
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from gptloom.studies.bench.sweeps import MOST_SHARE, STEPS, Sweeper
 from gptloom.studies.bench.timing import Budget, Clock, Say
 
 GROUPS = {"step": 0.6, "sampling": 0.17, "data": 0.13, "start": 0.1}
-"""What is measured, and its share of the time; what one leaves goes to the next."""
+"""Groups of measurements, and their shares of the time. Unused time is left to the next groups."""
 
 GUESSED = 0.3
-"""Share of its rate at a large product that a device is expected to reach, before anything else has been measured."""
+"""Expected rate of a training step, as a fraction of the rate of a large matrix product; used until one is measured."""
 
 STEADY = 1.25
-"""Ratio of two measurements of the same step, beyond which the machine was not left alone."""
+"""Largest ratio of two measurements of the same step on an idle machine."""
 
-_LARGE = 256_000_000  # bytes; no cache holds them
+_LARGE = 256_000_000  # bytes; larger than any cache
 
 
 def bench(
@@ -39,25 +39,28 @@ def bench(
     say: Say,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Any]:
-    """Measure; every value in the result is plain, for JSON.
+    """Run the benchmarks.
 
     Args:
-        config: the middle of all sweeps.
-        device: where to train and write.
-        groups: of `GROUPS`.
-        seconds: that all of it may take, about.
-        largest: also prepare texts of up to 1 GB, however long that takes.
-        say: told of each measurement.
-        clock: what the time is read from.
+        config: the configuration that all sweeps start from.
+        device: the device to train and sample on.
+        groups: names from `GROUPS`.
+        seconds: the approximate time budget.
+        largest: also prepare texts of up to 1 GB, regardless of the budget.
+        say: a function that is called with a line about each measurement.
+        clock: a function that returns the time in seconds.
+
+    Returns:
+        The results, ready for JSON.
 
     Raises:
-        MachineError: not even the configuration's own step can be measured.
+        MachineError: the step of `config` itself cannot be measured.
     """
     run = _Bench(config, device, Budget(seconds, clock), largest, say)
     start = clock()
     try:
         with threads(thread_count(config)):
-            run.look_at_the_machine()
+            run.probe_hardware()
             chosen = [name for name in GROUPS if name in groups]
             for number, name in enumerate(chosen):
                 run.measure(name, run.budget.part(GROUPS[name] / sum(GROUPS[other] for other in chosen[number:])))
@@ -67,7 +70,7 @@ def bench(
 
 
 class _Bench:
-    """The measurements so far, and what later ones need to know of them."""
+    """The results so far, and the rates that later measurements need."""
 
     def __init__(self, config: RunConfig, device: torch.device, budget: Budget, largest: bool, say: Say) -> None:
         self.config, self.device, self.budget, self.largest, self.say = config, device, budget, largest, say
@@ -88,8 +91,8 @@ class _Bench:
             "interrupted": False,
         }
 
-    def look_at_the_machine(self) -> None:
-        """How fast it multiplies large matrices, and what its maker says."""
+    def probe_hardware(self) -> None:
+        """Measure the rate of large matrix products; add the published peak rate, if it is known."""
         product = square(self.device)
         measured = product.operations / self.multiplier.seconds({product: 1}, self.dtype, self.budget.part(0.02))
         self.rate = GUESSED * measured
@@ -103,7 +106,7 @@ class _Bench:
         }
 
     def measure(self, group: str, budget: Budget) -> None:
-        """One group."""
+        """Measure one group of `GROUPS`."""
         {"step": self._step, "sampling": self._sampling, "data": self._data, "start": self._start}[group](budget)
 
     def _step(self, budget: Budget) -> None:
@@ -115,11 +118,12 @@ class _Bench:
         drift = self.result["drift"] = sweeper.again()
         if drift is not None and not 1 / STEADY < drift < STEADY:
             self._note(
-                f"the recipe's own step took {drift:.2f} times as long at the end as at first: others were at work here, so measure again"
+                f"the recipe's own step took {drift:.2f} times as long at the end as at first: "
+                "others were at work here, so measure again"
             )
 
     def _affordable(self, budget: Budget) -> RunConfig:
-        """The configuration with a batch of which several steps can be taken in the time."""
+        """The configuration, with a batch small enough for several steps within the budget."""
         config, operations = self.config, operations_per_token(self.config.model) * self.config.model.block_size
         most = budget.left * MOST_SHARE / STEPS
         rows = config.train.batch_size

@@ -1,6 +1,7 @@
-"""How long it takes to make texts of growing size ready for training, each in a process of its own, so that its memory is its own too.
+"""Benchmarks of data preparation and of start-up.
 
-How long the command line takes to answer, beside what Python and PyTorch need by themselves.
+Texts of growing size are prepared for training, each in a separate process, so that its peak memory can be measured.
+The start-up time of the command line is compared with that of Python and of `import torch`.
 """
 
 import json
@@ -28,7 +29,7 @@ _SPELLED = "etaoinshrdlucmfwypvbgkjqxz"
 
 
 def write_text(path: Path, size: int, seed: int) -> None:
-    """A made-up text of `size` bytes: words of few letters, drawn as often as Zipf's law has them, in lines."""
+    """Write a synthetic text of `size` bytes: lines of short words whose frequencies follow Zipf's law."""
     draws = np.random.default_rng(derive(seed, "bench", "text"))
     chances = 1.0 / np.arange(1, len(_SPELLED) + 1)
     lengths = draws.integers(1, 12, _WORDS)
@@ -44,10 +45,13 @@ def write_text(path: Path, size: int, seed: int) -> None:
 
 
 def time_preparing(config: DataConfig, seed: int, budget: Budget, largest: bool, say: Say) -> Iterator[dict[str, Any]]:
-    """Make texts of 1, 4 and 16 MB (with `largest`, up to 1 GB) ready with the configuration's tokenizer.
+    """Prepare texts of 1, 4 and 16 MB (with `largest`, up to 1 GB) with the configuration's tokenizer.
 
     Yields:
-        For JSON: what was measured of a text; or its size and why it was left out.
+        Per text, for JSON: the measurements, or its size and the reason why it was skipped.
+
+    Raises:
+        MachineError: the process that prepares a text has failed.
     """
     fixed = per_byte = 0.0
     for size in (*SIZES, *(LARGEST if largest else ())):
@@ -102,7 +106,7 @@ _MOST = 9
 
 
 def time_starts(budget: Budget, say: Say) -> list[dict[str, Any]]:
-    """Launch each in turn, at least once and at most nine times; for JSON, with the bare interpreter's median as the limit."""
+    """Run each command of `LAUNCHES` one to nine times; return the times for JSON, with plain Python's as the limit."""
     found: dict[str, list[float]] = {name: [] for name in LAUNCHES}
     spent = 0.0
     for _ in range(_MOST):

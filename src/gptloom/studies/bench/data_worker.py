@@ -1,4 +1,4 @@
-"""A process of its own that makes one text ready, as a run does, and says how long that took and how much memory it had."""
+"""A separate process that prepares one text, as a run does, and prints the time and the peak memory."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ PIECE = 1 << 20
 
 
 def main(text: str, settings: str) -> None:
-    """Print what was found as JSON; what cannot be done is {"error": line}."""
+    """Print the measurements of a text as JSON; print {"error": line} if it cannot be prepared."""
     config = DataConfig.model_validate(json.loads(settings))
     try:
         print(json.dumps(measure(Path(text), config)))
@@ -28,7 +28,7 @@ def main(text: str, settings: str) -> None:
 
 
 def measure(text: Path, config: DataConfig) -> dict[str, float | int | None]:
-    """Seconds of each part; `limit` is what it takes to read the file, decode it and hash it, and nothing else."""
+    """Seconds of each part, and sizes in bytes; `limit` is the time to only read, decode and hash the file."""
     marks = [time.perf_counter()]
 
     def lap() -> float:

@@ -1,6 +1,6 @@
-"""Which matrix products a step is made of, seen as they happen.
+"""Limits of a machine: `Products` records the matrix products of a step; `Multiplier` and `Memory` time the machine.
 
-What this machine can do at best, measured: multiply matrices of given shapes, and read memory.
+`Multiplier` measures matrix products of given shapes, and `Memory` the memory bandwidth.
 """
 
 from collections import Counter
@@ -16,11 +16,11 @@ from gptloom.devices import threads
 from gptloom.studies.bench.timing import Budget, repeat
 
 TILE = 256, 512
-"""Queries and keys that a fused attention kernel has in its hands at once, about; their scores never reach the memory."""
+"""Approximate numbers of queries and keys in a tile of a fused attention kernel; scores of a tile stay in the cache."""
 
 
 class Product(NamedTuple):
-    """`batch` products of an (m, k) matrix with a (k, n) one; of `causal` ones, half of the result is not needed."""
+    """`batch` products of an (m, k) with a (k, n) matrix; `causal` products need only half of the result."""
 
     batch: int
     m: int
@@ -30,32 +30,31 @@ class Product(NamedTuple):
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions, of all of the result."""
+        """Multiplications and additions of the whole result."""
         return 2 * self.batch * self.m * self.k * self.n
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the products while it holds: those of linear layers, attention, recurrent layers, and the optimizer.
+    """A context that counts the matrix products of linear layers, attention, recurrent layers and the optimizer.
 
-    Fused attention is counted as products of tiles. What it computes again in its backward pass is its own choice, and
-    not counted.
+    Fused attention is counted as products of tiles. Recomputation in its backward pass is not counted.
 
     Attributes:
-        found: how often each product occurred.
+        found: the number of times that each product occurred.
     """
 
     def __init__(self) -> None:
-        """Nothing has been seen yet."""
+        """Start with no products."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[Product] = Counter()
 
     @property
     def operations(self) -> int:
-        """Of all of them together."""
+        """Operations of all products together."""
         return sum(product.operations * times for product, times in self.found.items())
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at an operation, and let it happen."""
+        """Count an operation, and run it."""
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
         self._look(
             str(func).split(".")[1], [arg for arg in args if isinstance(arg, Tensor)], bool(given.get("is_causal"))
@@ -74,7 +73,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._recurrent(*tensors[:3])
 
     def _attention(self, parts: list[Tensor], causal: bool, *, backward: bool) -> None:
-        """Scores and sums; backward, the gradients of the weights, values, queries and keys."""
+        """Count scores and weighted sums; in the backward pass, gradients of weights, values, queries and keys."""
         query, key, value = parts
         d, e = query.shape[-1], value.shape[-1]
         t, s = (_divisor(x.shape[-2], most) for x, most in zip((query, key), TILE, strict=True))
@@ -83,7 +82,10 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found.update(Product(b, *shape, causal) for shape in (back if backward else forth))
 
     def _recurrent(self, x: Tensor, into: Tensor, over: Tensor) -> None:
-        """All inputs at once, then step by step; and the backward pass, which PyTorch's kernel does unseen, the weights' gradients at once."""
+        """Count the products of a recurrent layer, and those of its backward pass, which PyTorch does not dispatch.
+
+        The inputs' products and the weights' gradients take all steps at once; the states' products take one step each.
+        """
         time, b, c = x.shape
         gates, width = over.shape
         at_once = [(time * b, c, gates), (time * b, gates, c), (gates, time * b, c), (gates, time * b, width)]
@@ -92,29 +94,29 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is at most this."""
+    """The largest divisor of `number` that is at most `most`."""
     return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
 
 
 Way = tuple[bool, bool]
-"""Whether the left and the right matrix lie in memory with their columns as rows."""
+"""Whether the left and the right matrix are stored transposed."""
 
 _NEAR, _FILLING = 1 << 18, 1 << 26
-"""Numbers that fit into a CPU's caches, and that keep all of a GPU busy."""
+"""Numbers that fit into a CPU's caches, and numbers that suffice to keep a GPU busy."""
 
 
 class Multiplier:
-    """Times matrix products, each once, in each way that they can lie in memory; the quickest counts."""
+    """Times matrix products in every memory layout; the fastest layout counts. Each product is timed once."""
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing is timed yet."""
+        """Start with no times."""
         self.device = device
         self.known: dict[tuple[Product, torch.dtype, int], float] = {}
 
     def seconds(self, products: Mapping[Product, int], dtype: torch.dtype, budget: Budget) -> float:
-        """Of all these products, one after another, on as many threads as are set.
+        """Seconds of all these products, one after another, with the current number of threads.
 
-        What was timed before is not timed again.
+        Known products are not timed again.
         """
         total, count = 0.0, torch.get_num_threads()
         for number, (product, times) in enumerate(products.items()):
@@ -125,7 +127,7 @@ class Multiplier:
         return total
 
     def _best(self, product: Product, dtype: torch.dtype, budget: Budget) -> float:
-        """Of many small products only as many are multiplied as lie near the processor together: a kernel would take no more at once."""
+        """Time one product; of many small ones, only as many as fit into the cache, for a kernel would do the same."""
         room = (_NEAR if self.device.type == "cpu" else _FILLING) // max(
             1, product.m * product.n + product.k * (product.m + product.n)
         )
@@ -155,24 +157,24 @@ class Multiplier:
 
 
 def square(device: torch.device) -> Product:
-    """A product that is large enough to show what a device can do."""
+    """A product that is large enough to reach a device's highest rate."""
     side = 8192 if device.type == "cuda" else 2048 if device.type == "mps" else 1024
     return Product(1, side, side, side)
 
 
 class Memory:
-    """Times how fast a device reads its memory."""
+    """Times the rate at which a device reads its memory."""
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing is timed yet."""
+        """Start with no rates."""
         self.device = device
         self.known: list[tuple[int, int, float]] = []
 
     def rate(self, size: int, count: int, budget: Budget) -> float:
-        """Bytes a second at which a stretch of `size` bytes is read by `count` threads, at best.
+        """The highest rate, in bytes per second, at which `count` threads read a buffer of `size` bytes.
 
-        It is summed, multiplied with a vector, and copied, again and again: what fits into a cache is read from there.
-        No stretch counts as slower than a longer one did before.
+        The buffer is summed, multiplied with a vector, and copied, several times each, so a small buffer is read from
+        the cache. The rate is at least that of larger buffers that were measured before.
         """
         self.known.append((size, count, self._best(size, count, budget)))
         return max(rate for longer, threads, rate in self.known if longer >= size and threads == count)

@@ -1,4 +1,4 @@
-"""How fast a model writes as its context fills up, and how fast its numbers could be read from memory for it."""
+"""Benchmark of sampling: the time per token as the context grows, compared with the memory bandwidth."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from gptloom.studies.bench.step import made_tokenizer
 from gptloom.studies.bench.timing import Budget, Say, Spread
 
 STREAMS = 1, 32
-"""Texts that are written side by side."""
+"""Numbers of texts that are sampled in one batch."""
 
 SMALLEST = 16
-"""Tokens of the shortest context, unless the window is shorter."""
+"""Tokens of the shortest context, unless the block size is smaller."""
 
 LARGEST_ALPHABET = 1_000_000
-"""Tokens that there are characters for, to spell them."""
+"""Largest vocabulary whose tokens can be written as one Unicode character each."""
 
 _LIMIT = 0.3  # seconds for each measurement of memory
 _ROUNDS = 20
@@ -31,15 +31,15 @@ _ROUNDS = 20
 
 @dataclass(frozen=True)
 class Writing:
-    """What writing on from a context of one length came to.
+    """The measured sampling speed at one context length.
 
     Attributes:
-        context: tokens that the last token written looks back on.
-        streams: texts side by side.
-        seconds: for one token of each.
-        read: bytes of weights and memory that this reads.
-        rate: bytes a second at which as many are read here by as many threads, measured.
-        threads: that computed.
+        context: the context length, in tokens, of the last sampled token.
+        streams: the number of texts in the batch.
+        seconds: the time for one token of each text.
+        read: the bytes of weights and cache that one such step reads.
+        rate: the measured rate, in bytes per second, at which as many threads read as many bytes.
+        threads: the number of threads.
     """
 
     context: int
@@ -50,7 +50,7 @@ class Writing:
     threads: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The measurements for JSON."""
         limit = self.read / self.rate
         return {
             "value": self.context,
@@ -69,9 +69,9 @@ class Writing:
 
 
 def why_not(config: RunConfig) -> str | None:
-    """Why a model cannot write on from a text; None where it can."""
+    """The reason why a model cannot continue a text; None if it can."""
     if config.model.architecture in ("encoder", "encoder-decoder"):
-        return f"an {config.model.architecture} does not write on from a text"
+        return f"an {config.model.architecture} does not continue a text"
     if config.model.vocab_size > LARGEST_ALPHABET:
         return f"there are no characters for {config.model.vocab_size:,} tokens"
     return None
@@ -80,17 +80,17 @@ def why_not(config: RunConfig) -> str | None:
 def time_writing(
     config: RunConfig, device: torch.device, budget: Budget, rate: float, say: Say
 ) -> Iterator[Writing | tuple[int, int, str]]:
-    """Write on from contexts of more and more tokens, as `gptloom sample` does, with weights that nothing has trained.
+    """Sample from an untrained model with contexts of growing length, as `gptloom sample` does.
 
     Args:
-        config: the model.
-        device: where to write.
-        budget: of time.
-        rate: operations a second that are to be expected when a context is read.
-        say: told of each.
+        config: the configuration of the model.
+        device: the device to sample on.
+        budget: the time budget.
+        rate: the expected rate, in operations per second, of reading a context.
+        say: a function that is called with a line about each measurement.
 
     Yields:
-        What was measured; or the context, the number of streams, and why it was left out.
+        The measurement; or the context, the number of streams, and the reason why the measurement was skipped.
     """
     torch.manual_seed(config.seed)
     bundle = Bundle(build_model(config.model).to(device).eval(), made_tokenizer(config.model, ends=False))
@@ -114,12 +114,12 @@ def time_writing(
 
 
 def _contexts(block: int) -> list[int]:
-    """The model's window, halved up to four times."""
+    """The model's block size, and that halved up to four times."""
     return sorted({max(min(block, SMALLEST), block >> power) for power in range(5)})
 
 
 def _measure(config: RunConfig, bundle: Bundle, memory: Memory, context: int, streams: int, budget: Budget) -> Writing:
-    """Write a few tokens at the end of the context, again and again while there is time."""
+    """Sample a few tokens at the end of the context, repeatedly within the budget."""
     count = max(1, min(context // 4, 64))
     draws = np.random.default_rng(derive(config.seed, "bench", context))
     prompt = bundle.tokenizer.decode(draws.integers(0, config.model.vocab_size, max(1, context - count - 1)))
@@ -129,14 +129,14 @@ def _measure(config: RunConfig, bundle: Bundle, memory: Memory, context: int, st
         bundle.write(prompt, SampleConfig(tokens=count + 1, samples=streams, seed=config.seed), show=stamps)
         if budget.left <= 2 * _LIMIT:
             break
-    look = config.model.block_size if not config.model.is_recurrent else 1
-    read = 4 * read_weights(config.model) + streams * cache_bytes(config.model, look) * min(context, look) // look
+    span = config.model.block_size if not config.model.is_recurrent else 1
+    read = 4 * read_weights(config.model) + streams * cache_bytes(config.model, span) * min(context, span) // span
     rate = memory.rate(read, stamps.threads, budget.of(_LIMIT))
     return Writing(context, streams, Spread.of(stamps.seconds), read, rate, stamps.threads)
 
 
 class _Stamps:
-    """Reads the clock as the first text grows; what lies before its first token, the reading of the prompt, is left out."""
+    """Records the time of each token of the first text; the first token, whose time includes the prompt, is skipped."""
 
     def __init__(self, budget: Budget) -> None:
         self.clock, self.seconds = budget.clock, list[float]()

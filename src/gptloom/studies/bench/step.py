@@ -26,7 +26,7 @@ from gptloom.training.setup import compile_or_not
 from gptloom.training.trainer import Trainer
 
 _LEAST, _MOST = 3, 200  # steps of one measurement; where they are long, one is enough
-_FOR_EVER = 1_000_000
+MAX_STEPS = 1_000_000
 _TOKENS = 1 << 20
 
 
@@ -77,7 +77,7 @@ def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say
         horizon = make_horizon(train, _TOKENS, batch[-1].numel())
         job = replace(job, objective=compile_or_not(job.objective, train, horizon, device, batch, job.autocast, say))
         stamps = _Stamps(budget.again())
-        trainer = Trainer(job, train, Horizon(None, _FOR_EVER), Progress(), [stamps])
+        trainer = Trainer(job, train, Horizon(None, MAX_STEPS), Progress(), [stamps])
         trainer.fit()
         return Steps(
             seconds=Spread.of(np.diff(stamps.times).tolist()),

@@ -1,7 +1,4 @@
-"""What is varied around a recipe: one setting at a time, in powers of two or four.
-
-Sweeps around a recipe: one setting at a time, its neighbours in powers of two, each measured as a training step.
-"""
+"""Sweeps around a recipe: one setting is varied at a time, in powers of two or four, and a training step is timed."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -27,11 +24,11 @@ class Factor:
     """A setting that is varied.
 
     Attributes:
-        name: in a word.
-        key: of the setting.
-        powers: of which number, and from which to which, its value is multiplied with.
-        most: a larger value is not tried.
-        follows: settings of the model that grow with it where they are set.
+        name: a short name.
+        key: the setting's key, such as model.n_embd.
+        powers: (base, lowest power, highest power) of the factors by which the value is multiplied.
+        most: the largest value that is tried.
+        follows: settings of the model that are multiplied, too, if they are set.
     """
 
     name: str
@@ -41,15 +38,15 @@ class Factor:
     follows: tuple[str, ...] = ()
 
     def value(self, config: RunConfig) -> int:
-        """What a configuration says."""
+        """The setting's value in a configuration."""
         group, name = self.key.split(".")
         return int(getattr(getattr(config, group), name))
 
     def at(self, config: RunConfig, factor: float) -> RunConfig:
-        """The same with this setting multiplied.
+        """The configuration with this setting multiplied by a factor.
 
         Raises:
-            ConfigError: it does not go with the others.
+            ConfigError: the new value does not fit the other settings.
         """
         changes: dict[str, Any] = {self.key: max(1, round(self.value(config) * factor))}
         for name in self.follows:
@@ -71,10 +68,10 @@ FACTORS = (
 
 
 MOST_SHARE = 0.15
-"""Share of the time for steps that one point may be expected to take."""
+"""Largest share of the time budget that the steps of one point may be expected to take."""
 
 STEPS = 4
-"""Of a point, that there must be time for: one that does not count, and three that do."""
+"""Smallest number of steps of a point: one warm-up step, and three that are timed."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,9 @@ class Point:
     """One measured step.
 
     Attributes:
-        steps: what was measured.
-        operations: of a token, by `operations_per_token`.
-        limit: seconds that the step's matrix products take by themselves, as quick as they can be made here.
+        steps: the measured steps.
+        operations: the operations per token, by `operations_per_token`.
+        limit: the seconds that the step's matrix products alone take, at their fastest.
     """
 
     steps: Steps
@@ -93,11 +90,11 @@ class Point:
 
     @property
     def rate(self) -> float:
-        """Operations a second."""
+        """Operations per second."""
         return self.operations * self.steps.tokens / self.steps.seconds.median
 
     def expected(self, config: RunConfig) -> float:
-        """Seconds that a step of another configuration will take, as its operations are to this one's (its tokens, where there are none)."""
+        """Expected seconds of a step of another configuration, in proportion to its operations, or else its tokens."""
         operations = max(1, operations_per_token(config.model)) / max(1, self.operations)
         return (
             self.steps.seconds.median
@@ -108,7 +105,7 @@ class Point:
         )
 
     def as_dict(self, value: int, peak: float | None) -> dict[str, Any]:
-        """For JSON, with the factor's value; `peak` is the published rate of the device, where there is one."""
+        """The measurements for JSON; `peak` is the device's published rate in operations per second, if known."""
         s, seconds = self.steps, self.steps.seconds
         return {
             "value": value,
@@ -135,18 +132,18 @@ class Point:
 
 @dataclass
 class Sweep:
-    """What was measured of one factor, and what was not, with the reason."""
+    """The measured points of one factor by value, and the reasons for missing points."""
 
     factor: Factor
     points: dict[int, Point] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
 
     def nearest(self, value: int) -> Point:
-        """The measured point that is closest by its ratio."""
+        """The measured point whose value is closest by ratio."""
         return self.points[min(self.points, key=lambda other: abs(math.log(other / value)))]
 
     def as_dict(self, peak: float | None) -> dict[str, Any]:
-        """For JSON: points by value, and the powers with which the time of a step grows."""
+        """The sweep for JSON: points by value, and the exponents with which the time of a step grows."""
         values = sorted(self.points)
         seconds = [self.points[value].steps.seconds.median for value in values]
         return {
@@ -163,26 +160,26 @@ class Sweeper:
     """Measures steps one after another.
 
     Args:
-        device: where to train.
-        budget: of time; what does not fit is left out, and named.
-        multiplier: times the products.
-        say: told of each point.
+        device: the device to train on.
+        budget: the time budget; a point that does not fit is recorded as missing.
+        multiplier: times the matrix products.
+        say: a function that is called with a line about each point.
     """
 
     def __init__(self, device: torch.device, budget: Budget, multiplier: Multiplier, say: Say) -> None:
-        """Nothing is measured yet."""
+        """Start with no measurements."""
         self.device, self.budget, self.multiplier, self.say = device, budget, multiplier, say
-        self.preparing = 0.0  # seconds that a point took besides what is measured, the last time
+        self.preparing = 0.0  # seconds of overhead of the last point
         self.middle: tuple[RunConfig, Point] | None = None
 
     def around(self, config: RunConfig) -> Iterator[list[Sweep]]:
-        """Measure a configuration's own step first, and then those that are ever further from it.
+        """Measure a configuration's own step, and then variants in the order of their distance from it.
 
         Yields:
-            All sweeps as they stand, after each point; the same objects each time.
+            All sweeps, after each point; the same objects each time.
 
         Raises:
-            MachineError: not even the configuration's own step can be measured.
+            MachineError: the configuration's own step cannot be measured.
         """
         sweeps = [
             Sweep(factor)
@@ -225,9 +222,9 @@ class Sweeper:
             yield sweeps
 
     def again(self) -> float | None:
-        """The recipe's own step once more, as a multiple of the time that it took at first; None where it cannot be measured.
+        """Measure the recipe's own step again; return the ratio of the second time to the first.
 
-        Far from 1, others were at work on the machine meanwhile.
+        A ratio far from 1 means that other processes used the machine. None if the step cannot be measured.
         """
         assert self.middle is not None, "it has been measured"
         config, first = self.middle
@@ -235,7 +232,7 @@ class Sweeper:
         return None if isinstance(found, str) else found.steps.seconds.median / first.steps.seconds.median
 
     def _next(self, name: str, config: RunConfig, expected: float, longest: float, left: int) -> Point | str:
-        """A point, unless steps of so many expected seconds would take too long; `left` points share the time that is left."""
+        """Measure a point unless it would take too long; `left` is the number of points that share the budget."""
         if STEPS * expected > longest:
             return f"a step would take about {expected:.1f} s; --minutes gives more time"
         if STEPS * expected + self.preparing > self.budget.left:
@@ -244,7 +241,7 @@ class Sweeper:
         return self._measure(name, config, max(share, STEPS * expected), share)
 
     def _measure(self, name: str, config: RunConfig, stepping: float, multiplying: float) -> Point | str:
-        """A step and its limit, with so many seconds for either; or in a sentence why there is none."""
+        """Measure a step and its limit in `stepping` and `multiplying` seconds; return the reason if that fails."""
         clock = self.budget.clock
         start = clock()
         try:
@@ -262,20 +259,23 @@ class Sweeper:
         self.preparing = max(0.0, clock() - start - stepping - multiplying)
         found = Point(steps, operations_per_token(config.model), limit)
         share = f"{limit / steps.seconds.median:.0%} products"
-        self.say(
-            f"{name}: {1000 * steps.seconds.median:.2f} ms a step, {steps.tokens / steps.seconds.median:,.0f} tokens/s, {share}"
-        )
+        median = steps.seconds.median
+        self.say(f"{name}: {1000 * median:.2f} ms a step, {steps.tokens / median:,.0f} tokens/s, {share}")
         return found
 
 
 def _order(sweeps: Sequence[Sweep]) -> list[tuple[Sweep, int]]:
-    """Every point of every sweep, the nearest to the middle first, and of these the smaller."""
+    """All points of all sweeps, ordered by distance from the recipe; the smaller of two first."""
     found = [(one, power) for one in sweeps for power in range(one.factor.powers[1], one.factor.powers[2] + 1) if power]
     return sorted(found, key=lambda pair: (abs(pair[1]), pair[1]))
 
 
 def _check_room(config: RunConfig, device: torch.device) -> None:
-    """Some systems end a process that takes more memory than there is, so that it had better not be tried."""
+    """Check the memory before a pass, for some systems kill a process that takes too much.
+
+    Raises:
+        MachineError: the pass needs more memory than the device has.
+    """
     have = memory_size(device)
     if have is None:
         return

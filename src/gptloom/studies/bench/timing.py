@@ -13,14 +13,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds of something that was done several times.
+    """Statistics of repeated measurements, in seconds.
 
     Attributes:
-        median: half of the times lie below.
-        low: a quarter of them does.
-        high: three quarters do.
-        best: the shortest.
-        repeats: how many there are.
+        median: the median.
+        low: the first quartile.
+        high: the third quartile.
+        best: the minimum.
+        repeats: the number of measurements.
     """
 
     median: float
@@ -31,44 +31,44 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Spread":
-        """Of at least one time."""
+        """The statistics of one or more times."""
         low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
         return cls(median, low, high, min(seconds), len(seconds))
 
 
 class Budget:
-    """Time that is shared out among things to come; what one of them leaves goes to the others."""
+    """A time budget. Shares are taken of the time that is left, so unused time goes to later shares."""
 
     def __init__(self, seconds: float | int, clock: Clock = time.perf_counter) -> None:
-        """Begin now."""
+        """Start the budget now."""
         self.clock, self.seconds = clock, seconds
         self.end = clock() + seconds
 
     @property
     def left(self) -> float:
-        """Seconds, at least 0."""
+        """Seconds that are left, at least 0."""
         return max(0.0, self.end - self.clock())
 
     @property
     def over(self) -> float:
-        """Seconds that have been spent beyond it."""
+        """Seconds that have been spent beyond the budget, at least 0."""
         return max(0.0, self.clock() - self.end)
 
     def again(self) -> "Budget":
-        """As much, from now on."""
+        """A budget of the same length that starts now."""
         return self.of(self.seconds)
 
     def part(self, share: float | int) -> "Budget":
-        """Of what is left, this share, from now on."""
+        """A budget that starts now, with this share of the time that is left."""
         return self.of(self.left * share)
 
     def of(self, seconds: float | int) -> "Budget":
-        """Another one, by the same clock, from now on."""
+        """A budget of `seconds` that starts now, with the same clock."""
         return Budget(seconds, self.clock)
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -78,7 +78,10 @@ def wait(device: torch.device) -> None:
 def repeat(
     action: Callable[[], object], device: torch.device, budget: Budget, *, least: int = 3, most: int = 1000
 ) -> list[float]:
-    """Seconds of each of several calls, one at least; fewer than `least` only where the budget is spent."""
+    """Call a function repeatedly; return the seconds of each call.
+
+    It is called at least once and at most `most` times, and fewer than `least` times only if the budget is used up.
+    """
     found: list[float] = []
     while len(found) < most and (not found or budget.left > (found[-1] if len(found) >= least else 0.0)):
         wait(device)
@@ -90,7 +93,10 @@ def repeat(
 
 
 def exponent(values: Sequence[float | int], seconds: Sequence[float | int]) -> float | None:
-    """The power p of the law seconds = a value^p that fits best (least squares of the logarithms); None for fewer than two values."""
+    """The exponent p of the best fit seconds = a * value ** p, by least squares of the logarithms.
+
+    None for fewer than two values.
+    """
     if len(set(values)) < 2:
         return None
     slope, _ = np.polyfit(np.log(values), np.log(seconds), 1)
@@ -98,6 +104,6 @@ def exponent(values: Sequence[float | int], seconds: Sequence[float | int]) -> f
 
 
 def ending_exponent(values: Sequence[float | int], seconds: Sequence[float | int]) -> float | None:
-    """The power between the two largest values: how the time grows where the growth is about to matter."""
+    """The exponent between the two largest values, where the growth matters most; None for fewer than two values."""
     last = sorted(zip(values, seconds, strict=True))[-2:]
     return exponent(*zip(*last, strict=True)) if len(last) == 2 else None

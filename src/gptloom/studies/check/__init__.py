@@ -1,10 +1,10 @@
-"""`gptloom ladder check STEP FILE`: a learner's own classes against the plain reference, and what differs in words.
+"""`gptloom ladder check STEP FILE` compares a learner's classes with the plain reference and names the mistakes.
 
-Their parameters are filled with the reference's weights, whatever they are called. If the outputs then differ, they are
-compared with those of mutants (`check_mutants`), references with one known mistake: the mutant that a learner's class
-equals names the mistake. What no mutant explains is probed: who sees whom, and what has which shape.
+The reference's weights are copied into the learner's parameters, regardless of their names. If the outputs still
+differ, they are compared with those of mutants (`mutants.py`), which are references with one known mistake. An equal
+mutant names the mistake. Other differences are probed: the check tests the shapes, and which positions depend on which.
 
-The learner's file is imported, which runs it, in this process and with this user's rights.
+The learner's file is imported, and so it runs in this process with this user's rights.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ __all__ = ["Finding", "Report", "check", "report_lines"]
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome for one file.
+    """The result for one file.
 
     Attributes:
         step: the ladder step.
-        passed: whether nothing failed.
-        findings: in the order in which they were found; passed ones say what is right, or remark on what may stay.
+        passed: whether no finding failed.
+        findings: all findings, in order. A passed finding confirms something, or names a mistake that is allowed.
     """
 
     step: str
@@ -37,15 +37,14 @@ class Report:
 
 
 def check(step: str, path: Path) -> Report:
-    """Hold a learner's file against a ladder step.
+    """Check a learner's file for a ladder step.
 
     Args:
-        step: a step with something to write (`check_exercises.EXERCISES`).
-        path: their Python file. It is imported: whatever it does at its top level is done, and what it prints goes to
-            standard error.
+        step: a step with an exercise (`exercises.EXERCISES`).
+        path: the learner's Python file. It is imported, so its top-level code runs. Its output goes to standard error.
 
     Raises:
-        InputError: no such file, or no such step.
+        InputError: the file or the step does not exist, or the step has no exercise.
     """
     path = Path(path).resolve()
     if step not in EXERCISES:
@@ -75,12 +74,12 @@ def _wanted(step: str) -> str:
 
 
 def report_lines(report: Report) -> list[str]:
-    """The report as text: a line for each finding, what to do below it, and a verdict."""
+    """The report as lines of text: each finding with its hint, and a verdict."""
     lines = []
     for finding in report.findings:
         lines.append(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.what}  [{finding.name}]")
         if finding.hint:
             lines.append(f"      {finding.hint}")
     failed = sum(not finding.passed for finding in report.findings)
-    verdict = "it is the reference's equal" if report.passed else f"{failed} thing{'s' if failed > 1 else ''} to mend"
+    verdict = "it equals the reference" if report.passed else f"{failed} thing{'s' if failed > 1 else ''} to correct"
     return [*lines, f"{report.step}: {verdict}"]

@@ -1,4 +1,4 @@
-"""Mutants of the parts that do not look at other positions (norms, feed-forward layers) and of single functions and tables."""
+"""Mutants of the position-wise parts (norms, feed-forward layers), and of single functions and embeddings."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from gptloom.studies.check.mutants import Mutant, mutants
 
 
 def normalise(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
-    """LayerNorm or RMSNorm with one mistake."""
+    """LayerNorm or RMSNorm of x (..., c) with one mistake; see `mutants.py`."""
     assert isinstance(module, LayerNorm | RMSNorm)
     axes = {"norm-axis:time": [1], "norm-axis:batch": [0], "norm-axis:both": [1, 2], "norm-axis:all": [0, 1, 2]}
     axis = axes.get(slip, [-1])
@@ -54,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def think(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
-    """The feed-forward layer with one mistake."""
+    """The feed-forward layer of x (..., c) with one mistake."""
     assert isinstance(module, FeedForward)
     if slip == "activation-place:end":
         return F.relu(module.down(module.up(x)))
@@ -63,7 +63,7 @@ def think(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
 
 
 def gated(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
-    """SwiGLU with one mistake."""
+    """SwiGLU of x (..., c) with one mistake."""
     assert isinstance(module, SwiGLU)
     gate, up = module.gate(x), module.up(x)
     if slip == "gate-swapped":
@@ -74,7 +74,7 @@ def gated(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
 
 
 def average(_reference: object, x: Tensor, slip: str = "") -> Tensor:
-    """The causal mean with one mistake."""
+    """The causal mean of x (b, t, c) with one mistake."""
     t = x.shape[1]
     past = torch.tril(torch.ones(t, t))
     if slip == "missing-division":
@@ -100,7 +100,7 @@ def average(_reference: object, x: Tensor, slip: str = "") -> Tensor:
 
 
 def embed(module: nn.Module, ids: Tensor, slip: str = "") -> Tensor:
-    """The models of two tables with one mistake."""
+    """The model of token and position embeddings with one mistake; ids (b, t) to logits (b, t, vocab)."""
     assert isinstance(module, Positioned)
     tokens, t = module.token_table(ids), ids.shape[1]
     table = module.position_table.weight[:t]
@@ -121,8 +121,8 @@ def embed(module: nn.Module, ids: Tensor, slip: str = "") -> Tensor:
 
 
 _EVERY_NORM = (
-    "norm-axis:time", "norm-axis:batch", "norm-axis:both", "norm-axis:all", "norm-centre", "missing-eps", "eps-outside-root",
-    "norm-without-root", "norm-without-division", "gain-unused", "norm-unbiased",
+    "norm-axis:time", "norm-axis:batch", "norm-axis:both", "norm-axis:all", "norm-centre", "missing-eps",
+    "eps-outside-root", "norm-without-root", "norm-without-division", "gain-unused", "norm-unbiased",
 )  # fmt: skip
 LAYER_NORM = mutants(normalise, *_EVERY_NORM, "eps-different:6", "eps-different:8", "bias-unused", "gain-after-bias")
 RMS_NORM = mutants(normalise, *_EVERY_NORM, "eps-different:5", "eps-different:8")
@@ -140,8 +140,8 @@ GELU: dict[str, Mutant] = {
     if slip != "activation-other:gelu-tanh"
 }
 AVERAGE = mutants(
-    average, "missing-division", "mask-sees-future", "mask-upside-down", "mask-off-by-one", "mask-hides-self", "mask-hides-self:nan",
-    "mean-fixed-length", "mean-axis:rows", "mean-axis:batch", "mask-fill",
+    average, "missing-division", "mask-sees-future", "mask-upside-down", "mask-off-by-one", "mask-hides-self",
+    "mask-hides-self:nan", "mean-fixed-length", "mean-axis:rows", "mean-axis:batch", "mask-fill",
 )  # fmt: skip
 POSITIONS = mutants(
     embed, "positions-missing", "positions-multiplied", "positions-backwards", "positions-shifted", "positions-by-token"

@@ -1,6 +1,6 @@
-"""What a module does, found out by changing its input: who sees whom.
+"""Compare one class or function of a learner with its reference.
 
-One class or function of a learner against its reference.
+`judge` returns the findings. `dependence` finds out which output position depends on which input position.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,18 +15,22 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from gptloom.errors import nearest
-from gptloom.studies.check.exercises import WORDS, Exercise
+from gptloom.studies.check.exercises import Exercise
 from gptloom.studies.check.match import Match, Unit, fill, match
+from gptloom.studies.check.messages import MESSAGES
 from gptloom.studies.check.mutants import rescaled
 from gptloom.studies.check.solution import Failure, UnknownArgumentError, attempt, build, run
 
 
 def dependence(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Bool[Tensor, "t s"], bool]:
-    """Which output position changes with which input position in the first text of a batch, and whether the other texts change.
+    """Change each input position of the first text in turn, and compare the outputs.
 
     Args:
-        forward: (b, t, ...) to (b, t, ...), without randomness.
+        forward: a deterministic function from (b, t, ...) to (b, t, ...).
         x: floating-point input (b, t, c), or ids (b, t).
+
+    Returns:
+        A matrix (t, t) that tells which output (row) depends on which input (column); and whether other texts change.
     """
     base = forward(x)
     t = x.shape[1]
@@ -37,7 +41,7 @@ def dependence(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Bool[Ten
         changed[0, source] = (
             (changed[0, source] + 1) % 5 if not x.is_floating_point() else changed[0, source].flip(-1) + 1
         )
-        # NaN equals NaN here: a row that is never a number depends on nothing.
+        # NaN equals NaN here, so a row that is always NaN depends on nothing.
         moved = ~torch.isclose(forward(changed), base, atol=1e-6, rtol=1e-6, equal_nan=True).flatten(2).all(dim=-1)
         seen[:, source] = moved[0]
         leaks = leaks or bool(moved[1:].any())
@@ -45,7 +49,7 @@ def dependence(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Bool[Ten
 
 
 def name_dependence(seen: Bool[Tensor, "t s"], leaks: bool, *, causal: bool) -> str:
-    """The finding that this dependence amounts to, or an empty string: who may see whom is as it should be."""
+    """The name of the mistake that this dependence shows; "" if the dependence is right."""
     t = len(seen)
     below, above = torch.ones(t, t).tril(-1).bool(), torch.ones(t, t).triu(1).bool()
     if leaks:
@@ -62,18 +66,18 @@ def name_dependence(seen: Bool[Tensor, "t s"], leaks: bool, *, causal: bool) -> 
 
 
 CLOSE = 1e-5
-"""Outputs of about 1 that differ by less are equal; those of different mistakes differ by far more."""
+"""Largest difference of equal outputs, whose values are about 1. Outputs of different mistakes differ far more."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One finding about a learner's code.
 
     Attributes:
-        name: short and fit for programs, such as mask-sees-future.
-        passed: False if it must be mended.
-        what: in words.
-        hint: what to do about it.
+        name: a short name for programs, such as mask-sees-future.
+        passed: False if the learner must correct it.
+        what: a sentence that describes the finding.
+        hint: the correction.
     """
 
     name: str
@@ -83,7 +87,13 @@ class Finding:
 
 
 def judge(exercise: Exercise, module: ModuleType, path: Path) -> list[Finding]:
-    """Everything that can be said about the learner's solution of one exercise."""
+    """All findings about the learner's solution of one exercise.
+
+    Args:
+        exercise: the exercise.
+        module: the learner's imported file.
+        path: the file's path, for messages.
+    """
     found = next((getattr(module, name) for name in (exercise.name, *exercise.aliases) if hasattr(module, name)), None)
     if found is None:
         kind = "function" if exercise.is_function else "class"
@@ -97,7 +107,7 @@ def judge(exercise: Exercise, module: ModuleType, path: Path) -> list[Finding]:
 
 
 class _Judge:
-    """Holds what all the checks of one exercise need."""
+    """The checks of one exercise, with its reference and input."""
 
     def __init__(self, exercise: Exercise, path: Path) -> None:
         self.exercise, self.path = exercise, path
@@ -110,15 +120,15 @@ class _Judge:
         self.x = exercise.source()
 
     def say(self, name: str, detail: str = "", *, passed: bool = False, hint: str = "") -> Finding:
-        """A finding in the words that belong to its name; variants of a mistake follow its name after a colon."""
+        """A finding with the text of `MESSAGES` for its name; a variant of a mistake follows its name after a colon."""
         short = name.split(":")[0]
-        words, cure = WORDS.get(short, ("", ""))
+        words, cure = MESSAGES.get(short, ("", ""))
         return Finding(
             short, passed, f"{self.exercise.name}: {words}{': ' if words and detail else ''}{detail}", hint or cure
         )
 
     def findings(self, found: Any) -> Iterator[Finding]:
-        """One after the other, until nothing more can be said."""
+        """Yield findings until the solution is confirmed or explained."""
         if self.exercise.is_function:
             if not callable(found):
                 yield self.say("not-a-function", "it is not a function", hint=f"write def {self.exercise.usage}")
@@ -159,12 +169,13 @@ class _Judge:
         fit = matches[0]
         missing, extra = list(fit.missing), list(fit.extra)
         for piece in list(missing):
-            # The same kind of thing in another shape is one finding, not two.
+            # A parameter of the same kind in another shape is one finding, not two.
             other = next((unit for unit in extra if unit.kind == piece.kind), None)
             if other is not None:
                 missing.remove(piece)
                 extra.remove(other)
-                detail = f"{other.weight} has the shape {_seen(learner, other)}; the reference's {piece.role} {tuple(piece.weight.shape)}"
+                detail = f"{other.weight} has the shape {_seen(learner, other)}; "
+                detail += f"the reference's {piece.role} {tuple(piece.weight.shape)}"
                 yield self.say("parameter-shape", detail)
         for role in dict.fromkeys(piece.role for piece in missing):
             yield self.say(
@@ -179,7 +190,7 @@ class _Judge:
                 yield self.say("extra-bias", f"{mine} has one, the reference's {yours} has none")
             if not unit.bias and piece.bias is not None:
                 yield self.say("missing-bias", f"{mine} has none, the reference's {yours} has one")
-                piece.bias.zero_()  # the reference's own, so that the rest can still be compared
+                piece.bias.zero_()  # it changes the reference, so that the rest can still be compared
 
     def _compare(
         self, learner: Callable[[Tensor], Any], fills: list[Callable[[], None] | None], *, explained: bool = False
@@ -210,7 +221,7 @@ class _Judge:
         yield from self._explain(learner, outputs, expected, explained)
 
     def _confirm(self, learner: Callable[[Tensor], Any], out: Tensor, expected: Tensor) -> Iterator[Finding]:
-        """Equal at full length; also at others?"""
+        """The outputs are equal at the full length; test shorter inputs, too."""
         for length in (1, self.x.shape[1] - 3):
             short = self.x[:, :length]
             out = attempt(partial(run, learner, short), self.path)
@@ -225,12 +236,12 @@ class _Judge:
     def _explain(
         self, learner: Callable[[Tensor], Any], outputs: list[Tensor], expected: Tensor, explained: bool
     ) -> Iterator[Finding]:
-        """The mutant that it equals; else what probing shows; else how far off it is."""
+        """Name the equal mutant, or the result of the probe, or else the size of the difference."""
         slip = self._named(self.reference, outputs)
         if slip:
             yield self.say(slip, passed=slip in self.exercise.accepted)
             return
-        # Many write the lecture's scale or none, so a second mistake must show behind that one.
+        # Many learners take the lecture's scale, or none. A second mistake must be found behind that one.
         for first in ("scale-wrong-width", "missing-scale"):
             base = rescaled(self.reference, first) if isinstance(self.reference, nn.Module) else None
             second = self._named(base, outputs) if base is not None else ""
@@ -248,7 +259,7 @@ class _Judge:
             )
 
     def _named(self, reference: Any, outputs: list[Tensor]) -> str:
-        """The mutant that gives one of these outputs."""
+        """The name of the mutant with one of these outputs, or ""."""
         for slip, mutant in self.exercise.mutants.items():
             wrong = mutant(reference, self.x)
             if any(_same(out, wrong) for out in outputs):
@@ -261,12 +272,12 @@ class _Judge:
         return "" if isinstance(probed, Failure) else name_dependence(*probed, causal=past)
 
     def _dropout(self, learner: nn.Module) -> Iterator[Finding]:
-        """Half of everything is dropped: is it, and where?"""
+        """Test dropout with a probability of 0.5: whether it is active in training, and where it is."""
         calm, again = (attempt(partial(run, learner, self.x, seed=seed), self.path) for seed in range(2))
         if isinstance(calm, Failure) or not _same(calm, again):
-            return  # and that has been said
+            return  # it has been reported
         if calm.shape != run(self.reference, self.x).shape:
-            return  # as has this
+            return  # this, too
         learner.train()
         drawn = [attempt(partial(run, learner, self.x, seed=seed), self.path) for seed in range(4)]
         learner.eval()
@@ -293,7 +304,7 @@ class _Judge:
 
 
 def _shake(reference: nn.Module) -> None:
-    """Weights with which every mistake shows: matrices that give scores of some size, gains and biases that are not 1 and 0."""
+    """Set weights that show every mistake: matrices with large scores, gains other than 1 and biases other than 0."""
     with torch.no_grad():
         for p in reference.parameters():
             p.copy_(torch.randn_like(p) * (1.5 / p.shape[-1] ** 0.5) if p.ndim > 1 else p + 0.3 * torch.randn_like(p))

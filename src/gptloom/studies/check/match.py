@@ -1,8 +1,7 @@
-"""Which of a learner's parameters is which of the reference's, whatever they are called and however they are packed.
+"""Match a learner's parameters with the reference's, regardless of their names and packing.
 
-A unit is what belongs together: a linear layer with its bias, a table, a norm's gain and bias. Units of the same shape
-are told
-apart by their names, where those speak (query, w_k, v_proj); where they do not, every order that makes sense is tried.
+A unit is a group of parameters: a linear layer with its bias, an embedding, or a norm's gain and bias. Units of the
+same shape are distinguished by names such as query, w_k or v_proj. Without such names, every plausible order is tried.
 """
 
 import itertools
@@ -33,14 +32,15 @@ _SPOKEN = {
 
 @dataclass
 class Unit:
-    """Parameters that belong together.
+    """A learner's parameters that belong together.
 
     Attributes:
-        name: where it is, as in `named_modules`; a raw parameter's own name.
-        kind: linear, table, norm or heads (a raw parameter for all heads at once).
-        shape: of its weight; for a raw matrix, which is multiplied from the right, the transposed one.
-        weight: name of the weight or gain, and of the bias where there is one.
-        turned: whether the weight is kept the other way round, for x @ weight.
+        name: the module's name, as in `named_modules`; for a raw parameter, its own name.
+        kind: linear, table (an embedding), norm, or heads (a raw parameter for all heads).
+        shape: the shape of the weight (out, in); a raw matrix for x @ weight is transposed first.
+        weight: the name of the weight or gain.
+        bias: the name of the bias, or "".
+        turned: whether the weight is stored transposed (in, out), for x @ weight.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Unit:
 
     @property
     def signature(self) -> Signature:
-        """What two units must have in common."""
+        """The kind and shape; a unit and a piece that match have the same signature."""
         return self.kind, self.shape
 
 
 def units(module: nn.Module) -> list[Unit]:
-    """All units of a module, in the order of their registration."""
+    """All units of a module, in the order of registration."""
     found = []
     for name, owner in module.named_modules():
         own = dict(owner.named_parameters(recurse=False))
@@ -68,7 +68,7 @@ def units(module: nn.Module) -> list[Unit]:
             found.append(Unit(name, "table", tuple(owner.weight.shape), f"{at}weight"))
         elif len(wide) == 1 and len(flat) <= 1:
             weight, bias = own[wide[0]], own[flat[0]] if flat else None
-            # A bias is as long as the result; without one, a raw matrix is taken to be multiplied from the right.
+            # A bias is as long as the output. A raw matrix without a bias is taken for the weight of x @ weight.
             turned = (
                 weight.ndim == 2 and not isinstance(owner, nn.Linear) and (bias is None or len(bias) == weight.shape[1])
             )
@@ -76,7 +76,7 @@ def units(module: nn.Module) -> list[Unit]:
         else:
             found += [_matrix(at + key, at + key, own[key], turned=own[key].ndim == 2) for key in wide]
             if flat:
-                # A gain begins at one, a bias at zero.
+                # A gain is initialized to 1, a bias to 0.
                 ordered = sorted(flat, key=lambda key: not bool((own[key] == 1).all()))
                 names = [at + key for key in ordered]
                 found.append(
@@ -92,7 +92,7 @@ def _matrix(name: str, weight: str, tensor: Tensor, bias: str = "", *, turned: b
 
 @dataclass
 class Piece:
-    """One unit of the reference: a role, and its tensors."""
+    """One unit of the reference: its role, kind, weight and bias."""
 
     role: str
     kind: str
@@ -101,12 +101,12 @@ class Piece:
 
     @property
     def signature(self) -> Signature:
-        """What two units must have in common."""
+        """The kind and shape; a unit and a piece that match have the same signature."""
         return self.kind, tuple(self.weight.shape)
 
 
 def layouts(reference: nn.Module) -> list[list[Piece]]:
-    """The reference's weights in every packing that a correct solution may use; the plain one first."""
+    """The reference's weights in every packing that a correct solution may use; the unpacked layout is first."""
     tensors = {name: p.detach() for name, p in reference.named_parameters()}
     plain = [Piece(_role(u.name), u.kind, tensors[u.weight], tensors.get(u.bias)) for u in units(reference)]
     heads = [p for p in plain if p.kind == "linear" and p.role in ("query", "key", "value")]
@@ -118,13 +118,13 @@ def layouts(reference: nn.Module) -> list[list[Piece]]:
         packed.append([*(Piece(role, "linear", weight) for role, weight in joined.items()), *rest])
         for order in itertools.permutations(parts):
             packed.append([Piece("qkv", "linear", torch.cat([joined[role] for role in order])), *rest])
-            if len(set(map(len, parts.values()))) == 1:  # a fused matrix for each head
+            if len(set(map(len, parts.values()))) == 1:  # one fused matrix per head
                 fused = [
                     Piece("qkv", "linear", torch.cat([parts[role][h] for role in order]))
                     for h in range(len(parts["query"]))
                 ]
                 packed.append([*fused, *rest])
-        for axes in ((0, 2, 1), (0, 1, 2), (2, 0, 1), (1, 0, 2)):  # one raw parameter for all heads, as einsum likes it
+        for axes in ((0, 2, 1), (0, 1, 2), (2, 0, 1), (1, 0, 2)):  # one raw parameter for all heads, for einsum
             packed.append(
                 [*(Piece(role, "heads", torch.stack(weights).permute(axes)) for role, weights in parts.items()), *rest]
             )
@@ -140,7 +140,7 @@ def layouts(reference: nn.Module) -> list[list[Piece]]:
 
 @dataclass
 class Match:
-    """How well a layout fits, and the ways to fill a learner's module with it."""
+    """One layout, its missing pieces and extra units, and the ways to copy it into a learner's module."""
 
     pieces: list[Piece]
     missing: list[Piece] = field(default_factory=list)
@@ -149,7 +149,7 @@ class Match:
 
 
 def match(learner: nn.Module, reference: nn.Module) -> list[Match]:
-    """The layouts that fit best, each with its possible assignments."""
+    """The layouts with the fewest missing and extra units, each with its possible assignments."""
     theirs = units(learner)
     matches = [_fit(theirs, pieces) for pieces in layouts(reference)]
     best = min(len(m.missing) + len(m.extra) for m in matches)
@@ -167,7 +167,7 @@ def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
         yours = [u for u in theirs if u.signature == signature]
         spoken = [u for u in yours if _spoken(u.name) in {p.role for p in mine}]
         if len(mine) != len(yours):
-            # Those whose names speak are placed; the others cannot be told apart.
+            # Units with known names are assigned; the others cannot be distinguished.
             left, placed = list(mine), []
             for unit in spoken if len(yours) > len(mine) or len(spoken) == len(yours) else yours:
                 piece = next((p for p in left if p.role == _spoken(unit.name)), left[0] if left else None)
@@ -187,12 +187,12 @@ def _fit(theirs: list[Unit], pieces: list[Piece]) -> Match:
 
 
 def _turned(unit: Unit) -> Unit:
-    """A raw matrix may also be kept as nn.Linear keeps it."""
+    """The unit with its raw matrix read as (out, in), as nn.Linear stores it."""
     return replace(unit, shape=unit.shape[::-1], turned=False) if unit.turned else unit
 
 
 def _orders(yours: list[Unit], mine: list[Piece]) -> Iterator[list[Piece]]:
-    """Orders of the reference's pieces in which they may stand beside the learner's units."""
+    """Yield the orders of the reference's pieces that may correspond to the learner's units."""
     roles = sorted(p.role for p in mine)
     named = [_spoken(u.name) for u in yours]
     if len(mine) > 1 and sorted(named) == roles:
@@ -219,7 +219,10 @@ def _role(name: str) -> str:
 
 
 def _spoken(name: str) -> str:
-    """The role that a name speaks of: its last part decides (q_proj, key, heads.0.value), else the one before."""
+    """The role that a name such as q_proj or heads.0.value stands for, or "".
+
+    The last part of the name decides, or else the part before it.
+    """
     parts = [part for part in re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split(".") if not part.isdigit()]
     for part in reversed(parts[-2:]):
         words = {part, *part.split("_")}
@@ -231,7 +234,7 @@ def _spoken(name: str) -> str:
 
 @torch.no_grad()
 def fill(learner: nn.Module, pairs: list[tuple[Unit, Piece]]) -> None:
-    """Write the reference's weights into the learner's parameters; a bias that only they have becomes zero."""
+    """Copy the reference's weights into the learner's parameters; set a bias that the reference lacks to zero."""
     parameters = dict(learner.named_parameters())
     for unit, piece in pairs:
         parameters[unit.weight].copy_(piece.weight.T if unit.turned else piece.weight)

@@ -1,7 +1,7 @@
-"""The reference with one mistake in it: if a learner's output equals that of a mutant, the mistake has a name.
+"""Mutants: references with one known mistake. If a learner's output equals a mutant's, the mistake is known.
 
-Each function computes what a class of `gptloom.reference` computes, from its weights, and with `slip` makes one mistake
-on the way. Without a slip it is the reference itself, in other words. The slips' texts are in `check_words`.
+Each function recomputes a class of `gptloom.reference` from its weights, with the mistake that `slip` names. Without a
+slip, it equals the reference. The descriptions of the slips are in `messages.py`.
 """
 
 import copy
@@ -18,7 +18,7 @@ from gptloom.reference.modern import GroupedAttention, rotate
 from gptloom.reference.steps import ResidualBlock
 
 Mutant = Callable[[Any, Tensor], Tensor]
-"""(reference, a module or a function; input) to the output that the mistake leads to."""
+"""A function of (the reference module or function, the input) that returns the output with the mistake."""
 
 SCALES: dict[str, Callable[[int, int], float]] = {
     "missing-scale": lambda _d, _c: 1.0,
@@ -70,7 +70,7 @@ BLOCKS = (
 
 
 def weigh(query: Tensor, key: Tensor, n_embd: int, scale: float, slip: str = "") -> Tensor:
-    """Attention weights (..., t, t) from queries and keys (..., t, d); `scale` unless the slip is about it."""
+    """Attention weights (..., t, t) of queries and keys (..., t, d); `scale` is used unless the slip replaces it."""
     t, d = query.shape[-2:]
     if slip == "query-key-swapped":
         query, key = key, query
@@ -87,7 +87,7 @@ def weigh(query: Tensor, key: Tensor, n_embd: int, scale: float, slip: str = "")
 
 @dataclass(frozen=True)
 class _Parts:
-    """Any attention's weights: (heads, d, c) each."""
+    """The weights of an attention layer, (heads, head_size, n_embd) each."""
 
     query: Tensor
     key: Tensor
@@ -109,13 +109,13 @@ def _parts(attention: nn.Module) -> _Parts:
 
 
 def attention(module: nn.Module, x: Tensor, slip: str = "") -> Tensor:
-    """A head, several, or the grouped attention: (b, t, c) to the same, or to (b, t, head_size) for one head."""
+    """One head, several heads or grouped attention with one mistake; (b, t, c) to (b, t, c) or (b, t, head_size)."""
     parts = _parts(module)
     c = x.shape[-1]
     query, key, value = (_split(x, weight, slip) for weight in (parts.query, parts.key, parts.value))
     if isinstance(module, GroupedAttention):
         query, key, value = _turn(module, query, key, value, slip)
-    if slip == "heads-mixed:between":  # forgotten transpose: the heads attend to one another
+    if slip == "heads-mixed:between":  # a missing transpose: the heads attend to each other
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     out = weigh(query, key, c, parts.scale, slip) @ value
     if slip == "heads-mixed:between":
@@ -146,7 +146,7 @@ def _join(out: Tensor, slip: str) -> Tensor:
 def _turn(
     module: GroupedAttention, query: Tensor, key: Tensor, value: Tensor, slip: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Norms, rotation, and the sharing of keys and values."""
+    """Apply norms and rotation, and repeat shared keys and values."""
     query, key = (
         _prepare(query, module.query_norm, module.theta, slip),
         _prepare(key, module.key_norm, module.theta, slip),
@@ -174,7 +174,7 @@ def _rotated(part: Tensor, theta: float, slip: str) -> Tensor:
 
 
 def block(module: nn.Module, x: Tensor, slip: str = "", *, post: bool = False) -> Tensor:
-    """A block with one mistake in how its two halves are joined, or in its attention."""
+    """A block with one mistake in its residual structure or its attention; x (b, t, c)."""
     assert isinstance(module, Block | ResidualBlock)
     normed = isinstance(module, Block)
     norm1, norm2 = (module.norm1, module.norm2) if isinstance(module, Block) else (nn.Identity(), nn.Identity())
@@ -207,7 +207,7 @@ def block(module: nn.Module, x: Tensor, slip: str = "", *, post: bool = False) -
 
 
 def turn(x: Tensor, slip: str = "") -> Tensor:
-    """`rotate` of (n, t, d) with one mistake."""
+    """`rotate` of x (n, t, d) with one mistake."""
     t, d = x.shape[1:]
     exponent = torch.arange(0, d, 2, dtype=torch.float64) / (2 * d if slip == "rotation-speeds" else d)
     places = torch.arange(t, dtype=torch.float64) + (1 if slip == "rotation-starts-at-one" else 0)
@@ -221,7 +221,7 @@ def turn(x: Tensor, slip: str = "") -> Tensor:
 
 
 def rescaled(reference: nn.Module, slip: str) -> nn.Module | None:
-    """A copy of a reference whose heads scale their scores as the slip does, to find second mistakes; None where it has no heads."""
+    """A copy of a reference with the slip's scale in its heads, to find a second mistake; None if it has no heads."""
     copied = copy.deepcopy(reference)
     heads = [layer for layer in copied.modules() if isinstance(layer, Head)]
     for head in heads:
@@ -231,7 +231,7 @@ def rescaled(reference: nn.Module, slip: str) -> nn.Module | None:
 
 
 def mutants(run: Callable[[Any, Tensor, str], Tensor], *slips: str) -> dict[str, Mutant]:
-    """A mutant for each slip."""
+    """One mutant per slip, by name."""
     return {slip: lambda module, x, slip=slip: run(module, x, slip) for slip in slips}  # type: ignore[misc]
 
 

@@ -1,4 +1,4 @@
-"""Running a learner's file: loading it, building its classes with sizes of ours, and turning whatever goes wrong into a sentence."""
+"""Run a learner's file: import it, construct its classes with our sizes, and describe exceptions in one line."""
 
 import importlib.util
 import inspect
@@ -25,39 +25,45 @@ SIZES: dict[str, Any] = {
     "dropout": 0.0,
     "device": "cpu",
 }
-"""What everything is built with: all sizes differ, so that axes cannot be confused unnoticed."""
+"""Sizes of all modules. They all differ, so that swapped axes are found."""
 
 OTHER_NAMES = {
     "vocab_size": {"vocab", "vocabulary_size", "n_vocab", "num_tokens"},
-    "block_size": {"context", "context_length", "context_size", "max_len", "max_length", "max_seq_len", "seq_len", "sequence_length", "t"},
+    "block_size": {
+        "context", "context_length", "context_size", "max_len", "max_length", "max_seq_len", "seq_len",
+        "sequence_length", "t",
+    },
     "n_embd": {
-        "n_embed", "embed_dim", "embd_dim", "emb_dim", "embedding_dim", "embed_size", "emb_size", "embedding_size", "d_model", "dim", "ndim",
-        "hidden_size", "features", "channels", "normalized_shape", "size", "width", "c", "d",
+        "n_embed", "embed_dim", "embd_dim", "emb_dim", "embedding_dim", "embed_size", "emb_size", "embedding_size",
+        "d_model", "dim", "ndim", "hidden_size", "features", "channels", "normalized_shape", "size", "width", "c", "d",
     },
     "n_head": {"n_heads", "num_heads", "num_head", "heads", "nhead", "h"},
     "n_kv_head": {"n_kv_heads", "num_kv_heads", "kv_heads", "n_groups", "num_groups", "groups"},
     "n_layer": {"n_layers", "num_layers", "layers", "depth"},
     "head_size": {"head_dim", "head_width", "d_head", "d_k", "hs"},
-    "width": {"hidden", "hidden_dim", "hidden_width", "inner", "inner_dim", "d_ff", "mlp_width", "ff_dim", "intermediate_size"},
+    "width": {
+        "hidden", "hidden_dim", "hidden_width", "inner", "inner_dim", "d_ff", "mlp_width", "ff_dim",
+        "intermediate_size",
+    },
     "dropout": {"p", "p_drop", "drop", "dropout_rate", "dropout_p", "attn_dropout", "resid_dropout"},
 }  # fmt: skip
-"""What the same thing is called elsewhere."""
+"""Other common names of our arguments."""
 
 
 class UnknownArgumentError(TypeError):
-    """A constructor asks for something that the check cannot give."""
+    """A constructor has a required argument that the check does not know."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception in the learner's code, as one line: what, and in which line of their file."""
+    """An exception in the learner's code: a message with the line number in their file, and the exception's type."""
 
     line: str
     error: type[BaseException]
 
 
 def attempt(action: Callable[[], Any], path: Path) -> Any:
-    """The action's result, or a `Failure`: the learner's code may raise anything, and each kind is an answer for them."""
+    """Call a function; return its result, or a `Failure` if it raises any exception."""
     try:
         return action()
     except (Exception, SystemExit) as error:  # noqa: BLE001
@@ -74,16 +80,19 @@ def _describe(error: BaseException, path: Path) -> str:
 
 
 def load(path: Path) -> ModuleType:
-    """Import a file under a name of its own.
+    """Import a file under a separate module name.
 
-    This runs it, as `python FILE` would, except for what is under `if __name__ == "__main__"`.
+    This runs the file as `python FILE` does, except for code under `if __name__ == "__main__"`.
+
+    Raises:
+        ImportError: the file's name does not end in .py.
     """
     name = f"gptloom_learner_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses need their module there
     try:
         spec.loader.exec_module(module)
     finally:
@@ -92,7 +101,7 @@ def load(path: Path) -> ModuleType:
 
 
 def set_globals(module: ModuleType, values: Mapping[str, Any]) -> None:
-    """Give the file's own constants our sizes: lecture code often reads n_embd or dropout from the top of its file."""
+    """Set the file's global constants to our sizes, for lecture code often reads n_embd or dropout from globals."""
     for name, value in values.items():
         for alias in {name} | {other for other in OTHER_NAMES.get(name, set()) if len(other) > 4}:  # not dim = -1
             old = getattr(module, alias, None)
@@ -101,14 +110,14 @@ def set_globals(module: ModuleType, values: Mapping[str, Any]) -> None:
 
 
 def build(cls: type, values: Mapping[str, Any]) -> Any:
-    """Call a class with those of our values that its constructor names.
+    """Construct a class with those of our values that its constructor takes.
 
     Args:
         cls: the learner's class.
-        values: by our names, which may be called otherwise there (`OTHER_NAMES`); one named `config` receives them all.
+        values: values by our names. The class may use `OTHER_NAMES`. An argument named `config` receives all values.
 
     Raises:
-        UnknownArgumentError: it asks for something else.
+        UnknownArgumentError: the constructor has another required argument.
     """
     chosen: dict[str, Any] = {}
     for name, parameter in inspect.signature(cls).parameters.items():
@@ -138,9 +147,13 @@ def _canonical(name: str, values: Mapping[str, Any]) -> str | None:
 
 
 def run(module: Callable[[Tensor], Any], x: Tensor, *, seed: int = 0) -> Tensor:
-    """One call without gradients, from a seed; of a tuple (output and weights, logits and loss) the first."""
+    """Call a module without gradients, with a fixed seed; return a tensor, or the first one of a tuple.
+
+    Raises:
+        TypeError: the result is not a tensor.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: cheaper than torch.manual_seed
+        torch.default_generator.manual_seed(seed)  # faster than torch.manual_seed, which seeds every device
         out = module(x.clone())
     out = out[0] if isinstance(out, tuple | list) else out
     if not isinstance(out, Tensor):

@@ -1,4 +1,4 @@
-"""All checks: what each is called, what its failure means, which models it is for, and the verdict."""
+"""The checks of `gptloom verify`: a table of them, a function that runs them, and the verdict."""
 
 import math
 import time
@@ -25,19 +25,19 @@ FAILURES = (
     AssertionError,
     GptloomError,
 )
-"""What a broken part may end in: then its check has failed, and says with what."""
+"""Exceptions that broken code may raise. A check that raises one has failed, and its note names the exception."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One claim.
+    """One claim about a model or its training, and the function that tests it.
 
     Attributes:
-        name: a word for the command line.
-        claim: what is compared, in a few words.
-        meaning: what it means if it fails.
-        run: measures it.
-        applies: whether it says anything about this model.
+        name: the name on the command line.
+        claim: the two things that are compared, in a few words.
+        meaning: the consequence if the check fails.
+        run: the function that measures the deviation.
+        applies: whether the check is meaningful for a model.
     """
 
     name: str
@@ -49,17 +49,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a check.
+    """The result of one check.
 
     Attributes:
-        name: of the check.
-        claim: of the check.
+        name: the check's name.
+        claim: the check's claim.
         passed: None where the check is not possible here.
-        deviation: how far the two sides lie apart; None where that is no number.
-        tolerance: how far they may.
-        meaning: of a failure.
-        note: where the deviation lies, or why there is none.
-        seconds: that it took.
+        deviation: the measured difference between the two sides; None if it is not finite.
+        tolerance: the largest difference that passes.
+        meaning: the consequence of a failure.
+        note: the place of the deviation, or the reason why there is none.
+        seconds: the time that the check took.
     """
 
     name: str
@@ -115,7 +115,9 @@ CHECKS = (
     Check(
         "accelerator", "accelerator = CPU, logits and a step", "the accelerator computes wrongly", precision.accelerator
     ),
-    Check("gradients", "gradients = finite differences", "some weights learn from wrong gradients", precision.slopes),
+    Check(
+        "gradients", "gradients = finite differences", "some weights learn from wrong gradients", precision.gradcheck
+    ),
     Check(
         "future",
         "no place sees what comes after it",
@@ -202,10 +204,10 @@ CHECKS = (
 
 
 def chosen(names: Sequence[str] | None) -> list[Check]:
-    """The checks of these names, in their own order; None means all.
+    """Select checks by name, in the order of `CHECKS`; None selects all.
 
     Raises:
-        ConfigError: there is no such check.
+        ConfigError: there is no check of this name.
     """
     known = {check.name: check for check in CHECKS}
     for name in names or ():
@@ -222,7 +224,7 @@ def verify(subject: Subject, checks: Sequence[Check] = CHECKS) -> Iterator[Findi
     """Run the checks that apply, one after another.
 
     Raises:
-        MachineError: the memory or the disk did not suffice.
+        MachineError: there is not enough memory or disk space.
     """
     with torch.random.fork_rng(), threads(1 if subject.bundle.model.parameter_count() < SMALL_MODEL else None):
         for check in checks:
@@ -231,7 +233,7 @@ def verify(subject: Subject, checks: Sequence[Check] = CHECKS) -> Iterator[Findi
 
 
 def passed(findings: Sequence[Finding]) -> bool:
-    """Whether no check has failed; one that was not possible has not."""
+    """Whether no check has failed; a check that was not possible does not count as failed."""
     return all(finding.passed is not False for finding in findings)
 
 

@@ -16,7 +16,7 @@ from gptloom.model.loss import Objective
 from gptloom.model.transformer import EncoderDecoder
 from gptloom.reference.formulas import Reference
 from gptloom.studies.verify.subject import Subject, drawn_model, gradients, logits, mean_loss
-from gptloom.studies.verify.tolerance import DOUBLE, SAFETY, SINGLE, Impossible, Outcome, largest, norms, stirrer, worst
+from gptloom.studies.verify.tolerance import DOUBLE, SAFETY, SINGLE, Impossible, Outcome, largest, norms, perturb, worst
 
 SHORT = 24
 """Tokens of a text in which every pair of places is looked at."""
@@ -26,13 +26,13 @@ Sources = Sequence[Sequence[int]] | None
 
 def formula(subject: Subject) -> Outcome:
     """Logits of the fast model against those of the papers' formulas."""
-    *inputs, _ = subject.uneven()
+    *inputs, _ = subject.ragged_batch()
     found = []
     for model in subject.models:
         expected = Reference(subject.model, model).logits(*inputs)
         # The model's tables hold float32 angles, so the tolerance is what stirring weights and angles does to the
         # formulas themselves.
-        moved = [Reference(subject.model, model, stirrer(SAFETY * SINGLE, seed)).logits(*inputs) for seed in range(2)]
+        moved = [Reference(subject.model, model, perturb(SAFETY * SINGLE, seed)).logits(*inputs) for seed in range(2)]
         tolerance = max(SAFETY * SINGLE, *(largest([one], [expected]) for one in moved))
         found.append(Outcome(largest([logits(model, *inputs)], [expected]), tolerance))
     return worst(found)
@@ -40,7 +40,7 @@ def formula(subject: Subject) -> Outcome:
 
 def fused(subject: Subject) -> Outcome:
     """Logits where attention is one fused kernel against those where its weights are spelled out for a trace."""
-    *inputs, _ = subject.uneven()
+    *inputs, _ = subject.ragged_batch()
     found = []
     for model in map(subject.placed, subject.models):
         here = [ids.to(model.device) for ids in inputs]
@@ -127,7 +127,7 @@ def compiled(subject: Subject) -> Outcome | Impossible:
     # One block, for the compiler needs a quarter of a minute for each, and all are alike.
     shape = subject.model.model_copy(update={"n_layer": min(1, subject.model.n_layer)})
     model = subject.placed(drawn_model(shape, subject.seed))
-    batch = tuple(part.to(model.device) for part in subject.uneven())
+    batch = tuple(part.to(model.device) for part in subject.ragged_batch())
     expected = gradients(model, batch)
     with torch.no_grad():
         loss = float(mean_loss(model, batch))

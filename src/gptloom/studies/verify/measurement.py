@@ -1,4 +1,4 @@
-"""Checks of what is measured: targets, windows, the loss, bits per byte, evaluation, the first loss, and tokens as text."""
+"""Checks of data and metrics: targets, windows, loss, bits per byte, evaluation, the initial loss and decoding."""
 
 import math
 from collections import Counter
@@ -20,16 +20,21 @@ from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
 from gptloom.reference.formulas import Reference
 from gptloom.studies.verify.subject import Batch, Subject, first_tokens, logits, mean_loss
-from gptloom.studies.verify.tolerance import SAFETY, SINGLE, Outcome, stirrer, worst
+from gptloom.studies.verify.tolerance import SAFETY, SINGLE, Outcome, perturb, worst
 
 FIRST_SPREAD, DRAWN_SPREAD = 0.1, 0.02
-"""What gptloom promises of a fresh model: logits of at most this standard deviation behind a last norm, else matrices of this one."""
+"""Standard deviations that gptloom's initialization guarantees.
+
+`FIRST_SPREAD` bounds the logits of a model with a final norm. `DRAWN_SPREAD` is that of the weight matrices."""
 
 DROPOUT = 0.2
 
 
 def targets(subject: Subject) -> Outcome:
-    """How many targets of some training batches are not what the text says: the next token, the hidden one, or the translation's."""
+    """Count the targets of three training batches that differ from the text.
+
+    A target is the next token, a masked token, or the next token of a translation.
+    """
     wrong = 0
     for step in range(3):
         batch = subject.batch(step)
@@ -54,8 +59,8 @@ def targets(subject: Subject) -> Outcome:
 
 
 def windows(subject: Subject) -> Outcome:
-    """How many targets of an evaluation are missing, or read more than once."""
-    tokens, found = subject.few, list[Any]()
+    """Count the targets that an evaluation misses or reads more than once."""
+    tokens, found = subject.eval_tokens, list[Any]()
     for batch in evaluation_batches(subject.model, tokens, subject.bundle.tokenizer, 3):
         if reads_pairs(subject.model):
             found += _pairs(batch, subject)
@@ -76,8 +81,8 @@ def windows(subject: Subject) -> Outcome:
 
 
 def loss(subject: Subject) -> Outcome:
-    """The objective on a batch with padding against -ln p by the formulas, targets that do not count left out."""
-    *inputs, wanted = subject.uneven()
+    """Compare the objective on a padded batch with the mean of -ln p from the reference formulas; skip padding."""
+    *inputs, wanted = subject.ragged_batch()
     scores = Reference(subject.model, subject.drawn).logits(*inputs)
     logprobs = scores - torch.logsumexp(scores, -1, keepdim=True)
     places = [(row, place) for row, place in (wanted != IGNORED).nonzero().tolist()]
@@ -85,8 +90,8 @@ def loss(subject: Subject) -> Outcome:
     model = subject.placed(subject.drawn)
     with torch.no_grad():
         nats, count = Objective(model)(*(part.to(model.device) for part in (*inputs, wanted)))
-    # A loss moves at most twice as far as the logits do: its own, and the sum over all.
-    moved = Reference(subject.model, subject.drawn, stirrer(SAFETY * SINGLE, 0)).logits(*inputs)
+    # A loss changes at most twice as much as the logits do: once through the target's logit, once through logsumexp.
+    moved = Reference(subject.model, subject.drawn, perturb(SAFETY * SINGLE, 0)).logits(*inputs)
     tolerance = 2 * float((moved - scores).abs().max()) + SAFETY * SINGLE * abs(expected)
     gaps = Outcome(abs(float(nats) / len(places) - expected), tolerance)
     return worst(
@@ -95,7 +100,7 @@ def loss(subject: Subject) -> Outcome:
 
 
 def bits_per_byte(subject: Subject) -> Outcome:
-    """Bits per byte as reported against the bits of each token over the bytes of the text that they spell."""
+    """Compare the reported bits per byte with the sum of -log2 p over the tokens, divided by the text's bytes."""
     tokenizer, ids = subject.bundle.tokenizer, _whole(subject)
     text = tokenizer.decode(ids[1:])
     bundle = Bundle(subject.placed(subject.drawn), tokenizer)
@@ -108,9 +113,9 @@ def bits_per_byte(subject: Subject) -> Outcome:
         largest = max(largest, float(scores.abs().max()))
     expected = nats / math.log(2) / len(text.encode())
     per_byte = (len(ids) - 1) / math.log(2) / len(text.encode())
-    # The sum of up to thousands of float32 losses is rounded too, relative to itself.
+    # The sum of thousands of float32 losses has its own rounding error, relative to the sum.
     tolerance = 4 * subject.logit_tolerance * largest * per_byte + SAFETY * SINGLE * expected
-    # Where every character of the user's text is one byte, a count of characters would pass; here it does not.
+    # In an ASCII text, a count of characters would pass. This text has characters of two, three and four bytes.
     wide = CharTokenizer("aé世🙂", ends=False)
     miscounted = abs(wide.count_bytes(wide.encode("aé世🙂")) - len("aé世🙂".encode()))
     return Outcome(
@@ -121,12 +126,15 @@ def bits_per_byte(subject: Subject) -> Outcome:
 
 
 def evaluation(subject: Subject) -> Outcome:
-    """The loss of a model with dropout, in the midst of training, against that without; and the same again, which must be the same bits."""
+    """Evaluate a model with dropout in training mode: dropout must be off, and two evaluations must agree bit for bit.
+
+    The modules must be in training mode again afterwards.
+    """
     update = {"dropout": max(DROPOUT, subject.model.dropout), "attn_dropout": None, "embd_dropout": None}
     model = build_model(subject.model.model_copy(update=update))
     model.load_state_dict(subject.drawn.state_dict())
     objective = Objective(subject.placed(model), label_smoothing=0.1).train()
-    tokens = first_tokens(subject.few, max(256, subject.time), pairs=reads_pairs(subject.model))
+    tokens = first_tokens(subject.eval_tokens, max(256, subject.time), pairs=reads_pairs(subject.model))
     batches = list(evaluation_batches(subject.model, tokens, subject.bundle.tokenizer, subject.rows))
     first, second = (evaluate(objective, batches, device=subject.device) for _ in range(2))
     plain, count, peak = 0.0, 0, 0.0
@@ -151,7 +159,7 @@ def evaluation(subject: Subject) -> Outcome:
 
 
 def first_loss(subject: Subject) -> Outcome:
-    """The loss of a fresh model on targets drawn alike from the vocabulary, against ln(vocabulary)."""
+    """Compare the loss of a new model on uniformly drawn targets with ln(vocabulary size)."""
     c = subject.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(subject.seed, "verify", "fresh"))
@@ -166,24 +174,24 @@ def first_loss(subject: Subject) -> Outcome:
         and not c.is_recurrent
         and (c.norm_position == "pre" or c.head == "linear")
     )
-    # Else the head reads numbers of about unit size, or twice that variance where positions are added.
+    # Without a norm, the head reads numbers of about unit variance, or of variance 2 where positions are added.
     spread = (
         FIRST_SPREAD if normed else max(FIRST_SPREAD, DRAWN_SPREAD * math.sqrt(c.n_embd * (1 if c.is_recurrent else 2)))
     )
-    # For normal logits of this spread, ln(mean of exp) is spread ** 2 / 2 above the mean; the drawn targets' own logits
-    # vary by spread / sqrt(number), and five standard deviations of that are once in two million seeds.
+    # For normal logits of this spread, ln(mean of exp) is spread ** 2 / 2 above the mean. The mean logit of the drawn
+    # targets varies by spread / sqrt(number). Five standard deviations occur once in two million seeds.
     return Outcome(abs(found - math.log(c.vocab_size)), spread**2 + 5 * spread / math.sqrt(drawn.numel()))
 
 
 def tokens(subject: Subject) -> Outcome:
-    """Characters of the text that its tokens do not decode to, and of the decoded text that do not survive a second time."""
+    """Count the characters that differ between the text and its decoded tokens, and after a second round trip."""
     tokenizer = subject.bundle.tokenizer
     text = tokenizer.decode(
         subject.parts.train.ids[: len(subject.raw) + 1] if subject.raw else subject.parts.train.ids[:20_000]
     )
     found = []
     if subject.raw:
-        shorter = min(len(text), len(subject.raw)) - 4  # the last token may have been cut within a character
+        shorter = min(len(text), len(subject.raw)) - 4  # the last token may end within a character
         found.append(Outcome(_unlike(text[:shorter], subject.raw[:shorter]), 0.0, "the tokens against the text"))
     again = tokenizer.decode(tokenizer.encode(text, "skip"))
     found.append(
@@ -197,8 +205,8 @@ def _unlike(one: str, other: str) -> float:
 
 
 def _whole(subject: Subject) -> np.ndarray:
-    """Tokens to evaluate on that begin and end with whole characters."""
-    tokenizer, ids = subject.bundle.tokenizer, np.array(subject.few.ids)
+    """The evaluation tokens, trimmed so that they begin and end with whole characters; ids (t,)."""
+    tokenizer, ids = subject.bundle.tokenizer, np.array(subject.eval_tokens.ids)
 
     def broken(one: int) -> bool:
         return "\ufffd" in tokenizer.decode([one]) or not tokenizer.decode([one])
@@ -212,7 +220,7 @@ def _whole(subject: Subject) -> np.ndarray:
 
 
 def _occurs(row: np.ndarray, text: np.ndarray) -> bool:
-    """Whether a row of ids stands somewhere in the text."""
+    """Whether a row of ids (t,) occurs in the text's ids."""
     starts = np.flatnonzero(text[: len(text) - len(row) + 1] == row[0])
     for place in range(1, len(row)):
         starts = starts[text[starts + place] == row[place]]
@@ -220,14 +228,14 @@ def _occurs(row: np.ndarray, text: np.ndarray) -> bool:
 
 
 def _documents(tokens: Tokens) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Every pair of a text: the ids of the source, and of the target with the end that follows it."""
+    """Count every pair of a text: the source's ids, and the target's ids with the end token."""
     bounds = [*tokens.document_starts.tolist(), len(tokens)]
     sides = [tuple(tokens.ids[start:end].tolist()) for start, end in pairwise(bounds)]
     return Counter((source[:-1], target) for source, target in zip(sides[0::2], sides[1::2], strict=True))
 
 
 def _pairs(batch: Batch, subject: Subject) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The pairs of a batch as `_documents` gives them; one whose inputs are not its targets, moved by one, is spoilt."""
+    """The pairs of a batch, as `_documents` gives them; the target is () where inputs are not the shifted targets."""
     for source, inputs, wanted in zip(*(part.tolist() for part in batch), strict=True):
         target = [one for one in wanted if one != IGNORED]
         moved = [subject.bundle.tokenizer.end_of_text, *target[:-1]] == inputs[: len(target)]

@@ -1,4 +1,4 @@
-"""From a run, a bundle or a recipe to the subject of the checks."""
+"""Make the subject of the checks from a run, a bundle or a recipe."""
 
 import json
 import random
@@ -31,17 +31,17 @@ from gptloom.training.resume import read_settings
 from gptloom.training.run_dir import find_parts
 
 TEXT = 100_000
-"""Characters of a text that are read where it is not a run's own."""
+"""Characters that are read of a text."""
 
 EXCERPT = 6_000
-"""Characters of the text that the training for the resume check gets."""
+"""Tokens of the training part that the short trainings of the checks read."""
 
 
 def open_run(path: Path, *, device: str, checkpoint: str, seed: int) -> Subject:
-    """A run folder, a checkpoint folder or a bundle.
+    """Open a run folder, a checkpoint folder or a bundle.
 
     Raises:
-        GptloomError: it is none of these, or damaged.
+        GptloomError: the path is none of these, or its files are damaged.
     """
     folder = find_bundle(path, checkpoint)
     bundle = Bundle.read(folder, device=device)
@@ -67,15 +67,15 @@ def open_run(path: Path, *, device: str, checkpoint: str, seed: int) -> Subject:
 
 
 def open_recipe(recipe: str | None, changes: Mapping[str, Any], *, seed: int) -> Subject:
-    """A fresh model of a recipe, on tiny Shakespeare where it has been downloaded before, else on a made-up text.
+    """Make a new model of a recipe, with a text: tiny Shakespeare if it is in the cache, else a synthetic one.
 
     Args:
-        recipe: its name (default: as for `gptloom train`).
-        changes: settings over the recipe's, nested.
-        seed: of the model, and of whatever is drawn.
+        recipe: the recipe's name (default: as for `gptloom train`).
+        changes: nested settings that replace the recipe's.
+        seed: the seed of the model and of all other random numbers.
 
     Raises:
-        GptloomError: there is no such recipe or device, or the recipe's tokenizer cannot be had.
+        GptloomError: there is no such recipe or device, or the recipe's tokenizer is not available.
     """
     config = configure(recipe, {}, merge(changes, {"seed": seed}), where="the command line")
     known, notes = cache_folder(config.data) / "datasets" / "shakespeare.txt", []
@@ -109,28 +109,28 @@ def open_recipe(recipe: str | None, changes: Mapping[str, Any], *, seed: int) ->
 
 
 def made_up_text(seed: int, words: int = 12_000) -> str:
-    """Lines of words that come again, some of them with letters of two and three bytes."""
+    """A synthetic text: lines of repeated words, some of them with letters of two or three bytes."""
     draw = random.Random(seed)
     known = ["".join(draw.choices("aeioubcdfghlmnprstéßλж€", k=draw.randint(2, 7))) for _ in range(400)]
     return "".join(draw.choice(known) + draw.choice("     \n") for _ in range(words))
 
 
 def made_up_pairs(seed: int, count: int = 2_000) -> str:
-    """Lines of a word, a tab, and the word backwards."""
+    """Synthetic pairs: lines of a word, a tab, and the word reversed."""
     draw = random.Random(seed)
     words = ["".join(draw.choices("abcdefghé", k=draw.randint(2, 12))) for _ in range(count)]
     return "".join(f"{word}\t{word[::-1]}\n" for word in words)
 
 
 def write_text(folder: Path, text: str, *, pairs: bool) -> Path:
-    """A text as the file that `open_corpus` expects."""
+    """Write a text as a file that `open_corpus` can read; return its path."""
     path = folder / ("pairs.tsv" if pairs else "text.txt")
     path.write_bytes(text.encode())
     return path
 
 
 def _read(text: str, config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Split]:
-    """A text as tokens, on the way that any text goes; nothing of it stays on the disk."""
+    """Tokenize and split a text through the usual data pipeline, in a temporary folder."""
     pairs = reads_pairs(config.model)
     with tempfile.TemporaryDirectory() as name:
         data = DataConfig(
@@ -143,7 +143,7 @@ def _read(text: str, config: RunConfig, tokenizer: Tokenizer | None) -> tuple[To
 
 
 def _made_up_for(tokenizer: Tokenizer, config: RunConfig, seed: int) -> tuple[str, Split]:
-    """A text of a tokenizer's own tokens."""
+    """Make a text of random tokens of a tokenizer; return the raw text (empty) and the split."""
     draw = random.Random(seed)
 
     def word() -> str:
@@ -161,12 +161,15 @@ def _made_up_for(tokenizer: Tokenizer, config: RunConfig, seed: int) -> tuple[st
 
 
 def _copied(tokens: Tokens) -> Tokens:
-    """In memory, so that the file that they were mapped from may go."""
+    """Copy memory-mapped tokens, so that their file can be deleted."""
     return Tokens(np.array(tokens.ids), np.array(tokens.document_starts))
 
 
 def _beginning(run: Path, config: RunConfig) -> str:
-    """What a run's text begins with; empty where the tokenizer was allowed to leave characters out, or the text cannot be read twice."""
+    """The first characters of a run's text.
+
+    Empty if the tokenizer was allowed to skip characters, or if the text came from standard input.
+    """
     texts = json.loads((run / "run.json").read_text(encoding="utf-8"))["texts"]
     if config.data.on_unknown != "error" or "-" in texts:
         return ""
@@ -180,7 +183,11 @@ def _beginning(run: Path, config: RunConfig) -> str:
 
 
 def _excerpt(parts: Split, tokenizer: Tokenizer, config: RunConfig) -> str:
-    """The beginning of the training part, written out again."""
+    """Decode the beginning of the training part.
+
+    Raises:
+        InputError: a text of pairs has no pairs.
+    """
     if not reads_pairs(config.model):
         return tokenizer.decode(parts.train.ids[:EXCERPT])
     lines = [

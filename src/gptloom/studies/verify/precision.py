@@ -1,4 +1,4 @@
-"""Checks of arithmetic: float32 against float64, an accelerator against the CPU, and gradients against finite differences."""
+"""Numerical checks: float32 against float64, an accelerator against the CPU, gradients against finite differences."""
 
 import torch
 from torch import Tensor
@@ -9,20 +9,23 @@ from gptloom.studies.verify.tolerance import DOUBLE, SINGLE, Impossible, Outcome
 from gptloom.studies.verify.training import Walk, walk
 
 STEPS = (1e-6, 1e-4, 1e-8)
-"""Widths of the central differences, tried until one agrees.
+"""Widths of the central differences. They are tried until one agrees.
 
-A wide one is wrong by its square, a narrow one by rounding, and one across a kink by the jump;
-a wrong gradient disagrees with all of them."""
+The error of a difference grows with the square of its width. Rounding makes a narrow difference inaccurate. A kink of
+ReLU within the width makes it wrong. A wrong gradient disagrees with all widths."""
 
 RELATIVE = 1e-5
-"""A central difference of width h is off by about h ** 2 = 1e-8 (or 1e-12) times the third derivative, which may be a thousand times the first."""
+"""Relative tolerance of a central difference.
+
+A difference of width h is off by about h ** 2 = 1e-8 (or 1e-12) times the third derivative. The third derivative may
+be a thousand times the first."""
 
 COORDINATES = 2
 
 
 def precision(subject: Subject) -> Outcome:
-    """Logits of all models, and one training step of the drawn one, in float32 against float64."""
-    *inputs, _ = subject.uneven()
+    """Compare float32 with float64: the logits of all models, and one training step of the random model."""
+    *inputs, _ = subject.ragged_batch()
     found = []
     for model in subject.models:
         expected = logits(in_double_precision(model), *inputs)
@@ -31,10 +34,10 @@ def precision(subject: Subject) -> Outcome:
 
 
 def accelerator(subject: Subject) -> Outcome | Impossible:
-    """The same on the accelerator against the CPU, both in float32."""
+    """Compare the accelerator with the CPU in float32: the logits, and one training step of the random model."""
     if subject.device.type == "cpu":
         return Impossible("the device is the CPU itself")
-    *inputs, _ = subject.uneven()
+    *inputs, _ = subject.ragged_batch()
     found = []
     for model in subject.models:
         there = logits(subject.placed(model), *inputs)
@@ -43,13 +46,13 @@ def accelerator(subject: Subject) -> Outcome | Impossible:
 
 
 def _steps(subject: Subject, one: LanguageModel, other: LanguageModel) -> list[Outcome]:
-    """One training step of two equal models: gradients as the optimizer gets them, and what the update does to the loss."""
-    # Without clipping: a float32 sum of a million squares is off by 4e-5 on a CPU, which shortens all alike and is no
-    # error of the step.
-    batch, train = subject.uneven(), subject.config.train.model_copy(update={"warmup_steps": 0, "grad_clip": 0.0})
+    """Compare one training step of two equal models: the gradients, and the first-order change of the loss."""
+    # Clipping is off. On a CPU, a float32 sum of a million squares is off by 4e-5. This scales all gradients equally
+    # and is not an error of the step.
+    batch, train = subject.ragged_batch(), subject.config.train.model_copy(update={"warmup_steps": 0, "grad_clip": 0.0})
     found, expected = (walk(model, [batch], train) for model in (one, other))
     tolerance = 2 * subject.slope_tolerance
-    slopes = Outcome(norms(_values(found), _values(expected)), tolerance, "gradients")
+    grads = Outcome(norms(_values(found), _values(expected)), tolerance, "gradients")
     gap = size = length = stored = 0.0
     count = 0
     for name, slope in expected.gradients[0].items():
@@ -60,22 +63,24 @@ def _steps(subject: Subject, one: LanguageModel, other: LanguageModel) -> list[O
         stored += float((g * start.abs()).sum()) * 2 * SINGLE
         length += float(g.sum())
         count += g.numel()
-    # Adam divides a gradient by its own size, so an error e of a gradient g turns the step by about e / |g|: weighted
-    # by |g|, by e. The sum of all |e| is at most sqrt(count) times the length of e. On top of that the weights
-    # themselves are rounded.
+    # Adam divides a gradient by its size, so an error e of a gradient g changes the step by about e / |g|. Weighted
+    # by |g|, this is e. The sum of all |e| is at most sqrt(count) times the norm of e. The weights are rounded, too.
     total = float(torch.stack([torch.linalg.vector_norm(g.cpu().double()) for g in _values(expected)]).norm())
     allowed = 2 * tolerance * total * (count * len(expected.gradients[0])) ** 0.5 / max(length, 1e-300) + stored / max(
         size, 1e-300
     )
-    return [slopes, Outcome(gap / max(size, 1e-300), allowed, "update")]
+    return [grads, Outcome(gap / max(size, 1e-300), allowed, "update")]
 
 
 def _values(walked: Walk) -> list[Tensor]:
     return list(walked.gradients[0].values())
 
 
-def slopes(subject: Subject) -> Outcome:
-    """Gradients of the drawn model in float64 against central differences of its loss: each tensor in one direction, and in single numbers."""
+def gradcheck(subject: Subject) -> Outcome:
+    """Compare the float64 gradients of the random model with central differences of its loss.
+
+    Each tensor is tested along one random direction and along `COORDINATES` single coordinates.
+    """
     model, batch = subject.exact, subject.batch(rows=2, time=min(16, subject.time))
     exact = gradients(model, batch)
     generator = torch.Generator().manual_seed(subject.seed)
@@ -84,8 +89,8 @@ def slopes(subject: Subject) -> Outcome:
         slope = exact[name]
         flat, size = slope.flatten(), float(torch.linalg.vector_norm(slope))
         noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        # Half along the gradient, so that the derivative is not lost in the rounding of the loss; half anywhere, so
-        # that none is missed.
+        # Half of the direction is along the gradient, so that rounding of the loss does not hide the derivative. The
+        # other half is random, so that every coordinate counts.
         direction = noise / noise.norm() + (slope / size if size > 0 else 0.0)
         found.append(_differences(model, p, direction / direction.norm(), slope, batch, name))
         for index in {
@@ -100,7 +105,10 @@ def slopes(subject: Subject) -> Outcome:
 
 @torch.no_grad()
 def _differences(model: LanguageModel, p: Tensor, direction: Tensor, slope: Tensor, batch: Batch, name: str) -> Outcome:
-    """A derivative against central differences of several widths, of which one must agree; relative to the tensor's gradient."""
+    """Compare a directional derivative with central differences; return the best of `STEPS`.
+
+    The deviation is relative to the norm of the tensor's gradient.
+    """
     claimed, start, outcomes = float((direction * slope).sum()), p.clone(), []
     for h in STEPS:
         losses = []
@@ -115,4 +123,4 @@ def _differences(model: LanguageModel, p: Tensor, direction: Tensor, slope: Tens
         )
         if outcomes[-1].passed:
             break
-    return min(outcomes, key=lambda outcome: outcome.strain)
+    return min(outcomes, key=lambda outcome: outcome.deviation_ratio)

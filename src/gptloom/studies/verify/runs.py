@@ -1,9 +1,7 @@
-"""Trainings of a few steps in a folder that goes again: the same way that `gptloom train` takes, on an excerpt of the text.
+"""Checks that train for a few steps in a temporary folder, with the code of `gptloom train`, on an excerpt of the text.
 
-Checks of what is kept: a saved model is loaded as it was, and a run that is stopped and resumed ends as if it had not
-been.
-
-The check that several processes train as one does: a short run with two ranks over gloo, beside the same with one.
+`saved` compares a saved model with the loaded one. `resumed` compares a run that was stopped and resumed with an
+uninterrupted run. `two_ranks` compares a run of two processes (gloo) with a run of one.
 """
 
 import json
@@ -37,10 +35,10 @@ STEPS = 4
 
 
 @contextmanager
-def workshop(subject: Subject) -> Iterator[tuple[Path, str]]:
-    """A folder for runs, and the text for them.
+def temporary_run(subject: Subject) -> Iterator[tuple[Path, str]]:
+    """Yield a temporary folder for runs, and the path of their text.
 
-    What they would say goes nowhere, and what they draw changes nothing outside.
+    Messages to standard error are discarded, and the random state is restored afterwards.
     """
     with tempfile.TemporaryDirectory() as name, redirect_stderr(StringIO()), torch.random.fork_rng(devices=[]):
         folder = Path(name)
@@ -49,13 +47,13 @@ def workshop(subject: Subject) -> Iterator[tuple[Path, str]]:
 
 
 def settings(subject: Subject, folder: Path, *, dropout: float, ranks: int = 1) -> RunConfig:
-    """The run's own settings for a short training on the CPU, in float32.
+    """The subject's settings, changed for a short training on the CPU in float32.
 
     Args:
-        subject: whose settings.
-        folder: of the workshop.
-        dropout: instead of the run's own.
-        ranks: processes.
+        subject: the subject.
+        folder: the folder of `temporary_run`.
+        dropout: the dropout probability; it replaces the subject's.
+        ranks: the number of processes.
     """
     train = subject.config.train.model_copy(
         update={
@@ -78,11 +76,10 @@ def settings(subject: Subject, folder: Path, *, dropout: float, ranks: int = 1) 
         }
         | {"eval_batch_size": 2 * subject.rows, "ranks": ranks, "on_divergence": "stop", "on_save_failure": "stop"}
     )
-    room = (
-        subject.model.block_size if reads_pairs(subject.model) else subject.time
-    )  # pairs must fit whole, windows need not
+    # A pair must fit into the block; a window may be shorter than the block.
+    block_size = subject.model.block_size if reads_pairs(subject.model) else subject.time
     model = subject.model.model_copy(
-        update={"dropout": dropout, "attn_dropout": None, "embd_dropout": None, "block_size": room}
+        update={"dropout": dropout, "attn_dropout": None, "embd_dropout": None, "block_size": block_size}
     )
     data = DataConfig(
         tokenizer=str(folder / "tokenizer.json"),
@@ -96,23 +93,23 @@ def settings(subject: Subject, folder: Path, *, dropout: float, ranks: int = 1) 
 
 
 def run_short(text: str, config: RunConfig, run: Path, *, stop_at: int | None = None) -> None:
-    """Train from the beginning, to the end or to a step."""
-    _heed(train([text], config, run=run, display=_Silent(stop_at)))
+    """Train from the beginning, to the end or until step `stop_at`."""
+    _reraise_signal(train([text], config, run=run, display=_Silent(stop_at)))
 
 
 def resume_short(run: Path) -> None:
-    """Go on with a run to its end."""
-    _heed(resume(run, {}, display=_Silent(None)))
+    """Resume a run and train to its end."""
+    _reraise_signal(resume(run, {}, display=_Silent(None)))
 
 
-def _heed(result: Result) -> None:
-    """A signal that a training has taken for itself was meant for all of this."""
+def _reraise_signal(result: Result) -> None:
+    """Raise KeyboardInterrupt if a signal stopped the training: the signal was meant for the whole command."""
     if result.signal is not None:
         raise KeyboardInterrupt
 
 
 class _Silent(Display):
-    """Says nothing, and can stop a run after a step, as a signal would."""
+    """Prints nothing. It can stop a run after a step, as a signal would."""
 
     def __init__(self, stop_at: int | None) -> None:
         super().__init__(lambda _line: None)
@@ -123,15 +120,15 @@ class _Silent(Display):
 
 
 class Record:
-    """What a run left.
+    """The losses and the last checkpoint of a run.
 
     Attributes:
-        losses: (event, step) to loss, of training and of evaluation, in the order of the file.
-        tensors: every number of the last checkpoint.
+        losses: ((event, step), loss) of training and evaluation, in the order of the file.
+        tensors: all tensors of the last checkpoint's model and optimizer.
     """
 
     def __init__(self, run: Path) -> None:
-        """Read it."""
+        """Read a run folder."""
         lines: list[dict[str, Any]] = [
             json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         ]
@@ -152,7 +149,7 @@ DROPOUT = 0.1
 
 
 def saved(subject: Subject) -> Outcome:
-    """Numbers that differ between a model and what is loaded after saving it; weights that are shared, and logits, to the last bit."""
+    """Save each model and load it again; count the differences of weights, shared tensors, logits and tokenizer."""
     *inputs, _ = subject.batch()
     found = []
     for model in subject.models:
@@ -175,7 +172,7 @@ def saved(subject: Subject) -> Outcome:
 
 
 def _shared(model: LanguageModel) -> set[tuple[str, ...]]:
-    """The groups of names that stand for one and the same tensor."""
+    """The groups of names that share one tensor."""
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
@@ -183,14 +180,17 @@ def _shared(model: LanguageModel) -> set[tuple[str, ...]]:
 
 
 def resumed(subject: Subject) -> Outcome:
-    """Losses, and numbers of weights and optimizer, that differ between a run of four steps and one that was stopped after two and resumed."""
-    with workshop(subject) as (folder, text):
+    """Compare a run of four steps with a run that was stopped after two and resumed.
+
+    The deviation counts losses, and numbers of weights and optimizer state, that differ in any bit.
+    """
+    with temporary_run(subject) as (folder, text):
         config = settings(subject, folder, dropout=max(DROPOUT, subject.model.dropout))
         run_short(text, config, folder / "whole")
         run_short(text, config, folder / "parts", stop_at=STEPS // 2)
         resume_short(folder / "parts")
         whole, parts = Record(folder / "whole"), Record(folder / "parts")
-    # Each step's loss is in the log once, so equal logs mean that each batch was seen once, in turn.
+    # The log has one loss per step, so equal logs mean that both runs read the same batches in the same order.
     unlike = sum(a != b for a, b in zip(whole.losses, parts.losses, strict=False)) + abs(
         len(whole.losses) - len(parts.losses)
     )
@@ -209,10 +209,13 @@ def _differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def two_ranks(subject: Subject) -> Outcome | Impossible:
-    """Losses of four steps, and on the validation part between them; without dropout, of which each rank draws its own."""
+    """Compare the training and validation losses of four steps with one and with two ranks.
+
+    Dropout is off, for each rank draws its own masks.
+    """
     if not dist.is_available() or not dist.is_gloo_available():
         return Impossible("this PyTorch comes without gloo")
-    with workshop(subject) as (folder, text):
+    with temporary_run(subject) as (folder, text):
         records = []
         for ranks in (1, 2):
             config = settings(subject, folder, dropout=0.0, ranks=ranks)
@@ -221,11 +224,11 @@ def two_ranks(subject: Subject) -> Outcome | Impossible:
         fresh = begin(config, subject.bundle.tokenizer, torch.device("cpu")).model.eval()
     one, two = records
     gap = max(abs(a - b) for (_, a), (_, b) in zip(one.losses, two.losses, strict=False))
-    # The losses' own rounding; and that of the updates: an error e of a gradient turns AdamW's step by at most 2 rate /
-    # |g| times e, and so the loss by 2 rate times the sum of |e|, which is at most the root of the number of parameters
-    # times the length of e. Four times that, for the gradient is not the first one's for long. A kink needs no more: it
-    # turns a few hundred numbers, not all.
-    batch = subject.uneven(time=min(subject.time, config.model.block_size))
+    # Two errors add up: the rounding of the losses, and that of the updates. An error e of a gradient g changes AdamW's
+    # step by at most 2 lr e / |g|, and so the loss by 2 lr sum(|e|). That sum is at most sqrt(parameters) times the
+    # norm of e. A factor of 4 allows for gradients that grow after the first step. ReLU's kinks need no allowance:
+    # they change the gradients of a few hundred numbers only.
+    batch = subject.ragged_batch(time=min(subject.time, config.model.block_size))
     peak = float(logits(fresh, *batch[:-1]).abs().max())
     slope = length(gradients(fresh, batch)) * subject.smooth_tolerance * math.sqrt(fresh.parameter_count())
     tolerance = 4 * subject.logit_tolerance * (1.0 + peak) + 4 * STEPS * 2 * config.train.learning_rate * slope

@@ -1,4 +1,4 @@
-"""What is verified: a configuration, a model with its tokenizer, and a text; in sizes that a minute is enough for."""
+"""The subject of the checks: a configuration, a model with its tokenizer, and a text; small enough for a minute."""
 
 import copy
 import math
@@ -20,35 +20,34 @@ from gptloom.generate.task import reads_pairs, training_batches
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
 from gptloom.model.transformer import EncoderDecoder
-from gptloom.studies.verify.tolerance import KINKED, SAFETY, allowance, in_double, largest, norms
+from gptloom.studies.verify.tolerance import RELU_SAFETY, SAFETY, allowance, in_double, largest, norms
 
 WORK = 2**29
-"""Products of one number with one weight in a forward pass, about: what bounds the batches of larger models."""
+"""Approximate number of multiply-adds in one forward pass; it limits the batch size of large models."""
 
 ROWS, EVALUATED = 4, 2_000
 
 LATER = 1_000
-"""Steps to the batch that is taken instead of one in which an encoder happens to have nothing to fill in."""
+"""Offset of the step whose batch replaces a batch without any masked token."""
 
 Batch = tuple[Tensor, ...]
 
 
 @dataclass
 class Subject:
-    """What the checks are about.
+    """A model with its settings, tokenizer and text, and everything the checks derive from them.
 
     Attributes:
-        name: of the run, or of the recipe.
-        config: all settings, the vocabulary's size included.
-        bundle: the model, on its device, and the tokenizer.
-        trained: whether the bundle's weights come from a run or a bundle; a fresh model's are not looked at, for zeros
+        name: the name of the run or recipe.
+        config: all settings, including the vocabulary size.
+        bundle: the model on its device, and the tokenizer.
+        trained: whether the weights come from a run or a bundle. The weights of a new model are not tested, for zeros
             hide errors.
-        parts: the tokens.
-        raw: the beginning of the text as it was read, where it is known and the tokenizer must give it back; else
-            empty.
-        excerpt: some of the text, for a training of its own: as it is, or as lines of SOURCE<tab>TARGET.
-        seed: of whatever is drawn.
-        notes: what the user should know.
+        parts: the tokens of the training and validation parts.
+        raw: the beginning of the raw text, if it is known and the tokenizer must reproduce it; else empty.
+        excerpt: a part of the text for short trainings: plain text, or lines of SOURCE<tab>TARGET.
+        seed: the seed of all random numbers.
+        notes: messages for the user.
     """
 
     name: str
@@ -63,47 +62,47 @@ class Subject:
 
     @property
     def model(self) -> ModelConfig:
-        """The model's shape."""
+        """The model's settings."""
         return self.config.model
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.bundle.model.device
 
     @property
     def causal(self) -> bool:
-        """Whether a token must not be seen before its turn."""
+        """Whether a position must not see later tokens."""
         return self.model.architecture != "encoder"
 
     @cached_property
     def drawn(self) -> LanguageModel:
-        """A model of this shape on the CPU whose weights are all far from 0 and 1, so that every part of it counts."""
+        """A model of this shape on the CPU with random weights far from 0 and 1, so that every part has an effect."""
         return drawn_model(self.model, derive(self.seed, "verify", "weights"))
 
     @cached_property
     def models(self) -> list[LanguageModel]:
-        """On the CPU, in float32: the run's own weights, where there are any, and weights that were drawn."""
+        """The models to test, on the CPU in float32: the trained model, if there is one, and the random model."""
         own = [copy.deepcopy(self.bundle.model).cpu()] if self.trained else []
         return [*own, self.drawn]
 
     def placed(self, model: LanguageModel) -> LanguageModel:
-        """A model on the subject's device."""
+        """A copy of a model on the subject's device; on a CPU, the model itself."""
         return model if self.device.type == "cpu" else copy.deepcopy(model).to(self.device)
 
     @cached_property
     def exact(self) -> LanguageModel:
-        """The drawn model in float64."""
+        """The random model in float64."""
         return in_double_precision(self.drawn)
 
     @cached_property
     def rows(self) -> int:
-        """Sequences of a batch; an even number, for two ranks."""
+        """Sequences per batch; an even number, so that two ranks can share it."""
         return ROWS if self._tokens // self.time >= ROWS else 2
 
     @cached_property
     def time(self) -> int:
-        """Tokens of a sequence."""
+        """Tokens per sequence."""
         return min(self.model.block_size, max(16, self._tokens // 2))
 
     @property
@@ -111,7 +110,16 @@ class Subject:
         return WORK // max(1, self.bundle.model.parameter_count())
 
     def batch(self, step: int = 0, *, rows: int | None = None, time: int | None = None) -> Batch:
-        """A training batch of the run's own kind on the CPU: (inputs, targets) or (sources, inputs, targets), with at least one target."""
+        """A training batch on the CPU with at least one target.
+
+        Args:
+            step: the training step whose batch is read.
+            rows: the number of sequences (default: `rows`).
+            time: the number of tokens per sequence (default: `time`).
+
+        Returns:
+            (inputs, targets) or (sources, inputs, targets); ids (b, t) each.
+        """
         train = self.config.train.model_copy(update={"batch_size": rows or self.rows, "micro_batch_size": None})
         model = self.model.model_copy(update={"block_size": time or self.time})
         config = self.config.model_copy(update={"train": train, "model": model, "seed": self.seed})
@@ -119,8 +127,8 @@ class Subject:
         tries = (tuple(batches.batch(step + LATER * number)) for number in count())
         return next(batch for batch in tries if _has_targets(batch))
 
-    def uneven(self, step: int = 0, *, time: int | None = None) -> Batch:
-        """A training batch whose rows have very different numbers of targets, and whose sources, or an encoder's inputs, are padded."""
+    def ragged_batch(self, step: int = 0, *, time: int | None = None) -> Batch:
+        """A training batch whose rows have different numbers of targets; sources and an encoder's inputs are padded."""
         return next(
             batch
             for batch in (self._cut_short(self.batch(step + LATER * number, time=time)) for number in count())
@@ -132,25 +140,24 @@ class Subject:
         padded = [targets] if self.model.architecture not in ("encoder", "encoder-decoder") else [targets, inputs[0]]
         for part in padded:
             for row in range(1, len(part)):
-                part[row, max(1, part.shape[1] * (len(part) - row) // (2 * len(part))) :] = (
-                    IGNORED  # padding is -1, too
-                )
+                end = max(1, part.shape[1] * (len(part) - row) // (2 * len(part)))
+                part[row, end:] = IGNORED  # padding is -1, too
         return (*inputs, targets)
 
     @cached_property
-    def few(self) -> Tokens:
-        """A few thousand tokens to evaluate on: the beginning of the validation part."""
+    def eval_tokens(self) -> Tokens:
+        """The first tokens of the validation part, about `EVALUATED`."""
         return first_tokens(self.parts.val, EVALUATED, pairs=reads_pairs(self.model))
 
     @property
-    def kinked(self) -> float:
-        """Roundings that the tolerances of gradients allow for; see `KINKED`."""
-        return KINKED if self.model.mlp == "relu" and not self.model.is_recurrent else SAFETY
+    def relu_tolerance(self) -> float:
+        """The number of roundings that the tolerances of gradients allow; see `RELU_SAFETY`."""
+        return RELU_SAFETY if self.model.mlp == "relu" and not self.model.is_recurrent else SAFETY
 
     @cached_property
     def logit_tolerance(self) -> float:
-        """Of float32 logits, relative to the largest: the greatest over `models`."""
-        *inputs, _ = self.uneven()
+        """The tolerance of float32 logits, relative to the largest logit; the maximum over `models`."""
+        *inputs, _ = self.ragged_batch()
         return max(
             allowance(exact, lambda e=exact: [logits(e, *inputs)], largest)
             for exact in map(in_double_precision, self.models)
@@ -158,19 +165,21 @@ class Subject:
 
     @cached_property
     def slope_tolerance(self) -> float:
-        """Of the drawn model's float32 gradients, relative to the length of the whole gradient."""
-        batch = self.uneven()
-        return allowance(self.exact, lambda: list(gradients(self.exact, batch).values()), norms, roundings=self.kinked)
+        """The tolerance of the random model's float32 gradients, relative to the norm of the whole gradient."""
+        batch = self.ragged_batch()
+        return allowance(
+            self.exact, lambda: list(gradients(self.exact, batch).values()), norms, roundings=self.relu_tolerance
+        )
 
     @cached_property
     def smooth_tolerance(self) -> float:
-        """The same where kinks need no allowance."""
-        batch = self.uneven()
+        """The same without the allowance for ReLU's kinks."""
+        batch = self.ragged_batch()
         return allowance(self.exact, lambda: list(gradients(self.exact, batch).values()), norms)
 
     @property
     def double_tolerance(self) -> float:
-        """Of its float64 gradients, in which no activation changes its sign by rounding."""
+        """The tolerance of its float64 gradients; their rounding does not change the sign of an activation."""
         return in_double(self.smooth_tolerance)
 
 
@@ -179,7 +188,7 @@ def _has_targets(batch: Batch) -> bool:
 
 
 def drawn_model(config: ModelConfig, seed: int) -> LanguageModel:
-    """Weights of unit gain in every matrix, tables of unit size, gains about 1 and biases about 0."""
+    """Build a model with random weights: matrices of unit gain, unit embeddings, gains near 1, biases near 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config)
@@ -191,27 +200,26 @@ def drawn_model(config: ModelConfig, seed: int) -> LanguageModel:
                 if id(p) in tables and config.head != "tied":
                     size = 1.0
                 if name.endswith(("mixer.out.weight", "cross.out.weight", "mlp.down.weight")):
-                    size /= math.sqrt(
-                        2 * config.n_layer
-                    )  # or the stream would grow with depth where nothing normalises it
+                    # Else the residual stream of a model without norms would grow with depth.
+                    size /= math.sqrt(2 * config.n_layer)
                 p.copy_(size * torch.randn(p.shape) + float(id(p) in gains))
     return model.eval()
 
 
 def in_double_precision(model: LanguageModel) -> LanguageModel:
-    """A copy on the CPU in float64."""
+    """A copy of a model on the CPU in float64."""
     return copy.deepcopy(model).cpu().double()
 
 
 def logits(model: LanguageModel, *inputs: Tensor) -> Tensor:
-    """Logits of (ids) or (sources, ids), without gradients."""
+    """Logits (b, t, vocab) of inputs (ids,) or (sources, ids), without gradients; ids have the shape (b, t)."""
     with torch.no_grad():
         here = [ids.to(model.device) for ids in inputs]
         return model.translate(*here) if isinstance(model, EncoderDecoder) else model(*here)
 
 
 def gradients(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> dict[str, Tensor]:
-    """Gradients of the mean loss over a batch, in one pass and without gptloom's objective, trainer or optimizer."""
+    """Gradients of the mean loss over a batch by name, without gptloom's objective, trainer or optimizer."""
     model.zero_grad(set_to_none=True)
     mean_loss(model, batch, smoothing).backward()  # type: ignore[no-untyped-call]
     found = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
@@ -220,7 +228,7 @@ def gradients(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> dic
 
 
 def mean_loss(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> Tensor:
-    """-ln p of each target that counts, by the definition, averaged; `smoothing` mixes in the mean over all tokens."""
+    """The mean of -ln p over the targets, by its definition; `smoothing` mixes in the mean over all tokens."""
     *inputs, targets = (part.to(model.device) for part in batch)
     scores = model.translate(*inputs) if isinstance(model, EncoderDecoder) else model(*inputs)
     counted = targets != IGNORED
@@ -231,7 +239,7 @@ def mean_loss(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> Ten
 
 
 def first_tokens(tokens: Tokens, most: int, *, pairs: bool) -> Tokens:
-    """The beginning of a text; of pairs, as many whole ones as fit."""
+    """The first `most` tokens of a text; of pairs, as many whole pairs as fit, but at least one."""
     starts = tokens.document_starts
     if pairs:
         ends: Sequence[int] = [*starts[2::2].tolist(), len(tokens)]

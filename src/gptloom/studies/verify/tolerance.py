@@ -1,4 +1,4 @@
-"""How far two ways to the same number may lie apart: what rounding can do to this model, measured instead of guessed."""
+"""Tolerances of the checks: the effect of rounding on a model is measured by perturbing its weights."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,13 +15,17 @@ DOUBLE = 2.0**-53
 """The same for float64."""
 
 SAFETY = 32.0
-"""A product of n terms in float32 gives the exact product of weights that each were moved by a few roundings (Higham 2002, section 3.1: at
-most n, about sqrt(n) by chance, fewer where sums are taken in blocks); 32 roundings hold for rows of a thousand terms.
-"""
+"""Relative perturbation of the weights, in roundings, that stands for the rounding errors of a pass.
 
-KINKED = 1024.0
-"""Instead of `SAFETY` for gradients through ReLU: they jump where an activation changes its sign, so the weights are moved so far
-that many do, of which rounding would have moved one at most."""
+A float32 dot product of n terms equals the exact product with perturbed weights (Higham 2002, section 3.1). The
+perturbation is at most n roundings, about sqrt(n) for random errors, and less for blocked sums. 32 roundings suffice
+for rows of a thousand terms."""
+
+RELU_SAFETY = 1024.0
+"""Replaces `SAFETY` for gradients through ReLU.
+
+Such a gradient jumps where an activation changes its sign. Rounding changes at most one sign; this perturbation changes
+many."""
 
 Numbers = Sequence[Tensor]
 Distance = Callable[[Numbers, Numbers], float]
@@ -29,12 +33,12 @@ Distance = Callable[[Numbers, Numbers], float]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check measured.
+    """The measured deviation of a check, and its tolerance.
 
     Attributes:
-        deviation: how far the two sides lie apart.
-        tolerance: how far they may.
-        note: where, or between what, when that is not said by the check's name.
+        deviation: the difference between the two sides.
+        tolerance: the largest difference that passes.
+        note: the place of the difference, if the check's name does not tell it.
     """
 
     deviation: float
@@ -47,8 +51,8 @@ class Outcome:
         return self.deviation <= self.tolerance
 
     @property
-    def strain(self) -> float:
-        """The deviation in tolerances; infinite for NaN."""
+    def deviation_ratio(self) -> float:
+        """The deviation divided by the tolerance; infinite for NaN."""
         if math.isnan(self.deviation):
             return math.inf
         return self.deviation / self.tolerance if self.tolerance else math.inf if self.deviation else 0.0
@@ -56,18 +60,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Impossible:
-    """A check that this machine, or this model, does not allow, and why."""
+    """The result of a check that this machine or model does not allow; it holds the reason."""
 
     reason: str
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
-    """The outcome nearest to its tolerance, or furthest beyond it."""
-    return max(outcomes, key=lambda outcome: outcome.strain)
+    """The outcome with the largest ratio of deviation to tolerance."""
+    return max(outcomes, key=lambda outcome: outcome.deviation_ratio)
 
 
 def largest(found: Numbers, expected: Numbers) -> float:
-    """The largest difference of two numbers, relative to the largest number that is expected."""
+    """The largest absolute difference of two numbers, relative to the largest absolute expected number."""
     gaps = torch.stack(
         [(a.cpu().double() - b.cpu().double()).abs().max() for a, b in zip(found, expected, strict=True)]
     )
@@ -75,7 +79,7 @@ def largest(found: Numbers, expected: Numbers) -> float:
 
 
 def norms(found: Numbers, expected: Numbers) -> float:
-    """The largest Euclidean distance of two tensors, relative to the length of all that are expected."""
+    """The largest Euclidean distance of two tensors, relative to the norm of all expected tensors together."""
     gaps = torch.stack(
         [torch.linalg.vector_norm(a.cpu().double() - b.cpu().double()) for a, b in zip(found, expected, strict=True)]
     )
@@ -84,19 +88,19 @@ def norms(found: Numbers, expected: Numbers) -> float:
     )
 
 
-def stirrer(size: float, seed: int) -> Callable[[Tensor], Tensor]:
-    """Multiplies every number by 1 + size or 1 - size, as chance has it."""
+def perturb(size: float, seed: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that multiplies every number by 1 + size or 1 - size at random."""
     generator = torch.Generator().manual_seed(seed)
     return lambda x: x * (1.0 + size * (2.0 * torch.randint(2, x.shape, generator=generator).to(x) - 1.0))
 
 
 @contextmanager
-def stirred(model: nn.Module, size: float, seed: int) -> Iterator[None]:
-    """Every weight moved by a relative `size` for a while."""
-    stir, before = stirrer(size, seed), [p.detach().clone() for p in model.parameters()]
+def perturbed(model: nn.Module, size: float, seed: int) -> Iterator[None]:
+    """Perturb every weight by a relative `size` within a with block."""
+    change, before = perturb(size, seed), [p.detach().clone() for p in model.parameters()]
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(stir(p))
+            p.copy_(change(p))
     try:
         yield
     finally:
@@ -108,19 +112,25 @@ def stirred(model: nn.Module, size: float, seed: int) -> Iterator[None]:
 def allowance(
     model: nn.Module, measure: Callable[[], Numbers], distance: Distance, *, roundings: float = SAFETY
 ) -> float:
-    """The tolerance in float32 of what `measure` gives for a float64 model: how far it moves when each weight moves by some roundings.
+    """The float32 tolerance of a result: its change when each weight of a float64 model is perturbed by some roundings.
 
-    Depth, width and how sharply this very model reacts are all in it. At least as many roundings of the result itself
-    are allowed.
+    The change depends on the model's depth, width and sensitivity. The tolerance is at least `roundings` roundings of
+    the result.
+
+    Args:
+        model: the float64 model.
+        measure: returns the result, computed with the model.
+        distance: the relative distance of two results.
+        roundings: the size of the perturbation, in float32 roundings.
     """
     still = measure()
     moved = [roundings * SINGLE]
     for seed in range(2):
-        with stirred(model, roundings * SINGLE, seed):
+        with perturbed(model, roundings * SINGLE, seed):
             moved.append(distance(measure(), still))
     return max(moved)
 
 
 def in_double(tolerance: float) -> float:
-    """A tolerance of float32 as one of float64, whose roundings are 2 ** 29 times finer."""
+    """Convert a float32 tolerance into a float64 tolerance; float64 roundings are 2 ** 29 times smaller."""
     return tolerance * DOUBLE / SINGLE

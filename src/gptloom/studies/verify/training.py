@@ -13,7 +13,7 @@ from gptloom.generate.evaluate import Score
 from gptloom.model.base import LanguageModel
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
-from gptloom.reference.optimizers import EPSILON, length, rate_at, shrinking, written_out
+from gptloom.reference.optimizers import EPSILON, length, rate_at, reference_update, shrinking
 from gptloom.studies.verify.subject import Batch, Subject, gradients
 from gptloom.studies.verify.tolerance import DOUBLE, Outcome, norms, worst
 from gptloom.training.interfaces import Job, Progress
@@ -115,7 +115,7 @@ def walk(
 
 def micro_batches(subject: Subject) -> Outcome:
     """Gradients of a batch in passes of 1, of 3, and of all rows, whose numbers of targets differ, against those of its mean loss."""
-    batch, train = subject.uneven(), subject.config.train.model_copy(update={"grad_clip": 0.0})
+    batch, train = subject.ragged_batch(), subject.config.train.model_copy(update={"grad_clip": 0.0})
     expected = gradients(subject.exact, batch, train.label_smoothing)
     found = []
     for rows in sorted({1, max(1, len(batch[0]) - 1), len(batch[0])}):
@@ -134,7 +134,7 @@ def fresh_gradients(subject: Subject) -> Outcome:
 
 def clipping(subject: Subject) -> Outcome:
     """Gradients that are three times too long against the same ones, shortened together."""
-    batch = subject.uneven()
+    batch = subject.ragged_batch()
     raw = gradients(subject.exact, batch, subject.config.train.label_smoothing)
     size = length(raw)
     train = subject.config.train.model_copy(update={"grad_clip": size / 3})
@@ -157,12 +157,12 @@ def learning_rates(subject: Subject) -> Outcome:
 
 def update(subject: Subject) -> Outcome:
     """Weights after three steps of the trainer against the optimizers written out, in units of the learning rate."""
-    batches = [subject.uneven(step) for step in range(3)]
+    batches = [subject.ragged_batch(step) for step in range(3)]
     size = length(gradients(subject.exact, batches[0]))
     clip = size / 2 if subject.config.train.grad_clip else 0.0
     train = subject.config.train.model_copy(update={"grad_clip": clip, "warmup_steps": 1})
     got = walk(subject.exact, batches, train)
-    expected = written_out(subject.exact, batches, train)
+    expected = reference_update(subject.exact, batches, train)
     gap = (
         float(torch.stack([(got.after[name] - p).abs().max() for name, p in expected.items()]).max())
         / train.learning_rate
