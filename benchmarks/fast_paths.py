@@ -32,7 +32,9 @@ LECTURE = {"vocab_size": 65, "block_size": 32, "n_layer": 4, "n_head": 4, "n_emb
 BABY = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 
 
-def ratios(fast: Callable[[], object], slow: Callable[[], object], rounds: int, seconds: float = 0.3) -> dict[str, float]:
+def ratios(
+    fast: Callable[[], object], slow: Callable[[], object], rounds: int, seconds: float = 0.3
+) -> dict[str, float]:
     """The slow side's time as a multiple of the fast side's."""
 
     def mean(action: Callable[[], object]) -> float:

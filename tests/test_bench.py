@@ -432,9 +432,7 @@ def test_json_is_one_object_and_a_model_that_does_not_write_is_named(tmp_path, c
     ]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (
-        found["notes"] == ["sampling: an encoder does not continue a text"] and found["sampling"]["points"] == []
-    )
+    assert found["notes"] == ["sampling: an encoder does not continue a text"] and found["sampling"]["points"] == []
 
 
 def test_an_interrupt_keeps_what_has_been_measured(tmp_path, capsys, monkeypatch):
