@@ -9,6 +9,7 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
+from gptloom.checkpoint.progress import Progress
 from gptloom.checkpoint.state import State, read_checkpoint
 from gptloom.config.load import merge, parse, to_toml
 from gptloom.config.run import RunConfig
@@ -21,7 +22,6 @@ from gptloom.errors import ConfigError, InputError
 from gptloom.generate.task import end_of_text, reads_pairs
 from gptloom.io.atomic import recover, replace_text, set_aside
 from gptloom.model.build import build_model, check_memory
-from gptloom.training.interfaces import Progress
 from gptloom.training.progress import Display, make_display
 from gptloom.training.resume import change, check_changes, code_notes, read_settings, same_length
 from gptloom.training.run_dir import check_empty, create_run, find_parts, make_folder, make_parts, only_writer
@@ -66,8 +66,8 @@ def train(
         create_run(
             run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device)
         )
-        with threads(thread_count(config)), launch(run, config.train.ranks, device) as ranks:
-            return Session(run, config, bundle, parts, device, display, ranks).go(Progress(), None, {})
+        with threads(thread_count(config)), launch(run, config.train.ranks, device) as group:
+            return Session(run, config, bundle, parts, device, display, group).go(Progress(), None, {})
 
 
 def begin(config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> Bundle:
@@ -122,8 +122,8 @@ def resume(
             ):  # what came after an older checkpoint is given up as soon as there is a new one
                 set_aside(run / "checkpoints" / name, checkpoint_name(progress.step))
         display.say(f"continuing {run} from step {progress.step:,}")
-        with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as ranks:
-            return Session(run, config, bundle, parts, device, display, ranks).go(progress, horizon, state.optimizer)
+        with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as group:
+            return Session(run, config, bundle, parts, device, display, group).go(progress, horizon, state.optimizer)
 
 
 def _point(run: Path, folder: Path | None, progress: Progress) -> None:

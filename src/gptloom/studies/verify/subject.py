@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 
 import numpy as np
@@ -152,9 +152,9 @@ class Subject:
         """Of float32 logits, relative to the largest: the greatest over `models`."""
         *inputs, _ = self.uneven()
         return max(
-            allowance(exact, lambda e=exact: [logits(e, *inputs)], largest)
+            allowance(exact, partial(_logit_list, exact, *inputs), largest)
             for exact in map(in_double_precision, self.models)
-        )  # type: ignore[misc]
+        )
 
     @cached_property
     def slope_tolerance(self) -> float:
@@ -208,6 +208,10 @@ def logits(model: LanguageModel, *inputs: Tensor) -> Tensor:
     with torch.no_grad():
         here = [ids.to(model.device) for ids in inputs]
         return model.translate(*here) if isinstance(model, EncoderDecoder) else model(*here)
+
+
+def _logit_list(model: LanguageModel, *inputs: Tensor) -> list[Tensor]:
+    return [logits(model, *inputs)]
 
 
 def gradients(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> dict[str, Tensor]:
