@@ -22,6 +22,9 @@ TORCH_OPTIMIZERS = (
 OPTIMIZERS = ("adamw", "muon", *(f"torch:{name}" for name in TORCH_OPTIMIZERS))
 """The names that --train.optimizer takes."""
 
+CUSTOM = "custom"
+"""What a run's settings say where its optimizer was given as an object of Python."""
+
 OnUnknown = Literal["error", "skip", "replace"]
 Weights = Literal["float32", "int8"]
 Sampling = Literal["random", "shuffled", "documents"]
@@ -156,7 +159,7 @@ class TrainConfig(Config):
 
     def conflicts(self) -> Iterator[Conflict]:
         """One length, micro-batches that add up, and an optimizer that there is."""
-        if self.optimizer not in OPTIMIZERS:
+        if self.optimizer not in (*OPTIMIZERS, CUSTOM):
             yield Conflict(("optimizer",), _no_optimizer(self.optimizer))
         given = [name for name in ("steps", "minutes", "epochs") if getattr(self, name) is not None]
         if len(given) > 1:

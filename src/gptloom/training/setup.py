@@ -31,7 +31,7 @@ from gptloom.model.size import operations_per_token
 from gptloom.training.callbacks import Callback, Signals, Spikes
 from gptloom.training.interfaces import End, Interrupted, Job
 from gptloom.training.loggers import Metrics, Samples, TensorBoard
-from gptloom.training.optim.build import make_optimizer
+from gptloom.training.optim.build import OptimizerFactory, make_optimizer
 from gptloom.training.plan import Plan
 from gptloom.training.progress import Display
 from gptloom.training.run_dir import draw_history, note_passes, read_history
@@ -124,13 +124,14 @@ class Session:
         device: torch.device,
         display: Display,
         group: ProcessGroup | None = None,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         """Lay out the batches and the optimizer; nothing is computed yet."""
         self.run, self.config, self.bundle, self.device, self.display = run, config, bundle, device, display
         self.parts, self.group = parts, group or ProcessGroup()
         self.batches = training_batches(config, parts.train, bundle.tokenizer, self.group.rank, self.group.world)
         self.val_bytes = predicted_bytes(config.model, parts.val, bundle.tokenizer)
-        self.optimizer = make_optimizer(bundle.model, config.train, self.group)
+        self.optimizer = make_optimizer(bundle.model, config.train, self.group, factory=optimizer)
         self.signals = Signals()
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptloom.checkpoint.optimizer_state import Optimizer
-from gptloom.config.run import TrainConfig
+from gptloom.config.run import CUSTOM, TrainConfig
 from gptloom.distributed.process_group import ProcessGroup
 from gptloom.errors import ConfigError
 from gptloom.fast.flat import packed_groups
@@ -42,6 +42,12 @@ def make_optimizer(
     """
     if factory is not None:
         return _named(factory(parameter_groups(model, config.weight_decay, config.decay)), model)
+    if config.optimizer == CUSTOM:
+        raise ConfigError(
+            "the optimizer was given as an object of Python, which no run folder holds",
+            where="train.optimizer=custom",
+            cure="start a new run, and name the optimizer, such as torch:SGD",
+        )
     if config.torch_optimizer is not None:
         return _torch_optimizer(model, config, config.torch_optimizer)
     tables = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, HashedNgrams)}
