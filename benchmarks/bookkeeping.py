@@ -26,15 +26,15 @@ from torch import nn
 
 from gptloom.data.batches import Batches
 from gptloom.training.gradients import Gradients
-from gptloom.training.optim.adamw import Several
+from gptloom.training.optim.build import CombinedOptimizer
 from gptloom.training.trainer import Trainer
 
 STEPS = 600
 WATCHED: list[tuple[Any, str]] = [
     (Gradients, "of"),
     (nn.utils, "get_total_norm"),
-    (Several, "gradients"),
-    (Several, "step"),
+    (CombinedOptimizer, "gradients"),
+    (CombinedOptimizer, "step"),
     (Trainer, "_evaluate"),
     (Trainer, "_save"),
     (Batches, "batch"),

@@ -23,7 +23,7 @@ from gptloom.studies.bench import data, step, sweeps
 from gptloom.studies.bench.limits import Memory, Multiplier, Product, Products
 from gptloom.studies.bench.timing import Budget, Spread, ending_exponent, exponent, repeat
 from gptloom.training.memory import activation_bytes
-from gptloom.training.optim.adamw import make_optimizer
+from gptloom.training.optim.build import make_optimizer
 
 CPU = torch.device("cpu")
 SHAPE = {"vocab_size": 13, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "ngram_rows": 50}

@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, build, random_ids
+from gptloom.checkpoint.optimizer_state import load_state_tensors, state_tensors
+from gptloom.checkpoint.progress import Horizon
 from gptloom.config.load import recipe_names, resolve
 from gptloom.config.run import TrainConfig
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
 from gptloom.training.optim.adamw import FlatAdamW, parameter_groups
-from gptloom.training.schedule import Horizon, learning_rate, make_horizon
+from gptloom.training.optim.build import set_lr_scale
+from gptloom.training.schedule import learning_rate, make_horizon
 
 # --- what decays --------------------------------------------------------------------------------------------------------------------
 
@@ -69,7 +72,7 @@ def test_a_step_is_adamw_s_formula():
     m, v = ({name: torch.zeros_like(p) for name, p in theta.items()} for _ in range(2))
     for t in range(1, 5):
         rate = 0.01 if t < 3 else 0.002
-        optimizer.set_rate(rate / 0.01)
+        set_lr_scale(optimizer, rate / 0.01)
         optimizer.zero_grad()
         nats, count = Objective(model)(random_ids(2, 10, seed=t), random_ids(2, 10, seed=t + 50))
         (nats / count).backward()
@@ -156,13 +159,13 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name):
     losses = steps(first, optimizer, 0, 3)
     second = build(CONFIGS[name], seed=1)
     second.load_state_dict(first.state_dict())
-    saved = optimizer.tensors()
+    saved = state_tensors(optimizer)
     assert {key.split("/")[0] for key in saved} == {"step", "exp_avg", "exp_avg_sq"}
     assert {key.split("/")[1] for key in saved} == {name for name, _ in first.named_parameters()}
     steps(first, optimizer, 3, 4)  # what was saved are copies: going on does not change them
 
     optimizer = FlatAdamW(second, config)
-    optimizer.restore(dict(reversed(saved.items())))
+    load_state_tensors(optimizer, dict(reversed(saved.items())))
     assert losses + steps(second, optimizer, 3, 6) == expected
     for (label, one), other in zip(straight.named_parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other), label
@@ -183,7 +186,7 @@ def test_without_its_memory_the_optimizer_goes_elsewhere():
 def test_memory_that_fits_no_parameter_is_refused(key, shape):
     model = build(CONFIGS["mean"])
     with pytest.raises(ValueError, match="fits no parameter"):
-        FlatAdamW(model, TrainConfig()).restore({key: torch.zeros(shape)})
+        load_state_tensors(FlatAdamW(model, TrainConfig()), {key: torch.zeros(shape)})
 
 
 # --- the learning rate --------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, SMALL
+from gptloom.checkpoint.optimizer_state import state_tensors
 from gptloom.cli.main import main
 from gptloom.config.load import recipe_names, resolve
 from gptloom.config.model import ModelConfig
@@ -21,7 +22,7 @@ from gptloom.studies.plan.amounts import read_amount, show_amount
 from gptloom.studies.plan.compute_optimal import FITS, compute_optimal
 from gptloom.training import setup
 from gptloom.training.memory import activation_bytes, held_bytes
-from gptloom.training.optim.adamw import make_optimizer
+from gptloom.training.optim.build import make_optimizer
 from gptloom.training.progress import Display
 from gptloom.training.run import train
 
@@ -88,7 +89,7 @@ def test_training_holds_as_many_bytes_as_is_said(optimizer, ngrams, rows):
     training.step()
     held = held_bytes(config, on_cpu=True)
     assert held.weights == 4 * objective.model.parameter_count()
-    assert held.optimizer == sum(size(t) for name, t in training.tensors().items() if not name.startswith("step/"))
+    assert held.optimizer == sum(size(t) for name, t in state_tensors(training).items() if not name.startswith("step/"))
     gradients = sum(map(size, (p.grad for p in objective.parameters())))
     assert gradients <= held.gradients == pytest.approx(gradients, rel=0.05 if rows > 5 else 0)
 

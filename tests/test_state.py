@@ -20,6 +20,7 @@ from gptloom.api import configure
 from gptloom.checkpoint import manager
 from gptloom.checkpoint import state as checkpoint
 from gptloom.checkpoint.find import checkpoint_names, find_bundle
+from gptloom.checkpoint.progress import Horizon
 from gptloom.config.load import nest
 from gptloom.distributed import launch
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
@@ -29,7 +30,6 @@ from gptloom.training import setup
 from gptloom.training.callbacks import Spikes, View
 from gptloom.training.run import resume, train
 from gptloom.training.run_dir import only_writer
-from gptloom.training.schedule import Horizon
 from training_helpers import SMALL, Quiet, checkpoint_bytes, losses, metrics, write_text
 
 TRAIN = {"steps": 12, "batch_size": 4, "log_every": 1, "sample_tokens": 5, "eval_every": 3}
@@ -245,7 +245,7 @@ def test_an_evaluation_that_is_made_up_for_is_logged_once(text, tmp_path, straig
     """Killed after the line of an owed evaluation and before the checkpoint that knows of it."""
     begin(text, tmp_path / "run", At(6, lambda: send(signal.SIGTERM)))
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(manager.RunKeeper, "save", lambda self, improved: 1 / 0)
+        patch.setattr(manager.CheckpointManager, "save", lambda self, improved: 1 / 0)
         resume(tmp_path / "run", {}, display=Quiet())
     resume(tmp_path / "run", {}, display=Quiet())
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -349,7 +349,7 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
             return super().after_step(view)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
-    monkeypatch.setattr(manager.Saver, "_is_slow", lambda self: False)
+    monkeypatch.setattr(manager.CheckpointManager, "_is_slow", lambda self: False)
     begin(text, tmp_path / "run", Watch())
     assert steps_meanwhile == [1, 2]
     monkeypatch.undo()

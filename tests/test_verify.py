@@ -163,7 +163,8 @@ def clip_each(_real):
 def swap_betas(make):
     def init(self, model, config, **more):
         make(self, model, config, **more)
-        self.betas = self.betas[::-1]
+        for group in self.param_groups:
+            group["betas"] = group["betas"][::-1]
 
     return init
 
@@ -360,7 +361,11 @@ BUGS = {
     "ranks take the mean of their gradients": (
         "ranks",
         "tiny",
-        edit(process_group.Group, "add", ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)")),
+        edit(
+            process_group.TorchProcessGroup,
+            "all_reduce",
+            ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)"),
+        ),
     ),
     "a later pass replaces the gradients of the first": (
         "micro-batches",
@@ -383,11 +388,11 @@ BUGS = {
         edit(train._Line, "_accumulate_tables", ("inputs.flatten(), len", "inputs.t().flatten(), len")),
     ),
     "gradients are not zeroed": ("fresh-gradients", "mingpt", edit(flat.Flat, "zero", ("self.grad.zero_()", "pass"))),
-    "each tensor is clipped by itself": ("clipping", "mingpt", replace(trainer, "shorten", clip_each)),
+    "each tensor is clipped by itself": ("clipping", "mingpt", replace(trainer, "clip_grads_with_norm_", clip_each)),
     "the update comes before the clipping": (
         "clipping",
         "mingpt",
-        replace(trainer, "shorten", lambda _real: lambda *_: None),
+        replace(trainer, "clip_grads_with_norm_", lambda _real: lambda *_: None),
     ),
     "the learning rate is a step late": (
         "learning-rate",
@@ -398,7 +403,7 @@ BUGS = {
     "Muon forgets to look ahead": (
         "update",
         "tiny",
-        edit(muon.Muon, "step", ("flat.grad.lerp(momentum, self.momentum)", "momentum.clone()")),
+        edit(muon.Muon, "step", ("flat.grad.lerp(momentum, share)", "momentum.clone()")),
     ),
     "Muon's last iteration is left out of wide matrices": (
         "update",
@@ -469,7 +474,7 @@ BUGS = {
     "the optimizer is lost at a resume": (
         "resume",
         "tiny",
-        replace(adamw.FlatAdamW, "restore", lambda _real: lambda self, tensors: None),
+        replace(adamw.FlatAdamW, "load_state_dict", lambda _real: lambda self, state_dict: None),
     ),
     "dropout depends on what was drawn before": (
         "resume",

@@ -9,11 +9,18 @@ from gptloom.config.load import SHORT, nest, resolve
 from gptloom.config.run import RunConfig, Weights
 from gptloom.data.number_words import is_numbers
 from gptloom.devices import pick_device
+from gptloom.training.optim.build import OptimizerFactory
 from gptloom.training.run import train as run_training
 from gptloom.training.setup import Result
 
 
-def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None = None, **settings: Any) -> Result:
+def train(
+    *texts: str | Path,
+    recipe: str | None = None,
+    run: str | Path | None = None,
+    optimizer: OptimizerFactory | None = None,
+    **settings: Any,
+) -> Result:
     """Train a model.
 
     Args:
@@ -21,6 +28,8 @@ def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None 
         recipe: a named set of settings; by default tiny on a CPU and baby on an accelerator; translate for number
             words.
         run: a new folder for the run; by default the next free one under runs/.
+        optimizer: makes the optimizer of parameter groups, such as `partial(torch.optim.SGD, lr=0.1)`; the schedule
+            scales each group's "lr". Such a run cannot be resumed. By default, `train.optimizer` names it.
         settings: steps, minutes or epochs; seed, device, tokenizer; and model={...}, train={...}, data={...}.
 
     Returns:
@@ -32,7 +41,8 @@ def train(*texts: str | Path, recipe: str | None = None, run: str | Path | None 
     long = {short: key for key, short in SHORT.items()}
     changes = nest({long.get(key, key): value for key, value in settings.items()})
     words = [str(text) for text in texts]
-    return run_training(words, configure(recipe, {}, changes, texts=words), run=None if run is None else Path(run))
+    config, folder = configure(recipe, {}, changes, texts=words), None if run is None else Path(run)
+    return run_training(words, config, run=folder, optimizer=optimizer)
 
 
 def load(path: str | Path, *, device: str = "auto", which: str = "best", weights: Weights = "float32") -> Bundle:

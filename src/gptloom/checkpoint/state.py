@@ -13,14 +13,13 @@ from torch import Tensor
 
 from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, write_sums
 from gptloom.checkpoint.format import write_model
+from gptloom.checkpoint.progress import Horizon, Progress
 from gptloom.config.load import parse
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.errors import InputError, MachineError
 from gptloom.io.atomic import forget, publish, remove, replace_text, sync, write_text
 from gptloom.io.read import read_text, regular_size
-from gptloom.training.interfaces import Progress
-from gptloom.training.schedule import Horizon
 
 VERSION = 2
 

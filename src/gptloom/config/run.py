@@ -13,6 +13,18 @@ from gptloom.errors import nearest, shortened
 IGNORED = -1
 """A target with this value is not predicted and does not count: the one number that data and model agree on."""
 
+TORCH_OPTIMIZERS = (
+    *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"),
+    *("Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+)
+"""The classes of torch.optim that train dense parameters without a closure. Named here, so that torch is not loaded."""
+
+OPTIMIZERS = ("adamw", "muon", *(f"torch:{name}" for name in TORCH_OPTIMIZERS))
+"""The names that --train.optimizer takes."""
+
+CUSTOM = "custom"
+"""What a run's settings say where its optimizer was given as an object of Python."""
+
 OnUnknown = Literal["error", "skip", "replace"]
 Weights = Literal["float32", "int8"]
 Sampling = Literal["random", "shuffled", "documents"]
@@ -75,15 +87,19 @@ class TrainConfig(Config):
     micro_batch_size: Count | None = Field(
         None, description="Sequences per forward pass; must divide batch_size (default: batch_size)"
     )
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="AdamW for all, or Muon for the matrices inside the blocks and AdamW for the rest"
+    optimizer: str = Field(
+        "adamw",
+        description="adamw; muon for the matrices inside the blocks, with adamw for the rest; "
+        "or torch:NAME, a class of torch.optim such as torch:SGD",
     )
-    learning_rate: Positive = Field(1e-3, description="AdamW's peak learning rate")
+    learning_rate: Positive = Field(1e-3, description="Peak learning rate of AdamW, or of the class of torch.optim")
     matrix_learning_rate: Positive = Field(0.02, description="Muon's peak learning rate")
     table_learning_rate: Positive = Field(
         0.1, description="Peak learning rate of the rows of hashed n-grams, which AdaGrad trains"
     )
-    momentum: Probability = Field(0.95, description="Muon's decay of the mean gradient")
+    momentum: Probability = Field(
+        0.95, description="Muon's decay of the mean gradient, or the momentum of torch.optim's"
+    )
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse-root"] = Field(
         "cosine",
         description="Learning rate after the warm-up; wsd stays at the peak, then falls; inverse-root is the first Transformer's",
@@ -142,7 +158,9 @@ class TrainConfig(Config):
     tensorboard: bool = Field(False, description="Also write TensorBoard events into the run folder (extra: track)")
 
     def conflicts(self) -> Iterator[Conflict]:
-        """One length, and micro-batches that add up."""
+        """One length, micro-batches that add up, and an optimizer that there is."""
+        if self.optimizer not in (*OPTIMIZERS, CUSTOM):
+            yield Conflict(("optimizer",), _no_optimizer(self.optimizer))
         given = [name for name in ("steps", "minutes", "epochs") if getattr(self, name) is not None]
         if len(given) > 1:
             yield Conflict(tuple(given), f"{' and '.join(given)} exclude one another: give one length for the run")
@@ -159,9 +177,25 @@ class TrainConfig(Config):
             yield Conflict(("micro_batch_size", "batch_size"), why)
 
     @property
+    def torch_optimizer(self) -> str | None:
+        """The class of torch.optim that trains, such as "SGD"; None where gptloom's own optimizers do."""
+        kind, _, name = self.optimizer.partition(":")
+        return name if kind == "torch" else None
+
+    @property
     def rows(self) -> int:
         """Sequences per forward pass, on each rank."""
         return min(self.micro_batch_size or self.batch_size, self.batch_size // self.ranks)
+
+
+def _no_optimizer(name: str) -> str:
+    """What is wrong with the name of an optimizer that there is none of."""
+    given = shortened(name, 40)
+    if name in ("torch:LBFGS", "torch:SparseAdam"):
+        return f"{given!r} cannot train here: it needs a closure or sparse gradients (--train.optimizer)"
+    alike = {one.lower(): one for one in OPTIMIZERS}.get(name.lower())
+    hint = f"did you mean {alike!r}?" if alike else nearest(name, OPTIMIZERS) or f"choose from {', '.join(OPTIMIZERS)}"
+    return f"{given!r} is no optimizer; {hint} (--train.optimizer)"
 
 
 class RunConfig(Config):

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
+from gptloom.distributed.process_group import ProcessGroup, TorchProcessGroup
 from gptloom.errors import MachineError
-from gptloom.training.interfaces import Ranks
 
 _PATIENCE = 10.0
 """Seconds for the others to end by themselves."""
 
 
 @contextmanager
-def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None = None) -> Iterator[Ranks]:
+def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None = None) -> Iterator[ProcessGroup]:
     """This process as rank 0 of `world`, the others beside it; they end with it, however it ends.
 
     Args:
@@ -31,7 +31,7 @@ def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None 
         MachineError: there are fewer devices than ranks, or a process could not be started.
     """
     if world == 1:
-        yield Ranks()
+        yield ProcessGroup()
         return
     if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < world):
         count = torch.cuda.device_count() if device.type == "cuda" else 1
@@ -40,8 +40,6 @@ def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None 
             where="--train.ranks",
             cure="use --train.ranks 1, or --device cpu",
         )
-    from gptloom.distributed.process_group import Group  # torch.distributed is not loaded for nothing
-
     with tempfile.TemporaryDirectory(prefix="gptloom-") as folder:
         meeting = Path(folder) / "meeting"
         words = [
@@ -54,9 +52,9 @@ def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None 
         others = [_start(rank, words) for rank in range(1, world)]
         try:
             _await(others, meeting)
-            group = Group(0, world, meeting, own_device(device.type, 0))
+            group = TorchProcessGroup(0, world, meeting, own_device(device.type, 0))
             yield group
-            group.leave()
+            group.destroy()
         finally:
             for process in others:
                 _end(process)

@@ -1,4 +1,4 @@
-"""Several processes on one batch: the only place that talks to torch.distributed."""
+"""The processes that train one model together: the only place that talks to torch.distributed."""
 
 import os
 import sys
@@ -12,18 +12,32 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gptloom.errors import MachineError
-from gptloom.training.interfaces import Ranks
 
 
-class Group(Ranks):
-    """Processes on one machine, over NCCL on CUDA and gloo elsewhere, that find each other through a file.
+class ProcessGroup:
+    """The processes that train together. This one is a process alone, so nothing is sent.
 
-    Gradients lie in one buffer a group of parameters (`FlatAdamW`), so one sum over the ranks after the backward pass
-    is enough.
+    Attributes:
+        rank: this process's number, from 0.
+        world: how many there are.
     """
 
+    rank = 0
+    world = 1
+
+    def broadcast(self, *values: int) -> tuple[int, ...]:
+        """The first rank's values, on every rank."""
+        return values
+
+    def all_reduce(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over the ranks, the same bits on every rank."""
+
+
+class TorchProcessGroup(ProcessGroup):
+    """Processes on one machine, over NCCL on CUDA and gloo elsewhere. They find each other through a file."""
+
     def __init__(self, rank: int, world: int, meeting: Path, device: torch.device) -> None:
-        """Join; returns when all have."""
+        """Join; returns when all have joined."""
         self.rank, self.world, self.device = rank, world, device
         loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
         if loopback:  # all are on this machine, whatever its network looks like
@@ -31,34 +45,34 @@ class Group(Ranks):
         backend = "nccl" if device.type == "cuda" else "gloo"
         where = meeting.absolute().as_uri()
         dist.init_process_group(backend, init_method=where, rank=rank, world_size=world, timeout=timedelta(minutes=5))
-        # The others wait while the first rank evaluates. One that has died is noticed by its closed connection, not by
-        # the clock.
+        # The others wait while the first rank evaluates. A process that has died is noticed by its closed connection,
+        # not by the clock.
         self.group = dist.new_group(backend=backend, timeout=timedelta(days=1))
 
-    def agree(self, *values: int) -> tuple[int, ...]:
+    def broadcast(self, *values: int) -> tuple[int, ...]:
         """The first rank's values, on every rank."""
         told = torch.tensor(values, dtype=torch.int64, device=self.device)
-        with _others():
+        with _connection_errors():
             dist.broadcast(told, src=0, group=self.group)
         return tuple(told.tolist())
 
-    def add(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over the ranks."""
-        with _others():
+        with _connection_errors():
             for tensor in tensors:
                 moved = tensor.to(self.device)
                 dist.all_reduce(moved, group=self.group)
                 if moved is not tensor:
                     tensor.copy_(moved)
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         """Close the connections."""
         dist.destroy_process_group()
 
 
 @contextmanager
-def _others() -> Iterator[None]:
-    """Turns the error of a connection that another process has closed into one line."""
+def _connection_errors() -> Iterator[None]:
+    """Turn the error of a connection that another process has closed into one line."""
     try:
         yield
     except RuntimeError as error:

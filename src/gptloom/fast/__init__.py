@@ -103,6 +103,8 @@ def why_not(objective: nn.Module, batch: Sequence[Tensor] | None = None) -> str 
     """
     if type(objective) is not Objective:
         return f"the objective is a {type(objective).__name__}"
+    if any(type(p).__name__ == "DTensor" for p in objective.parameters()):
+        return "the parameters are sharded (DTensors)"
     if type(objective.model) is not Decoder:
         return f"the model is a {type(objective.model).__name__}"
     if objective.label_smoothing:

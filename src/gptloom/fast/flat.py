@@ -1,11 +1,10 @@
 """Parameters laid side by side in one buffer, and their gradients in another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from gptloom.training.interfaces import Optimizer, Ranks
 
 Named = Sequence[tuple[str, nn.Parameter]]
 
@@ -42,44 +41,59 @@ class Flat:
                 parameter.grad = view
 
     def gather(self) -> None:
-        """Bring gradients back that others have replaced (`nn.Module.zero_grad` sets them to None, and backward makes new ones)."""
+        """Bring gradients back that others have replaced.
+
+        `nn.Module.zero_grad` sets them to None, and a backward pass then makes new ones.
+        """
         for parameter, view in self._views:
             if parameter.grad is not view:
                 view.copy_(parameter.grad) if parameter.grad is not None else view.zero_()
                 parameter.grad = view
 
-    def split(self, buffer: Tensor) -> dict[str, Tensor]:
-        """Copies of a buffer's parts by parameter, in the CPU's memory."""
-        return {name: buffer[place].view(shape).to("cpu", copy=True) for name, (place, shape) in self.places.items()}
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that lie in the buffer, in order."""
+        return [parameter for parameter, _ in self._views]
 
-    def fill(self, buffer: Tensor, key: str, values: Tensor) -> None:
-        """Put one parameter's part back into a buffer; `key` is KIND/NAME.
+    def split(self, memory: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The part of each parameter in tensors by kind: views of those as long as the buffer, and the scalars."""
+        return [
+            {kind: value if value.ndim == 0 else value[place].view(shape) for kind, value in memory.items()}
+            for place, shape in self.places.values()
+        ]
 
-        Raises:
-            ValueError: there is no such parameter, or it has another shape.
-        """
-        place, shape = self.places.get(key.partition("/")[2], (slice(0), None))
-        if values.shape != shape:
-            raise unfit(key)
-        buffer[place] = values.flatten().to(buffer)
+    def fill(self, buffer: Tensor, name: str, values: Tensor) -> None:
+        """Put the part of the parameter `name` back into a tensor as long as the buffer."""
+        buffer[self.places[name][0]] = values.flatten().to(buffer)
 
 
-class FlatOptimizer(Optimizer):
-    """What optimizers share whose parameters lie in buffers.
+class FlatOptimizer:
+    """What the optimizers share whose parameters lie in buffers. They answer to torch's protocol by duck typing.
 
     Args:
-        flats: the buffers.
-        peak: the peak learning rate.
-        ranks: who else trains.
+        flats: the buffers, one a group.
+        groups: the settings of each group: "lr", "weight_decay" and what the kind of optimizer needs besides.
+
+    Attributes:
+        param_groups: the groups, with "params", "param_names" and "initial_lr", the peak learning rate.
+        memory: what the optimizer remembers of each group: tensors by kind, each as long as the buffer or a scalar.
+        kinds: the kinds of tensors that may be remembered.
     """
 
-    def __init__(self, flats: list[Flat], peak: float, ranks: Ranks) -> None:
-        """Begin at the peak."""
-        self.flats, self.peak, self.rate, self.ranks = flats, peak, peak, ranks
+    kinds: tuple[str, ...] = ()
 
-    def set_rate(self, share: float) -> None:
-        """See `Optimizer.set_rate`."""
-        self.rate = self.peak * share
+    def __init__(self, flats: list[Flat], groups: Sequence[Mapping[str, Any]]) -> None:
+        """Begin at the peak learning rate, with an empty memory."""
+        self.flats = flats
+        self.param_groups = [
+            {"params": flat.parameters, "param_names": list(flat.places), "initial_lr": group["lr"], **group}
+            for flat, group in zip(flats, groups, strict=True)
+        ]
+        self.memory = self.empty_memory()
+
+    def empty_memory(self) -> list[dict[str, Tensor]]:
+        """The memory before the first step."""
+        return [{} for _ in self.flats]
 
     def zero_grad(self) -> None:
         """Zero the buffers; gradients stay views of them, so that they are never None."""
@@ -87,16 +101,59 @@ class FlatOptimizer(Optimizer):
             flat.zero()
 
     def gradients(self) -> list[Tensor]:
-        """See `Optimizer.gradients`."""
+        """The gradients, one tensor a buffer, which may be changed in place."""
         for flat in self.flats:
             flat.gather()
         return [flat.grad for flat in self.flats]
 
-    def reduce(self) -> None:
-        """See `Optimizer.reduce`."""
-        self.ranks.add(*self.gradients())
+    def state_dict(self) -> dict[str, Any]:
+        """The memory in torch's form, a parameter a number; the tensors are views of the buffers."""
+        parts = [part for flat, memory in zip(self.flats, self.memory, strict=True) for part in flat.split(memory)]
+        state = {number: part for number, part in enumerate(parts) if part}
+        return {"state": state, "param_groups": packed_groups(self.param_groups)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put a memory back, and forget everything else.
+
+        Raises:
+            ValueError: a tensor is of a kind that this optimizer does not remember, or has another shape.
+        """
+        homes = [(place, name) for place, flat in enumerate(self.flats) for name in flat.places]
+        found = self.empty_memory()
+        for number, part in state_dict["state"].items():
+            place, name = homes[number]
+            flat, memory = self.flats[place], found[place]
+            for kind, tensor in part.items():
+                if kind not in self.kinds or (kind != "step" and tensor.shape != flat.places[name][1]):
+                    raise unfit(f"{kind}/{name}")
+                if kind == "step":
+                    memory[kind] = tensor.to(flat.whole.device, copy=True)
+                else:
+                    flat.fill(memory.setdefault(kind, torch.zeros_like(flat.grad)), name, tensor)
+        self.memory = found
+        load_groups(self.param_groups, state_dict["param_groups"])
+
+
+def packed_groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups as a state_dict holds them: with the parameters' numbers in place of the parameters."""
+    start, packed = 0, []
+    for group in groups:
+        packed.append({**group, "params": list(range(start, start := start + len(group["params"])))})
+    return packed
+
+
+def load_groups(groups: Sequence[dict[str, Any]], packed: Sequence[Mapping[str, Any]]) -> None:
+    """Put the settings of packed groups back.
+
+    Raises:
+        ValueError: there are more or fewer groups, or they hold more or fewer parameters.
+    """
+    for group, saved in zip(groups, packed, strict=True):
+        if len(group["params"]) != len(saved["params"]):
+            raise ValueError("the optimizer's groups hold other parameters than the saved ones")
+        group.update({key: value for key, value in saved.items() if key != "params"})
 
 
 def unfit(key: str) -> ValueError:
-    """What of an optimizer's memory does not belong to the model."""
+    """The error for a part of an optimizer's memory, KIND/NAME, that does not belong to the model."""
     return ValueError(f"the optimizer's {key} fits no parameter of this model")

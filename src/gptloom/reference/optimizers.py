@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,27 +10,33 @@ from torch import Tensor, nn
 from gptloom.config.run import TrainConfig
 from gptloom.model.base import LanguageModel
 from gptloom.model.ngram import HashedNgrams
-from gptloom.studies.verify.subject import Batch, gradients
 
 EPSILON = 1e-8
 """AdamW's, and every recipe's."""
 
 
-def reference_update(model: LanguageModel, batches: Sequence[Batch], train: TrainConfig) -> dict[str, Tensor]:
+def reference_update(
+    model: LanguageModel, train: TrainConfig, steps: int, gradients: Callable[[LanguageModel, int], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """The weights after some steps of the run's optimizer, with clipping and the run's schedule.
 
     AdamW: Loshchilov and Hutter 2019, algorithm 2. Muon: Jordan et al. 2024, for the matrices of linear and recurrent
-        layers but the
-    head. AdaGrad: Duchi et al. 2011, with one sum a row, for tables of hashed n-grams.
+    layers but the head. AdaGrad: Duchi et al. 2011, with one sum a row, for tables of hashed n-grams.
+
+    Args:
+        model: stays as it is.
+        train: the settings.
+        steps: how many.
+        gradients: those of the loss of a model at a step, by parameter.
     """
     model = copy.deepcopy(model)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams)}
     hashed = {id(m.weight) for m in model.modules() if isinstance(m, HashedNgrams)}
     memory = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
-    for step, batch in enumerate(batches):
-        slopes = gradients(model, batch, train.label_smoothing)
+    for step in range(steps):
+        slopes = gradients(model, step)
         shrink = shrinking(length(slopes), train.grad_clip) if train.grad_clip else 1.0
-        share = rate_at(train, step, len(batches)) / train.learning_rate
+        share = rate_at(train, step, steps) / train.learning_rate
         with torch.no_grad():
             for name, p in model.named_parameters():
                 g, (m, v) = slopes[name] * shrink, memory[name]

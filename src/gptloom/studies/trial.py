@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from gptloom.bundle import Bundle
+from gptloom.checkpoint.progress import Progress
 from gptloom.config.load import merge, parse
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
@@ -32,8 +33,8 @@ from gptloom.io.read import read_json
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.interfaces import Job, Progress, Source
-from gptloom.training.optim.adamw import make_optimizer
+from gptloom.training.interfaces import Job, Source
+from gptloom.training.optim.build import make_optimizer
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Trainer
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gptloom.checkpoint.progress import Divergence
 from gptloom.generate.evaluate import Score
-from gptloom.training.interfaces import Divergence
 
 
 class Request(Flag):

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from gptloom.checkpoint.progress import Progress
 from gptloom.config.run import IGNORED
 from gptloom.devices import derive, is_out_of_memory, reseed
 from gptloom.errors import MachineError
 from gptloom.fast.train import TrainingPass
-from gptloom.training.interfaces import Interrupted, Job, Progress
+from gptloom.training.interfaces import Interrupted, Job
+from gptloom.training.optim.build import all_reduce_gradients
 
 
 class Gradients:
@@ -25,20 +27,20 @@ class Gradients:
             MachineError: not even one sequence fits into memory.
             Interrupted: a signal came between two passes, and no other rank waits.
         """
-        ranks = self.job.ranks
+        group = self.job.group
         count = (batch[-1] != IGNORED).sum().to(torch.float64)
-        ranks.add(count)
+        group.all_reduce(count)
         targets = max(1, int(count))
         loss = self.local(batch, targets)
-        if ranks.world > 1:
-            ranks.add(loss)
-            self.job.optimizer.reduce()
+        if group.world > 1:
+            group.all_reduce(loss)
+            all_reduce_gradients(self.job.optimizer, group)
         return loss, targets
 
     def local(self, batch: tuple[Tensor, ...], targets: int, limit: int | None = None) -> Tensor:
         """This rank's share of the mean loss over `targets`, its gradients in place; at most `limit` passes are made."""
         job, progress = self.job, self.progress
-        others = (job.ranks.rank,) if job.ranks.rank else ()
+        others = (job.group.rank,) if job.group.rank else ()
         while True:
             try:
                 # Dropout is a function of (seed, step, rank): the same after a resume, or when a batch is tried again.
@@ -59,7 +61,7 @@ class Gradients:
         parts = [_send(part, job.device) for part in batch]
         total = torch.zeros((), device=job.device)
         for start in list(range(0, len(batch[0]), rows))[:limit]:
-            if start and job.ranks.world == 1 and job.interrupted():
+            if start and job.group.world == 1 and job.interrupted():
                 raise Interrupted
             total += self.passes([part[start : start + rows] for part in parts], 1.0 / targets, fresh=not start)
         return total / targets
@@ -70,7 +72,10 @@ def _send(part: Tensor, device: torch.device) -> Tensor:
     return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
 
 
-def shorten(gradients: list[Tensor], longest: float, norm: float) -> None:
-    """Scale gradients, whose common norm is known, so that it is at most `longest`; the small number is PyTorch's, against division by 0."""
-    if norm > longest:
-        torch._foreach_mul_(gradients, longest / (norm + 1e-6))
+def clip_grads_with_norm_(gradients: list[Tensor], max_norm: float, total_norm: float) -> None:
+    """Scale gradients whose common norm is known so that it is at most `max_norm`, as torch's function of this name.
+
+    The small number is PyTorch's, against division by 0.
+    """
+    if total_norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / (total_norm + 1e-6))

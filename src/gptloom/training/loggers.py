@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from gptloom.checkpoint.progress import Divergence, Progress
 from gptloom.errors import GptloomWarning, MachineError
 from gptloom.generate.evaluate import Score
 from gptloom.io.atomic import Log
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.interfaces import Divergence, Interrupted, Progress
+from gptloom.training.interfaces import Interrupted
 
 
 class Recorder(Callback):

@@ -25,7 +25,7 @@ from gptloom.model.build import outline
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
 from gptloom.model.transformer import Stack
-from gptloom.training.optim.adamw import hidden_matrices
+from gptloom.training.optim.build import hidden_matrices
 
 _LONGEST = 16  # steps that a recurrent network is followed for; after that each is like the last
 
@@ -207,7 +207,8 @@ class Held:
     Attributes:
         weights: of the model.
         gradients: of its weights; of a table of n-grams on a CPU, those of the rows that a batch looks up, at most.
-        optimizer: two means a weight with AdamW, one with Muon, and a number a row with AdaGrad.
+        optimizer: two means a weight with AdamW (and, as a guess, with a class of torch.optim), one with Muon, and a
+            number a row with AdaGrad.
     """
 
     weights: int
@@ -228,7 +229,7 @@ def held_bytes(config: RunConfig, *, on_cpu: bool) -> Held:
     with_momentum = hidden_matrices(model) if train.optimizer == "muon" else set[str]()
     gradients = optimizer = 0
     for name, size in sizes.items():
-        if name in tables:
+        if name in tables and train.torch_optimizer is None:
             rows, width = tables[name].weight.shape
             looked_up = min(rows, train.batch_size * config.model.block_size * (tables[name].longest - 1))
             gradients += looked_up * (FLOAT * width + INDEX) if on_cpu and train.ranks == 1 else FLOAT * size

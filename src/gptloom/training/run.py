@@ -9,9 +9,10 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
+from gptloom.checkpoint.progress import Progress
 from gptloom.checkpoint.state import State, read_checkpoint
 from gptloom.config.load import merge, parse, to_toml
-from gptloom.config.run import RunConfig
+from gptloom.config.run import CUSTOM, RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.splits import Tokens, prepare
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
@@ -21,7 +22,7 @@ from gptloom.errors import ConfigError, InputError
 from gptloom.generate.task import end_of_text, reads_pairs
 from gptloom.io.atomic import recover, replace_text, set_aside
 from gptloom.model.build import build_model, check_memory
-from gptloom.training.interfaces import Progress
+from gptloom.training.optim.build import OptimizerFactory
 from gptloom.training.progress import Display, make_display
 from gptloom.training.resume import change, check_changes, code_notes, read_settings, same_length
 from gptloom.training.run_dir import check_empty, create_run, find_parts, make_folder, make_parts, only_writer
@@ -29,7 +30,12 @@ from gptloom.training.setup import Result, Session
 
 
 def train(
-    texts: Sequence[str], config: RunConfig, *, run: Path | None = None, display: Display | None = None
+    texts: Sequence[str],
+    config: RunConfig,
+    *,
+    run: Path | None = None,
+    display: Display | None = None,
+    optimizer: OptimizerFactory | None = None,
 ) -> Result:
     """Train a model on texts, from the beginning.
 
@@ -38,11 +44,20 @@ def train(
         config: all settings; the vocabulary's size is taken from the tokenizer.
         run: a new or empty folder for the run; by default the next free name under runs/.
         display: who shows the progress (default: standard error).
+        optimizer: makes the optimizer of parameter groups, in place of the one that `config` names.
 
     Raises:
         GptloomError: one line with cause and cure.
     """
     display = display or make_display()
+    if optimizer is not None and config.train.ranks > 1:
+        raise ConfigError(
+            "the other ranks cannot be given an optimizer",
+            where="train.ranks",
+            cure="use ranks=1, or name the optimizer, such as torch:SGD",
+        )
+    if optimizer is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"optimizer": CUSTOM})})
     device = _prepare_machine(config)
     if run is not None:
         check_empty(run)
@@ -66,8 +81,9 @@ def train(
         create_run(
             run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device)
         )
-        with threads(thread_count(config)), launch(run, config.train.ranks, device) as ranks:
-            return Session(run, config, bundle, parts, device, display, ranks).go(Progress(), None, {})
+        with threads(thread_count(config)), launch(run, config.train.ranks, device) as group:
+            session = Session(run, config, bundle, parts, device, display, group, optimizer)
+            return session.go(Progress(), None, {})
 
 
 def begin(config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> Bundle:
@@ -122,8 +138,8 @@ def resume(
             ):  # what came after an older checkpoint is given up as soon as there is a new one
                 set_aside(run / "checkpoints" / name, checkpoint_name(progress.step))
         display.say(f"continuing {run} from step {progress.step:,}")
-        with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as ranks:
-            return Session(run, config, bundle, parts, device, display, ranks).go(progress, horizon, state.optimizer)
+        with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as group:
+            return Session(run, config, bundle, parts, device, display, group).go(progress, horizon, state.optimizer)
 
 
 def _point(run: Path, folder: Path | None, progress: Progress) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gptloom.checkpoint.progress import Progress
 from gptloom.config.load import to_toml
 from gptloom.config.run import RunConfig
 from gptloom.data.sources import open_corpus
@@ -29,7 +30,6 @@ from gptloom.generate.task import cut, reads_pairs
 from gptloom.io.atomic import logged, replace_text
 from gptloom.io.read import read_json
 from gptloom.plots.core import draw_losses
-from gptloom.training.interfaces import Progress
 
 LOCK = ".lock"
 

@@ -1,8 +1,8 @@
 """The learning rate at a step, and how many steps there will be when the clock decides."""
 
 import math
-from dataclasses import dataclass, field
 
+from gptloom.checkpoint.progress import Horizon
 from gptloom.config.run import TrainConfig
 
 
@@ -34,37 +34,6 @@ def rate_share(config: TrainConfig, step: int, total: int) -> float:
         case "inverse-root":
             height = (max(1, warmup) / (step + 1)) ** 0.5
     return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * height
-
-
-@dataclass
-class Horizon:
-    """The number of steps of a run: known from the start, or planned from a time budget and planned again as it is used up.
-
-    Each plan is kept with the step from which it holds, so that what the learning rate did can be told from the plans.
-
-    Attributes:
-        seconds: the time budget, or None when `total` is simply the answer.
-        total: steps in all, by the latest plan.
-        plans: (step, total) for every plan made under a time budget.
-    """
-
-    seconds: float | None
-    total: int
-    plans: list[tuple[int, int]] = field(default_factory=list)
-
-    def plan(self, step: int, elapsed: float, per_step: float) -> None:
-        """Spend what is left of the budget at this pace (seconds a step)."""
-        if self.seconds is None:
-            return
-        total = step + max(0, round((self.seconds - elapsed) / max(per_step, 1e-9)))
-        self.total = max(1, total)
-        self.plans.append((step, self.total))
-
-    def due(self, step: int) -> bool:
-        """Time to plan again: early on after 1, 2, 4, 8 ... steps, then a hundred times in the run."""
-        if self.seconds is None or step == 0:
-            return False
-        return step % max(1, self.total // 100) == 0 or step & (step - 1) == 0
 
 
 def make_horizon(config: TrainConfig, tokens_per_epoch: int, tokens_per_step: int) -> Horizon:

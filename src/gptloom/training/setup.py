@@ -15,24 +15,27 @@ from torch import Tensor, nn
 
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import find_bundle
-from gptloom.checkpoint.manager import RunKeeper, Saver
+from gptloom.checkpoint.manager import CheckpointManager
+from gptloom.checkpoint.optimizer_state import load_state_tensors
+from gptloom.checkpoint.progress import Horizon, Progress
 from gptloom.config.run import RunConfig, SampleConfig, TrainConfig
 from gptloom.data.pair_batches import pair_texts
 from gptloom.data.splits import Split
 from gptloom.devices import autocast, derive, peak_memory, pick_precision, published_peak
+from gptloom.distributed.process_group import ProcessGroup
 from gptloom.errors import InputError
 from gptloom.generate.evaluate import Score, evaluate
 from gptloom.generate.task import evaluation_batches, exact_match, predicted_bytes, reads_pairs, training_batches
 from gptloom.model.loss import Objective
 from gptloom.model.size import operations_per_token
 from gptloom.training.callbacks import Callback, Signals, Spikes
-from gptloom.training.interfaces import End, Interrupted, Job, Progress, Ranks
+from gptloom.training.interfaces import End, Interrupted, Job
 from gptloom.training.loggers import Metrics, Samples, TensorBoard
-from gptloom.training.optim.adamw import make_optimizer
+from gptloom.training.optim.build import OptimizerFactory, make_optimizer
 from gptloom.training.plan import Plan
 from gptloom.training.progress import Display
 from gptloom.training.run_dir import draw_history, note_passes, read_history
-from gptloom.training.schedule import Horizon, make_horizon
+from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Trainer
 
 LAUNCH_BOUND = 50_000_000
@@ -120,14 +123,15 @@ class Session:
         parts: Split,
         device: torch.device,
         display: Display,
-        ranks: Ranks | None = None,
+        group: ProcessGroup | None = None,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         """Lay out the batches and the optimizer; nothing is computed yet."""
         self.run, self.config, self.bundle, self.device, self.display = run, config, bundle, device, display
-        self.parts, self.ranks = parts, ranks or Ranks()
-        self.batches = training_batches(config, parts.train, bundle.tokenizer, self.ranks.rank, self.ranks.world)
+        self.parts, self.group = parts, group or ProcessGroup()
+        self.batches = training_batches(config, parts.train, bundle.tokenizer, self.group.rank, self.group.world)
         self.val_bytes = predicted_bytes(config.model, parts.val, bundle.tokenizer)
-        self.optimizer = make_optimizer(bundle.model, config.train, self.ranks)
+        self.optimizer = make_optimizer(bundle.model, config.train, self.group, factory=optimizer)
         self.signals = Signals()
 
     def go(self, progress: Progress, horizon: Horizon | None, tensors: dict[str, torch.Tensor]) -> Result:
@@ -142,7 +146,7 @@ class Session:
         """
         train = self.config.train
         try:
-            self.optimizer.restore(tensors)
+            load_state_tensors(self.optimizer, tensors)
         except ValueError as error:
             raise InputError(
                 str(error), where=str(self.run), cure="resume from another checkpoint with --checkpoint"
@@ -157,8 +161,15 @@ class Session:
         compiled = compile_or_not(
             objective, train, horizon, self.device, self.batches.batch(0), context, self.display.say
         )
-        keeper = RunKeeper(
-            Saver(self.run, train, self.display.say), self.config, self.bundle, self.optimizer, progress, horizon
+        checkpoints = CheckpointManager(
+            self.run,
+            config=self.config,
+            model=self.bundle.model,
+            tokenizer=self.bundle.tokenizer,
+            optimizer=self.optimizer,
+            progress=progress,
+            horizon=horizon,
+            say=self.display.say,
         )
         stopping = self.signals.stopping
         job = Job(
@@ -169,14 +180,14 @@ class Session:
             context,
             self.device,
             self.config.seed,
-            keeper,
-            self.ranks,
+            checkpoints,
+            self.group,
             stopping,
             len(self.parts.val.ids),
             -(-self.batches.tokens_per_epoch // (train.batch_size * self.config.model.block_size)),
             self.display.say,
         )
-        first = self.ranks.rank == 0
+        first = self.group.rank == 0
         trainer = Trainer(job, train, horizon, progress, self._callbacks(progress) if first else [])
         per_step = trainer.rehearse()
         if horizon.seconds is not None and not horizon.plans:
@@ -207,7 +218,7 @@ class Session:
     def _tokens_at_most(self, dtype: torch.dtype) -> float | None:
         """Tokens a second if all devices did nothing but products, at their published rate; None where that is not known."""
         peak, operations = published_peak(self.device, dtype), operations_per_token(self.config.model)
-        return self.ranks.world * peak.rate / operations if peak is not None and operations else None
+        return self.group.world * peak.rate / operations if peak is not None and operations else None
 
     def _callbacks(self, progress: Progress) -> list[Callback]:
         train = self.config.train

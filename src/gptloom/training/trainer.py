@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gptloom.checkpoint.progress import Divergence, Horizon, Progress
 from gptloom.config.run import TrainConfig
 from gptloom.errors import DivergedError
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.gradients import Gradients, shorten
-from gptloom.training.interfaces import Divergence, End, Interrupted, Job, Progress
-from gptloom.training.schedule import Horizon, rate_share
+from gptloom.training.gradients import Gradients, clip_grads_with_norm_
+from gptloom.training.interfaces import End, Interrupted, Job
+from gptloom.training.optim.build import gradients_of, set_lr_scale
+from gptloom.training.schedule import rate_share
 
 MOST_SKIPPED = 10
 """Batches passed over in a row, after which a run is as good as stopped."""
@@ -77,7 +79,8 @@ class Trainer:
         self._began = time.perf_counter() - self.progress.seconds
         try:
             end = self._loop()
-            self._announce(self.job.keeper.settle())
+            if self.job.checkpoints is not None:
+                self._announce(self.job.checkpoints.close())
             return end
         finally:
             for callback in self.callbacks:
@@ -92,9 +95,9 @@ class Trainer:
         job, progress, horizon = self.job, self.progress, self.horizon
         # At step 0 this measures and saves the untrained model; later it makes up for what an interrupted run still
         # owes.
-        end = self._close(Request.NOTHING) if job.ranks.rank == 0 else None
+        end = self._close(Request.NOTHING) if job.group.rank == 0 else None
         while True:
-            horizon.total, ended = job.ranks.agree(horizon.total, int(end is not None))
+            horizon.total, ended = job.group.broadcast(horizon.total, int(end is not None))
             if ended or progress.step >= horizon.total:
                 return end or "finished"
             try:
@@ -103,7 +106,7 @@ class Trainer:
                 end = self._stop()
                 continue
             progress.seconds = time.perf_counter() - self._began
-            if forward and job.ranks.rank == 0:
+            if forward and job.group.rank == 0:
                 if horizon.due(progress.step):
                     horizon.plan(progress.step, progress.seconds, progress.seconds / progress.step)
                 end = self._after_step()
@@ -113,15 +116,15 @@ class Trainer:
         progress, optimizer = self.progress, self.job.optimizer
         share = rate_share(self.config, progress.step, self.horizon.total) * 0.5**progress.rollbacks
         self.lr = self.config.learning_rate * share
-        optimizer.set_rate(share)
+        set_lr_scale(optimizer, share)
         batch = self.job.source.batch(progress.step)
         loss, count = self.gradients.of(batch)
-        gradients = optimizer.gradients()
+        gradients = gradients_of(optimizer)
         norm, self.train_loss = float(nn.utils.get_total_norm(gradients)), float(loss)
         if not (math.isfinite(self.train_loss) and math.isfinite(norm)):
             return self._diverge(norm, batch)
         if self.config.grad_clip:
-            shorten(gradients, self.config.grad_clip, norm)
+            clip_grads_with_norm_(gradients, self.config.grad_clip, norm)
         optimizer.step()
         progress.step += 1
         progress.tokens += count
@@ -130,18 +133,19 @@ class Trainer:
 
     def _diverge(self, norm: float, batch: tuple[Tensor, ...]) -> bool:
         """Pass over the step (True), go back (False), or end, as the configuration says; every rank has seen the same numbers."""
-        progress, keeper, first = self.progress, self.job.keeper, self.job.ranks.rank == 0
+        progress, checkpoints, first = self.progress, self.job.checkpoints, self.job.group.rank == 0
         action = self.config.on_divergence
         if (action == "skip" and progress.skipped >= MOST_SKIPPED) or (
             action == "rollback" and progress.rollbacks >= MOST_ROLLBACKS
         ):
             action = "stop"
         found = Divergence(progress.step, self.train_loss, norm, self.lr, action)
-        where = keeper.keep_evidence(found, batch) if first else None
-        if first:
-            self._announce(keeper.saved(wait=True))
-        self.job.ranks.agree(0)  # nobody reads the checkpoint before it is whole
-        back = keeper.rollback() if action == "rollback" else None
+        where = None
+        if first and checkpoints is not None:
+            where = checkpoints.keep_evidence(found, batch)
+            self._announce(checkpoints.wait())
+        self.job.group.broadcast(0)  # nobody reads the checkpoint before it is whole
+        back = checkpoints.rollback() if checkpoints is not None and action == "rollback" else None
         if action == "skip":
             progress.step += 1
             progress.skipped += 1
@@ -162,7 +166,8 @@ class Trainer:
 
     def _after_step(self) -> End | None:
         """Show the callbacks what happened, and do what is due."""
-        self._announce(self.job.keeper.saved())
+        if self.job.checkpoints is not None:
+            self._announce(self.job.checkpoints.written())
         view, request = self.view(logging=self._log_is_due()), Request.NOTHING
         for callback in self.callbacks:
             request |= callback.after_step(view)
@@ -218,8 +223,9 @@ class Trainer:
         """Have a checkpoint written, unless this step's has been."""
         if self._saved_at != self.progress.step:
             self._saved_at = self.progress.step
-            self._views[self.progress.step] = self.view()
-            self.job.keeper.save(improved)
+            if self.job.checkpoints is not None:
+                self._views[self.progress.step] = self.view()
+                self.job.checkpoints.save(improved)
 
     def _announce(self, saved: Iterable[tuple[int, Path]]) -> None:
         """Tell the callbacks of checkpoints that now exist."""

@@ -7,15 +7,15 @@ import threading
 from pathlib import Path
 
 from gptloom.bundle import Bundle
+from gptloom.checkpoint.progress import Progress
 from gptloom.checkpoint.state import State, read_checkpoint
 from gptloom.config.load import parse, read_toml
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import load_tokenizer
 from gptloom.devices import thread_count, threads
 from gptloom.distributed.launch import own_device, ready
-from gptloom.distributed.process_group import Group
+from gptloom.distributed.process_group import TorchProcessGroup
 from gptloom.errors import DivergedError, GptloomError
-from gptloom.training.interfaces import Progress
 from gptloom.training.progress import Display
 from gptloom.training.run import begin
 from gptloom.training.run_dir import find_parts
@@ -43,12 +43,12 @@ def main(words: list[str]) -> int:
         bundle, state = begin(config, load_tokenizer(run), device), State(config, Progress(), None, {})
     parts = find_parts(run, config, bundle.tokenizer)
     ready(meeting, rank).touch()
-    ranks = Group(rank, world, meeting, device)
+    group = TorchProcessGroup(rank, world, meeting, device)
     with threads(thread_count(config)):
-        Session(run, config, bundle, parts, device, Display(lambda _line: None), ranks).fit(
+        Session(run, config, bundle, parts, device, Display(lambda _line: None), group).fit(
             state.progress, state.horizon, state.optimizer
         )
-    ranks.leave()
+    group.destroy()
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from gptloom.checkpoint.progress import Horizon, Progress
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import RunConfig
 from gptloom.data.splits import Tokens
@@ -20,8 +21,8 @@ from gptloom.studies.bench.limits import Product, Products
 from gptloom.studies.bench.timing import Budget, Say, Spread
 from gptloom.studies.trial import make_job
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.interfaces import Job, Progress, Source
-from gptloom.training.schedule import Horizon, make_horizon
+from gptloom.training.interfaces import Job, Source
+from gptloom.training.schedule import make_horizon
 from gptloom.training.setup import compile_or_not
 from gptloom.training.trainer import Trainer
 

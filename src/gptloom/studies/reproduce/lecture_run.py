@@ -26,8 +26,8 @@ from gptloom.model.attention import Attention
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder
 from gptloom.studies.reproduce.published import PublishedRun
-from gptloom.training.gradients import shorten
-from gptloom.training.optim.adamw import make_optimizer
+from gptloom.training.gradients import clip_grads_with_norm_
+from gptloom.training.optim.build import gradients_of, make_optimizer
 
 Part = Literal["train", "val"]
 PARTS: tuple[Part, Part] = ("train", "val")
@@ -181,8 +181,8 @@ class LectureRun:
         targets = batch[-1].numel()
         loss = self.passes(batch, 1.0 / targets) / targets
         if self.clip:
-            gradients = self.optimizer.gradients()
-            shorten(gradients, self.clip, float(nn.utils.get_total_norm(gradients)))
+            gradients = gradients_of(self.optimizer)
+            clip_grads_with_norm_(gradients, self.clip, float(nn.utils.get_total_norm(gradients)))
         self.optimizer.step()
         return loss
 

@@ -218,6 +218,10 @@ def logits(model: LanguageModel, *inputs: Tensor) -> Tensor:
         return model.translate(*here) if isinstance(model, EncoderDecoder) else model(*here)
 
 
+def _logit_list(model: LanguageModel, *inputs: Tensor) -> list[Tensor]:
+    return [logits(model, *inputs)]
+
+
 def gradients(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> dict[str, Tensor]:
     """Gradients of the mean loss over a batch by name, without gptloom's objective, trainer or optimizer."""
     model.zero_grad(set_to_none=True)

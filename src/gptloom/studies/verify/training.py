@@ -1,13 +1,14 @@
 """Checks of the training loop, through the real trainer: micro-batches, zeroing, clipping, the rate and the update, in float64."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from gptloom.checkpoint.progress import Horizon, Progress
 from gptloom.config.run import TrainConfig
 from gptloom.generate.evaluate import Score
 from gptloom.model.base import LanguageModel
@@ -16,9 +17,8 @@ from gptloom.model.ngram import HashedNgrams
 from gptloom.reference.optimizers import EPSILON, length, rate_at, reference_update, shrinking
 from gptloom.studies.verify.subject import Batch, Subject, gradients
 from gptloom.studies.verify.tolerance import DOUBLE, Outcome, norms, worst
-from gptloom.training.interfaces import Job, Progress
-from gptloom.training.optim.adamw import Several, make_optimizer
-from gptloom.training.schedule import Horizon
+from gptloom.training.interfaces import Job
+from gptloom.training.optim.build import CombinedOptimizer, make_optimizer
 from gptloom.training.trainer import Trainer
 
 
@@ -39,7 +39,7 @@ class Walk:
     after: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Watched(Several):
+class Watched(CombinedOptimizer):
     """The run's optimizer, which writes down what it is given; a frozen one then does nothing."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, walk: Walk, *, frozen: bool) -> None:
@@ -52,13 +52,10 @@ class Watched(Several):
             config.learning_rate,
         )
 
-    def set_rate(self, share: float) -> None:
-        """Write AdamW's rate down, and pass it on."""
-        self.walk.rates.append(self.rate * share)
-        super().set_rate(share)
-
     def step(self) -> None:
-        """Write down, then step."""
+        """Write down the gradients and AdamW's learning rate, then step."""
+        (first, *_) = self.param_groups
+        self.walk.rates.append(self.rate * first["lr"] / first["initial_lr"])
         self.walk.gradients.append(
             {
                 name: torch.zeros_like(p) if p.grad is None else p.grad.to_dense().clone()
@@ -162,7 +159,14 @@ def update(subject: Subject) -> Outcome:
     clip = size / 2 if subject.config.train.grad_clip else 0.0
     train = subject.config.train.model_copy(update={"grad_clip": clip, "warmup_steps": 1})
     got = walk(subject.exact, batches, train)
-    expected = reference_update(subject.exact, batches, train)
+
+    def slopes(model: LanguageModel, step: int) -> dict[str, Tensor]:
+        return gradients(model, batches[step], train.label_smoothing)
+
+    if train.torch_optimizer is None:
+        expected = reference_update(subject.exact, train, len(batches), slopes)
+    else:
+        expected = by_torch(subject.exact, train, len(batches), slopes)
     gap = (
         float(torch.stack([(got.after[name] - p).abs().max() for name, p in expected.items()]).max())
         / train.learning_rate
@@ -174,6 +178,23 @@ def update(subject: Subject) -> Outcome:
     return Outcome(
         gap, 10 * (noise + DOUBLE / train.learning_rate * max(float(p.abs().max()) for p in expected.values()))
     )
+
+
+def by_torch(
+    model: LanguageModel, train: TrainConfig, steps: int, slopes: Callable[[LanguageModel, int], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The same as `reference_update` with a class of torch.optim, stepped by hand with written-out rates and clipping."""
+    model = copy.deepcopy(model)
+    optimizer = make_optimizer(model, train)
+    for step in range(steps):
+        found = slopes(model, step)
+        shrink = shrinking(length(found), train.grad_clip) if train.grad_clip else 1.0
+        for name, p in model.named_parameters():
+            p.grad = found[name] * shrink
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(train, step, steps)
+        optimizer.step()
+    return {name: p.detach() for name, p in model.named_parameters()}
 
 
 def groups(subject: Subject) -> Outcome:
@@ -188,14 +209,11 @@ def groups(subject: Subject) -> Outcome:
         for name, p in model.named_parameters()
     }
     optimizer = make_optimizer(model, train)
-    parts = optimizer.parts if isinstance(optimizer, Several) else [optimizer]
-    trained = [(name, decay) for part in parts for name, decay in part.decays.items()]
+    trained = [(name, group["weight_decay"]) for group in optimizer.param_groups for name in group["param_names"]]
     wrong = [
         name for name, decays in expected.items() if [decay > 0 for one, decay in trained if one == name] != [decays]
     ]
-    held = sum(flat.whole.numel() for part in parts for flat in getattr(part, "flats", [])) + sum(
-        m.weight.numel() for m in _hashed(model)
-    )
+    held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     wrong += [f"{held:,} numbers instead of {model.parameter_count():,}"] * (held != model.parameter_count())
     return Outcome(float(len(wrong)), 0.0, ", ".join(wrong[:3]))
 

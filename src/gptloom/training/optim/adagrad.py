@@ -1,56 +1,47 @@
 """AdaGrad for tables of which a batch touches a few rows."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptloom.config.run import TrainConfig
-from gptloom.fast.flat import unfit
+from gptloom.fast.flat import load_groups, packed_groups, unfit
 from gptloom.model.ngram import HashedNgrams
-from gptloom.training.interfaces import Optimizer, Ranks
 
 TINY = 1e-20
 """Added to a row's sum of squares, so that a gradient of zeros divides by something."""
 
 
-class RowAdagrad(Optimizer):
-    """AdaGrad (Duchi et al.
+class RowAdagrad:
+    """AdaGrad (Duchi et al. 2011) with one sum of mean squares a row.
 
-    2011) with one sum of mean squares a row: row -= rate * gradient / sqrt(sum over steps of mean(gradient ** 2)).
-
-    A row learns fast while it is new and settles as it is met more often, as a count would. Gradients are sparse: rows
-    that a batch has not looked up cost nothing, and what is remembered of a row is one number.
+    row -= lr * gradient / sqrt(sum over steps of mean(gradient ** 2)). A row learns fast while it is new and settles
+    as it is met more often, as a count would. Gradients are sparse: rows that a batch has not looked up cost nothing,
+    and what is remembered of a row is one number.
 
     Args:
         name: the parameter's.
         table: the layer; it is told to make sparse gradients, on a CPU.
         config: `table_learning_rate`.
-        ranks: who else trains.
     """
 
-    def __init__(self, name: str, table: HashedNgrams, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(self, name: str, table: HashedNgrams, config: TrainConfig) -> None:
         """Nothing is remembered yet."""
-        self.name, self.weight, self.ranks = name, table.weight, ranks
+        self.name, self.weight = name, table.weight
         table.sparse = table.weight.device.type == "cpu"
         self.squares = torch.zeros(len(table.weight), dtype=table.weight.dtype, device=table.weight.device)
-        self.rate = self.peak = config.table_learning_rate
-
-    @property
-    def decays(self) -> dict[str, float]:
-        """See `Optimizer.decays`: none."""
-        return {self.name: 0.0}
-
-    def set_rate(self, share: float) -> None:
-        """See `Optimizer.set_rate`."""
-        self.rate = self.peak * share
+        rate = config.table_learning_rate
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": [table.weight], "param_names": [name], "lr": rate, "initial_lr": rate, "weight_decay": 0.0}
+        ]
 
     def zero_grad(self) -> None:
         """Forget the gradient."""
         self.weight.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """See `Optimizer.gradients`: of the rows that were looked up."""
+        """The gradients of the rows that were looked up, which may be changed in place."""
         grad = self.weight.grad
         if grad is None:
             return []
@@ -59,13 +50,6 @@ class RowAdagrad(Optimizer):
         if not grad.is_coalesced():
             self.weight.grad = grad = grad.coalesce()
         return [grad.values()]
-
-    def reduce(self) -> None:
-        """See `Optimizer.reduce`."""
-        if self.ranks.world > 1 and self.weight.grad is not None:
-            dense = self.weight.grad.to_dense()
-            self.ranks.add(dense)
-            self.weight.grad = dense
 
     @torch.no_grad()
     def step(self) -> None:
@@ -80,7 +64,7 @@ class RowAdagrad(Optimizer):
             rows, values = None, grad
         squares = self.squares if rows is None else self.squares[rows]
         squares = squares + values.square().mean(1)
-        change = values * (-self.rate / (squares + TINY).sqrt())[:, None]
+        change = values * (-self.param_groups[0]["lr"] / (squares + TINY).sqrt())[:, None]
         if rows is None:
             self.squares.copy_(squares)
             self.weight.add_(change)
@@ -88,18 +72,21 @@ class RowAdagrad(Optimizer):
             self.squares[rows] = squares
             self.weight.index_add_(0, rows, change)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """A copy of the rows' sums, in the CPU's memory."""
-        return {f"squares/{self.name}": self.squares.to("cpu", copy=True)}
+    def state_dict(self) -> dict[str, Any]:
+        """The rows' sums, in torch's form."""
+        return {"state": {0: {"squares": self.squares}}, "param_groups": packed_groups(self.param_groups)}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put `tensors()` back, and nothing else.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put the rows' sums back.
 
         Raises:
-            ValueError: a tensor is none of ours, or has another shape.
+            ValueError: a tensor is of another kind, or has another shape.
         """
+        for memory in state_dict["state"].values():
+            for kind, tensor in memory.items():
+                if kind != "squares" or tensor.shape != self.squares.shape:
+                    raise unfit(f"{kind}/{self.name}")
         self.squares.zero_()
-        for key, tensor in tensors.items():
-            if key != f"squares/{self.name}" or tensor.shape != self.squares.shape:
-                raise unfit(key)
-            self.squares.copy_(tensor)
+        for memory in state_dict["state"].values():
+            self.squares.copy_(memory["squares"])
+        load_groups(self.param_groups, state_dict["param_groups"])

@@ -1,17 +1,18 @@
 """Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al. 2024)."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gptloom.config.run import TrainConfig
-from gptloom.fast.flat import Flat, FlatOptimizer, Named, unfit
-from gptloom.training.interfaces import Ranks
+from gptloom.distributed.process_group import ProcessGroup
+from gptloom.fast.flat import Flat, FlatOptimizer, Named
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic whose iteration brings every singular value near 1, as published with Muon: fast near 0, and not exact at 1."""
+"""Of the quintic whose iteration brings every singular value near 1, as published with Muon.
+
+It is fast near 0, and not exact at 1.
+"""
 
 ITERATIONS = 5
 
@@ -26,76 +27,57 @@ class Muon(FlatOptimizer):
     Args:
         named: matrices (r, c) by name.
         config: `matrix_learning_rate`, `momentum` and `weight_decay`.
-        ranks: who else trains.
+        group: the processes that train together.
     """
 
-    def __init__(self, named: Named, config: TrainConfig, ranks: Ranks) -> None:
+    kinds = ("momentum",)
+
+    def __init__(self, named: Named, config: TrainConfig, group: ProcessGroup) -> None:
         """Move every matrix and its gradient into the buffers."""
         shapes = dict.fromkeys(p.shape for _, p in named)
-        super().__init__(
-            [Flat([(name, p) for name, p in named if p.shape == shape]) for shape in shapes],
-            config.matrix_learning_rate,
-            ranks,
-        )
-        self.shapes = [(-1, *shape) for shape in shapes]
-        self.momenta = [torch.zeros_like(flat.grad) for flat in self.flats]
-        self.momentum, self.weight_decay = config.momentum, config.weight_decay
+        settings = {
+            "lr": config.matrix_learning_rate,
+            "weight_decay": config.weight_decay,
+            "momentum": config.momentum,
+        }
+        flats = [Flat([(name, p) for name, p in named if p.shape == shape]) for shape in shapes]
+        super().__init__(flats, [settings] * len(flats))
+        self.group, self.shapes = group, [(-1, *shape) for shape in shapes]
 
-    @property
-    def decays(self) -> dict[str, float]:
-        """See `Optimizer.decays`."""
-        return {name: self.weight_decay for flat in self.flats for name in flat.places}
+    def empty_memory(self) -> list[dict[str, Tensor]]:
+        """Momenta of zeros."""
+        return [{"momentum": torch.zeros_like(flat.grad)} for flat in self.flats]
 
     @torch.no_grad()
     def step(self) -> None:
         """Turn each momentum into the nearest orthogonal matrix, times sqrt(max(1, r / c)), and go that way."""
-        for flat, shape, momentum in zip(self.flats, self.shapes, self.momenta, strict=True):
+        for flat, shape, memory, group in zip(self.flats, self.shapes, self.memory, self.param_groups, strict=True):
             flat.gather()
-            momentum.lerp_(flat.grad, 1.0 - self.momentum)
-            ahead = flat.grad.lerp(momentum, self.momentum).view(shape)
+            rate, share = group["lr"], group["momentum"]
+            momentum = memory["momentum"].lerp_(flat.grad, 1.0 - share)
+            ahead = flat.grad.lerp(momentum, share).view(shape)
             update = self._orthogonal(ahead)
-            if self.weight_decay:
-                flat.whole.mul_(1.0 - self.rate * self.weight_decay)
-            flat.whole.add_(update.flatten(), alpha=-self.rate * max(1.0, shape[1] / shape[2]) ** 0.5)
+            if group["weight_decay"]:
+                flat.whole.mul_(1.0 - rate * group["weight_decay"])
+            flat.whole.add_(update.flatten(), alpha=-rate * max(1.0, shape[1] / shape[2]) ** 0.5)
 
     def _orthogonal(self, stack: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
         """This rank's share of a stack, put together with the others'."""
-        if self.ranks.world == 1:
+        if self.group.world == 1:
             return orthogonalise(stack)
         mine = torch.zeros_like(stack)
-        share = slice(self.ranks.rank, None, self.ranks.world)
+        share = slice(self.group.rank, None, self.group.world)
         if len(stack[share]):
             mine[share] = orthogonalise(stack[share])
-        self.ranks.add(mine)  # the other ranks' shares are zeros here
+        self.group.all_reduce(mine)  # the other ranks' shares are zeros here
         return mine
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of the momenta by matrix, such as momentum/blocks.0.mlp.up.weight, in the CPU's memory."""
-        parts = [flat.split(momentum) for flat, momentum in zip(self.flats, self.momenta, strict=True)]
-        return {f"momentum/{name}": part for found in parts for name, part in found.items()}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put `tensors()` back, and nothing else.
-
-        Raises:
-            ValueError: a tensor belongs to no matrix of this model, or has another shape.
-        """
-        for momentum in self.momenta:
-            momentum.zero_()
-        homes = {
-            name: (flat, momentum)
-            for flat, momentum in zip(self.flats, self.momenta, strict=True)
-            for name in flat.places
-        }
-        for key, tensor in tensors.items():
-            kind, _, name = key.partition("/")
-            if kind != "momentum" or name not in homes:
-                raise unfit(key)
-            homes[name][0].fill(homes[name][1], key, tensor)
 
 
 def orthogonalise(stack: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-    """Each matrix with its singular values brought to about 1 (0.7 to 1.2), by Newton-Schulz iterations x <- (a + b x x^T + c (x x^T)^2) x."""
+    """Each matrix with its singular values brought to about 1 (0.7 to 1.2).
+
+    By Newton-Schulz iterations x <- (a + b x x^T + c (x x^T)^2) x.
+    """
     tall = stack.shape[1] > stack.shape[2]
     x = stack.transpose(1, 2) if tall else stack  # the products of rows are then as small as they can be
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
@@ -113,7 +95,10 @@ def _by_matrices(x: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
 
 
 def _by_products(x: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-    """The same on the small g = x x^T alone: an iteration multiplies x by p = a + b g + c g^2, so g becomes p g p, and the p's are collected."""
+    """The same on the small g = x x^T alone.
+
+    An iteration multiplies x by p = a + b g + c g^2, so g becomes p g p, and the p's are collected.
+    """
     a, b, c = COEFFICIENTS
     gram = x @ x.transpose(1, 2)
     collected = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
