@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.devices import derive, is_out_of_memory, reseed
 from gptloom.errors import MachineError
 from gptloom.fast.train import TrainingPass
@@ -26,7 +26,7 @@ class Gradients:
             Interrupted: a signal came between two passes, and no other rank waits.
         """
         ranks = self.job.ranks
-        count = (batch[-1] != IGNORED).sum().to(torch.float64)
+        count = (batch[-1] != IGNORE_INDEX).sum().to(torch.float64)
         ranks.add(count)
         targets = max(1, int(count))
         loss = self.local(batch, targets)
