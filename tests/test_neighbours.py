@@ -12,7 +12,7 @@ from gptloom.generate.batch import Generation, Rows
 from gptloom.generate.beam import beam_search
 from gptloom.generate.seq2seq import condition, translate
 from gptloom.model.build import build_model
-from gptloom.model.cache import Context, Memory, Trace
+from gptloom.model.cache import Context, EncoderOutput, Trace
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
 from gptloom.model.recurrent import Recurrent
@@ -382,4 +382,4 @@ def test_each_architecture_builds_its_class():
     }
     for architecture, kind in kinds.items():
         assert type(make(architecture=architecture)) is kind
-    assert isinstance(make(architecture="encoder-decoder").encode(ids(1, 3)), Memory)
+    assert isinstance(make(architecture="encoder-decoder").encode(ids(1, 3)), EncoderOutput)
