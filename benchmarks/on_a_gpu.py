@@ -27,7 +27,7 @@ import numpy as np
 import peers
 import torch
 
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.data.batches import Batches
 from gptloom.data.splits import Tokens
 from gptloom.devices import describe_machine
@@ -88,7 +88,7 @@ def random_windows(run: Path, text: str) -> float:
     objective, nats, count = Objective(bundle.model).eval(), 0.0, 0
     for step in range(200):
         inputs, targets = (part.to(bundle.model.device) for part in batches.batch(step))
-        nats, count = nats + float(objective(inputs, targets)[0]), count + int((targets != IGNORED).sum())
+        nats, count = nats + float(objective(inputs, targets)[0]), count + int((targets != IGNORE_INDEX).sum())
     return round(nats / count, 4)
 
 

@@ -19,7 +19,7 @@ from gptloom.cli.main import COMMANDS, main
 from gptloom.config.model import ModelConfig
 from gptloom.errors import InputError, MachineError
 from gptloom.io.read import json_object, read_json
-from gptloom.model.build import build_model, check_memory, outline
+from gptloom.model.build import build_model, check_memory, meta_model
 from training_helpers import small_run, write_text
 
 DEEP = "[" * 100_000
@@ -211,7 +211,7 @@ def test_an_outline_has_the_model_s_names_and_shapes_and_the_estimate_its_size(a
         architecture=architecture, positions=positions, n_layer=5, n_embd=16, n_head=2, block_size=8, head="tied"
     )
     model = build_model(config)
-    assert {name: (one.shape, one.dtype) for name, one in outline(config).named_parameters()} == {
+    assert {name: (one.shape, one.dtype) for name, one in meta_model(config).named_parameters()} == {
         name: (one.shape, one.dtype) for name, one in model.named_parameters()
     }
     with pytest.raises(MachineError, match=f"^cpu: {model.parameter_count():,} parameters"):

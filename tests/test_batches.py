@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_helpers import positions
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.data.batches import Batches, Draws, evaluation_windows
 from gptloom.data.splits import Tokens
 from gptloom.errors import InputError
@@ -26,7 +26,7 @@ def targets_of(maker: Batches, tokens_of_epoch: int, epoch: int, rows: int) -> l
         target
         for step in range(epoch * rows, (epoch + 1) * rows)
         for target in maker.batch(step).targets.flatten().tolist()
-        if target != IGNORED
+        if target != IGNORE_INDEX
     ]
     assert len(found) == tokens_of_epoch
     return found
@@ -40,7 +40,7 @@ def test_targets_are_the_tokens_that_follow(sampling):
         assert batch.inputs.dtype == batch.targets.dtype == torch.int64
         assert batch.inputs.shape == batch.targets.shape == (6, maker.time)
         assert batch.inputs.is_contiguous() and batch.targets.is_contiguous()
-        real = batch.targets != IGNORED
+        real = batch.targets != IGNORE_INDEX
         assert torch.equal(batch.inputs[real] + 1, batch.targets[real])
         rows = batch.inputs.numpy()
         for row, valid in zip(rows, real.numpy(), strict=True):
@@ -142,7 +142,7 @@ def test_document_windows_never_cross_and_visit_each_target_once_an_epoch(length
     assert sorted(targets) == sorted(set(range(sum(lengths))) - set(starts.tolist()))
     for step in range(rows):
         batch = maker.batch(step)
-        inside = batch.inputs[batch.targets != IGNORED].numpy()
+        inside = batch.inputs[batch.targets != IGNORE_INDEX].numpy()
         assert len(set(np.searchsorted(starts, inside, side="right"))) == 1
 
 
@@ -172,7 +172,7 @@ def test_evaluation_reads_every_target_once_in_order(n, block, size):
     targets: list[int] = []
     for batch in evaluation_windows(positions(n), block, size):
         assert batch.inputs.shape[0] <= size and batch.inputs.shape[1] == min(block, n - 1)
-        real = batch.targets != IGNORED
+        real = batch.targets != IGNORE_INDEX
         assert torch.equal(batch.inputs[real] + 1, batch.targets[real])
         targets += batch.targets[real].tolist()
     assert targets == list(range(1, n))

@@ -7,7 +7,7 @@ from torch import nn
 from conftest import CONFIGS, SMALL, build, random_ids
 from gptloom import fast
 from gptloom.config.model import ModelConfig
-from gptloom.config.run import IGNORED, TrainConfig
+from gptloom.config.run import IGNORE_INDEX, TrainConfig
 from gptloom.devices import threads
 from gptloom.fast import train as fast_train
 from gptloom.fast.decode import make_stepper
@@ -39,7 +39,7 @@ SHARE = 0.03
 def batch(rows, time, seed=0):
     """Inputs and targets, some of which do not count."""
     targets = random_ids(rows, time, seed=seed + 50)
-    return random_ids(rows, time, seed=seed), targets.masked_fill(targets % 3 == 0, IGNORED)
+    return random_ids(rows, time, seed=seed), targets.masked_fill(targets % 3 == 0, IGNORE_INDEX)
 
 
 def gradients(model):

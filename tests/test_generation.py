@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from conftest import CONFIGS, SMALL, build, random_ids
 from gptloom.config.model import ModelConfig
-from gptloom.config.run import IGNORED, SampleConfig
+from gptloom.config.run import IGNORE_INDEX, SampleConfig
 from gptloom.generate.batch import Generation, Rows, Token, window_start
 from gptloom.generate.beam import beam_search
 from gptloom.generate.evaluate import Score, evaluate
@@ -405,7 +405,7 @@ def test_the_length_penalty_chooses_between_short_and_long():
 def test_evaluation_sums_the_cross_entropy_and_draws_nothing():
     model = build(CONFIGS["gpt2"]).train()
     batches = [(random_ids(3, T, seed=n), random_ids(3, T, seed=n + 9)) for n in range(3)]
-    batches[2][1][1, 4:] = IGNORED
+    batches[2][1][1, 4:] = IGNORE_INDEX
     before = torch.get_rng_state()
     score = evaluate(Objective(model), batches, device=torch.device("cpu"), byte_count=123)
     assert torch.equal(torch.get_rng_state(), before)
@@ -416,7 +416,7 @@ def test_evaluation_sums_the_cross_entropy_and_draws_nothing():
         for inputs, targets in batches:
             logprobs = model(inputs).double().log_softmax(-1)
             for b, t in product(range(3), range(T)):
-                if targets[b, t] != IGNORED:
+                if targets[b, t] != IGNORE_INDEX:
                     total, count = total - float(logprobs[b, t, targets[b, t]]), count + 1
     assert count == 3 * 3 * T - (T - 4)
     assert (score.tokens, score.bytes) == (count, 123)

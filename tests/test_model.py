@@ -13,7 +13,7 @@ from conftest import CACHING, CONFIGS, SMALL, build, random_ids, rows_of
 from gptloom import fast
 from gptloom.config.load import parse, read_recipe, recipe_names
 from gptloom.config.model import ModelConfig
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.errors import ConfigError
 from gptloom.fast import decode, decode_numpy, decode_torch
 from gptloom.fast.decode import Stepper, make_stepper
@@ -491,11 +491,11 @@ def test_dropout_stands_in_for_the_two_that_are_not_given():
 
 def test_the_objective_sums_nats_over_the_targets_that_count():
     model, ids, targets = build(CONFIGS["gpt2"]), random_ids(2, T), random_ids(2, T, seed=1)
-    targets[0, 3:6] = IGNORED
+    targets[0, 3:6] = IGNORE_INDEX
     with torch.no_grad():
         nats, count = Objective(model)(ids, targets)
     logprobs = call(model, ids).double().log_softmax(-1)
-    expected = -sum(logprobs[b, t, targets[b, t]] for b in range(2) for t in range(T) if targets[b, t] != IGNORED)
+    expected = -sum(logprobs[b, t, targets[b, t]] for b in range(2) for t in range(T) if targets[b, t] != IGNORE_INDEX)
     assert int(count) == 2 * T - 3
     assert float(nats) == pytest.approx(float(expected), rel=1e-6)
 

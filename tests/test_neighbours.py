@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from gptloom.config.model import ModelConfig
-from gptloom.config.run import IGNORED, SampleConfig, TrainConfig
+from gptloom.config.run import IGNORE_INDEX, SampleConfig, TrainConfig
 from gptloom.generate.batch import Generation, Rows
 from gptloom.generate.beam import beam_search
 from gptloom.generate.seq2seq import condition, translate
 from gptloom.model.build import build_model
-from gptloom.model.cache import Context, Memory, Trace
+from gptloom.model.cache import Context, EncoderOutput, Trace
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
 from gptloom.model.recurrent import Recurrent
@@ -233,14 +233,14 @@ def test_cross_attention_without_a_memory_is_refused():
 def test_label_smoothing_is_the_papers_mixture_and_only_in_training():
     model = make(**PAIRS["original"])
     sources, inputs, targets = ids(2, 4), ids(2, 5, seed=1), ids(2, 5, seed=2)
-    targets[0, 3:] = IGNORED
+    targets[0, 3:] = IGNORE_INDEX
     objective = Objective(model, 0.1)
     logp = model.translate(sources, inputs).log_softmax(-1)
     mixed = 0.0
     plain = 0.0
     for b in range(2):
         for t in range(5):
-            if targets[b, t] != IGNORED:
+            if targets[b, t] != IGNORE_INDEX:
                 wanted = torch.full((V,), 0.1 / V)
                 wanted[targets[b, t]] += 0.9
                 mixed -= (wanted * logp[b, t]).sum()
@@ -382,4 +382,4 @@ def test_each_architecture_builds_its_class():
     }
     for architecture, kind in kinds.items():
         assert type(make(architecture=architecture)) is kind
-    assert isinstance(make(architecture="encoder-decoder").encode(ids(1, 3)), Memory)
+    assert isinstance(make(architecture="encoder-decoder").encode(ids(1, 3)), EncoderOutput)

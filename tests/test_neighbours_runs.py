@@ -8,7 +8,7 @@ import torch
 import gptloom
 from gptloom.cli.main import main
 from gptloom.config.model import ModelConfig
-from gptloom.config.run import IGNORED, RunConfig
+from gptloom.config.run import IGNORE_INDEX, RunConfig
 from gptloom.data.batches import Batches, MaskedBatches, masked_windows
 from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers import CharTokenizer
@@ -113,13 +113,13 @@ def test_only_what_is_hidden_is_a_target_and_it_cannot_be_seen():
     for step in range(20):
         inputs, targets = masked.batch(step)
         hidden = inputs == 200
-        assert torch.equal(hidden, targets != IGNORED)
+        assert torch.equal(hidden, targets != IGNORE_INDEX)
         assert torch.equal(torch.where(hidden, targets, inputs), batches.batch(step).inputs)
         assert all(torch.equal(a, b) for a, b in zip(masked.batch(step), (inputs, targets), strict=True))
         share.append(hidden.float().mean().item())
     assert 0.25 < sum(share) / 20 < 0.35
     short = next(masked_windows(Tokens(ids[:30], np.zeros(1, np.int64)), 20, 8, mask=200, fraction=0.5))
-    assert (short.inputs[1, 9:] == -1).all() and (short.targets[1, 9:] == IGNORED).all()
+    assert (short.inputs[1, 9:] == -1).all() and (short.targets[1, 9:] == IGNORE_INDEX).all()
 
 
 def test_ranks_hide_the_tokens_that_one_would_hide():

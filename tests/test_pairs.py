@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import texts_of
-from gptloom.config.run import IGNORED, DataConfig
+from gptloom.config.run import IGNORE_INDEX, DataConfig
 from gptloom.data import number_words
 from gptloom.data.number_words import HELD_OUT, VAL_FRACTION, held_out_numbers, is_numbers, languages, training_numbers
 from gptloom.data.pair_batches import (
@@ -83,10 +83,10 @@ def pairs_in(*made) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         assert sources.dtype == inputs.dtype == targets.dtype == torch.int64
         assert inputs.shape == targets.shape and len(sources) == len(inputs)
         for source, given_, wanted in zip(sources.tolist(), inputs.tolist(), targets.tolist(), strict=True):
-            source_length = len(source) - source.count(IGNORED)
-            length = len(wanted) - wanted.count(IGNORED)
-            assert source[source_length:] == [IGNORED] * (len(source) - source_length)
-            assert wanted[length - 1] == END and wanted[length:] == [IGNORED] * (len(wanted) - length)
+            source_length = len(source) - source.count(IGNORE_INDEX)
+            length = len(wanted) - wanted.count(IGNORE_INDEX)
+            assert source[source_length:] == [IGNORE_INDEX] * (len(source) - source_length)
+            assert wanted[length - 1] == END and wanted[length:] == [IGNORE_INDEX] * (len(wanted) - length)
             assert given_ == [END, *wanted[: length - 1], *[0] * (len(wanted) - length)]
             found.append((tuple(source[:source_length]), tuple(wanted[: length - 1])))
     return found
@@ -346,7 +346,7 @@ def test_batches_hold_pairs_padded_on_the_right():
     for step in range(40):
         batch = maker.batch(step)
         assert set(pairs_in(batch)) <= known
-        assert (batch.sources != IGNORED).any(0).all() and (batch.targets != IGNORED).any(0).all()
+        assert (batch.sources != IGNORE_INDEX).any(0).all() and (batch.targets != IGNORE_INDEX).any(0).all()
     assert maker.tokens_per_epoch == sum(len(target) + 1 for _, target in pairs)
     assert maker.longest == (max(len(source) for source, _ in pairs), max(len(target) + 1 for _, target in pairs))
 
@@ -403,7 +403,7 @@ def test_little_is_padding_and_lengths_come_in_no_order():
     pairs = made_up(3000, most=40)
     maker = batches(pairs, batch_size=16)
     made = [maker.batch(step) for step in range(3 * 3000 // 16)]
-    assert sum((batch.targets == IGNORED).sum().item() for batch in made) < 0.05 * sum(
+    assert sum((batch.targets == IGNORE_INDEX).sum().item() for batch in made) < 0.05 * sum(
         batch.targets.numel() for batch in made
     )
     widths = np.array([batch.targets.shape[1] for batch in made])

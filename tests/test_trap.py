@@ -35,8 +35,8 @@ SOFTCAP = [
 ]
 Z_LOSS = [
     (
-        "        return nats, (targets != IGNORED).sum()",
-        "        return nats + 0.1 * scores.logsumexp(-1).square().sum(), (targets != IGNORED).sum()",
+        "        return nats, (targets != IGNORE_INDEX).sum()",
+        "        return nats + 0.1 * scores.logsumexp(-1).square().sum(), (targets != IGNORE_INDEX).sum()",
     )
 ]
 SCALED = [

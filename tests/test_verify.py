@@ -354,7 +354,7 @@ BUGS = {
             "_passes",
             (
                 "1.0 / targets,",
-                "1.0 / int((parts[-1][start : start + rows] != IGNORED).sum()) / len(range(0, len(batch[0]), rows)),",
+                "1.0 / int((parts[-1][start : start + rows] != IGNORE_INDEX).sum()) / len(range(0, len(batch[0]), rows)),",
             ),
         ),
     ),
@@ -449,7 +449,7 @@ BUGS = {
             loss.Objective,
             "forward",
             ("targets.flatten()", "targets.flatten().clamp(min=0)"),
-            ("(targets != IGNORED)", "(targets >= IGNORED)"),
+            ("(targets != IGNORE_INDEX)", "(targets >= IGNORE_INDEX)"),
         ),
     ),
     "evaluation windows overlap": (

@@ -15,7 +15,7 @@ from gptloom.fast.int8 import is_quantised, refuse
 from gptloom.io.atomic import write_text
 from gptloom.io.read import json_object, read_json, regular_size
 from gptloom.model.base import LanguageModel
-from gptloom.model.build import build_model, outline
+from gptloom.model.build import build_model, meta_model
 
 _CURE = "use another checkpoint"
 _TOGETHER = "keep the files of a bundle together"
@@ -53,7 +53,7 @@ def load_model(folder: Path) -> LanguageModel:
         raise InputError(
             f"has {len(header)} tensors, too few for n_layer={config.n_layer}", where=str(path), cure=_TOGETHER
         )
-    _compare(header, outline(config), path)
+    _compare(header, meta_model(config), path)
     model = build_model(config)
     load_weights(model, path)
     return model

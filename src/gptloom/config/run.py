@@ -10,7 +10,7 @@ from gptloom.config.base import MOST, Amount, Config, Conflict, Count, Positive,
 from gptloom.config.model import ModelConfig
 from gptloom.errors import nearest, shortened
 
-IGNORED = -1
+IGNORE_INDEX = -1
 """A target with this value is not predicted and does not count: the one number that data and model agree on."""
 
 TORCH_OPTIMIZERS = (

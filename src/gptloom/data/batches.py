@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, Int64, UInt, UInt64
 
-from gptloom.config.run import IGNORED, Sampling
+from gptloom.config.run import IGNORE_INDEX, Sampling
 from gptloom.data.splits import Tokens
 from gptloom.errors import InputError
 
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: token ids; 0 where a row is shorter than the others.
-        targets: the next token's id, or `IGNORED` where there is nothing to predict.
+        targets: the next token's id, or `IGNORE_INDEX` where there is nothing to predict.
     """
 
     inputs: Int[torch.Tensor, "batch time"]
@@ -169,7 +169,7 @@ def _read(
     padding = np.arange(block.shape[1] - 1) >= lengths[:, None]
     inputs, targets = block[:, :-1].astype(np.int64), block[:, 1:].astype(np.int64)
     np.copyto(inputs, 0, where=padding)
-    np.copyto(targets, IGNORED, where=padding)
+    np.copyto(targets, IGNORE_INDEX, where=padding)
     return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
@@ -221,7 +221,7 @@ def masked_windows(tokens: Tokens, block_size: int, batch_size: int, *, mask: in
 def _hide(batch: Batch, mask: int, fraction: float, draws: Draws, index: int, first: int = 0) -> Batch:
     """Hide tokens; places behind a window's end become padding, which an encoder does not look at."""
     drawn = draws.at(index, batch.inputs.numel(), first=first * batch.inputs.shape[1])
-    real = batch.targets != IGNORED
+    real = batch.targets != IGNORE_INDEX
     hidden = torch.from_numpy(drawn < np.uint64(fraction * 2**64)).view_as(real) & real
     inputs = torch.where(hidden, mask, batch.inputs).where(real, -1)
-    return Batch(inputs, torch.where(hidden, batch.inputs, IGNORED))
+    return Batch(inputs, torch.where(hidden, batch.inputs, IGNORE_INDEX))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, Int64
 
-from gptloom.config.run import IGNORED, DataConfig
+from gptloom.config.run import IGNORE_INDEX, DataConfig
 from gptloom.data.batches import Draws
 from gptloom.data.splits import Split, Tokens
 from gptloom.data.token_store import TokenStore
@@ -22,9 +22,9 @@ class PairBatch(NamedTuple):
     """Sources, and targets to be predicted from them.
 
     Attributes:
-        sources: token ids, then `IGNORED` where a source is shorter than the longest.
+        sources: token ids, then `IGNORE_INDEX` where a source is shorter than the longest.
         inputs: the end of a text, then the target's ids; 0 where a target is shorter than the longest.
-        targets: the target's ids, then the end of a text; `IGNORED` where there is nothing to predict.
+        targets: the target's ids, then the end of a text; `IGNORE_INDEX` where there is nothing to predict.
     """
 
     sources: Int[torch.Tensor, "batch source_time"]
@@ -75,7 +75,7 @@ class _Pairs:
     ) -> Int64[np.ndarray, "batch width"]:
         columns = np.arange(width)
         places = np.minimum(starts[:, None] + columns, len(self.ids) - 1)
-        return np.where(columns < lengths[:, None], self.ids[places].astype(np.int64), IGNORED)
+        return np.where(columns < lengths[:, None], self.ids[places].astype(np.int64), IGNORE_INDEX)
 
 
 class PairBatches:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptloom.config.model import ModelConfig
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.fast import LONGEST, hooks_of, why_not
 from gptloom.fast import layers as by_hand
 from gptloom.fast.block import Backward, Forward, Plan, Scratch, Weights
@@ -257,8 +257,10 @@ class _Line:
         aten = torch.ops.aten
         self.head.forward(last, self.logits)
         torch._log_softmax(self.logits, -1, False, out=self.logprobs)
-        nats, count = aten.nll_loss_forward(self.logprobs, targets, None, _SUM, IGNORED)
-        picked = aten.nll_loss_backward(self.share.fill_(share), self.logprobs, targets, None, _SUM, IGNORED, count)
+        nats, count = aten.nll_loss_forward(self.logprobs, targets, None, _SUM, IGNORE_INDEX)
+        picked = aten.nll_loss_backward(
+            self.share.fill_(share), self.logprobs, targets, None, _SUM, IGNORE_INDEX, count
+        )
         torch._log_softmax_backward_data(picked, self.logprobs, -1, self.logprobs.dtype, out=self.logits)
         self.head.accumulate_grad(self.logits, last, *self.head_grads, fresh)
         torch.mm(self.logits, self.head.weight, out=self.grad)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.generate.batch import Token
 from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.cache import Context, Trace
@@ -84,7 +84,7 @@ def token_losses(
         with evaluating(model):
             logits = model.unembed(model.hidden(inputs.to(device))).float()
         wanted = targets.to(device)
-        counted = wanted != IGNORED
+        counted = wanted != IGNORE_INDEX
         scores, ids = logits[counted], wanted[counted]
         own = scores.gather(-1, ids[:, None])
         ranks = (scores > own).sum(-1).tolist()
@@ -96,7 +96,7 @@ def token_losses(
 def hidden_tokens(ids: Int[Tensor, " t"], mask: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Hide the tokens of a text one by one: (inputs, targets) of one row, whose only target is the hidden token."""
     for place in range(len(ids)):
-        inputs, targets = ids.clone(), torch.full_like(ids, IGNORED)
+        inputs, targets = ids.clone(), torch.full_like(ids, IGNORE_INDEX)
         inputs[place], targets[place] = mask, ids[place]
         yield inputs[None], targets[None]
 

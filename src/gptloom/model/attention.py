@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gptloom.config.model import ModelConfig
-from gptloom.model.cache import Context, Memory, Slot, State
+from gptloom.model.cache import Context, EncoderOutput, Slot, State
 from gptloom.model.layers import rotate
 
 
@@ -117,7 +117,7 @@ class CrossAttention(Heads):
         self.key_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
-    def read(self, memory: Memory) -> Slot:
+    def read(self, memory: EncoderOutput) -> Slot:
         """The keys and values of a memory, which stay the same however much is written."""
         key, value = (
             part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in self.kv(memory.vectors).chunk(2, dim=-1)
@@ -148,7 +148,7 @@ def attention_weights(
     return (scores if seen is None else scores.masked_fill(~seen, float("-inf"))).softmax(dim=-1)
 
 
-def _given(memory: Memory | None) -> Memory:
+def _given(memory: EncoderOutput | None) -> EncoderOutput:
     if memory is None:
         raise ValueError("cross-attention needs an encoder's memory, in the context or in the state")
     return memory

@@ -24,7 +24,7 @@ def build_model(config: ModelConfig) -> LanguageModel:
     return _build(config)
 
 
-def outline(config: ModelConfig) -> LanguageModel:
+def meta_model(config: ModelConfig) -> LanguageModel:
     """The model's parameters without their numbers: names, shapes and types at any size, in no memory to speak of."""
     # The tables of fixed positions are no parameters.
     config = config if config.positions == "learned" else config.model_copy(update={"positions": "none"})
@@ -49,7 +49,7 @@ def check_memory(config: ModelConfig, device: torch.device, *, copies: int = 1, 
         return
     # Layers are alike, so that two tell of a thousand.
     depths = sorted({min(config.n_layer, depth) for depth in (1, 2)})
-    counts = [outline(config.model_copy(update={"n_layer": depth})).parameter_count() for depth in depths]
+    counts = [meta_model(config.model_copy(update={"n_layer": depth})).parameter_count() for depth in depths]
     numbers = counts[-1] + (config.n_layer - depths[-1]) * (counts[-1] - counts[0])
     table = {"rotary": 2 * config.width_per_head, "sinusoidal": config.n_embd}.get(
         config.positions, 0

@@ -66,7 +66,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Memory:
+class EncoderOutput:
     """What an encoder leaves for a decoder to look at.
 
     Attributes:
@@ -98,7 +98,7 @@ class Context:
     state: State | None = None
     counts: Sequence[int] | None = None
     trace: Trace | None = None
-    memory: Memory | None = None
+    memory: EncoderOutput | None = None
     positions: Int[Tensor, "*b t"] = field(init=False)
     mask: Bool[Tensor, "b 1 _ s"] | None = field(init=False, default=None)
     causal: bool = field(init=False, default=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.model.base import LanguageModel
 from gptloom.model.transformer import EncoderDecoder
 
@@ -30,12 +30,12 @@ class Objective(nn.Module):
         self.model, self.label_smoothing = model, label_smoothing
 
     def forward(self, *batch: Int[Tensor, "b _"]) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Summed loss in nats, and the number of targets that are not `IGNORED`; `batch` is (inputs, targets) or (sources, inputs, targets)."""
+        """Summed loss in nats, and the number of targets that are not `IGNORE_INDEX`; `batch` is (inputs, targets) or (sources, inputs, targets)."""
         *inputs, targets = batch
         logits = self.model.translate(*inputs) if isinstance(self.model, EncoderDecoder) else self.model(*inputs)
         smoothing = self.label_smoothing if self.training else 0.0
         scores = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # never in half precision
         nats = F.cross_entropy(
-            scores, targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+            scores, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
         )
-        return nats, (targets != IGNORED).sum()
+        return nats, (targets != IGNORE_INDEX).sum()

@@ -8,7 +8,7 @@ from torch import nn
 from gptloom.config.model import ModelConfig
 from gptloom.model.attention import Heads
 from gptloom.model.base import LanguageModel
-from gptloom.model.build import outline
+from gptloom.model.build import meta_model
 from gptloom.model.ngram import HashedNgrams
 
 PARTS = ("tables", "ngrams", "attention", "mlp", "recurrent", "norms", "head", "other")
@@ -17,7 +17,7 @@ PARTS = ("tables", "ngrams", "attention", "mlp", "recurrent", "norms", "head", "
 
 def count_parts(config: ModelConfig) -> dict[str, int]:
     """Parameters by part, each counted once; the parts that there are add up to the model's `parameter_count`."""
-    model = outline(config)
+    model = meta_model(config)
     found = Counter[str]()
     seen: set[int] = set()
     for name, module in model.named_modules():
@@ -42,14 +42,14 @@ def operations_per_token(config: ModelConfig, context: int | None = None) -> int
         config: the shape. Of an encoder-decoder, a token is one of the source and one of the target.
         context: places that a token looks at (default: block_size).
     """
-    model, context = outline(config), config.block_size if context is None else context
+    model, context = meta_model(config), config.block_size if context is None else context
     seen = sum(part.n_head * part.width for part in model.modules() if isinstance(part, Heads))
     return 6 * sum(_weights(model)) + 12 * context * seen
 
 
 def cache_bytes(config: ModelConfig, length: int) -> int:
     """Bytes in float32 of what a model remembers of one text of `length` tokens: keys and values, or a recurrent state."""
-    state = outline(config).init_state(1, length)
+    state = meta_model(config).init_state(1, length)
     return sum(tensor.numel() * tensor.element_size() for slot in state.slots for tensor in slot.values())
 
 

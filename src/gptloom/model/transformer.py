@@ -17,7 +17,7 @@ from gptloom.config.load import parse, read_recipe
 from gptloom.config.model import ModelConfig
 from gptloom.model.attention import Attention, CrossAttention
 from gptloom.model.base import LanguageModel
-from gptloom.model.cache import Context, Memory, Slot, State
+from gptloom.model.cache import Context, EncoderOutput, Slot, State
 from gptloom.model.init import initialise
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotation_at, sinusoids
 from gptloom.model.ngram import HashedNgrams
@@ -228,9 +228,9 @@ class EncoderDecoder(Decoder):
         if self.config.tables == "shared":
             self.encoder.token_table.weight = self.token_table.weight
 
-    def encode(self, sources: Int[Tensor, "b s"], context: Context | None = None) -> Memory:
+    def encode(self, sources: Int[Tensor, "b s"], context: Context | None = None) -> EncoderOutput:
         """Read sources; ids below 0 are padding, which nobody looks at. A trace in the context gets the encoder's own weights."""
-        return Memory(self.encoder.run(sources, context or Context()), (sources >= 0)[:, None, None])
+        return EncoderOutput(self.encoder.run(sources, context or Context()), (sources >= 0)[:, None, None])
 
     def translate(self, sources: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
         """Logits of the token after each input, given the sources."""
@@ -240,7 +240,7 @@ class EncoderDecoder(Decoder):
 class Conditioned(LanguageModel):
     """A decoder that has read its sources, one for each row: to whoever writes with it, a language model like any other."""
 
-    def __init__(self, model: EncoderDecoder, memory: Memory) -> None:
+    def __init__(self, model: EncoderDecoder, memory: EncoderOutput) -> None:
         """Keep the model and what it has read."""
         super().__init__()
         self.model, self.memory, self.config = model, memory, model.config

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gptloom.checkpoint.progress import Progress
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.devices import derive, is_out_of_memory, reseed
 from gptloom.errors import MachineError
 from gptloom.fast.train import TrainingPass
@@ -28,7 +28,7 @@ class Gradients:
             Interrupted: a signal came between two passes, and no other rank waits.
         """
         group = self.job.group
-        count = (batch[-1] != IGNORED).sum().to(torch.float64)
+        count = (batch[-1] != IGNORE_INDEX).sum().to(torch.float64)
         group.all_reduce(count)
         targets = max(1, int(count))
         loss = self.local(batch, targets)

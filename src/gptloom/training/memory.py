@@ -21,7 +21,7 @@ from gptloom.config.model import ModelConfig
 from gptloom.config.run import RunConfig
 from gptloom.fast.train import TrainingPass
 from gptloom.model.base import LanguageModel
-from gptloom.model.build import outline
+from gptloom.model.build import meta_model
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
 from gptloom.model.transformer import Stack
@@ -52,7 +52,7 @@ def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = tor
 
 def _prepare(config: ModelConfig) -> LanguageModel:
     """An outline that can be run: with its tables of fixed positions, and a place for every gradient."""
-    model = outline(config)
+    model = meta_model(config)
     for part in model.modules():
         if isinstance(part, Stack):
             _add_tables(part, config)
@@ -223,7 +223,7 @@ class Held:
 
 def held_bytes(config: RunConfig, *, on_cpu: bool) -> Held:
     """What the optimizers of `make_optimizer` hold from one step to the next, in float32; what an update needs meanwhile is not counted."""
-    model, train = outline(config.model), config.train
+    model, train = meta_model(config.model), config.train
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     tables = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, HashedNgrams)}
     with_momentum = hidden_matrices(model) if train.optimizer == "muon" else set[str]()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gptloom.bundle import Bundle
-from gptloom.config.run import IGNORED
+from gptloom.config.run import IGNORE_INDEX
 from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers import CharTokenizer
 from gptloom.devices import derive
@@ -45,11 +45,11 @@ def targets(subject: Subject) -> Outcome:
         known_rows = subject.parts.train.ids.astype(np.int64)
         for inputs, wanted in zip(*(part.numpy() for part in batch), strict=True):
             if subject.causal:
-                counted = wanted != IGNORED
+                counted = wanted != IGNORE_INDEX
                 text = np.append(inputs[:1], wanted[counted])
                 wrong += int((inputs[: counted.sum()] != text[:-1]).sum()) if len(text) > 1 else 0
             else:
-                hidden = wanted != IGNORED
+                hidden = wanted != IGNORE_INDEX
                 wrong += int((inputs[hidden] != subject.model.vocab_size).sum()) + int(
                     (inputs[~hidden] == subject.model.vocab_size).sum()
                 )
@@ -65,10 +65,10 @@ def windows(subject: Subject) -> Outcome:
         if reads_pairs(subject.model):
             found += _pairs(batch, subject)
         elif subject.causal:
-            found += batch[1][batch[1] != IGNORED].tolist()
+            found += batch[1][batch[1] != IGNORE_INDEX].tolist()
         else:
             inputs, wanted = batch
-            found += torch.where(wanted != IGNORED, wanted, inputs)[inputs >= 0].tolist()
+            found += torch.where(wanted != IGNORE_INDEX, wanted, inputs)[inputs >= 0].tolist()
     if reads_pairs(subject.model):
         gap = Counter(found)
         gap.subtract(_documents(tokens))
@@ -85,7 +85,7 @@ def loss(subject: Subject) -> Outcome:
     *inputs, wanted = subject.ragged_batch()
     scores = Reference(subject.model, subject.drawn).logits(*inputs)
     logprobs = scores - torch.logsumexp(scores, -1, keepdim=True)
-    places = [(row, place) for row, place in (wanted != IGNORED).nonzero().tolist()]
+    places = [(row, place) for row, place in (wanted != IGNORE_INDEX).nonzero().tolist()]
     expected = -sum(float(logprobs[row, place, wanted[row, place]]) for row, place in places) / len(places)
     model = subject.placed(subject.drawn)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def evaluation(subject: Subject) -> Outcome:
     first, second = (evaluate(objective, batches, device=subject.device) for _ in range(2))
     plain, count, peak = 0.0, 0, 0.0
     for batch in batches:
-        here = int((batch[-1] != IGNORED).sum())
+        here = int((batch[-1] != IGNORE_INDEX).sum())
         with torch.no_grad():
             plain += float(mean_loss(subject.placed(subject.drawn), batch)) * here if here else 0.0
         count += here
@@ -237,6 +237,6 @@ def _documents(tokens: Tokens) -> Counter[tuple[tuple[int, ...], tuple[int, ...]
 def _pairs(batch: Batch, subject: Subject) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The pairs of a batch, as `_documents` gives them; the target is () where inputs are not the shifted targets."""
     for source, inputs, wanted in zip(*(part.tolist() for part in batch), strict=True):
-        target = [one for one in wanted if one != IGNORED]
+        target = [one for one in wanted if one != IGNORE_INDEX]
         moved = [subject.bundle.tokenizer.end_of_text, *target[:-1]] == inputs[: len(target)]
         yield tuple(one for one in source if one >= 0), tuple(target) if moved else ()

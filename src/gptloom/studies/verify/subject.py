@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gptloom.bundle import Bundle
 from gptloom.config.model import ModelConfig
-from gptloom.config.run import IGNORED, RunConfig
+from gptloom.config.run import IGNORE_INDEX, RunConfig
 from gptloom.data.splits import Split, Tokens
 from gptloom.devices import derive
 from gptloom.generate.task import reads_pairs, training_batches
@@ -141,7 +141,7 @@ class Subject:
         for part in padded:
             for row in range(1, len(part)):
                 end = max(1, part.shape[1] * (len(part) - row) // (2 * len(part)))
-                part[row, end:] = IGNORED  # padding is -1, too
+                part[row, end:] = IGNORE_INDEX  # padding is -1, too
         return (*inputs, targets)
 
     @cached_property
@@ -184,7 +184,7 @@ class Subject:
 
 
 def _has_targets(batch: Batch) -> bool:
-    return bool((batch[-1] != IGNORED).any())
+    return bool((batch[-1] != IGNORE_INDEX).any())
 
 
 def drawn_model(config: ModelConfig, seed: int) -> LanguageModel:
@@ -235,7 +235,7 @@ def mean_loss(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> Ten
     """The mean of -ln p over the targets, by its definition; `smoothing` mixes in the mean over all tokens."""
     *inputs, targets = (part.to(model.device) for part in batch)
     scores = model.translate(*inputs) if isinstance(model, EncoderDecoder) else model(*inputs)
-    counted = targets != IGNORED
+    counted = targets != IGNORE_INDEX
     scores = scores[counted]
     logprobs = scores - torch.logsumexp(scores, -1, keepdim=True)
     hits = logprobs.gather(-1, targets[counted][:, None])[:, 0]
