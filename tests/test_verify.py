@@ -306,7 +306,7 @@ BUGS = {
         edit(
             transformer.Stack,
             "run",
-            ("if context.state else None)", "if context.state else None) - (x if index == 1 else 0.0)"),
+            ("if context.cache else None)", "if context.cache else None) - (x if index == 1 else 0.0)"),
         ),
     ),
     "the padding of sources is looked at": (
