@@ -31,7 +31,7 @@ every_caching_config = pytest.mark.parametrize("name", CACHING)
 
 def call(model: Decoder, ids: torch.Tensor, **context) -> torch.Tensor:
     with torch.no_grad():
-        return model.unembed(model.hidden(ids, Context(**context)))
+        return model.unembed(model.forward_hidden(ids, Context(**context)))
 
 
 def test_the_list_of_models_takes_every_choice():

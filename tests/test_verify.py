@@ -305,7 +305,7 @@ BUGS = {
         "mingpt",
         edit(
             transformer.Stack,
-            "run",
+            "forward_hidden",
             ("if context.cache else None)", "if context.cache else None) - (x if index == 1 else 0.0)"),
         ),
     ),

@@ -48,7 +48,9 @@ class Alignment(Output):
         with torch.no_grad(), evaluating(model):
             memory = model.encode(torch.tensor([source], device=model.device), Context(trace=self.reading))
             inputs = torch.tensor([[self.end, *targets[:-1]]], device=model.device)
-            logits = model.unembed(model.hidden(inputs, Context(memory=memory, trace=self.writing)))[0].float().cpu()
+            logits = (
+                model.unembed(model.forward_hidden(inputs, Context(memory=memory, trace=self.writing)))[0].float().cpu()
+            )
         self.tokens = describe(logits, targets, args.top)
         self.sources, self.targets = [name(one) for one in source], [name(one) for one in targets]
         self.tokens_seen = [

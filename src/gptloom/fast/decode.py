@@ -69,7 +69,7 @@ class Reference:
         """See `make_stepper`."""
         ids = torch.tensor(rows, device=self.model.device)
         with threads(1 if ids.numel() * self.size < SMALL_STEP else None):
-            return self.model.unembed(self.model.hidden(ids, Context(cache=state))[:, -1])
+            return self.model.unembed(self.model.forward_hidden(ids, Context(cache=state))[:, -1])
 
 
 class Stepper:

@@ -87,7 +87,7 @@ class Rows:
         ids = torch.tensor([view[-1:] for view in views], device=self.device)
         counts = [0 if r in stale else 1 for r in rows]
         with threads(1 if len(rows) * self.size < SMALL_STEP else None):
-            logits = self.model.unembed(self.model.hidden(ids, Context(cache=state, counts=counts))[:, -1])
+            logits = self.model.unembed(self.model.forward_hidden(ids, Context(cache=state, counts=counts))[:, -1])
         if stale:
             fresh = self.model.init_cache(len(stale), self.capacity)
             logits[stale] = self._read_whole([views[r] for r in stale], fresh)
@@ -120,7 +120,7 @@ class Rows:
         longest = max(context.counts)
         ids = torch.tensor([view + [0] * (longest - len(view)) for view in views], device=self.device)
         with threads(1 if ids.numel() * self.size < SMALL_STEP else None):
-            return self.model.unembed(cut_rows(self.model.hidden(ids, context), context.counts))
+            return self.model.unembed(cut_rows(self.model.forward_hidden(ids, context), context.counts))
 
 
 class Token(NamedTuple):

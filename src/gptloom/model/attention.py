@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gptloom.config.model import ModelConfig
-from gptloom.model.cache import Cache, Context, EncoderOutput, LayerCache
+from gptloom.model.cache import Context, EncoderOutput, LayerCache
 from gptloom.model.layers import rotate
 
 

@@ -24,7 +24,7 @@ class LanguageModel(nn.Module, ABC):
     token_table: nn.Embedding
 
     @abstractmethod
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+    def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
         """The last hidden vectors, ready for `unembed`.
 
         Args:
@@ -45,7 +45,7 @@ class LanguageModel(nn.Module, ABC):
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
         """Logits at every position, never fewer."""
-        return self.unembed(self.hidden(ids))
+        return self.unembed(self.forward_hidden(ids))
 
     @property
     def window(self) -> int | None:

@@ -43,7 +43,7 @@ class HashedNgrams(nn.Module):
         """The sum at each position; when there is a cache, its tokens come before these, and then it holds these."""
         rows = self.rows(ids, context, cache)
         sparse = self.sparse and not torch.compiler.is_compiling()
-        found: Tensor = _Lookup.apply(self.weight, rows) if sparse else look_up(self.weight, rows)  # type: ignore[no-untyped-call]
+        found: Tensor = _Lookup.apply(self.weight, rows) if sparse else sum_rows(self.weight, rows)  # type: ignore[no-untyped-call]
         kept = self.draw(found)
         return found if kept is None else found * kept
 
@@ -83,7 +83,7 @@ class HashedNgrams(nn.Module):
             self.weight.grad.index_add_(0, place, grad.flatten(0, 1))
 
 
-def look_up(weight: Float[Tensor, "r c"], rows: Int[Tensor, "b t k"]) -> Float[Tensor, "b t c"]:
+def sum_rows(weight: Float[Tensor, "r c"], rows: Int[Tensor, "b t k"]) -> Float[Tensor, "b t c"]:
     """The sum of some rows at each position."""
     return F.embedding_bag(rows.flatten(0, 1), weight, mode="sum").view(*rows.shape[:2], -1)
 
@@ -125,7 +125,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
         ctx.rows, ctx.size = rows, weight.shape
-        return look_up(weight, rows)
+        return sum_rows(weight, rows)
 
     @staticmethod
     @once_differentiable

@@ -48,7 +48,7 @@ class Recurrent(LanguageModel):
         """There is no end to what it may look back on."""
         return None
 
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+    def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
         """The last layer's output; a row's state goes on from that of its last real token."""
         context = context or Context()
         x = self.embd_dropout(self.token_table(ids))

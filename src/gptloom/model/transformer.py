@@ -98,9 +98,10 @@ class Stack(nn.Module):
         if config.positions == "sinusoidal":
             self.register_buffer("sinusoids", sinusoids(config.block_size, config.n_embd), persistent=False)
 
-    def run(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
+    def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
         """The normalised residual stream after the last block; ids below 0 are padding, which only an encoder takes."""
-        x = self.enter(ids, context)
+        context = context or Context()
+        x = self.embed(ids, context)
         if context.trace is not None:
             context.trace.stream.append(x.detach())
         for index, block in enumerate(self.blocks):
@@ -112,7 +113,7 @@ class Stack(nn.Module):
         out: Tensor = self.final_norm(x)
         return out
 
-    def enter(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
+    def embed(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
         """The residual stream before the first block."""
         self._check_room(ids.shape[1], context)
         if self.causal:
@@ -120,7 +121,7 @@ class Stack(nn.Module):
         else:
             context.open(ids >= 0)
             ids = ids.clamp(min=0)
-        x = self.look_up(ids, context)
+        x = self.embed_tokens(ids, context)
         if self.ngrams is not None:
             x = x + self.ngrams(ids, context, context.cache.layers[-1] if context.cache else None)
         return self.dropout(x)  # type: ignore[no-any-return]
@@ -133,7 +134,7 @@ class Stack(nn.Module):
         layers = [block.init_cache(batch, length, like) for block in cast(list[Block], self.blocks)]
         return Cache(layers + ([self.ngrams.init_cache(batch)] if self.ngrams is not None else []), batch, length)
 
-    def look_up(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
+    def embed_tokens(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
         """Token and position embeddings, once the context has its positions."""
         x: Tensor = self.token_table(ids)
         # Padding behind a full row has no position; clamping keeps its (unused) result well defined.
@@ -197,10 +198,6 @@ class Decoder(Stack, LanguageModel):
         """
         return cls(parse(ModelConfig, {**read_recipe(name).get("model", {}), **changes}, where=f"recipe {name}"))
 
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """The normalised residual stream after the last block; see `LanguageModel.hidden`."""
-        return self.run(ids, context or Context())
-
     def _build_more(self) -> None:
         """Parts that a kind of decoder has besides; built before the weights are drawn."""
 
@@ -215,7 +212,7 @@ def cut_rows(hidden: Float[Tensor, "b t c"], counts: Sequence[int]) -> Float[Ten
 
 
 class EncoderDecoder(Decoder):
-    """A decoder whose blocks also attend to an encoder's memory. `hidden` needs that memory in its context or cache.
+    """A decoder whose blocks also attend to an encoder's memory. `forward_hidden` needs that memory in its context or cache.
 
     Args:
         config: the shape of both sides; each has n_layer blocks.
@@ -232,11 +229,11 @@ class EncoderDecoder(Decoder):
 
     def encode(self, sources: Int[Tensor, "b s"], context: Context | None = None) -> EncoderOutput:
         """Read sources; ids below 0 are padding, which nobody looks at. A trace in the context gets the encoder's own weights."""
-        return EncoderOutput(self.encoder.run(sources, context or Context()), (sources >= 0)[:, None, None])
+        return EncoderOutput(self.encoder.forward_hidden(sources, context), (sources >= 0)[:, None, None])
 
     def translate(self, sources: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
         """Logits of the token after each input, given the sources."""
-        return self.unembed(self.hidden(inputs, Context(memory=self.encode(sources))))
+        return self.unembed(self.forward_hidden(inputs, Context(memory=self.encode(sources))))
 
 
 class Conditioned(LanguageModel):
@@ -249,12 +246,12 @@ class Conditioned(LanguageModel):
         self.token_table = model.token_table
         self.train(model.training)
 
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+    def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
         """As the decoder's; without a cache, all rows are read from their beginning, beside their sources."""
         context = context or Context()
         if context.cache is None:
             context.memory = self.memory
-        return self.model.hidden(ids, context)
+        return self.model.forward_hidden(ids, context)
 
     def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
         """As the decoder's."""
