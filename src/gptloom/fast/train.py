@@ -276,12 +276,12 @@ class _Line:
             cast(Tensor, tokens.grad),
             torch.ops.aten.embedding_dense_backward(self.grad, inputs.flatten(), len(tokens), -1, False),
         )
-        by_hand.put(found, grad, fresh and self.head_grads[0] is not grad)
+        by_hand.write_grad(found, grad, fresh and self.head_grads[0] is not grad)
         if positions is not None:
             grad, length = cast(Tensor, positions.weight.grad), inputs.shape[1]
             if fresh:
                 grad[length:].zero_()
-            by_hand.put_sum(self.grad.view(*inputs.shape, -1), grad[:length], fresh)
+            by_hand.write_grad_sum(self.grad.view(*inputs.shape, -1), grad[:length], fresh)
 
 
 def make_plan(config: ModelConfig) -> Plan:
