@@ -302,7 +302,7 @@ def test_every_value_of_every_field_is_computed_as_by_the_reference_or_refused(n
     assert_alike(found, by_autograd(build(config).double().train(), one))
     if fast.why_not_decode(model) is None:
         model.eval()
-        step, state = make_stepper(model), model.init_state(2, 6)
+        step, state = make_stepper(model), model.init_cache(2, 6)
         for ids in ([[1, 2, 3], [4, 5, 6]], [[7], [8]]):
             found = step(ids, state)
             done = [[1, 2, 3, 7], [4, 5, 6, 8]] if len(ids[0]) == 1 else ids

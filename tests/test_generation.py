@@ -121,8 +121,8 @@ def test_asking_twice_for_the_logits_gives_the_same_answer(name):
 def test_a_cache_is_rebuilt_only_when_its_row_slides(monkeypatch):
     model, read = build(CONFIGS["gpt2"]), []
     rows = Rows(model, [[1] * (T - 1), [1] * (T - 3)], room=4 * T)
-    hidden, step = model.hidden, rows.stepper
-    monkeypatch.setattr(model, "hidden", lambda ids, context: (read.append(ids.shape), hidden(ids, context))[1])
+    hidden, step = model.forward_hidden, rows.stepper
+    monkeypatch.setattr(model, "forward_hidden", lambda ids, context: (read.append(ids.shape), hidden(ids, context))[1])
     monkeypatch.setattr(
         rows, "stepper", lambda views, state: (read.append((len(views), len(views[0]))), step(views, state))[1]
     )

@@ -114,7 +114,7 @@ def test_every_path_is_that_of_the_rounded_float32_model(name, rows, digits, mon
     with torch.inference_mode():
         whole = plain(ids)
         torch.testing.assert_close(model(ids), whole, atol=1e-5, rtol=1e-5)
-        step, state = Stepper(model), model.init_state(rows, T)
+        step, state = Stepper(model), model.init_cache(rows, T)
         assert isinstance(step.single, decode.Line)  # one row has a line of its own
         torch.testing.assert_close(step(ids[:, :4].tolist(), state), whole[:, 3], atol=1e-5, rtol=1e-5)
         for position in range(4, T):

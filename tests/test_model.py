@@ -19,7 +19,7 @@ from gptloom.fast import decode, decode_numpy, decode_torch
 from gptloom.fast.decode import Stepper, make_stepper
 from gptloom.fast.decode_torch import MANY
 from gptloom.model.build import build_model
-from gptloom.model.cache import Context, State, Trace
+from gptloom.model.cache import Cache, Context, Trace
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotate, rotation_at, sinusoids
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder, EncoderDecoder, cut_rows
@@ -31,7 +31,7 @@ every_caching_config = pytest.mark.parametrize("name", CACHING)
 
 def call(model: Decoder, ids: torch.Tensor, **context) -> torch.Tensor:
     with torch.no_grad():
-        return model.unembed(model.hidden(ids, Context(**context)))
+        return model.unembed(model.forward_hidden(ids, Context(**context)))
 
 
 def test_the_list_of_models_takes_every_choice():
@@ -170,9 +170,9 @@ def test_no_position_of_a_cached_call_sees_what_follows(name):
     changed[:, 4] = (ids[:, 4] + 1) % SMALL["vocab_size"]
     logits = []
     for text in (ids, changed):
-        state = model.init_state(2, T)
+        state = model.init_cache(2, T)
         logits.append(
-            torch.cat([call(model, text[:, a:b], state=state) for a, b in ((0, 3), (3, 5), (5, 9), (9, 10))], dim=1)
+            torch.cat([call(model, text[:, a:b], cache=state) for a, b in ((0, 3), (3, 5), (5, 9), (9, 10))], dim=1)
         )
         torch.testing.assert_close(logits[-1], call(model, text), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits[0][:, :4], logits[1][:, :4], atol=1e-5, rtol=1e-5)
@@ -187,11 +187,11 @@ def test_no_position_of_a_cached_call_sees_what_follows(name):
 def test_a_trace_is_complete_and_changes_nothing(name, cached):
     config, ids = CONFIGS[name], random_ids(3, T)
     model = build(config)
-    plain, traced = (model.init_state(3, T), model.init_state(3, T)) if cached else (None, None)
+    plain, traced = (model.init_cache(3, T), model.init_cache(3, T)) if cached else (None, None)
     for start, stop in ((0, 6), (6, 7), (7, T)) if cached else ((0, T),):
         trace = Trace()
-        logits = call(model, ids[:, start:stop], state=traced, trace=trace)
-        torch.testing.assert_close(logits, call(model, ids[:, start:stop], state=plain), atol=1e-5, rtol=1e-5)
+        logits = call(model, ids[:, start:stop], cache=traced, trace=trace)
+        torch.testing.assert_close(logits, call(model, ids[:, start:stop], cache=plain), atol=1e-5, rtol=1e-5)
         assert len(trace.stream) == config.n_layer + 1
         assert all(x.shape == (3, stop - start, config.stream_width) for x in trace.stream)
         torch.testing.assert_close(call_tail(model, trace.stream[-1]), logits, atol=1e-6, rtol=0)
@@ -210,10 +210,10 @@ def call_tail(model: Decoder, stream: torch.Tensor) -> torch.Tensor:
 
 def test_a_ragged_trace_looks_at_each_row_s_own_past():
     for name in ("modern", "mean"):
-        model, state = build(CONFIGS[name]), build(CONFIGS[name]).init_state(2, T)
-        call(model, random_ids(2, 5), state=state, counts=[2, 5])
+        model, state = build(CONFIGS[name]), build(CONFIGS[name]).init_cache(2, T)
+        call(model, random_ids(2, 5), cache=state, counts=[2, 5])
         trace = Trace()
-        call(model, random_ids(2, 2, seed=1), state=state, trace=trace)
+        call(model, random_ids(2, 2, seed=1), cache=state, trace=trace)
         for weights in trace.attention:
             assert weights.shape[-1] == 7
             for row, length in enumerate((2, 5)):
@@ -232,7 +232,7 @@ def test_a_ragged_trace_looks_at_each_row_s_own_past():
 def test_ragged_pieces_read_with_a_state_give_the_logits_of_the_whole(name, seed):
     """Rows go forward by 0 to 4 tokens a call, padded on the right with a token that must not matter."""
     model, ids = build(CONFIGS[name]), random_ids(3, T, seed=seed)
-    whole, state = call(model, ids), model.init_state(3, T)
+    whole, state = call(model, ids), model.init_cache(3, T)
     random = torch.Generator().manual_seed(seed)
     have = [0, 0, 0]
     while min(have) < T:
@@ -245,7 +245,7 @@ def test_ragged_pieces_read_with_a_state_give_the_logits_of_the_whole(name, seed
         for row, (h, n) in enumerate(zip(have, counts, strict=True)):
             piece[row, :n] = ids[row, h : h + n]
         uniform = min(counts) == widest
-        logits = call(model, piece, state=state, counts=None if uniform else counts)
+        logits = call(model, piece, cache=state, counts=None if uniform else counts)
         for row, (h, n) in enumerate(zip(have, counts, strict=True)):
             torch.testing.assert_close(logits[row, :n], whole[row, h : h + n], atol=1e-5, rtol=1e-5)
         have = [h + n for h, n in zip(have, counts, strict=True)]
@@ -267,13 +267,13 @@ def test_ragged_pieces_read_with_a_state_give_the_logits_of_the_whole(name, seed
 )
 def test_padding_may_reach_beyond_the_room_of_a_state(name, room, lengths, counts):
     model, ids = build(CONFIGS[name]), random_ids(2, T)
-    whole, state = call(model, ids), model.init_state(2, room)
+    whole, state = call(model, ids), model.init_cache(2, room)
     if max(lengths):
-        call(model, ids[:, : max(lengths)], state=state, counts=lengths)
+        call(model, ids[:, : max(lengths)], cache=state, counts=lengths)
     piece = torch.zeros(2, max(counts) + 2, dtype=torch.int64)
     for row, (h, n) in enumerate(zip(lengths, counts, strict=True)):
         piece[row, :n] = ids[row, h : h + n]
-    logits = call(model, piece, state=state, counts=counts)
+    logits = call(model, piece, cache=state, counts=counts)
     for row, (h, n) in enumerate(zip(lengths, counts, strict=True)):
         torch.testing.assert_close(logits[row, :n], whole[row, h : h + n], atol=1e-5, rtol=1e-5)
 
@@ -282,16 +282,16 @@ def test_padding_may_reach_beyond_the_room_of_a_state(name, room, lengths, count
 def test_rows_of_a_state_can_be_taken_and_put(name):
     """Rows 2, 0, 2 of three go on; then the middle one is replaced by a text of its own."""
     model, ids = build(CONFIGS[name]), random_ids(3, T)
-    state = model.init_state(3, T)
-    call(model, ids[:, :6], state=state, counts=[2, 4, 6])
-    state.take([2, 0, 2])
+    state = model.init_cache(3, T)
+    call(model, ids[:, :6], cache=state, counts=[2, 4, 6])
+    state.select([2, 0, 2])
     assert state.lengths == [6, 2, 6]
-    other = model.init_state(1, T)
+    other = model.init_cache(1, T)
     new = random_ids(1, 5, seed=9)
-    call(model, new[:, :4], state=other)
-    state.put([1], other)
+    call(model, new[:, :4], cache=other)
+    state.write([1], other)
     assert state.lengths == [6, 4, 6]
-    logits = call(model, torch.stack((ids[2, 6], new[0, 4], ids[0, 0]))[:, None], state=state)
+    logits = call(model, torch.stack((ids[2, 6], new[0, 4], ids[0, 0]))[:, None], cache=state)
     texts = [ids[2, :7], new[0], torch.cat((ids[2, :6], ids[0, :1]))]
     for row, text in enumerate(texts):
         torch.testing.assert_close(logits[row, 0], call(model, text[None])[0, -1], atol=1e-5, rtol=1e-5)
@@ -305,12 +305,12 @@ def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
         for place, limit in ((decode_torch, "LARGE"), (decode_numpy, "LARGE"), (decode, "CACHED")):
             monkeypatch.setattr(place, limit, 1)
     model, ids = build(CONFIGS[name]), random_ids(rows, T)
-    step, state, whole = Stepper(model), model.init_state(rows, T), call(model, ids)
+    step, state, whole = Stepper(model), model.init_cache(rows, T), call(model, ids)
     assert isinstance(step.single, decode.Line)  # one row has a line of its own
     for begin, length in ((0, 1), (1, 1), (2, 1), (3, None), (4, 1), (5, 1)):
         if length is None:
             torch.testing.assert_close(
-                call(model, ids[:, begin : begin + 1], state=state), whole[:, begin : begin + 1], atol=1e-5, rtol=1e-5
+                call(model, ids[:, begin : begin + 1], cache=state), whole[:, begin : begin + 1], atol=1e-5, rtol=1e-5
             )
         else:
             torch.testing.assert_close(
@@ -320,12 +320,12 @@ def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
     state.clear()
     torch.testing.assert_close(step(ids[:, :8].tolist(), state), whole[:, 7], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step(ids[:, 8:9].tolist(), state), whole[:, 8], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(call(model, ids[:, 9:], state=state), whole[:, 9:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(call(model, ids[:, 9:], cache=state), whole[:, 9:], atol=1e-5, rtol=1e-5)
     state.clear()  # what was read before is forgotten by one token, by the decoder itself too
     torch.testing.assert_close(step(ids[:, :1].tolist(), state), whole[:, 0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(call(model, ids[:, 1:], state=state), whole[:, 1:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(call(model, ids[:, 1:], cache=state), whole[:, 1:], atol=1e-5, rtol=1e-5)
     state.clear()
-    torch.testing.assert_close(call(model, ids[:, :9], state=state), whole[:, :9], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(call(model, ids[:, :9], cache=state), whole[:, :9], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step(ids[:, 9:].tolist(), state), whole[:, 9], atol=1e-5, rtol=1e-5)
 
 
@@ -341,7 +341,7 @@ def test_a_model_that_the_straight_lines_do_not_follow_takes_the_slow_way(strang
             model.final_norm = torch.nn.Sequential(model.final_norm, torch.nn.Tanh())
         case "class":
             model.__class__ = type("Other", (Decoder,), {})
-    step, state = make_stepper(model), model.init_state(2, T)
+    step, state = make_stepper(model), model.init_cache(2, T)
     assert isinstance(step, decode.Reference)
     torch.testing.assert_close(step(ids[:, :4].tolist(), state), call(model, ids)[:, 3], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step(ids[:, 4:5].tolist(), state), call(model, ids)[:, 4], atol=1e-5, rtol=1e-5)
@@ -350,11 +350,11 @@ def test_a_model_that_the_straight_lines_do_not_follow_takes_the_slow_way(strang
 
 def test_a_repeated_row_does_not_share_its_memory():
     model, ids = build(CONFIGS["gpt2"]), random_ids(1, T)
-    state = model.init_state(1, T)
-    call(model, ids[:, :3], state=state)
-    state.take([0, 0])
-    call(model, torch.tensor([[1], [2]]), state=state)
-    logits = call(model, torch.tensor([[5], [5]]), state=state)
+    state = model.init_cache(1, T)
+    call(model, ids[:, :3], cache=state)
+    state.select([0, 0])
+    call(model, torch.tensor([[1], [2]]), cache=state)
+    logits = call(model, torch.tensor([[5], [5]]), cache=state)
     for row, one in enumerate((1, 2)):
         text = torch.cat((ids[0, :3], torch.tensor([one, 5])))[None]
         torch.testing.assert_close(logits[row, 0], call(model, text)[0, -1], atol=1e-5, rtol=1e-5)
@@ -365,11 +365,11 @@ def test_too_many_tokens_are_refused():
     with pytest.raises(ValueError, match=f"{T + 1} tokens do not fit block_size={T}"):
         model(random_ids(1, T + 1))
     with pytest.raises(ValueError, match=f"block_size={T}"):
-        model.init_state(1, T + 1)
-    state = model.init_state(2, 6)
-    call(model, random_ids(2, 4), state=state, counts=[4, 1])
-    with pytest.raises(ValueError, match="7 tokens do not fit a state of 6"):
-        call(model, random_ids(2, 3), state=state)
+        model.init_cache(1, T + 1)
+    state = model.init_cache(2, 6)
+    call(model, random_ids(2, 4), cache=state, counts=[4, 1])
+    with pytest.raises(ValueError, match="7 tokens do not fit a cache of 6"):
+        call(model, random_ids(2, 3), cache=state)
     assert state.lengths == [4, 1]
 
 
@@ -394,7 +394,7 @@ def test_grouped_queries_are_heads_that_share_their_keys_and_values():
     full.load_state_dict(tensors)
     ids = random_ids(2, T)
     torch.testing.assert_close(call(grouped, ids), call(full, ids), atol=1e-5, rtol=1e-5)
-    assert grouped.init_state(1, T).slots[0]["keys"].shape[1] == shared  # and the memory is that much smaller
+    assert grouped.init_cache(1, T).layers[0]["keys"].shape[1] == shared  # and the memory is that much smaller
 
 
 def test_the_causal_mean_in_three_ways():
@@ -668,6 +668,6 @@ def test_the_head_counts_that_an_error_proposes_work(n_head, n_embd):
 
 
 def test_a_state_is_empty_at_first():
-    state = build(CONFIGS["modern"]).init_state(3, 4)
-    assert isinstance(state, State)
-    assert (state.lengths, state.capacity, len(state.slots)) == ([0, 0, 0], 4, 2)
+    state = build(CONFIGS["modern"]).init_cache(3, 4)
+    assert isinstance(state, Cache)
+    assert (state.lengths, state.capacity, len(state.layers)) == ([0, 0, 0], 4, 2)

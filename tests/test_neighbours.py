@@ -177,8 +177,10 @@ def test_writing_step_by_step_equals_reading_at_once(name):
     sources = [ids(1, n, seed=n)[0].tolist() for n in (3, 7, 5)]
     conditioned = condition(model, sources)
     inputs = ids(3, 6, seed=9)
-    state = conditioned.init_state(3, T)
-    steps = [conditioned.unembed(conditioned.hidden(inputs[:, t : t + 1], Context(state=state))) for t in range(6)]
+    state = conditioned.init_cache(3, T)
+    steps = [
+        conditioned.unembed(conditioned.forward_hidden(inputs[:, t : t + 1], Context(cache=state))) for t in range(6)
+    ]
     for row, source in enumerate(sources):
         whole = model.translate(torch.tensor([source]), inputs[row : row + 1])[0]
         torch.testing.assert_close(torch.cat(steps, dim=1)[row], whole, atol=1e-5, rtol=1e-5)
@@ -188,7 +190,7 @@ def test_writing_step_by_step_equals_reading_at_once(name):
 def test_asking_for_a_trace_changes_nothing_and_its_rows_sum_to_one(name):
     model, sources, inputs = make(**PAIRS[name]), F.pad(ids(2, 4, seed=1), (0, 2), value=-1), ids(2, 5, seed=2)
     memory, trace = model.encode(sources), Trace()
-    traced = model.unembed(model.hidden(inputs, Context(memory=memory, trace=trace)))
+    traced = model.unembed(model.forward_hidden(inputs, Context(memory=memory, trace=trace)))
     torch.testing.assert_close(traced, model.translate(sources, inputs), atol=1e-5, rtol=1e-5)
     assert [tuple(weights.shape) for weights in trace.cross] == [(2, 4, 5, 6)] * 2
     for weights in trace.cross:
@@ -225,9 +227,9 @@ def _score(model, source, found, penalty):
 def test_cross_attention_without_a_memory_is_refused():
     model = make(**PAIRS["original"])
     with pytest.raises(ValueError, match="memory"):
-        model.hidden(ids(1, 3))
+        model.forward_hidden(ids(1, 3))
     with pytest.raises(ValueError, match="sources"):
-        condition(model, [[1], [2]]).init_state(3, T)
+        condition(model, [[1], [2]]).init_cache(3, T)
 
 
 def test_label_smoothing_is_the_papers_mixture_and_only_in_training():
@@ -325,11 +327,11 @@ def test_rows_of_different_lengths_go_on_each_from_its_own_state(kind):
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_a_row_without_tokens_keeps_its_state(kind):
     model = make(architecture=kind)
-    state = model.init_state(2, 20)
-    model.hidden(ids(2, 4), Context(state=state))
-    before = {name: tensor.clone() for name, tensor in state.slots[0].items()}
-    model.hidden(ids(2, 1), Context(state=state, counts=[0, 1]))
-    for name, tensor in state.slots[0].items():
+    state = model.init_cache(2, 20)
+    model.forward_hidden(ids(2, 4), Context(cache=state))
+    before = {name: tensor.clone() for name, tensor in state.layers[0].items()}
+    model.forward_hidden(ids(2, 1), Context(cache=state, counts=[0, 1]))
+    for name, tensor in state.layers[0].items():
         assert torch.equal(tensor[0], before[name][0]) and not torch.equal(tensor[1], before[name][1])
     assert state.lengths == [4, 5]
 

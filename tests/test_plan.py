@@ -101,8 +101,8 @@ def size(tensor):
 
 def test_what_is_remembered_of_a_text_is_what_the_model_allocates():
     config = ModelConfig(**SMALL, n_kv_head=2)
-    state = build_model(config).init_state(1, 10)
-    assert cache_bytes(config, 10) == sum(t.numel() * t.element_size() for slot in state.slots for t in slot.values())
+    state = build_model(config).init_cache(1, 10)
+    assert cache_bytes(config, 10) == sum(t.numel() * t.element_size() for slot in state.layers for t in slot.values())
     assert (
         cache_bytes(config, 10) == 2 * 2 * (2 * 4) * 11 * 4
     )  # layers, keys and values, width, places with the spare one, bytes

@@ -306,8 +306,8 @@ BUGS = {
         "mingpt",
         edit(
             transformer.Stack,
-            "run",
-            ("if context.state else None)", "if context.state else None) - (x if index == 1 else 0.0)"),
+            "forward_hidden",
+            ("if context.cache else None)", "if context.cache else None) - (x if index == 1 else 0.0)"),
         ),
     ),
     "the padding of sources is looked at": (

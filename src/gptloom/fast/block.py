@@ -210,7 +210,7 @@ class Backward:
             for place, found in zip(
                 (to.query_norm, to.key_norm), (halves * there.unit_halves).sum((1, 2, 3)), strict=True
             ):
-                by_hand.put(found, place, fresh)
+                by_hand.write_grad(found, place, fresh)
             halves.mul_(there.gains_halves)
             torch.mul(by_hand.rms_backward(self.turned, there.unit), there.rate, out=self.mixed_pair)
         self.mixed_value.copy_(self.value)

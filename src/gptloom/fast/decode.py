@@ -20,13 +20,13 @@ from gptloom.fast.decode_torch import MANY, TensorKit
 from gptloom.fast.ops import Kit, Unknown
 from gptloom.model.attention import Attention
 from gptloom.model.base import LanguageModel, evaluating
-from gptloom.model.cache import Context, Slot, State
+from gptloom.model.cache import Cache, Context, LayerCache
 from gptloom.model.layers import CausalMean
 from gptloom.model.transformer import Block, Decoder
 
 Ids = Sequence[Sequence[int]]
 """What each row reads next; all rows equally much."""
-Layer = Callable[[Any, Slot, Any], Any]
+Layer = Callable[[Any, LayerCache, Any], Any]
 
 BIG_MODEL = 50_000_000
 """Parameters from which one row, too, is work enough for several threads."""
@@ -65,11 +65,11 @@ class Reference:
         self.model, self.size = model, model.parameter_count()
 
     @torch.inference_mode()
-    def __call__(self, rows: Ids, state: State) -> Float[Tensor, "b v"]:
+    def __call__(self, rows: Ids, state: Cache) -> Float[Tensor, "b v"]:
         """See `make_stepper`."""
         ids = torch.tensor(rows, device=self.model.device)
         with threads(1 if ids.numel() * self.size < SMALL_STEP else None):
-            return self.model.unembed(self.model.hidden(ids, Context(state=state))[:, -1])
+            return self.model.unembed(self.model.forward_hidden(ids, Context(cache=state))[:, -1])
 
 
 class Stepper:
@@ -88,7 +88,7 @@ class Stepper:
         self.model, self.size, self.parameters = model, sum(map(torch.numel, parameters)), set(map(id, parameters))
         self.tensors = Line(model, TensorKit(model), self.parameters)
         self.many: Line | None = None
-        self.single: Callable[[Ids, int, list[Slot]], Tensor]
+        self.single: Callable[[Ids, int, list[LayerCache]], Tensor]
         try:
             self.single = Line(model, ArrayKit(model), self.parameters) if self.size < BIG_MODEL else self._several
         except Unknown:
@@ -110,24 +110,24 @@ class Stepper:
         ids = [one % self.model.config.vocab_size for one in range(tokens)]
         with evaluating(self.model):
             wanted = self.model(torch.tensor([ids], device=self.model.device))[0]
-            state = self.model.init_state(1, tokens)
+            state = self.model.init_cache(1, tokens)
             found = [self([ids[:-1]], state)] if tokens > 1 else []
             found.append(self([ids[-1:]], state))
         gaps = [(one[0] - want).abs().max() for one, want in zip(found, wanted[-len(found) :], strict=True)]
         return float(torch.stack(gaps).max() / wanted.abs().max().clamp(min=1e-6))
 
-    def __call__(self, rows: Ids, state: State) -> Float[Tensor, "b v"]:
+    def __call__(self, rows: Ids, state: Cache) -> Float[Tensor, "b v"]:
         """See `make_stepper`."""
         tokens, position = len(rows[0]), state.lengths[0]
         if tokens > 1 and position:
             raise ValueError("several tokens at once need an empty state")
         with cores(1 if len(rows) * tokens * self.size < SMALL_STEP else None):
-            logits = (self.single if tokens == 1 == len(rows) else self._several)(rows, position, state.slots)
+            logits = (self.single if tokens == 1 == len(rows) else self._several)(rows, position, state.layers)
         state.lengths = [position + tokens] * len(rows)
         return logits
 
     @torch.inference_mode()
-    def _several(self, rows: Ids, position: int, slots: list[Slot]) -> Tensor:
+    def _several(self, rows: Ids, position: int, slots: list[LayerCache]) -> Tensor:
         """One token of each of many rows; or prompts, few enough at a time for what lies between two operations to stay in the processor's cache."""
         if len(rows[0]) == 1:
             if len(rows) < MANY:
@@ -163,7 +163,7 @@ class Line:
         if not parameters <= kit.taken:
             raise Unknown("a parameter that no layer has")
 
-    def __call__(self, rows: Ids, position: int, slots: list[Slot]) -> Tensor:
+    def __call__(self, rows: Ids, position: int, slots: list[LayerCache]) -> Tensor:
         """Logits (b, v) after the last id of each row, which stands at `position` or behind it."""
         x, place = self.kit.begin(rows, position, slots[-1] if slots else {})
         for layer, slot in zip(self.layers, slots, strict=False):
@@ -187,7 +187,7 @@ def _layer(kit: Kit[Any, Any], block: object, *, ends: bool) -> Layer:
     norm1, norm2 = kit.norm(block.norm1), kit.norm(block.norm2)
     post, adds, add, last = block.post, block.adds, kit.add, kit.last
 
-    def step(x: Any, slot: Slot, place: Any) -> Any:
+    def step(x: Any, slot: LayerCache, place: Any) -> Any:
         if mix is not None:
             found = mix(x if post else norm1(x), slot, place)
             if ends:

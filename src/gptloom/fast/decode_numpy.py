@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gptloom.fast.int8 import DIGITS, HALVES, LARGEST, SMALLEST, Int8Linear
 from gptloom.fast.ops import Kit, Unknown
 from gptloom.model.attention import Attention
-from gptloom.model.cache import Slot
+from gptloom.model.cache import LayerCache
 from gptloom.model.layers import MLP, CausalMean
 from gptloom.model.ngram import ngram_rows_at
 from gptloom.model.transformer import Decoder
@@ -217,7 +217,7 @@ class ArrayKit(Kit[Array, int]):
         self.scores = np.empty(model.config.n_head * model.config.block_size, np.float32)
         self.score_views: dict[int, tuple[Array, Tensor]] = {}
 
-    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: Slot) -> tuple[Array, int]:
+    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: LayerCache) -> tuple[Array, int]:
         """See `Kit.begin`."""
         one, x = rows[0][0], self.stream
         if self.positions is None:
@@ -282,7 +282,7 @@ class ArrayKit(Kit[Array, int]):
         activate = activation(layer.kind, layer.up.out_features)
         return lambda x: down(activate(up(x)))
 
-    def attention(self, layer: Attention, ends: bool) -> Callable[[Array, Slot, int], Array]:
+    def attention(self, layer: Attention, ends: bool) -> Callable[[Array, LayerCache, int], Array]:
         """See `Kit.attention`."""
         heads, shared, width = layer.n_head, layer.n_kv_head, layer.width
         parts = np.empty((heads + 2 * shared, width), np.float32)
@@ -297,7 +297,7 @@ class ArrayKit(Kit[Array, int]):
         arrays: tuple[Array, Array]
         views: list[tuple[Any, ...] | None] = []
 
-        def mix(x: Array, slot: Slot, position: int) -> Array:
+        def mix(x: Array, slot: LayerCache, position: int) -> Array:
             nonlocal room, arrays, views
             if slot["keys"] is not room:
                 room, arrays = slot["keys"], (slot["keys"].numpy()[0], slot["values"].numpy()[0])
@@ -318,11 +318,11 @@ class ArrayKit(Kit[Array, int]):
 
         return mix
 
-    def mean(self, layer: CausalMean) -> Callable[[Array, Slot, int], Array]:
+    def mean(self, layer: CausalMean) -> Callable[[Array, LayerCache, int], Array]:
         """See `Kit.mean`."""
         out, found = self.linear(layer.out), np.empty_like(self.stream)
 
-        def mix(x: Array, slot: Slot, position: int) -> Array:
+        def mix(x: Array, slot: LayerCache, position: int) -> Array:
             total = slot["total"][0, 0].numpy()
             np.add(total if position else 0.0, x, total)
             return out(np.divide(total, position + 1, found))

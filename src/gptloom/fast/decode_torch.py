@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gptloom.fast.int8 import FEW, Int8Linear
 from gptloom.fast.ops import Kit, Unknown
 from gptloom.model.attention import Attention
-from gptloom.model.cache import Slot
+from gptloom.model.cache import LayerCache
 from gptloom.model.layers import MLP, CausalMean, activate, rotate
 from gptloom.model.ngram import HashedNgrams, ngram_rows
 from gptloom.model.transformer import Decoder
@@ -62,7 +62,7 @@ class TensorKit(Kit[Tensor, Place]):
         if self.ngrams is not None:
             self.take(self.ngrams)
 
-    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: Slot) -> tuple[Tensor, Place]:
+    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: LayerCache) -> tuple[Tensor, Place]:
         """See `Kit.begin`."""
         ids = torch.tensor(rows, device=self.device)
         tokens, here = ids.shape[1], slice(position, position + ids.shape[1])
@@ -126,14 +126,14 @@ class TensorKit(Kit[Tensor, Place]):
         up, down, kind = self.linear(layer.up), self.linear(layer.down), layer.kind
         return lambda x: down(activate(up(x), kind))
 
-    def attention(self, layer: Attention, ends: bool) -> Callable[[Tensor, Slot, Place], Tensor]:
+    def attention(self, layer: Attention, ends: bool) -> Callable[[Tensor, LayerCache, Place], Tensor]:
         """See `Kit.attention`."""
         project, out = self.linear(layer.qkv), self.linear(layer.out)
         query_norm, key_norm = self.norm(layer.query_norm), self.norm(layer.key_norm)
         heads, shared, width, scale = layer.n_head, layer.n_kv_head, layer.width, layer.scale
         grouped, attend = heads != shared, F.scaled_dot_product_attention
 
-        def mix(x: Tensor, slot: Slot, place: Place) -> Tensor:
+        def mix(x: Tensor, slot: LayerCache, place: Place) -> Tensor:
             position, rows, tokens, rotation = place
             parts = project(x).view(rows, tokens, heads + 2 * shared, width).transpose(1, 2)
             query, key, value = parts.split((heads, shared, shared), dim=1)  # type: ignore[no-untyped-call]
@@ -153,11 +153,11 @@ class TensorKit(Kit[Tensor, Place]):
 
         return mix
 
-    def mean(self, layer: CausalMean) -> Callable[[Tensor, Slot, Place], Tensor]:
+    def mean(self, layer: CausalMean) -> Callable[[Tensor, LayerCache, Place], Tensor]:
         """See `Kit.mean`."""
         out = self.linear(layer.out)
 
-        def mix(x: Tensor, slot: Slot, place: Place) -> Tensor:
+        def mix(x: Tensor, slot: LayerCache, place: Place) -> Tensor:
             total = slot["total"]
             sums = x.view(place.rows, place.tokens, -1).cumsum(dim=1)
             if place.position:

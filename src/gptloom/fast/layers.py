@@ -65,10 +65,10 @@ class Linear:
         else:
             weight.addmm_(grad.t(), x)
         if bias is not None:
-            put_sum(grad, bias, fresh)
+            write_grad_sum(grad, bias, fresh)
 
 
-def put(found: Tensor, out: Tensor, fresh: bool) -> None:
+def write_grad(found: Tensor, out: Tensor, fresh: bool) -> None:
     """A gradient to its place."""
     if fresh:
         out.copy_(found)
@@ -76,7 +76,7 @@ def put(found: Tensor, out: Tensor, fresh: bool) -> None:
         out.add_(found)
 
 
-def put_sum(x: Float[Tensor, "n *c"], out: Float[Tensor, "*c"], fresh: bool) -> None:
+def write_grad_sum(x: Float[Tensor, "n *c"], out: Float[Tensor, "*c"], fresh: bool) -> None:
     """The sum over the first axis, to its place."""
     if fresh:
         torch.sum(x, 0, out=out)
@@ -272,7 +272,7 @@ class RMSNorm:
         self, grad: Float[Tensor, "n c"], weight: Tensor, _bias: Tensor | None, fresh: bool
     ) -> Float[Tensor, "n c"]:
         """The gradient of x, in the place of `grad`; that of the gains goes to `weight`."""
-        put_sum(grad * self.unit, weight, fresh)
+        write_grad_sum(grad * self.unit, weight, fresh)
         return rms_backward(grad.mul_(self.weight), self.unit).mul_(self.rate)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gptloom.fast.int8 import Int8Linear
 from gptloom.model.attention import Attention
-from gptloom.model.cache import Slot
+from gptloom.model.cache import LayerCache
 from gptloom.model.layers import MLP, CausalMean
 from gptloom.model.ngram import HashedNgrams
 
@@ -36,7 +36,7 @@ class Kit(ABC, Generic[X, P]):
         self.taken: set[int] = set()
 
     @abstractmethod
-    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: Slot) -> tuple[X, P]:
+    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: LayerCache) -> tuple[X, P]:
         """The embeddings of some ids of each row, the first of which stands at `position`; `slot` is that of the n-grams, if there are any."""
 
     @abstractmethod
@@ -64,11 +64,11 @@ class Kit(ABC, Generic[X, P]):
         """Widen, activate, narrow."""
 
     @abstractmethod
-    def attention(self, layer: Attention, ends: bool) -> Callable[[X, Slot, P], X]:
+    def attention(self, layer: Attention, ends: bool) -> Callable[[X, LayerCache, P], X]:
         """Attention to all that the slot holds, which then holds the new tokens too; `ends`: each row's last token's alone will do."""
 
     @abstractmethod
-    def mean(self, layer: CausalMean) -> Callable[[X, Slot, P], X]:
+    def mean(self, layer: CausalMean) -> Callable[[X, LayerCache, P], X]:
         """The mean of all that the slot has summed up, and of the new tokens."""
 
     def take(self, layer: nn.Embedding | nn.Linear | nn.LayerNorm | nn.RMSNorm | HashedNgrams | Int8Linear) -> None:

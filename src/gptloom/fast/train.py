@@ -21,7 +21,7 @@ from gptloom.fast import layers as by_hand
 from gptloom.fast.block import Backward, Forward, Plan, Scratch, Weights
 from gptloom.fast.layers import NormPlan, make_norm
 from gptloom.model.cache import Context
-from gptloom.model.ngram import look_up
+from gptloom.model.ngram import sum_rows
 from gptloom.model.transformer import Block, Decoder
 
 Batch = Sequence[Int[Tensor, "b _"]]
@@ -191,7 +191,7 @@ class _Line:
         context.place(t, model.device) if model.causal else context.open(
             torch.ones(shape, dtype=torch.bool, device="cpu")
         )
-        like = model.look_up(torch.zeros(shape, dtype=torch.int64, device=model.device), context).flatten(0, 1)
+        like = model.embed_tokens(torch.zeros(shape, dtype=torch.int64, device=model.device), context).flatten(0, 1)
         self.model, self.shape, self.ngrams = model, shape, model.ngrams
         self.trained = [p for p in model.parameters() if self.ngrams is None or p is not self.ngrams.weight]
         for parameter in self.trained:
@@ -235,7 +235,7 @@ class _Line:
             entering.add_(self.positions)
         if ngrams is not None:
             rows = ngrams.rows(inputs, Context())
-            sums = look_up(ngrams.weight, rows)
+            sums = sum_rows(ngrams.weight, rows)
             kept = ngrams.draw(sums)
             entering.add_(sums if kept is None else sums * kept)
         for layer, there in enumerate(self.there):
@@ -276,12 +276,12 @@ class _Line:
             cast(Tensor, tokens.grad),
             torch.ops.aten.embedding_dense_backward(self.grad, inputs.flatten(), len(tokens), -1, False),
         )
-        by_hand.put(found, grad, fresh and self.head_grads[0] is not grad)
+        by_hand.write_grad(found, grad, fresh and self.head_grads[0] is not grad)
         if positions is not None:
             grad, length = cast(Tensor, positions.weight.grad), inputs.shape[1]
             if fresh:
                 grad[length:].zero_()
-            by_hand.put_sum(self.grad.view(*inputs.shape, -1), grad[:length], fresh)
+            by_hand.write_grad_sum(self.grad.view(*inputs.shape, -1), grad[:length], fresh)
 
 
 def make_plan(config: ModelConfig) -> Plan:

@@ -12,7 +12,7 @@ from gptloom.devices import SMALL_STEP, threads
 from gptloom.fast.decode import make_stepper
 from gptloom.generate.sampling import Uniforms, choose, draw_plainly, is_plain
 from gptloom.model.base import LanguageModel, evaluating
-from gptloom.model.cache import Context, State
+from gptloom.model.cache import Cache, Context
 from gptloom.model.transformer import cut_rows
 
 
@@ -56,7 +56,7 @@ class Rows:
         self.window = model.window
         longest = max(map(len, rows)) + room
         self.capacity = min(self.window or longest, longest)
-        self.state = model.init_state(len(self.rows), self.capacity) if cached else None
+        self.state = model.init_cache(len(self.rows), self.capacity) if cached else None
         self.stepper = make_stepper(model, compare=compare)
         self.device, self.size = model.device, self.stepper.size
         self.unread, self.ahead = 0, 0
@@ -75,7 +75,7 @@ class Rows:
         return logits
 
     @torch.inference_mode()
-    def _catch_up(self, state: State) -> Tensor:
+    def _catch_up(self, state: Cache) -> Tensor:
         """Read what is new: a token of each row that goes on, and the whole view of one that begins or slides."""
         have, rows = state.lengths, range(len(self.rows))
         views = [row[window_start(len(row), self.window) :] for row in self.rows]
@@ -87,19 +87,19 @@ class Rows:
         ids = torch.tensor([view[-1:] for view in views], device=self.device)
         counts = [0 if r in stale else 1 for r in rows]
         with threads(1 if len(rows) * self.size < SMALL_STEP else None):
-            logits = self.model.unembed(self.model.hidden(ids, Context(state=state, counts=counts))[:, -1])
+            logits = self.model.unembed(self.model.forward_hidden(ids, Context(cache=state, counts=counts))[:, -1])
         if stale:
-            fresh = self.model.init_state(len(stale), self.capacity)
+            fresh = self.model.init_cache(len(stale), self.capacity)
             logits[stale] = self._read_whole([views[r] for r in stale], fresh)
-            state.put(stale, fresh)
+            state.write(stale, fresh)
         return logits
 
-    def _read_whole(self, views: list[list[int]], state: State) -> Tensor:
+    def _read_whole(self, views: list[list[int]], state: Cache) -> Tensor:
         """Begin the state again with these views."""
         state.clear()
         if len({len(view) for view in views}) == 1:
             return self.stepper(views, state)
-        return self._read(views, Context(state=state))
+        return self._read(views, Context(cache=state))
 
     def append(self, ids: Sequence[int]) -> None:
         """Give each row its next token."""
@@ -111,7 +111,7 @@ class Rows:
         """Keep these rows, in this order; a row may be dropped or repeated."""
         self.rows = [list(self.rows[row]) for row in rows]
         if self.state is not None:
-            self.state.take(rows)
+            self.state.select(rows)
 
     @torch.inference_mode()
     def _read(self, views: list[list[int]], context: Context) -> Tensor:
@@ -120,7 +120,7 @@ class Rows:
         longest = max(context.counts)
         ids = torch.tensor([view + [0] * (longest - len(view)) for view in views], device=self.device)
         with threads(1 if ids.numel() * self.size < SMALL_STEP else None):
-            return self.model.unembed(cut_rows(self.model.hidden(ids, context), context.counts))
+            return self.model.unembed(cut_rows(self.model.forward_hidden(ids, context), context.counts))
 
 
 class Token(NamedTuple):

@@ -89,7 +89,7 @@ def vitals(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Vitals:
     branches: dict[str, float] = {}
     hidden: list[Hidden] = []
     with evaluating(module), torch.enable_grad(), _watched(module, branches, hidden):
-        logits = model.unembed(model.hidden(inputs, Context(trace=trace)))
+        logits = model.unembed(model.forward_hidden(inputs, Context(trace=trace)))
         loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
@@ -134,7 +134,7 @@ def gradient_by_distance(model: LanguageModel, ids: Int[Tensor, "b t"]) -> tuple
         # cuDNN's recurrent layers cannot go back in evaluation mode; PyTorch's own can.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.callback(module.get_submodule("token_table").register_forward_hook(keep).remove)
-        logits = model.unembed(model.hidden(inputs)).float()
+        logits = model.unembed(model.forward_hidden(inputs)).float()
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         for place in range(last):
             (gradient,) = torch.autograd.grad(losses[:, place].sum(), embedded, retain_graph=True)

@@ -35,7 +35,7 @@ def look(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Trace:
     """
     trace = Trace()
     with evaluating(model):
-        model.hidden(ids, Context(trace=trace))
+        model.forward_hidden(ids, Context(trace=trace))
     return trace
 
 
@@ -82,7 +82,7 @@ def token_losses(
     """
     for inputs, targets in batches:
         with evaluating(model):
-            logits = model.unembed(model.hidden(inputs.to(device))).float()
+            logits = model.unembed(model.forward_hidden(inputs.to(device))).float()
         wanted = targets.to(device)
         counted = wanted != IGNORE_INDEX
         scores, ids = logits[counted], wanted[counted]

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gptloom.config.model import ModelConfig
-from gptloom.model.cache import Context, EncoderOutput, Slot, State
+from gptloom.model.cache import Context, EncoderOutput, LayerCache
 from gptloom.model.layers import rotate
 
 
@@ -79,12 +79,12 @@ class Attention(Heads):
         # Where no projection follows, the lecture has no dropout after the heads either.
         self.dropout = nn.Dropout(config.dropout if config.output_projection else 0.0)
 
-    def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
+    def init_cache(self, batch: int, length: int, like: Tensor) -> LayerCache:
         """Room for the keys and values of `length` tokens, and one spare place that padding may overwrite."""
         shape = (batch, self.n_kv_head, length + 1, self.width)
         return {"keys": like.new_zeros(shape), "values": like.new_zeros(shape)}
 
-    def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None) -> Float[Tensor, "b t c"]:
+    def forward(self, x: Float[Tensor, "b t c"], context: Context, cache: LayerCache | None) -> Float[Tensor, "b t c"]:
         """Let every position gather from those it may see."""
         b, t, _ = x.shape
         widths = [self.n_head * self.width, self.n_kv_head * self.width, self.n_kv_head * self.width]
@@ -94,8 +94,8 @@ class Attention(Heads):
         query, key = self.query_norm(query), self.key_norm(key)
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
-        if slot is not None and context.state is not None:
-            key, value = remember(slot, key, value, context.state, context)
+        if cache is not None and context.cache is not None:
+            key, value = append(cache, key, value, context)
         traced = None if context.trace is None else context.trace.attention
         joined = self.attend(query, key, value, context.mask, context.causal, traced)
         return self.dropout(self.out(joined))  # type: ignore[no-any-return]
@@ -117,16 +117,16 @@ class CrossAttention(Heads):
         self.key_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
-    def read(self, memory: EncoderOutput) -> Slot:
+    def read(self, memory: EncoderOutput) -> LayerCache:
         """The keys and values of a memory, which stay the same however much is written."""
         key, value = (
             part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in self.kv(memory.vectors).chunk(2, dim=-1)
         )
         return {"cross_keys": self.key_norm(key), "cross_values": value, "cross_seen": memory.seen}
 
-    def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None) -> Float[Tensor, "b t c"]:
+    def forward(self, x: Float[Tensor, "b t c"], context: Context, cache: LayerCache | None) -> Float[Tensor, "b t c"]:
         """Let every position gather from the source."""
-        source = slot if slot is not None and "cross_keys" in slot else self.read(_given(context.memory))
+        source = cache if cache is not None and "cross_keys" in cache else self.read(_given(context.memory))
         query = self.query_norm(self.query(x).unflatten(-1, (self.n_head, self.width)).transpose(1, 2))
         traced = None if context.trace is None else context.trace.cross
         joined = self.attend(query, source["cross_keys"], source["cross_values"], source["cross_seen"], False, traced)
@@ -150,19 +150,20 @@ def attention_weights(
 
 def _given(memory: EncoderOutput | None) -> EncoderOutput:
     if memory is None:
-        raise ValueError("cross-attention needs an encoder's memory, in the context or in the state")
+        raise ValueError("cross-attention needs an encoder's memory, in the context or in the cache")
     return memory
 
 
-def remember(
-    slot: Slot, key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t d"], state: State, context: Context
+def append(
+    cache: LayerCache, key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t d"], context: Context
 ) -> tuple[Tensor, Tensor]:
     """Write the new keys and values behind each row's old ones; return all that may be looked at, (b, g, s, d)."""
-    t, keys, values = key.shape[2], slot["keys"], slot["values"]
-    end = min(max(state.lengths) + t, state.capacity)
+    assert context.cache is not None
+    t, keys, values = key.shape[2], cache["keys"], cache["values"]
+    end = min(max(context.cache.lengths) + t, context.cache.capacity)
     if context.ragged:
         rows = torch.arange(len(key), device=key.device)[:, None]
-        places = context.positions.clamp(max=state.capacity)  # padding behind the end lands in the spare place
+        places = context.positions.clamp(max=context.cache.capacity)  # padding behind the end lands in the spare place
         keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
         values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
     else:

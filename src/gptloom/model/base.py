@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptloom.config.model import ModelConfig
-from gptloom.model.cache import Context, State
+from gptloom.model.cache import Cache, Context
 
 
 class LanguageModel(nn.Module, ABC):
@@ -24,15 +24,15 @@ class LanguageModel(nn.Module, ABC):
     token_table: nn.Embedding
 
     @abstractmethod
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+    def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
         """The last hidden vectors, ready for `unembed`.
 
         Args:
-            ids: token ids. With a state they continue it, and the state then holds them too.
-            context: state, row counts, trace and memory; None means a fresh, uncached, untraced call.
+            ids: token ids. With a cache they continue it, and the cache then holds them too.
+            context: cache, row counts, trace and memory; None means a fresh, uncached, untraced call.
 
         Raises:
-            ValueError: more tokens than the model's window, or than the state has room for.
+            ValueError: more tokens than the model's window, or than the cache has room for.
         """
 
     @abstractmethod
@@ -40,12 +40,12 @@ class LanguageModel(nn.Module, ABC):
         """Logits from hidden vectors, in the same floating-point type."""
 
     @abstractmethod
-    def init_state(self, batch: int, length: int) -> State:
+    def init_cache(self, batch: int, length: int) -> Cache:
         """Empty memory for `batch` rows of up to `length` tokens, on the model's device and in its type."""
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
         """Logits at every position, never fewer."""
-        return self.unembed(self.hidden(ids))
+        return self.unembed(self.forward_hidden(ids))
 
     @property
     def window(self) -> int | None:

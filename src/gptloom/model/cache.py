@@ -1,4 +1,4 @@
-"""What one call carries (`Context`), what a request keeps between calls (`State`), and what a curious caller gets back (`Trace`)."""
+"""What one call carries (`Context`), what a request keeps between calls (`Cache`), and what a curious caller gets back (`Trace`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,22 +7,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Slot = dict[str, Tensor]
+LayerCache = dict[str, Tensor]
 """One layer's memory: named tensors whose first axis is the batch. Only the layer that made it knows the names."""
 
 
-class State:
+class Cache:
     """The memory of a batch of requests. The model makes it, the caller owns it, and each row has its own length.
 
     Args:
-        slots: one per layer, from that layer's `init_slot`.
+        layers: one per layer, from that layer's `init_cache`.
         batch: rows.
         capacity: most tokens a row can hold.
     """
 
-    def __init__(self, slots: list[Slot], batch: int, capacity: int) -> None:
+    def __init__(self, layers: list[LayerCache], batch: int, capacity: int) -> None:
         """Start with empty rows."""
-        self.slots, self.capacity = slots, capacity
+        self.layers, self.capacity = layers, capacity
         # Plain numbers: what shapes and masks follow from must not wait for a device.
         self.lengths = [0] * batch
 
@@ -37,18 +37,20 @@ class State:
         """
         self.lengths = [0] * len(self.lengths)
 
-    def take(self, rows: Sequence[int]) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be dropped or repeated (beam search, finished requests)."""
         index = torch.as_tensor(rows)
         self.lengths = [self.lengths[row] for row in rows]
-        self.slots = [{name: tensor[index.to(tensor.device)] for name, tensor in slot.items()} for slot in self.slots]
+        self.layers = [
+            {name: tensor[index.to(tensor.device)] for name, tensor in layer.items()} for layer in self.layers
+        ]
 
-    def put(self, rows: Sequence[int], other: "State") -> None:
-        """Replace these rows by the rows of another state of the same model and capacity (a new request, a context that slid)."""
+    def write(self, rows: Sequence[int], other: "Cache") -> None:
+        """Replace these rows by the rows of another cache of the same model and capacity (a new request, a context that slid)."""
         index = torch.as_tensor(rows)
         for row, length in zip(rows, other.lengths, strict=True):
             self.lengths[row] = length
-        for mine, theirs in zip(self.slots, other.slots, strict=True):
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
             for name, tensor in mine.items():
                 tensor[index.to(tensor.device)] = theirs[name]
 
@@ -83,10 +85,10 @@ class Context:
     """Everything that one call needs besides the ids. The caller gives the first four; the model fills in the rest.
 
     Attributes:
-        state: memory of the tokens before these, extended by this call.
+        cache: memory of the tokens before these, extended by this call.
         counts: how many of the ids in each row are real, the rest being padding on the right (default: all).
         trace: to be filled with what happened inside.
-        memory: what an encoder has read, for layers with cross-attention; a state that holds it already needs it no
+        memory: what an encoder has read, for layers with cross-attention; a cache that holds it already needs it no
             more.
         positions: (t,) where every row begins alike, else (b, t).
         mask: (b, 1, t, s), or (b, 1, 1, s) for all queries alike: which keys a query may see; None where `causal` says
@@ -95,7 +97,7 @@ class Context:
         rotation: cosines and sines of the positions for rotary attention.
     """
 
-    state: State | None = None
+    cache: Cache | None = None
     counts: Sequence[int] | None = None
     trace: Trace | None = None
     memory: EncoderOutput | None = None
@@ -107,12 +109,12 @@ class Context:
     def place(self, tokens: int, device: torch.device) -> None:
         """Find the positions of the next `tokens` tokens, and which earlier ones each may see."""
         steps = torch.arange(tokens, device=device)
-        if self.state is None:
+        if self.cache is None:
             self.positions = steps
             return
-        lengths = self.state.lengths
+        lengths = self.cache.lengths
         first, last = min(lengths), max(lengths)
-        if first == last and last + tokens <= self.state.capacity:
+        if first == last and last + tokens <= self.cache.capacity:
             self.positions = steps + first
             self.causal = first == 0
             if self.causal or tokens == 1:
@@ -120,7 +122,7 @@ class Context:
         else:
             self.positions = torch.tensor(lengths, device=device)[:, None] + steps
             self.causal = False
-        keys = torch.arange(min(last + tokens, self.state.capacity), device=device)
+        keys = torch.arange(min(last + tokens, self.cache.capacity), device=device)
         self.mask = (keys <= self.positions.expand(len(lengths), tokens)[..., None])[:, None]
 
     def open(self, seen: Bool[Tensor, "b s"]) -> None:

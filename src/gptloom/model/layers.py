@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptloom.config.model import ModelConfig
-from gptloom.model.cache import Context, Slot
+from gptloom.model.cache import Context, LayerCache
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -66,22 +66,22 @@ class CausalMean(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
+    def init_cache(self, batch: int, length: int, like: Tensor) -> LayerCache:
         """The running sum (b, 1, c); a mean needs no more memory than that, however long the text."""
         return {"total": like.new_zeros(batch, 1, like.shape[-1])}
 
-    def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None) -> Float[Tensor, "b t c"]:
-        """Average; when there is a slot, go on from its sum and leave the new one there."""
+    def forward(self, x: Float[Tensor, "b t c"], context: Context, cache: LayerCache | None) -> Float[Tensor, "b t c"]:
+        """Average; when there is a cache, go on from its sum and leave the new one there."""
         sums = x.cumsum(dim=1)
-        if slot is not None:
+        if cache is not None:
             begun = (context.positions[..., :1] > 0)[..., None]
-            sums = sums + torch.where(begun, slot["total"], 0.0)
+            sums = sums + torch.where(begun, cache["total"], 0.0)
             rows = torch.arange(len(x), device=x.device)
             last = torch.tensor(context.counts or [x.shape[1]] * len(x), device=x.device)
             kept = sums[rows, (last - 1).clamp(min=0)][:, None]
-            slot["total"].copy_(torch.where((last > 0)[:, None, None], kept, slot["total"]))
+            cache["total"].copy_(torch.where((last > 0)[:, None, None], kept, cache["total"]))
         if context.trace is not None:
-            context.trace.attention.append(self._weights(context, slot is not None, x))
+            context.trace.attention.append(self._weights(context, cache is not None, x))
         return self.dropout(self.out(sums / (context.positions + 1)[..., None]))  # type: ignore[no-any-return]
 
     def _weights(self, context: Context, remembers: bool, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gptloom.model.cache import Context, Slot
+from gptloom.model.cache import Context, LayerCache
 
 _SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 over the golden ratio, as a signed number (Knuth 1998, section 6.4)
 
@@ -33,15 +33,17 @@ class HashedNgrams(nn.Module):
         self.longest, self.dropout, self.sparse = longest, dropout, False
         self.weight = nn.Parameter(torch.zeros(rows, width))
 
-    def init_slot(self, batch: int) -> Slot:
+    def init_cache(self, batch: int) -> LayerCache:
         """The tokens before the next one, (b, longest - 1); -1 where there are none."""
         return {"recent": torch.full((batch, self.longest - 1), -1, device=self.weight.device)}
 
-    def forward(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
-        """The sum at each position; when there is a slot, its tokens come before these, and then it holds these."""
-        rows = self.rows(ids, context, slot)
+    def forward(
+        self, ids: Int[Tensor, "b t"], context: Context, cache: LayerCache | None = None
+    ) -> Float[Tensor, "b t c"]:
+        """The sum at each position; when there is a cache, its tokens come before these, and then it holds these."""
+        rows = self.rows(ids, context, cache)
         sparse = self.sparse and not torch.compiler.is_compiling()
-        found: Tensor = _Lookup.apply(self.weight, rows) if sparse else look_up(self.weight, rows)  # type: ignore[no-untyped-call]
+        found: Tensor = _Lookup.apply(self.weight, rows) if sparse else sum_rows(self.weight, rows)  # type: ignore[no-untyped-call]
         kept = self.draw(found)
         return found if kept is None else found * kept
 
@@ -55,16 +57,16 @@ class HashedNgrams(nn.Module):
             (torch.rand_like(sums[..., :1]) >= self.dropout).to(sums.dtype) if self.training and self.dropout else None
         )
 
-    def rows(self, ids: Int[Tensor, "b t"], context: Context, slot: Slot | None = None) -> Int[Tensor, "b t k"]:
+    def rows(self, ids: Int[Tensor, "b t"], context: Context, cache: LayerCache | None = None) -> Int[Tensor, "b t k"]:
         """The rows that `forward` adds up."""
         before = self.longest - 1
         recent = ids.new_full((len(ids), before), -1)
-        if slot is not None:
-            recent = torch.where(context.positions[..., :1] > 0, slot["recent"], recent)
+        if cache is not None:
+            recent = torch.where(context.positions[..., :1] > 0, cache["recent"], recent)
         known = torch.cat((recent, ids), dim=1)
-        if slot is not None:
+        if cache is not None:
             counts = torch.tensor(context.counts or [ids.shape[1]] * len(ids), device=ids.device)
-            slot["recent"] = known.gather(1, counts[:, None] + torch.arange(before, device=ids.device))
+            cache["recent"] = known.gather(1, counts[:, None] + torch.arange(before, device=ids.device))
         return ngram_rows(known, self.longest, len(self.weight))
 
     def accumulate_grad(self, rows: Int[Tensor, "b t k"], grad: Float[Tensor, "b t c"], fresh: bool) -> None:
@@ -81,7 +83,7 @@ class HashedNgrams(nn.Module):
             self.weight.grad.index_add_(0, place, grad.flatten(0, 1))
 
 
-def look_up(weight: Float[Tensor, "r c"], rows: Int[Tensor, "b t k"]) -> Float[Tensor, "b t c"]:
+def sum_rows(weight: Float[Tensor, "r c"], rows: Int[Tensor, "b t k"]) -> Float[Tensor, "b t c"]:
     """The sum of some rows at each position."""
     return F.embedding_bag(rows.flatten(0, 1), weight, mode="sum").view(*rows.shape[:2], -1)
 
@@ -123,7 +125,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
         ctx.rows, ctx.size = rows, weight.shape
-        return look_up(weight, rows)
+        return sum_rows(weight, rows)
 
     @staticmethod
     @once_differentiable

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gptloom.config.model import ModelConfig
 from gptloom.model.base import LanguageModel
-from gptloom.model.cache import Context, State
+from gptloom.model.cache import Cache, Context
 from gptloom.model.init import initialise
 
 LAYERS: dict[str, type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -48,14 +48,14 @@ class Recurrent(LanguageModel):
         """There is no end to what it may look back on."""
         return None
 
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+    def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
         """The last layer's output; a row's state goes on from that of its last real token."""
         context = context or Context()
         x = self.embd_dropout(self.token_table(ids))
-        if context.state is None:
+        if context.cache is None:
             out, _ = self.layers(x)
         else:
-            out = self._go_on(x, context.state, context.counts or [ids.shape[1]] * len(ids))
+            out = self._continue(x, context.cache, context.counts or [ids.shape[1]] * len(ids))
         if context.trace is not None:
             context.trace.stream += [x.detach(), out.detach()]
         return self.dropout(out)  # type: ignore[no-any-return]
@@ -64,29 +64,29 @@ class Recurrent(LanguageModel):
         """Logits."""
         return self.head(hidden)  # type: ignore[no-any-return]
 
-    def init_state(self, batch: int, length: int) -> State:
-        """Zero vectors; `length` only bounds what `State` counts, for a recurrent state does not grow."""
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """Zero vectors; `length` only bounds what `Cache` counts, for a recurrent state does not grow."""
         zeros = self.token_table.weight.new_zeros(batch, self.config.n_layer, self.config.n_embd)
         names = ("hidden", "cell") if self.config.architecture == "lstm" else ("hidden",)
-        return State([{name: zeros.clone() for name in names}], batch, length)
+        return Cache([{name: zeros.clone() for name in names}], batch, length)
 
-    def _go_on(self, x: Tensor, state: State, counts: Sequence[int]) -> Tensor:
+    def _continue(self, x: Tensor, cache: Cache, counts: Sequence[int]) -> Tensor:
         """Run from a state and leave the new one there.
 
         Padding on the right is cut off, and a row without tokens stays as it is.
         """
-        slot = state.slots[0]
+        layer = cache.layers[0]
         rows = [row for row, count in enumerate(counts) if count]
         out = x.new_zeros(*x.shape[:2], self.config.n_embd)
         if rows:
             index = torch.tensor(rows, device=x.device)
             lengths = torch.tensor([counts[row] for row in rows])
             packed = nn.utils.rnn.pack_padded_sequence(x[index], lengths, batch_first=True, enforce_sorted=False)
-            begun = torch.tensor([state.lengths[row] > 0 for row in rows], device=x.device)[:, None, None]
-            before = [torch.where(begun, tensor[index], 0.0).transpose(0, 1).contiguous() for tensor in slot.values()]
+            begun = torch.tensor([cache.lengths[row] > 0 for row in rows], device=x.device)[:, None, None]
+            before = [torch.where(begun, tensor[index], 0.0).transpose(0, 1).contiguous() for tensor in layer.values()]
             outputs, after = self.layers(packed, tuple(before) if len(before) == 2 else before[0])
             out[index] = nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])[0]
-            for name, tensor in zip(slot, after if isinstance(after, tuple) else (after,), strict=True):
-                slot[name][index] = tensor.transpose(0, 1)
-        state.advance(counts)
+            for name, tensor in zip(layer, after if isinstance(after, tuple) else (after,), strict=True):
+                layer[name][index] = tensor.transpose(0, 1)
+        cache.advance(counts)
         return out

@@ -49,8 +49,8 @@ def operations_per_token(config: ModelConfig, context: int | None = None) -> int
 
 def cache_bytes(config: ModelConfig, length: int) -> int:
     """Bytes in float32 of what a model remembers of one text of `length` tokens: keys and values, or a recurrent state."""
-    state = meta_model(config).init_state(1, length)
-    return sum(tensor.numel() * tensor.element_size() for slot in state.slots for tensor in slot.values())
+    cache = meta_model(config).init_cache(1, length)
+    return sum(tensor.numel() * tensor.element_size() for layer in cache.layers for tensor in layer.values())
 
 
 def read_weights(config: ModelConfig) -> int:

@@ -17,7 +17,7 @@ from gptloom.config.load import parse, read_recipe
 from gptloom.config.model import ModelConfig
 from gptloom.model.attention import Attention, CrossAttention
 from gptloom.model.base import LanguageModel
-from gptloom.model.cache import Context, EncoderOutput, Slot, State
+from gptloom.model.cache import Cache, Context, EncoderOutput, LayerCache
 from gptloom.model.init import initialise
 from gptloom.model.layers import MLP, CausalMean, make_norm, rotary_table, rotation_at, sinusoids
 from gptloom.model.ngram import HashedNgrams
@@ -45,19 +45,21 @@ class Block(nn.Module):
         self.cross = CrossAttention(config) if cross else None
         self.norm_cross = make_norm(config) if cross else None
 
-    def forward(self, x: Float[Tensor, "b t c"], context: Context, slot: Slot | None = None) -> Float[Tensor, "b t c"]:
+    def forward(
+        self, x: Float[Tensor, "b t c"], context: Context, cache: LayerCache | None = None
+    ) -> Float[Tensor, "b t c"]:
         """One step along the residual stream."""
         if self.mixer is not None and self.norm1 is not None:
-            x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, slot), self.norm1)
+            x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, cache), self.norm1)
         if self.cross is not None and self.norm_cross is not None:
-            x = self._join(x, self.cross(x if self.post else self.norm_cross(x), context, slot), self.norm_cross)
+            x = self._join(x, self.cross(x if self.post else self.norm_cross(x), context, cache), self.norm_cross)
         if self.mlp is not None and self.norm2 is not None:
             x = self._join(x, self.mlp(x if self.post else self.norm2(x)), self.norm2)
         return x
 
-    def init_slot(self, batch: int, length: int, like: Tensor) -> Slot:
+    def init_cache(self, batch: int, length: int, like: Tensor) -> LayerCache:
         """Empty memory of this block's mixer, in the type and on the device of `like`."""
-        return self.mixer.init_slot(batch, length, like) if self.mixer else {}
+        return self.mixer.init_cache(batch, length, like) if self.mixer else {}
 
     def _join(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
         x = x + branch if self.adds else branch
@@ -96,21 +98,22 @@ class Stack(nn.Module):
         if config.positions == "sinusoidal":
             self.register_buffer("sinusoids", sinusoids(config.block_size, config.n_embd), persistent=False)
 
-    def run(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
+    def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
         """The normalised residual stream after the last block; ids below 0 are padding, which only an encoder takes."""
-        x = self.enter(ids, context)
+        context = context or Context()
+        x = self.embed(ids, context)
         if context.trace is not None:
             context.trace.stream.append(x.detach())
         for index, block in enumerate(self.blocks):
-            x = block(x, context, context.state.slots[index] if context.state else None)
+            x = block(x, context, context.cache.layers[index] if context.cache else None)
             if context.trace is not None:
                 context.trace.stream.append(x.detach())
-        if context.state is not None:
-            context.state.advance(context.counts or [ids.shape[1]] * len(ids))
+        if context.cache is not None:
+            context.cache.advance(context.counts or [ids.shape[1]] * len(ids))
         out: Tensor = self.final_norm(x)
         return out
 
-    def enter(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
+    def embed(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
         """The residual stream before the first block."""
         self._check_room(ids.shape[1], context)
         if self.causal:
@@ -118,20 +121,20 @@ class Stack(nn.Module):
         else:
             context.open(ids >= 0)
             ids = ids.clamp(min=0)
-        x = self.look_up(ids, context)
+        x = self.embed_tokens(ids, context)
         if self.ngrams is not None:
-            x = x + self.ngrams(ids, context, context.state.slots[-1] if context.state else None)
+            x = x + self.ngrams(ids, context, context.cache.layers[-1] if context.cache else None)
         return self.dropout(x)  # type: ignore[no-any-return]
 
-    def init_state(self, batch: int, length: int) -> State:
+    def init_cache(self, batch: int, length: int) -> Cache:
         """Empty memory for `batch` rows of up to `length` tokens (at most block_size), on the model's device and in its type."""
         if length > self.config.block_size:
-            raise ValueError(f"a state for {length} tokens is longer than block_size={self.config.block_size}")
+            raise ValueError(f"a cache for {length} tokens is longer than block_size={self.config.block_size}")
         like = self.token_table.weight.new_empty(0, self.config.n_embd)
-        slots = [block.init_slot(batch, length, like) for block in cast(list[Block], self.blocks)]
-        return State(slots + ([self.ngrams.init_slot(batch)] if self.ngrams is not None else []), batch, length)
+        layers = [block.init_cache(batch, length, like) for block in cast(list[Block], self.blocks)]
+        return Cache(layers + ([self.ngrams.init_cache(batch)] if self.ngrams is not None else []), batch, length)
 
-    def look_up(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
+    def embed_tokens(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
         """Token and position embeddings, once the context has its positions."""
         x: Tensor = self.token_table(ids)
         # Padding behind a full row has no position; clamping keeps its (unused) result well defined.
@@ -145,14 +148,14 @@ class Stack(nn.Module):
         return x
 
     def _check_room(self, tokens: int, context: Context) -> None:
-        if context.state is None:
+        if context.cache is None:
             if tokens > self.config.block_size:
                 raise ValueError(f"{tokens} tokens do not fit block_size={self.config.block_size}")
             return
-        added = context.counts or [tokens] * len(context.state.lengths)
-        longest = max(map(sum, zip(context.state.lengths, added, strict=True)))
-        if longest > context.state.capacity:
-            raise ValueError(f"{longest} tokens do not fit a state of {context.state.capacity}")
+        added = context.counts or [tokens] * len(context.cache.lengths)
+        longest = max(map(sum, zip(context.cache.lengths, added, strict=True)))
+        if longest > context.cache.capacity:
+            raise ValueError(f"{longest} tokens do not fit a cache of {context.cache.capacity}")
 
 
 class Decoder(Stack, LanguageModel):
@@ -195,10 +198,6 @@ class Decoder(Stack, LanguageModel):
         """
         return cls(parse(ModelConfig, {**read_recipe(name).get("model", {}), **changes}, where=f"recipe {name}"))
 
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """The normalised residual stream after the last block; see `LanguageModel.hidden`."""
-        return self.run(ids, context or Context())
-
     def _build_more(self) -> None:
         """Parts that a kind of decoder has besides; built before the weights are drawn."""
 
@@ -213,7 +212,7 @@ def cut_rows(hidden: Float[Tensor, "b t c"], counts: Sequence[int]) -> Float[Ten
 
 
 class EncoderDecoder(Decoder):
-    """A decoder whose blocks also attend to an encoder's memory. `hidden` needs that memory in its context or state.
+    """A decoder whose blocks also attend to an encoder's memory. `forward_hidden` needs that memory in its context or cache.
 
     Args:
         config: the shape of both sides; each has n_layer blocks.
@@ -230,11 +229,11 @@ class EncoderDecoder(Decoder):
 
     def encode(self, sources: Int[Tensor, "b s"], context: Context | None = None) -> EncoderOutput:
         """Read sources; ids below 0 are padding, which nobody looks at. A trace in the context gets the encoder's own weights."""
-        return EncoderOutput(self.encoder.run(sources, context or Context()), (sources >= 0)[:, None, None])
+        return EncoderOutput(self.encoder.forward_hidden(sources, context), (sources >= 0)[:, None, None])
 
     def translate(self, sources: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
         """Logits of the token after each input, given the sources."""
-        return self.unembed(self.hidden(inputs, Context(memory=self.encode(sources))))
+        return self.unembed(self.forward_hidden(inputs, Context(memory=self.encode(sources))))
 
 
 class Conditioned(LanguageModel):
@@ -247,31 +246,31 @@ class Conditioned(LanguageModel):
         self.token_table = model.token_table
         self.train(model.training)
 
-    def hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """As the decoder's; without a state, all rows are read from their beginning, beside their sources."""
+    def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
+        """As the decoder's; without a cache, all rows are read from their beginning, beside their sources."""
         context = context or Context()
-        if context.state is None:
+        if context.cache is None:
             context.memory = self.memory
-        return self.model.hidden(ids, context)
+        return self.model.forward_hidden(ids, context)
 
     def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
         """As the decoder's."""
         return self.model.unembed(hidden)
 
     @torch.no_grad()
-    def init_state(self, batch: int, length: int) -> State:
-        """The decoder's state, which holds the sources' keys and values already.
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """The decoder's cache, which holds the sources' keys and values already.
 
         Raises:
             ValueError: `batch` is not the number of sources.
         """
         if batch != len(self.memory.vectors):
             raise ValueError(f"{batch} rows need as many sources, not {len(self.memory.vectors)}")
-        state = self.model.init_state(batch, length)
-        for block, slot in zip(self.model.blocks, state.slots, strict=False):  # n-grams have one more
+        cache = self.model.init_cache(batch, length)
+        for block, layer in zip(self.model.blocks, cache.layers, strict=False):  # n-grams have one more
             assert isinstance(block, Block) and block.cross is not None
-            slot.update(block.cross.read(self.memory))
-        return state
+            layer.update(block.cross.read(self.memory))
+        return cache
 
 
 def pad_sources(rows: list[list[int]], device: torch.device) -> Int[Tensor, "b s"]:

@@ -161,7 +161,7 @@ def shapes(model: LanguageModel, batch: int) -> list[Shape]:
     ]
     try:
         ids = torch.zeros(batch, model.config.block_size, dtype=torch.int64)
-        model.eval().unembed(model.hidden(ids, context))
+        model.eval().unembed(model.forward_hidden(ids, context))
     finally:
         for handle in handles:
             handle.remove()

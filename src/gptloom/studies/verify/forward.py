@@ -46,7 +46,7 @@ def fused(subject: Subject) -> Outcome:
         here = [ids.to(model.device) for ids in inputs]
         with torch.no_grad():
             memory = model.encode(here[0], Context(trace=Trace())) if isinstance(model, EncoderDecoder) else None
-            explicit = model.unembed(model.hidden(here[-1], Context(trace=Trace(), memory=memory)))
+            explicit = model.unembed(model.forward_hidden(here[-1], Context(trace=Trace(), memory=memory)))
         found.append(Outcome(largest([logits(model, *inputs)], [explicit]), 2 * subject.logit_tolerance))
     return worst(found)
 
