@@ -40,7 +40,12 @@ def sample(args: argparse.Namespace, config: SampleConfig) -> int:
         print(prompt, end="", flush=True)
     start = time.perf_counter()
     details = (args.show_probabilities or 3) if wants_details else None
-    texts = bundle.write(prompt, config, on_unknown=args.on_unknown, details=details, show=_show if live else None)
+    texts = list[Written]()
+    if live:
+        for piece in bundle.stream(prompt, config, on_unknown=args.on_unknown):
+            print(piece.text, end="", flush=bool(piece.text))
+    else:
+        texts = bundle.write(prompt, config, on_unknown=args.on_unknown, details=details)
     rate = sum(len(text.tokens) for text in texts) / max(time.perf_counter() - start, 1e-9)
     if args.json:
         print(
@@ -130,10 +135,6 @@ def _what_to_measure(args: argparse.Namespace) -> tuple[Bundle, Tokens]:
     for note in corpus.notes:
         print(f"note: {note}", file=sys.stderr)
     return bundle, Tokens(store.ids, store.document_starts.astype("int64"))
-
-
-def _show(_row: int, piece: str) -> None:
-    print(piece, end="", flush=True)
 
 
 def _as_dict(text: Written, bundle: Bundle) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class State:
         self.slots, self.capacity = slots, capacity
         # Plain numbers: what shapes and masks follow from must not wait for a device.
         self.lengths = [0] * batch
+        self.views: dict[int, list[Slot]] = {}
 
     def advance(self, counts: Sequence[int]) -> None:
         """Count the tokens that a call has added to each row."""
@@ -40,17 +41,39 @@ class State:
     def take(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be dropped or repeated (beam search, finished requests)."""
         index = torch.as_tensor(rows)
-        self.lengths = [self.lengths[row] for row in rows]
+        self.lengths, self.views = [self.lengths[row] for row in rows], {}
         self.slots = [{name: tensor[index.to(tensor.device)] for name, tensor in slot.items()} for slot in self.slots]
 
     def put(self, rows: Sequence[int], other: "State") -> None:
-        """Replace these rows by the rows of another state of the same model and capacity (a new request, a context that slid)."""
+        """Replace these rows by the rows of another state of the same model, whose capacity is at most this one's."""
         index = torch.as_tensor(rows)
         for row, length in zip(rows, other.lengths, strict=True):
             self.lengths[row] = length
         for mine, theirs in zip(self.slots, other.slots, strict=True):
             for name, tensor in mine.items():
-                tensor[index.to(tensor.device)] = theirs[name]
+                new = theirs[name]
+                corner: tuple[Tensor | slice, ...] = tuple(slice(0, size) for size in new.shape[1:])
+                tensor[(index.to(tensor.device), *corner)] = new
+
+    def move(self, row: int, place: int) -> None:
+        """Copy a row's memory to another place, whose own is lost."""
+        self.lengths[place] = self.lengths[row]
+        for slot in self.slots:
+            for tensor in slot.values():
+                tensor[place].copy_(tensor[row])
+
+    def part(self, start: int, stop: int) -> "State":
+        """The rows from `start` to `stop` - 1 as a state of their own: tensors are shared, lengths are copied."""
+        slots = [{name: tensor[start:stop] for name, tensor in slot.items()} for slot in self.slots]
+        part = State(slots, stop - start, self.capacity)
+        part.lengths = self.lengths[start:stop]
+        return part
+
+    def slots_of(self, row: int) -> list[Slot]:
+        """One row's memory, (1, ...): views, which stay the same objects until `take` makes new tensors."""
+        if row not in self.views:
+            self.views[row] = self.part(row, row + 1).slots
+        return self.views[row]
 
 
 @dataclass
