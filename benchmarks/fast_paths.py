@@ -71,7 +71,7 @@ def decoding(config: ModelConfig, rows: int, rounds: int, *, int8: bool = False)
     assert not isinstance(fast, Reference)
 
     def step(stepper: Callable[..., object]) -> Callable[[], object]:
-        state = model.init_state(rows, config.block_size)
+        state = model.init_cache(rows, config.block_size)
         stepper([[1] * (config.block_size // 2)] * rows, state)
         lengths = list(state.lengths)
 

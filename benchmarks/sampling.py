@@ -31,7 +31,7 @@ from gptloom.config.model import ModelConfig
 from gptloom.config.run import SampleConfig
 from gptloom.devices import cores, describe_machine, threads
 from gptloom.fast.int8 import quantise
-from gptloom.generate.batch import Generation
+from gptloom.generate.batch import DecodeBatch
 from gptloom.model.base import LanguageModel
 from gptloom.model.transformer import Decoder
 from gptloom.reference import PlainGPT
@@ -72,8 +72,9 @@ def writer(model: LanguageModel, prompt: list[int], rows: int = 1) -> Callable[[
     """Writes on from a prompt, as `Bundle` does; counts the tokens of all rows together."""
 
     def write(tokens: int) -> None:
-        generation = Generation(model, [prompt] * rows, SampleConfig(tokens=max(1, tokens // rows), temperature=1.0))
-        while generation.step():
+        batch = DecodeBatch(model)
+        batch.extend([prompt] * rows, SampleConfig(tokens=max(1, tokens // rows), temperature=1.0))
+        while batch.step():
             pass
 
     return write
@@ -83,8 +84,9 @@ def same_text(model: LanguageModel, prompt: list[int], tokens: int) -> bool:
     """Whether greedy text with the cache is the text without."""
 
     def written(cached: bool) -> list[int]:
-        generation = Generation(model, [prompt], SampleConfig(tokens=tokens, temperature=0.0), cached=cached)
-        return [token.id for step in iter(generation.step, {}) for token in step.values()]
+        batch = DecodeBatch(model, cached=cached)
+        batch.add(prompt, SampleConfig(tokens=tokens, temperature=0.0))
+        return [token.id for step in iter(batch.step, {}) for token in step.values()]
 
     return written(True) == written(False)
 

@@ -13,6 +13,7 @@ import gptloom
 from gptloom.bundle import Bundle
 from gptloom.config.run import SampleConfig
 from gptloom.errors import ConfigError, InputError
+from gptloom.generate.batch import DecodeBatch
 from training_helpers import small_run, write_text
 
 
@@ -77,16 +78,31 @@ def test_stop_strings_end_a_text_and_are_not_part_of_it(run):
     )
 
 
-def test_what_is_shown_as_it_grows_is_the_text(run):
-    shown = {0: "", 1: "", 2: ""}
+def test_what_is_streamed_piece_by_piece_is_the_text(run):
+    bundle, config = gptloom.load(run), SampleConfig(tokens=40, samples=3, stop=("z", "ox"))
+    texts, tokens = ["", "", ""], [[], [], []]
+    for piece in bundle.stream("fox", config, details=2):
+        texts[piece.row] += piece.text
+        if piece.token is not None:
+            tokens[piece.row].append(piece.token)
+    written = bundle.write("fox", config, details=2)
+    assert [(text.text, text.tokens) for text in written] == list(zip(texts, tokens, strict=True))
+    assert len(set(texts)) == 3
 
-    def show(row, piece):
-        shown[row] += piece
 
-    written = gptloom.load(run).write("fox", SampleConfig(tokens=40, samples=3, stop=("z",)), show=show)
-    assert [shown[row] for row in range(3)] == [text.text for text in written] and len(
-        {text.text for text in written}
-    ) == 3
+def test_a_stream_computes_a_token_when_it_is_asked_for_one_and_refuses_at_once(run, monkeypatch):
+    bundle, steps = gptloom.load(run), []
+    step = DecodeBatch.step
+    monkeypatch.setattr(DecodeBatch, "step", lambda batch: (steps.append(1), step(batch))[1])
+    pieces = bundle.stream("the", SampleConfig(tokens=40))
+    assert not steps
+    for _ in range(3):
+        next(pieces)
+    assert len(steps) == 3
+    with pytest.raises(ConfigError, match="beam"):
+        bundle.stream("the", SampleConfig(beams=2))
+    with pytest.raises(InputError):
+        bundle.stream("\u2603", SampleConfig())
 
 
 def test_details_are_the_models_own_probabilities(run):

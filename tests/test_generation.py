@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conftest import CONFIGS, SMALL, build, random_ids
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORE_INDEX, SampleConfig
-from gptloom.generate.batch import Generation, Rows, Token, window_start
+from gptloom.generate.batch import DecodeBatch, Token, window_start
 from gptloom.generate.beam import beam_search
 from gptloom.generate.evaluate import Score, evaluate
 from gptloom.model.base import evaluating
@@ -29,10 +29,18 @@ def last_logits(model: Decoder, row: list[int]) -> torch.Tensor:
         return model(torch.tensor([view]))[0, -1]
 
 
+def batch_of(model: Decoder, texts: list[list[int]], tokens: int, **options) -> DecodeBatch:
+    """A batch for somebody who chooses the tokens himself."""
+    batch = DecodeBatch(model, **options)
+    assert batch.extend(texts, SampleConfig(tokens=tokens)) == list(range(len(texts)))
+    return batch
+
+
 def write(model: Decoder, prompts: list[list[int]], config: SampleConfig, **options) -> list[list[int]]:
-    generation = Generation(model, prompts, config, **options)
+    batch = DecodeBatch(model, **options)
+    batch.extend(prompts, config)
     new = [list[int]() for _ in prompts]
-    while tokens := generation.step():
+    while tokens := batch.step():
         for row, token in tokens.items():
             new[row].append(token.id)
     return new
@@ -67,7 +75,7 @@ def test_the_window_is_never_too_long_nor_much_too_short_and_only_moves_on(block
 def test_ragged_rows_give_the_logits_of_each_text_by_itself(name, cached):
     """Over several slides of the window, with rows that slide at different times."""
     model, new = build(CONFIGS[name]), random_ids(len(PROMPTS), 14, seed=1)
-    rows = Rows(model, PROMPTS, room=14, cached=cached)
+    rows = batch_of(model, PROMPTS, 14, cached=cached)
     texts = [list(prompt) for prompt in PROMPTS]
     for step in range(14):
         logits = rows.logits()
@@ -75,7 +83,7 @@ def test_ragged_rows_give_the_logits_of_each_text_by_itself(name, cached):
             torch.testing.assert_close(logits[row], last_logits(model, text), atol=2e-5, rtol=1e-5)
             text.append(int(new[row, step]))
         rows.append(new[:, step].tolist())
-    assert rows.rows == texts
+    assert rows.texts == texts
 
 
 @every_config
@@ -83,7 +91,7 @@ def test_rows_of_equal_length_give_the_logits_of_each_text_by_itself(name):
     """They stay equal, so that every step but the slides takes the short way; then one is dropped."""
     model, new = build(CONFIGS[name]), random_ids(3, 14, seed=1)
     texts = random_ids(3, 4, seed=2).tolist()
-    rows = Rows(model, texts, room=14)
+    rows = batch_of(model, texts, 14)
     for step in range(14):
         logits = rows.logits()
         for row, text in enumerate(texts):
@@ -98,11 +106,11 @@ def test_rows_of_equal_length_give_the_logits_of_each_text_by_itself(name):
 @pytest.mark.parametrize("name", ["modern", "mean", "gpt2"])
 def test_rows_can_be_dropped_and_repeated_on_the_way(name):
     model = build(CONFIGS[name])
-    cached, uncached = (Rows(model, PROMPTS, room=12, cached=c) for c in (True, False))
+    cached, uncached = (batch_of(model, PROMPTS, 12, cached=c) for c in (True, False))
     for step in range(12):
         torch.testing.assert_close(cached.logits(), uncached.logits(), atol=2e-5, rtol=1e-5)
         for rows in (cached, uncached):
-            rows.append([step % V] * len(rows.rows))
+            rows.append([step % V] * len(rows.texts))
             if step == 3:
                 rows.take([3, 0, 3, 1])
             if step == 7:
@@ -111,7 +119,7 @@ def test_rows_can_be_dropped_and_repeated_on_the_way(name):
 
 @pytest.mark.parametrize("name", ["modern", "mean", "gpt2"])
 def test_asking_twice_for_the_logits_gives_the_same_answer(name):
-    rows = Rows(build(CONFIGS[name]), PROMPTS, room=4)
+    rows = batch_of(build(CONFIGS[name]), PROMPTS, 4)
     for _ in range(3):
         first = rows.logits().clone()
         torch.testing.assert_close(rows.logits(), first, atol=2e-5, rtol=1e-5)
@@ -120,30 +128,28 @@ def test_asking_twice_for_the_logits_gives_the_same_answer(name):
 
 def test_a_cache_is_rebuilt_only_when_its_row_slides(monkeypatch):
     model, read = build(CONFIGS["gpt2"]), []
-    rows = Rows(model, [[1] * (T - 1), [1] * (T - 3)], room=4 * T)
-    hidden, step = model.forward_hidden, rows.stepper
-    monkeypatch.setattr(model, "forward_hidden", lambda ids, context: (read.append(ids.shape), hidden(ids, context))[1])
-    monkeypatch.setattr(
-        rows, "stepper", lambda views, state: (read.append((len(views), len(views[0]))), step(views, state))[1]
-    )
+    rows = batch_of(model, [[1] * (T - 1), [1] * (T - 3)], 4 * T)
+    whole = rows.stepper.read
+    monkeypatch.setattr(rows.stepper, "read", lambda views, state: (read.append(len(views)), whole(views, state))[1])
     for _ in range(12):
         rows.logits()
         rows.append([2, 3])
-    whole = [batch for batch, length in read if length > 1]
     # Both at first; then the longer one at lengths 11 and 16, the shorter one at 11 and 16, two steps later each.
-    assert whole == [2, 1, 1, 1, 1]
+    assert read == [2, 1, 1, 1, 1]
 
 
 def test_a_state_has_room_for_what_will_be_written_and_no_more():
     model = build(CONFIGS["gpt2"])
-    assert Rows(model, [[1, 2]], room=3).capacity == 5
-    assert Rows(model, [[1, 2], [1] * 8], room=30).capacity == T
+    for texts, tokens, capacity in (([[1, 2]], 3, 5), ([[1, 2], [1] * 8], 30, T)):
+        batch = batch_of(model, texts, tokens)
+        batch.logits()
+        assert batch._state.capacity == capacity
 
 
-@pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
+@pytest.mark.parametrize("prompts", [[[]], [[1], []]])
 def test_a_row_needs_a_token_to_go_on_from(prompts):
     with pytest.raises(ValueError, match="at least one token"):
-        Rows(build(CONFIGS["gpt2"]), prompts, room=1)
+        batch_of(build(CONFIGS["gpt2"]), prompts, 1)
 
 
 def test_prompts_are_copied():
@@ -167,17 +173,18 @@ def test_a_text_does_not_depend_on_its_neighbours(name):
     model, config = build(CONFIGS[name]), SampleConfig(tokens=16, temperature=1.2, repetition_penalty=1.3)
     alone = write(model, PROMPTS[1:2], config)[0]
     for neighbours in (PROMPTS[2:3], PROMPTS, [[3], [4], [5]]):
-        generation = Generation(model, [PROMPTS[1], *neighbours], config)
-        text = []
-        while tokens := generation.step():
+        batch, text = DecodeBatch(model), []
+        batch.extend([PROMPTS[1], *neighbours], config)
+        while tokens := batch.step():
             text.append(tokens[0].id)
             if len(text) == 5:
-                generation.finish(1)
+                batch.drop(1)
         assert text == alone
-    generation, text = Generation(model, PROMPTS, config), []
-    while tokens := generation.step():
+    batch, text = DecodeBatch(model), []
+    batch.extend(PROMPTS, config)
+    while tokens := batch.step():
         text.append(tokens[2].id)
-        generation.finish(0)
+        batch.drop(0)
     assert text == write(model, PROMPTS, config)[2]
 
 
@@ -210,9 +217,12 @@ def test_draws_follow_the_model_s_distribution():
 
 def test_generation_stops_at_the_budget():
     model = build(CONFIGS["gpt2"])
-    generation = Generation(model, PROMPTS, SampleConfig(tokens=3))
-    assert [len(generation.step()) for _ in range(5)] == [4, 4, 4, 0, 0]
-    assert [len(row) for row in generation.texts.rows] == [len(prompt) + 3 for prompt in PROMPTS]
+    batch = DecodeBatch(model)
+    for tokens, prompt in enumerate(PROMPTS, 1):
+        batch.add(prompt, SampleConfig(tokens=tokens))
+    assert batch.step().keys() == {0, 1, 2, 3}
+    assert batch.ended == [0]
+    assert [len(batch.step()) for _ in range(5)] == [3, 2, 1, 0, 0]
 
 
 def test_an_end_of_text_ends_its_row_and_no_other():
@@ -225,14 +235,14 @@ def test_an_end_of_text_ends_its_row_and_no_other():
 
 
 def test_a_row_can_be_ended_at_any_time():
-    generation = Generation(table_model([[0.5, 0.5]] * 2), [[0], [1], [0]], SampleConfig(tokens=9))
+    generation = batch_of(table_model([[0.5, 0.5]] * 2), [[0], [1], [0]], 9)
     assert sorted(generation.step()) == [0, 1, 2]
-    generation.finish(1)
-    generation.finish(1)
+    generation.drop(1)
+    generation.drop(1)
     assert sorted(generation.step()) == [0, 2]
-    generation.finish(0)
+    generation.drop(0)
     assert sorted(generation.step()) == [2]
-    generation.finish(2)
+    generation.drop(2)
     assert generation.step() == {}
 
 
@@ -241,7 +251,8 @@ def test_details_are_the_model_s_own_probabilities(name):
     """Before penalty, temperature and filters; also for rows that slide and after a row has ended."""
     model = build(CONFIGS[name])
     config = SampleConfig(tokens=12, temperature=2.0, top_k=5, repetition_penalty=1.5)
-    generation, texts = Generation(model, PROMPTS, config, details=4), [list(prompt) for prompt in PROMPTS]
+    generation, texts = DecodeBatch(model), [list(prompt) for prompt in PROMPTS]
+    generation.extend(PROMPTS, config, details=4)
     for step in range(12):
         for row, token in generation.step().items():
             logprobs = last_logits(model, texts[row]).log_softmax(-1)
@@ -252,17 +263,20 @@ def test_details_are_the_model_s_own_probabilities(name):
             assert [p for _, p in token.alternatives] == pytest.approx(logprobs[order[:4]].tolist(), abs=1e-4)
             texts[row].append(token.id)
         if step == 4:
-            generation.finish(0)
+            generation.drop(0)
     assert len(texts[0]) == len(PROMPTS[0]) + 5
 
 
 def test_the_number_of_alternatives_may_be_anything():
     model = table_model([[0.7, 0.3]] * 2)
     for details, expected in ((0, 0), (1, 1), (9, 2)):
-        token = Generation(model, [[0]], SampleConfig(tokens=1), details=details).step()[0]
+        batch = DecodeBatch(model)
+        batch.add([0], SampleConfig(tokens=1), details=details)
+        token = batch.step()[0]
         assert len(token.alternatives) == expected
         assert token.logprob < 0
-    assert Generation(model, [[0]], SampleConfig(tokens=1, temperature=0.0)).step()[0] == Token(0)
+    batch.add([0], SampleConfig(tokens=1, temperature=0.0))
+    assert batch.step() == {1: Token(0)}
 
 
 def test_the_repetition_penalty_counts_what_is_in_view():
@@ -274,14 +288,6 @@ def test_the_repetition_penalty_counts_what_is_in_view():
     assert write(model, [[3, 0, 1, 2, 0, 1, 2, 0, 1]], strong.model_copy(update={"tokens": 1})) == [[3]]
 
 
-def test_slides_tells_that_a_text_is_longer_than_the_view():
-    generation = Generation(build(CONFIGS["gpt2"]), [[1] * (T - 1)], SampleConfig(tokens=3))
-    seen = []
-    while generation.step():
-        seen.append(generation.slides)
-    assert seen == [False, True, True]
-
-
 # --- dropout ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +295,9 @@ def test_slides_tells_that_a_text_is_longer_than_the_view():
 def test_dropout_is_off_while_writing_and_back_afterwards(training):
     def results():
         found = beam_search(model, [1, 2], SampleConfig(tokens=3, beams=3))
-        return [*Generation(model, PROMPTS, SampleConfig(tokens=1), details=2).step().values()], found
+        batch = DecodeBatch(model)
+        batch.extend(PROMPTS, SampleConfig(tokens=1), details=2)
+        return [*batch.step().values()], found
 
     model = build(CONFIGS["gpt2"])
     expected = results()

@@ -21,7 +21,7 @@ from gptloom.fast import decode, decode_numpy, int8
 from gptloom.fast.decode import Stepper
 from gptloom.fast.decode_torch import MANY
 from gptloom.fast.int8 import FEW, NARROWEST, Int8Linear, digit_product, quantise
-from gptloom.generate.batch import Generation
+from gptloom.generate.batch import DecodeBatch
 from gptloom.model.build import build_model
 from training_helpers import small_run, write_text
 
@@ -136,8 +136,9 @@ def test_texts_are_the_same_with_the_cache_and_without(name):
     model = quantise(build(CONFIGS[name]))
 
     def written(cached):
-        generation = Generation(model, [[1, 2]], SampleConfig(tokens=3 * T, temperature=0.0), cached=cached)
-        return [token.id for step in iter(generation.step, {}) for token in step.values()]
+        batch = DecodeBatch(model, cached=cached)
+        batch.add([1, 2], SampleConfig(tokens=3 * T, temperature=0.0))
+        return [token.id for step in iter(batch.step, {}) for token in step.values()]
 
     assert written(True) == written(False)
 

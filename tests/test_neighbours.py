@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORE_INDEX, SampleConfig, TrainConfig
-from gptloom.generate.batch import Generation, Rows
+from gptloom.generate.batch import DecodeBatch
 from gptloom.generate.beam import beam_search
 from gptloom.generate.seq2seq import condition, translate
 from gptloom.model.build import build_model
@@ -314,14 +314,15 @@ def test_the_plain_recurrent_code_is_the_same_model_forward_and_backward(kind):
 def test_rows_of_different_lengths_go_on_each_from_its_own_state(kind):
     model = make(architecture=kind)
     texts = [ids(1, n, seed=n)[0].tolist() for n in (3, 25, 1)]  # longer than block_size: there is no window
-    rows = Rows(model, texts, room=4)
+    rows = DecodeBatch(model)
+    rows.extend(texts, SampleConfig(tokens=4))
     for new in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
         logits = rows.logits()
-        for row, text in enumerate(rows.rows):
+        for row, text in enumerate(rows.texts):
             torch.testing.assert_close(logits[row], model(torch.tensor([text]))[0, -1], atol=1e-5, rtol=1e-5)
         rows.append(new)
     rows.take([2, 0])
-    torch.testing.assert_close(rows.logits()[1], model(torch.tensor([rows.rows[1]]))[0, -1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rows.logits()[1], model(torch.tensor([rows.texts[1]]))[0, -1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
@@ -341,7 +342,8 @@ def test_cached_and_uncached_writing_agree_beyond_the_training_length():
     config = SampleConfig(tokens=40, seed=3)
     runs = []
     for cached in (True, False):
-        generation, text = Generation(model, [[1, 2]], config, cached=cached), []
+        generation, text = DecodeBatch(model, cached=cached), []
+        generation.add([1, 2], config)
         while tokens := generation.step():
             text.append(tokens[0].id)
         runs.append(text)

@@ -6,7 +6,7 @@ import torch
 from conftest import random_ids
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import SampleConfig
-from gptloom.generate.batch import Generation
+from gptloom.generate.batch import DecodeBatch
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder
 from gptloom.reference import LayerNorm, PlainGPT
@@ -115,14 +115,16 @@ def test_both_write_the_same_text_where_the_draw_leaves_no_choice():
     """With logits a million times sharper, drawing takes the likeliest token, and temperature 0 does so by definition."""
     plain, decoder = twins()
     prompt = random_ids(2, 3, 17)
-    generation = Generation(decoder, prompt.tolist(), SampleConfig(tokens=9, temperature=0.0))
-    while generation.step():
-        pass
+    batch, texts = DecodeBatch(decoder), prompt.tolist()
+    batch.extend(texts, SampleConfig(tokens=9, temperature=0.0))
+    while tokens := batch.step():
+        for row, token in tokens.items():
+            texts[row].append(token.id)
     with torch.no_grad():
         plain.head.weight.mul_(1e6)
         plain.head.bias.mul_(1e6)
     with torch.random.fork_rng(devices=[]):
-        assert plain.generate(prompt, 9).tolist() == generation.texts.rows
+        assert plain.generate(prompt, 9).tolist() == texts
 
 
 def test_plain_generation_draws_from_the_last_position():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gptloom.config.run import SampleConfig
-from gptloom.generate.sampling import Uniforms, choose, draw, keep_likely, keep_min_p, keep_top_k, keep_top_p, penalise
+from gptloom.generate.sampling import choose, draw, keep_likely, keep_min_p, keep_top_k, keep_top_p, penalise, uniforms
 
 rows = hnp.arrays(np.float32, st.integers(2, 40), elements=st.integers(-640, 640).map(lambda n: n / 32))
 
@@ -257,23 +257,18 @@ def test_each_row_is_chosen_by_its_own_logits_and_number():
 
 
 def test_a_row_s_numbers_depend_on_the_seed_and_the_row_alone():
-    def numbers(seed, count, calls):
-        stream, out = Uniforms(seed, count), {row: [] for row in range(count)}
-        for call in calls:
-            for row, u in zip(call, stream.next(call), strict=True):
-                out[row].append(u)
-        return out
+    def numbers(seed, sample):
+        draw = uniforms(seed, sample)
+        return [draw() for _ in range(3)]
 
-    together = numbers(7, 3, [[0, 1, 2]] * 3)
-    apart = numbers(7, 5, [[2], [2, 0], [0], [0, 1, 2], [1], [1]])
-    assert {row: apart[row] for row in range(3)} == together
-    assert len({u for row in together.values() for u in row}) == 9
-    assert numbers(8, 3, [[0]])[0] != together[0][:1]
-    assert all(0 <= u < 1 for row in together.values() for u in row)
+    found = {(seed, sample): numbers(seed, sample) for seed in (7, 8) for sample in range(3)}
+    assert all(numbers(*key) == drawn for key, drawn in reversed(found.items()))
+    assert len({u for drawn in found.values() for u in drawn}) == 18
+    assert all(0 <= u < 1 for drawn in found.values() for u in drawn)
 
 
 def test_the_numbers_are_uniform():
-    stream = Uniforms(1, 4)
-    drawn = np.array([stream.next([0, 1, 2, 3]) for _ in range(500)]).ravel()
+    streams = [uniforms(1, sample) for sample in range(4)]
+    drawn = np.array([[draw() for draw in streams] for _ in range(500)]).ravel()
     deviation = np.abs(np.sort(drawn) - (np.arange(2000) + 0.5) / 2000).max()
     assert deviation < 1.63 / 2000**0.5  # Kolmogorov-Smirnov at 1 percent; the seed is fixed

@@ -1,9 +1,9 @@
 """A trained model as a folder (config.json, model.safetensors, tokenizer) and as an object that reads and writes text."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from gptloom.data.tokenizers import Tokenizer, load_tokenizer
 from gptloom.devices import pick_device, threads
 from gptloom.errors import ConfigError, InputError
 from gptloom.fast.int8 import quantise
-from gptloom.generate.batch import Generation, Token
+from gptloom.generate.batch import DecodeBatch, Token
 from gptloom.generate.beam import beam_search
 from gptloom.generate.evaluate import Score, evaluate
 from gptloom.generate.seq2seq import condition, fill_masks
@@ -26,10 +26,22 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import EncoderDecoder
 
-Show = Callable[[int, str], None]
-
 MASK = "[MASK]"
 """Stands in a text for a token that an encoder is to fill in."""
+
+
+class Piece(NamedTuple):
+    """What a growing text gains at once.
+
+    Attributes:
+        row: which of the texts, 0 to `samples` - 1.
+        token: the new token; None where a text ends and only what was held back comes.
+        text: the text that is certain now: whole characters, and nothing of a stop string; often empty.
+    """
+
+    row: int
+    token: Token | None
+    text: str
 
 
 @dataclass
@@ -90,7 +102,9 @@ class Bundle:
         return cls(model.to(pick_device(device)).eval(), tokenizer)
 
     def with_weights(self, weights: Weights) -> "Bundle":
-        """The same model with its matrices held as float32 numbers, as they were trained, or as int8: for writing faster on a CPU; see `model.quantised`.
+        """The same model with its matrices held as float32 numbers, as they were trained, or as int8.
+
+        int8 is for writing faster on a CPU; see `fast.int8`.
 
         Raises:
             ConfigError: there is no such kind, or not for this model or this device.
@@ -102,13 +116,19 @@ class Bundle:
         return self if weights == "float32" else Bundle(quantise(self.model), self.tokenizer)
 
     def save(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, the tokenizer and their SHA256SUMS into an existing folder; ConfigError: the weights are int8."""
+        """Write config.json, model.safetensors, the tokenizer and their SHA256SUMS into an existing folder.
+
+        Raises:
+            ConfigError: the weights are int8.
+        """
         write_model(folder, self.model.config, weights(self.model))
         self.tokenizer.save(folder)
         write_sums(folder)
 
     def generate(self, prompt: str = "", **settings: Any) -> str:
-        """The prompt continued, or translated by an encoder-decoder; `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
+        """The prompt continued, or translated by an encoder-decoder.
+
+        `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
@@ -125,7 +145,6 @@ class Bundle:
         *,
         on_unknown: OnUnknown = "error",
         details: int | None = None,
-        show: Show | None = None,
     ) -> list[Written]:
         """Continue the prompt `config.samples` times, side by side; or, with beams, return the best continuations.
 
@@ -134,35 +153,56 @@ class Bundle:
             config: how tokens are chosen. A stop string ends a text and is not part of it.
             on_unknown: what to do with characters of the prompt that the tokenizer does not have.
             details: alternatives to list with each token; None leaves out probabilities altogether.
-            show: is called with (row, new text) as the texts grow.
+
+        Raises:
+            InputError: the prompt cannot be read, or the model is an encoder.
         """
-        model, ids = self._begin(prompt, 1 if config.beams > 1 else config.samples, on_unknown)
-        end = self.tokenizer.end_of_text
-        if model is not self.model:  # a translation ends where the decoder's window does
-            config = config.model_copy(update={"tokens": min(config.tokens, max(1, self.model.config.block_size - 1))})
         if config.beams > 1:
-            found = beam_search(model, ids, config, end=end)[: config.samples]
+            model, ids, config = self._begin(prompt, 1, config, on_unknown)
+            found = beam_search(model, ids, config, end=self.tokenizer.end_of_text)[: config.samples]
             return [Written(prompt, self._text(ids, new), [Token(one) for one in new], score) for new, score in found]
-        generation = Generation(model, [ids] * config.samples, config, end=end, details=details)
         written = [Written(prompt) for _ in range(config.samples)]
-        self._continue(generation, written, ids, config, show)
+        for piece in self.stream(prompt, config, on_unknown=on_unknown, details=details):
+            written[piece.row].text += piece.text
+            if piece.token is not None:
+                written[piece.row].tokens.append(piece.token)
         return written
 
-    def _continue(
-        self, generation: Generation, written: list[Written], ids: list[int], config: SampleConfig, show: Show | None
-    ) -> None:
+    def stream(
+        self, prompt: str, config: SampleConfig, *, on_unknown: OnUnknown = "error", details: int | None = None
+    ) -> Iterator[Piece]:
+        """Continue the prompt as `write` does, and hand each token out as it comes.
+
+        The arguments are those of `write`. Whoever stops asking ends the writing.
+
+        Returns:
+            A generator of pieces: each row's texts, joined, are its whole text.
+
+        Raises:
+            ConfigError: a beam search knows its texts only when it is done.
+            InputError: as `write`.
+        """
+        if config.beams > 1:
+            raise ConfigError(
+                "a beam search knows its texts only when it is done", where="beams", cure="use Bundle.write, or beams=1"
+            )
+        model, ids, config = self._begin(prompt, config.samples, config, on_unknown)
+        batch = DecodeBatch(model, end=self.tokenizer.end_of_text)
+        batch.extend([ids] * config.samples, config, details=details)
+        return self._pieces(batch, [TextStream(self.tokenizer.decode, ids, config.stop) for _ in range(config.samples)])
+
+    @staticmethod
+    def _pieces(batch: DecodeBatch, streams: list[TextStream]) -> Iterator[Piece]:
         """Write until every row has ended."""
-        end = self.tokenizer.end_of_text
-        streams = [TextStream(self.tokenizer.decode, ids, config.stop) for _ in written]
-        while tokens := generation.step():
+        while tokens := batch.step():
             for row, token in tokens.items():
-                written[row].tokens.append(token)
-                piece = "" if token.id == end else streams[row].push(token.id)
-                self._grow(written, row, piece, show)
-                if streams[row].stopped:
-                    generation.finish(row)
-        for row, stream in enumerate(streams):
-            self._grow(written, row, stream.finish(), show)
+                stream = streams[row]
+                yield Piece(row, token, "" if token.id == batch.end else stream.push(token.id))
+                if stream.stopped:
+                    batch.drop(row)
+            for row in batch.ended:
+                if rest := streams[row].finish():
+                    yield Piece(row, None, rest)
 
     def prompt_ids(self, prompt: str, on_unknown: OnUnknown = "error") -> list[int]:
         """The ids to go on from; never empty."""
@@ -205,14 +245,18 @@ class Bundle:
             ids += [self.model.config.vocab_size, *self.tokenizer.encode(piece, on_unknown).tolist()]
         room = self.model.config.block_size
         if len(pieces) == 1 or len(ids) > room:
-            what = f"an encoder fills in {MASK} and reads up to {room} tokens; this text has {len(pieces) - 1} masks and {len(ids)} tokens"
             raise InputError(
-                what, where="the prompt", cure=f'write {MASK} where a token is missing, such as "the qu{MASK}ck fox"'
+                f"an encoder fills in {MASK} and reads up to {room} tokens; "
+                f"this text has {len(pieces) - 1} masks and {len(ids)} tokens",
+                where="the prompt",
+                cure=f'write {MASK} where a token is missing, such as "the qu{MASK}ck fox"',
             )
         return fill_masks(self.model, ids)
 
-    def _begin(self, prompt: str, rows: int, on_unknown: OnUnknown) -> tuple[LanguageModel, list[int]]:
-        """Who writes, and what it goes on from: an encoder-decoder reads the prompt and begins afresh."""
+    def _begin(
+        self, prompt: str, rows: int, config: SampleConfig, on_unknown: OnUnknown
+    ) -> tuple[LanguageModel, list[int], SampleConfig]:
+        """Who writes, what it goes on from, and how: an encoder-decoder reads the prompt and begins afresh."""
         if self.model.config.architecture == "encoder":
             raise InputError(
                 "an encoder sees both sides of a token, so it cannot write on",
@@ -220,19 +264,15 @@ class Bundle:
                 cure=f"let it fill in {MASK}: Bundle.fill",
             )
         if not isinstance(self.model, EncoderDecoder):
-            return self.model, self.prompt_ids(prompt, on_unknown)
+            return self.model, self.prompt_ids(prompt, on_unknown), config
         source: list[int] = self.tokenizer.encode(prompt, on_unknown).tolist()
         if not 0 < len(source) <= self.model.config.block_size:
             what = f"an encoder-decoder needs a source of 1 to {self.model.config.block_size} tokens, not {len(source)}"
             raise InputError(what, where="the prompt", cure="give the text to translate as the prompt")
-        return condition(self.model, [source] * rows), [end_of_text(self.tokenizer)]
+        # A translation ends where the decoder's window does.
+        config = config.model_copy(update={"tokens": min(config.tokens, max(1, self.model.config.block_size - 1))})
+        return condition(self.model, [source] * rows), [end_of_text(self.tokenizer)], config
 
     def _text(self, before: list[int], ids: list[int]) -> str:
         stream = TextStream(self.tokenizer.decode, before, ())
         return "".join(stream.push(one) for one in ids if one != self.tokenizer.end_of_text) + stream.finish()
-
-    @staticmethod
-    def _grow(written: list[Written], row: int, piece: str, show: Show | None) -> None:
-        written[row].text += piece
-        if piece and show:
-            show(row, piece)

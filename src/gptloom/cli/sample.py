@@ -83,8 +83,12 @@ def _continue(bundle: Bundle, prompt: str, config: SampleConfig, args: argparse.
         print(prompt, end="", flush=True)
     start = time.perf_counter()
     details = (args.show_probabilities or 3) if wants_details else None
-    show = _show_piece if live else None
-    texts = bundle.write(prompt, config, on_unknown=args.on_unknown, details=details, show=show)
+    texts = list[Written]()
+    if live:
+        for piece in bundle.stream(prompt, config, on_unknown=args.on_unknown):
+            print(piece.text, end="", flush=bool(piece.text))
+    else:
+        texts = bundle.write(prompt, config, on_unknown=args.on_unknown, details=details)
     rate = sum(len(text.tokens) for text in texts) / max(time.perf_counter() - start, 1e-9)
     if args.json:
         found = {"samples": [_as_dict(text, bundle) for text in texts], "tokens_per_second": round(rate, 1)}
@@ -111,10 +115,6 @@ def _fill_masks(bundle: Bundle, text: str, args: argparse.Namespace) -> None:
     print(filled)
     if args.show_probabilities is not None:
         print("\n".join(_probabilities(Written(text, filled, tokens), name)))
-
-
-def _show_piece(_row: int, piece: str) -> None:
-    print(piece, end="", flush=True)
 
 
 def _as_dict(text: Written, bundle: Bundle) -> dict[str, Any]:

@@ -20,19 +20,39 @@ from gptloom.model.transformer import Decoder
 Map = Callable[[Tensor], Tensor]
 
 LARGE = 1_500_000
-"""Multiplications in a product from which oneDNN pays: it is quicker than MKL, which does without AVX-512 on AMD's processors, but begins later."""
+"""Multiplications in a product from which oneDNN pays.
+
+It is quicker than MKL, which does without AVX-512 on AMD's processors, but begins later.
+"""
 
 MANY = 8
 """Rows from which it pays to copy matrices for them."""
 
 
+class Uneven(NamedTuple):
+    """Where the tokens of rows of unequal length stand, one of each row.
+
+    Attributes:
+        where: each row's position, (b,).
+        row: the rows' numbers, (b,).
+        bias: 0 for the keys that a row may see, minus infinity for the others, (b, 1, 1, s).
+        begins: the rows at position 0, (b, 1), or None where there are none.
+    """
+
+    where: Tensor
+    row: Tensor
+    bias: Tensor
+    begins: Tensor | None
+
+
 class Place(NamedTuple):
-    """Where the vectors stand: `tokens` of each of `rows`, from `position` on."""
+    """Where the vectors stand: `tokens` of each of `rows`, from `position` on; for uneven rows, the last one's."""
 
     position: int
     rows: int
     tokens: int
     rotation: tuple[Tensor, Tensor] | None
+    uneven: Uneven | None = None
 
 
 class TensorKit(Kit[Tensor, Place]):
@@ -62,17 +82,37 @@ class TensorKit(Kit[Tensor, Place]):
         if self.ngrams is not None:
             self.take(self.ngrams)
 
-    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: LayerCache) -> tuple[Tensor, Place]:
+    def begin(
+        self, rows: Sequence[Sequence[int]], position: int | Sequence[int], slot: LayerCache
+    ) -> tuple[Tensor, Place]:
         """See `Kit.begin`."""
         ids = torch.tensor(rows, device=self.device)
-        tokens, here = ids.shape[1], slice(position, position + ids.shape[1])
+        tokens, uneven = ids.shape[1], None
+        if isinstance(position, int):
+            here: slice | Tensor = slice(position, position + tokens)
+            begins: bool | Tensor | None = not position
+        else:
+            uneven = self._uneven(position)
+            position, here, begins = max(position), uneven.where[:, None], uneven.begins
         x = torch.embedding(self.table, ids)
         if self.positions is not None:
             x += self.positions[here]
         if self.ngrams is not None:
-            x += _ngrams(self.ngrams, ids, slot["recent"], begins=not position)
-        rotation = None if self.rotary is None else (self.rotary[0, here], self.rotary[1, here])
-        return x.flatten(0, 1), Place(position, len(rows), tokens, rotation)
+            x += _ngrams(self.ngrams, ids, slot["recent"], begins)
+        rotation = None
+        if self.rotary is not None:
+            cos, sin = self.rotary[0, here], self.rotary[1, here]
+            rotation = (cos, sin) if uneven is None else (cos[:, None], sin[:, None])
+        return x.flatten(0, 1), Place(position, len(rows), tokens, rotation, uneven)
+
+    def _uneven(self, positions: Sequence[int]) -> Uneven:
+        """What attention and the other layers need to know about rows at different positions."""
+        where = torch.tensor(positions, device=self.device)
+        hidden = torch.arange(max(positions) + 1, device=self.device) > where[:, None]
+        bias = torch.zeros(hidden.shape, dtype=self.table.dtype, device=self.device)
+        bias = bias.masked_fill_(hidden, float("-inf"))[:, None, None]
+        begins = (where == 0)[:, None] if min(positions) == 0 else None
+        return Uneven(where, torch.arange(len(positions), device=self.device), bias, begins)
 
     def end(self, x: Tensor) -> Tensor:
         """See `Kit.end`."""
@@ -134,7 +174,7 @@ class TensorKit(Kit[Tensor, Place]):
         grouped, attend = heads != shared, F.scaled_dot_product_attention
 
         def mix(x: Tensor, slot: LayerCache, place: Place) -> Tensor:
-            position, rows, tokens, rotation = place
+            position, rows, tokens, rotation, uneven = place
             parts = project(x).view(rows, tokens, heads + 2 * shared, width).transpose(1, 2)
             query, key, value = parts.split((heads, shared, shared), dim=1)  # type: ignore[no-untyped-call]
             query, key = query_norm(query), key_norm(key)
@@ -142,13 +182,20 @@ class TensorKit(Kit[Tensor, Place]):
                 query, key = rotate(query, rotation), rotate(key, rotation)
             seen = position + tokens
             keys, values = slot["keys"].narrow(2, 0, seen), slot["values"].narrow(2, 0, seen)
-            keys.narrow(2, position, tokens).copy_(key)
-            values.narrow(2, position, tokens).copy_(value)
+            bias = None
+            if uneven is None:
+                keys.narrow(2, position, tokens).copy_(key)
+                values.narrow(2, position, tokens).copy_(value)
+            else:
+                bias = uneven.bias
+                keys[uneven.row, :, uneven.where] = key[:, :, 0]
+                values[uneven.row, :, uneven.where] = value[:, :, 0]
             if tokens == 1 and self.on_cpu:
-                return out(_look_back(query, keys, values, scale))
+                return out(_look_back(query, keys, values, scale, bias))
             if ends:
                 query = query[:, :, -1:]
-            joined = attend(query, keys, values, is_causal=tokens > 1 and not ends, scale=scale, enable_gqa=grouped)
+            causal = tokens > 1 and not ends
+            joined = attend(query, keys, values, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=grouped)
             return out(joined.transpose(1, 2).reshape(-1, heads * width))
 
         return mix
@@ -160,6 +207,11 @@ class TensorKit(Kit[Tensor, Place]):
         def mix(x: Tensor, slot: LayerCache, place: Place) -> Tensor:
             total = slot["total"]
             sums = x.view(place.rows, place.tokens, -1).cumsum(dim=1)
+            if place.uneven is not None:
+                where, begins = place.uneven.where, place.uneven.begins
+                sums += total if begins is None else total.masked_fill(begins[:, None], 0.0)
+                total.copy_(sums)
+                return out(sums[:, 0] / (where + 1)[:, None])
             if place.position:
                 sums += total
             total.copy_(sums[:, -1:])
@@ -169,18 +221,31 @@ class TensorKit(Kit[Tensor, Place]):
         return mix
 
 
-def _ngrams(layer: HashedNgrams, ids: Tensor, recent: Tensor, *, begins: bool) -> Tensor:
-    """The sum of each token's n-grams, (b, t, c); `recent`, the tokens before them, then holds the last of these."""
-    known = torch.cat((torch.full_like(recent, -1) if begins else recent, ids), dim=1)
+def _ngrams(layer: HashedNgrams, ids: Tensor, recent: Tensor, begins: bool | Tensor | None) -> Tensor:
+    """The sum of each token's n-grams, (b, t, c); `recent`, the tokens before them, then holds the last of these.
+
+    `begins`: whether there are no tokens before these, for all rows or for each, (b, 1).
+    """
+    before = recent
+    if isinstance(begins, Tensor):
+        before = recent.masked_fill(begins, -1)
+    elif begins:
+        before = torch.full_like(recent, -1)
+    known = torch.cat((before, ids), dim=1)
     recent.copy_(known[:, 1 - layer.longest :])
     rows = ngram_rows(known, layer.longest, len(layer.weight)).flatten(0, 1)
     return F.embedding_bag(rows, layer.weight, mode="sum").view(*ids.shape, -1)
 
 
-def _look_back(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Attention of one query a row, (b, h, 1, d), (b, h d): numpy's products of a matrix and a vector begin sooner than PyTorch's and read memory faster."""
+def _look_back(query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """Attention of one query a row, (b, h, 1, d) to (b, h d); `bias` is added to the scores, (b, g, h / g, s).
+
+    numpy's products of a matrix and a vector begin sooner than PyTorch's and read memory faster.
+    """
     rows, shared, _, width = keys.shape
     scores = torch.from_numpy(np.matmul(query.mul(scale).view(rows, shared, -1, width).numpy(), keys.mT.numpy()))
+    if bias is not None:
+        scores += bias
     return torch.from_numpy(np.matmul(scores.softmax(dim=-1).numpy(), values.numpy())).view(rows, -1)
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -36,8 +36,15 @@ class Kit(ABC, Generic[X, P]):
         self.taken: set[int] = set()
 
     @abstractmethod
-    def begin(self, rows: Sequence[Sequence[int]], position: int, slot: LayerCache) -> tuple[X, P]:
-        """The embeddings of some ids of each row, the first of which stands at `position`; `slot` is that of the n-grams, if there are any."""
+    def begin(self, rows: Sequence[Sequence[int]], position: Any, slot: LayerCache) -> tuple[X, P]:
+        """The embeddings of some ids of each row.
+
+        Args:
+            rows: the ids, equally many of each row.
+            position: of the first of them, an int; or a list with one for each row, which then has one id (only
+                `TensorKit`).
+            slot: that of the n-grams, if there are any.
+        """
 
     @abstractmethod
     def end(self, x: X) -> Tensor:
@@ -65,7 +72,10 @@ class Kit(ABC, Generic[X, P]):
 
     @abstractmethod
     def attention(self, layer: Attention, ends: bool) -> Callable[[X, LayerCache, P], X]:
-        """Attention to all that the slot holds, which then holds the new tokens too; `ends`: each row's last token's alone will do."""
+        """Attention to all that the slot holds, which then holds the new tokens too.
+
+        `ends`: the results for each row's last token are all that is wanted.
+        """
 
     @abstractmethod
     def mean(self, layer: CausalMean) -> Callable[[X, LayerCache, P], X]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from gptloom.config.run import SampleConfig
-from gptloom.generate.batch import Rows
+from gptloom.generate.batch import DecodeBatch
 from gptloom.model.base import LanguageModel, evaluating
 
 
@@ -20,22 +20,23 @@ def beam_search(
         config: beams, tokens and length_penalty are used: a score is the summed log-probability / length **
             length_penalty.
         end: an id that ends a continuation.
-        cached: see `Rows`.
+        cached: see `DecodeBatch`.
 
     Returns:
         Up to `config.beams` (new ids, score), best first.
     """
-    texts = Rows(model, [prompt], room=config.tokens, cached=cached)
+    batch = DecodeBatch(model, cached=cached)
+    batch.add(prompt, config)
     sums, done = torch.zeros(1, dtype=torch.float64), list[tuple[list[int], float]]()
     with torch.inference_mode(), evaluating(model):
         for _ in range(config.tokens):
-            totals = sums[:, None] + texts.logits().cpu().double().log_softmax(dim=-1)
+            totals = sums[:, None] + batch.logits().cpu().double().log_softmax(dim=-1)
             best = totals.flatten().topk(min(2 * config.beams, totals.numel()))
             parents, ids = (best.indices // totals.shape[1]).tolist(), (best.indices % totals.shape[1]).tolist()
             going: list[int] = []
             for place, (parent, one) in enumerate(zip(parents, ids, strict=True)):
                 if one == end and place < config.beams:
-                    done.append(_scored([*texts.rows[parent][len(prompt) :], one], float(best.values[place]), config))
+                    done.append(_scored([*batch.texts[parent][len(prompt) :], one], float(best.values[place]), config))
                 elif one != end and len(going) < config.beams:
                     going.append(place)
             if not going:
@@ -48,11 +49,11 @@ def beam_search(
             ):
                 break
             sums = best.values[going]
-            texts.take([parents[place] for place in going])
-            texts.append([ids[place] for place in going])
+            batch.take([parents[place] for place in going])
+            batch.append([ids[place] for place in going])
         else:
             done += [
-                _scored(row[len(prompt) :], float(total), config) for row, total in zip(texts.rows, sums, strict=True)
+                _scored(row[len(prompt) :], float(total), config) for row, total in zip(batch.texts, sums, strict=True)
             ]
     return sorted(done, key=lambda one: -one[1])[: config.beams]
 

@@ -1,9 +1,10 @@
 """From logits to a token. Pure functions on (b, v) logits, applied in one fixed order.
 
 The order is: repetition penalty, temperature, top-k, top-p, min-p. The field has no common order (nanoGPT: temperature,
-k;
-LitGPT: k, temperature, p; mlx-lm: p, min-p, k, temperature), so this one is a promise, and tested.
+k; LitGPT: k, temperature, p; mlx-lm: p, min-p, k, temperature), so this one is a promise, and tested.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ def choose(
 
 
 def keep_likely(logits: Float[Tensor, "b v"], config: SampleConfig) -> Float[Tensor, "b v"]:
-    """The logits with everything that top-k, then top-p, then min-p leaves out at minus infinity; one token always stays."""
+    """The logits with all that top-k, then top-p, then min-p leaves out at minus infinity; one token always stays."""
     if config.top_k is not None:
         logits = keep_top_k(logits, config.top_k)
     if config.top_p is not None and config.top_p < 1.0:
@@ -78,7 +79,7 @@ def keep_min_p(logits: Float[Tensor, "b v"], p: float) -> Float[Tensor, "b v"]:
 
 
 def draw(logits: Float[Tensor, "b v"], uniforms: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """The token at which the running sum of probabilities passes each row's uniform number; never one of probability 0."""
+    """The token at which the sum of probabilities passes each row's uniform number; never one of probability 0."""
     sums = logits.double().softmax(dim=-1).cumsum(dim=-1)
     aims = uniforms.to(sums)[:, None] * sums[:, -1:]
     return torch.searchsorted(sums, aims, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
@@ -117,13 +118,6 @@ def draw_plainly(logits: npt.NDArray[np.float32], temperature: float, uniforms: 
     return np.minimum(below, logits.shape[1] - 1).tolist()  # type: ignore[no-any-return]
 
 
-class Uniforms:
-    """A stream of uniform numbers for each row, which depends on the seed and the row's number and on nothing else."""
-
-    def __init__(self, seed: int, rows: int) -> None:
-        """Open the streams."""
-        self.streams = [np.random.default_rng([seed, row]) for row in range(rows)]
-
-    def next(self, rows: list[int]) -> list[float]:
-        """The next number of each of these rows."""
-        return [self.streams[row].random() for row in rows]
+def uniforms(seed: int, sample: int) -> Callable[[], float]:
+    """The uniform numbers of a seed's n-th sample, one a call; they depend on these two numbers and on nothing else."""
+    return np.random.default_rng([seed, sample]).random

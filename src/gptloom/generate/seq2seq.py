@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from gptloom.config.run import SampleConfig
-from gptloom.generate.batch import Generation, Token, describe
+from gptloom.generate.batch import DecodeBatch, Token, describe
 from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.transformer import Conditioned, EncoderDecoder, pad_sources
 
@@ -28,8 +28,9 @@ def translate(
     order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        generation = Generation(condition(model, [sources[row] for row in rows]), [[end]] * len(rows), config, end=end)
-        while tokens := generation.step():
+        batch = DecodeBatch(condition(model, [sources[row] for row in rows]), end=end)
+        batch.extend([[end]] * len(rows), config)
+        while tokens := batch.step():
             for place, token in tokens.items():
                 if token.id != end:
                     found[rows[place]].append(token.id)

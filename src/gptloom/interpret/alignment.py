@@ -75,7 +75,7 @@ def align(bundle: Bundle, source: list[int], *, top: int) -> Alignment:
     with torch.no_grad(), evaluating(model):
         memory = model.encode(torch.tensor([source], device=model.device), Context(trace=reading))
         inputs = torch.tensor([[end, *targets[:-1]]], device=model.device)
-        logits = model.unembed(model.hidden(inputs, Context(memory=memory, trace=writing)))[0].float().cpu()
+        logits = model.unembed(model.forward_hidden(inputs, Context(memory=memory, trace=writing)))[0].float().cpu()
     cross = np.stack([layer[0].float().cpu().numpy() for layer in writing.cross])
     return Alignment(
         translation=bundle.tokenizer.decode(written),

@@ -1,7 +1,7 @@
 """What training, generation and probing ask of any model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -42,6 +42,10 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def init_cache(self, batch: int, length: int) -> Cache:
         """Empty memory for `batch` rows of up to `length` tokens, on the model's device and in its type."""
+
+    def for_rows(self, rows: Sequence[int]) -> "LanguageModel":
+        """The model for a batch of these rows; only one that has read a source for each row makes a difference."""
+        return self
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
         """Logits at every position, never fewer."""

@@ -25,6 +25,7 @@ class Cache:
         self.layers, self.capacity = layers, capacity
         # Plain numbers: what shapes and masks follow from must not wait for a device.
         self.lengths = [0] * batch
+        self.views: dict[int, list[LayerCache]] = {}
 
     def advance(self, counts: Sequence[int]) -> None:
         """Count the tokens that a call has added to each row."""
@@ -40,19 +41,41 @@ class Cache:
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be dropped or repeated (beam search, finished requests)."""
         index = torch.as_tensor(rows)
-        self.lengths = [self.lengths[row] for row in rows]
+        self.lengths, self.views = [self.lengths[row] for row in rows], {}
         self.layers = [
             {name: tensor[index.to(tensor.device)] for name, tensor in layer.items()} for layer in self.layers
         ]
 
     def write(self, rows: Sequence[int], other: "Cache") -> None:
-        """Replace these rows by the rows of another cache of the same model and capacity (a new request, a context that slid)."""
+        """Replace these rows by the rows of another cache of the same model, whose capacity is at most this one's."""
         index = torch.as_tensor(rows)
         for row, length in zip(rows, other.lengths, strict=True):
             self.lengths[row] = length
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             for name, tensor in mine.items():
-                tensor[index.to(tensor.device)] = theirs[name]
+                new = theirs[name]
+                corner: tuple[Tensor | slice, ...] = tuple(slice(0, size) for size in new.shape[1:])
+                tensor[(index.to(tensor.device), *corner)] = new
+
+    def move(self, row: int, place: int) -> None:
+        """Copy a row's memory to another place, whose own is lost."""
+        self.lengths[place] = self.lengths[row]
+        for layer in self.layers:
+            for tensor in layer.values():
+                tensor[place].copy_(tensor[row])
+
+    def part(self, start: int, stop: int) -> "Cache":
+        """The rows from `start` to `stop` - 1 as a cache: tensors are shared, lengths are copied."""
+        layers = [{name: tensor[start:stop] for name, tensor in layer.items()} for layer in self.layers]
+        part = Cache(layers, stop - start, self.capacity)
+        part.lengths = self.lengths[start:stop]
+        return part
+
+    def layers_of(self, row: int) -> list[LayerCache]:
+        """One row's memory, (1, ...): views, which stay the same objects until `select` makes new tensors."""
+        if row not in self.views:
+            self.views[row] = self.part(row, row + 1).layers
+        return self.views[row]
 
 
 @dataclass

@@ -66,7 +66,7 @@ class HashedNgrams(nn.Module):
         known = torch.cat((recent, ids), dim=1)
         if cache is not None:
             counts = torch.tensor(context.counts or [ids.shape[1]] * len(ids), device=ids.device)
-            cache["recent"] = known.gather(1, counts[:, None] + torch.arange(before, device=ids.device))
+            cache["recent"].copy_(known.gather(1, counts[:, None] + torch.arange(before, device=ids.device)))
         return ngram_rows(known, self.longest, len(self.weight))
 
     def accumulate_grad(self, rows: Int[Tensor, "b t k"], grad: Float[Tensor, "b t c"], fresh: bool) -> None:

@@ -7,6 +7,7 @@ The first Transformer: an encoder reads a source, a decoder writes a target and 
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import cast
 
 import torch
@@ -256,6 +257,13 @@ class Conditioned(LanguageModel):
     def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
         """As the decoder's."""
         return self.model.unembed(hidden)
+
+    def for_rows(self, rows: Sequence[int]) -> "Conditioned":
+        """The same decoder beside the sources of these rows, in this order; a row may be absent or repeated."""
+        index = torch.tensor(rows, device=self.device)
+        found = copy(self)
+        found.memory = EncoderOutput(self.memory.vectors[index], self.memory.seen[index])
+        return found
 
     @torch.no_grad()
     def init_cache(self, batch: int, length: int) -> Cache:

@@ -248,9 +248,8 @@ class Session:
             source = self.bundle.tokenizer.decode(pair_texts(self.parts.val)[0][0])
             return f"{source} -> {self.bundle.generate(source, temperature=0.0)}"
         config = SampleConfig(tokens=self.config.train.sample_tokens, seed=derive(self.config.seed, "sample"))
-        return self.bundle.write(
-            self.config.train.sample_prompt, config, on_unknown="skip", show=lambda _row, _piece: self._give_way()
-        )[0].text
+        pieces = self.bundle.stream(self.config.train.sample_prompt, config, on_unknown="skip")
+        return "".join(piece.text for piece in map(self._give_way, pieces))
 
     def _evaluate(self) -> Score:
         """The whole validation split, in float32, by the bare model: the same number that `gptloom eval` gives."""

@@ -126,7 +126,9 @@ def _measure(config: RunConfig, bundle: Bundle, memory: Memory, context: int, st
     stamps = _Stamps(budget)
     for _ in range(_ROUNDS):
         stamps.fresh = True
-        bundle.write(prompt, SampleConfig(tokens=count + 1, samples=streams, seed=config.seed), show=stamps)
+        for piece in bundle.stream(prompt, SampleConfig(tokens=count + 1, samples=streams, seed=config.seed)):
+            if piece.row == 0 and piece.text:
+                stamps.take()
         if budget.left <= 2 * _LIMIT:
             break
     span = config.model.block_size if not config.model.is_recurrent else 1
@@ -142,9 +144,8 @@ class _Stamps:
         self.clock, self.seconds = budget.clock, list[float]()
         self.fresh, self.before, self.threads = True, 0.0, 1
 
-    def __call__(self, row: int, piece: str) -> None:
-        if row != 0:
-            return
+    def take(self) -> None:
+        """The first text has grown."""
         now = self.clock()
         if not self.fresh:
             self.seconds.append(now - self.before)

@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gptloom.config.run import SampleConfig
 from gptloom.fast.train import TrainingPass, straight_pass
-from gptloom.generate.batch import Rows
+from gptloom.generate.batch import DecodeBatch
 from gptloom.generate.seq2seq import condition
 from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.cache import Context, Trace
@@ -52,7 +53,7 @@ def fused(subject: Subject) -> Outcome:
 
 
 def cached(subject: Subject) -> Outcome:
-    """Scores of greedily chosen tokens with a state against those without, for even and ragged rows, at both ends of the context."""
+    """Scores of greedily chosen tokens with a state against those without: even and uneven rows, both ends of a context."""
     block = subject.model.block_size
     ids = subject.batch(rows=2, time=min(block, len(subject.parts.train) - 1))[-2].clamp(min=0)
     row: list[int] = (ids.flatten().tolist() * (2 * block // ids.numel() + 2))[: 2 * block]
@@ -87,7 +88,9 @@ def _both_ways(model: LanguageModel, starts: Sequence[Sequence[int]], steps: int
     """The largest difference of scores on the way; the uncached side chooses the tokens."""
     reader = condition(model, sources) if isinstance(model, EncoderDecoder) and sources else model
     with evaluating(reader), torch.inference_mode():
-        quick, slow = (Rows(reader, starts, room=steps, cached=cached, compare=False) for cached in (True, False))
+        quick, slow = (DecodeBatch(reader, cached=cached, compare=False) for cached in (True, False))
+        for batch in (quick, slow):
+            batch.extend(starts, SampleConfig(tokens=steps))
         gaps = []
         for _ in range(steps):
             found, expected = quick.logits(), slow.logits()
