@@ -1,12 +1,12 @@
-"""How long until nanoGPT's CPU result, and what is reached in nanoGPT's time: two claims against the CPU command of its README.
+"""Compare gptloom with the CPU command of nanoGPT's README: time to the same loss, and loss after the same time.
 
     python benchmarks/against_nanogpt.py --nanogpt PATH [--repeats 5] [--minutes 0.07] [--short-only] [--out FILE]
 
-PATH is a checkout of nanoGPT with data/shakespeare_char prepared. A repeat is its command as its README has it, then
-`gptloom train shakespeare` with the short budget, then with as much time as nanoGPT has just taken. Everything counts,
-from a process's start to its end: imports, evaluation, saving; for the short run also until its checkpoint exists. All
-checkpoints are then measured alike, on the whole validation split in fixed windows of 64 tokens, nanoGPT's context
-here; and ours in windows of its own context too. Prints one JSON object, raw figures included.
+PATH is a checkout of nanoGPT with data/shakespeare_char prepared. Each repeat runs nanoGPT's command, then `gptloom
+train shakespeare` with the short budget, then the same with the time that nanoGPT has taken. The time of a process
+counts from start to end, with imports, evaluation and saving; for the short run, also the time until its checkpoint
+exists. All checkpoints are evaluated on the whole validation split in windows of 64 tokens, which is nanoGPT's context
+length; ours are also evaluated with their own context length. Prints one JSON object with the raw figures.
 """
 
 import argparse
@@ -31,7 +31,10 @@ from gptloom.data.splits import Tokens
 from gptloom.generate.evaluate import evaluate
 from gptloom.model.loss import Objective
 
-README = "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
+README = (
+    "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 "
+    "--n_layer=4 --n_head=4 --n_embd=128"
+)
 README += " --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 """nanoGPT's README, "I only have a macbook"; its train.py and config/train_shakespeare_char.py come before these."""
 
@@ -39,20 +42,20 @@ WANTED, CONTEXT = 1.88, 64
 
 
 def seconds(command: list[str], folder: Path) -> float:
-    """How long a command takes, from its start to its end."""
+    """Seconds that a command takes, from start to end."""
     start = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def validation(checkout: Path) -> str:
-    """The last tenth of tiny Shakespeare, as nanoGPT's prepare.py cuts it."""
+    """The last tenth of tiny Shakespeare, as in nanoGPT's prepare.py."""
     text = (checkout / "data/shakespeare_char/input.txt").read_text(encoding="utf-8")
     return text[int(len(text) * 0.9) :]
 
 
 def our_loss(run: Path, text: str, context: int | None) -> float:
-    """Nats per token of a run's best checkpoint, in windows of `context` or of its own."""
+    """Nats per token of a run's best checkpoint, in windows of `context` tokens (default: the model's)."""
     bundle = Bundle.load(run, device="cpu")
     ids = Tokens(bundle.tokenizer.encode(text), torch.zeros(1, dtype=torch.int64).numpy())
     return evaluate(
@@ -64,7 +67,7 @@ def our_loss(run: Path, text: str, context: int | None) -> float:
 
 @torch.no_grad()
 def their_loss(checkout: Path, folder: Path, text: str) -> float:
-    """The same of nanoGPT's checkpoint, by its own model."""
+    """Nats per token of nanoGPT's checkpoint, computed with its own model."""
     module = peers.nanogpt(checkout)
     saved = torch.load(folder / "ckpt.pt", map_location="cpu", weights_only=True)
     model = module.GPT(module.GPTConfig(**saved["model_args"]))
@@ -86,7 +89,7 @@ def their_loss(checkout: Path, folder: Path, text: str) -> float:
 
 
 def repeat(checkout: Path, folder: Path, minutes: float, seed: int, text: str, *, long: bool) -> dict[str, float]:
-    """One after another: nanoGPT, the short run, and, if it is wanted, the run of the same length."""
+    """Run nanoGPT, then the short run, and then, unless `short_only`, the run of the same length."""
     theirs = [
         sys.executable,
         "train.py",
@@ -101,7 +104,7 @@ def repeat(checkout: Path, folder: Path, minutes: float, seed: int, text: str, *
     found["checkpoint_seconds"] = (folder / "short" / "best").stat().st_mtime - launched
     budget = (
         found["nanogpt_seconds"] - 4.0
-    ) / 60  # what it takes besides training: measured below, and checked against the time taken
+    ) / 60  # seconds besides training; measured below, and compared with the time taken
     if long:
         found["long_seconds"] = seconds([*ours, "--minutes", f"{budget:.4f}", "--run", f"{folder}/long"], folder)
     found["nanogpt_loss"] = their_loss(checkout, folder / "nanogpt", text)

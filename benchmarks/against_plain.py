@@ -1,12 +1,11 @@
-"""How much faster the production model trains than `gptloom.reference`, the lecture's way, and than nanoGPT's, at the lecture's size.
+"""Compare the training speed of gptloom with that of `gptloom.reference` (the lecture's code) and of nanoGPT.
 
     python benchmarks/against_plain.py [--nanogpt PATH] [--out FILE]
 
-All run in this process, in turn, 0.21M parameters, batch 16, context 32, width 64, 4 heads, 4 layers, no dropout, no
-compiler: ours and the lecture's with the same arithmetic (209,729 parameters; AdamW), nanoGPT's with its own model in
-that shape, its clipping and its optimizer; theirs as PyTorch runs them, ours as the library does (`devices.threads`).
-Prints one JSON object: milliseconds, and ratios with their spread over the rounds. (`gptloom bench` says what share of
-a step the matrix products would take alone.)
+All models run in turn in this process: batch 16, context 32, width 64, 4 heads, 4 layers, no dropout, no compiler. Our
+model and the lecture's have the same 209,729 parameters and AdamW; nanoGPT has its own model of this shape, with its
+clipping and its optimizer. The others use PyTorch's defaults, ours `devices.threads`. Prints one JSON object
+with milliseconds, and ratios with their spread over the rounds. (`gptloom bench` shows the share of matrix products.)
 """
 
 import argparse
@@ -38,7 +37,7 @@ ROUNDS, STEPS = 15, 20
 
 
 def milliseconds(action: Callable[[], object]) -> float:
-    """Mean duration of some calls, after one that does not count."""
+    """Mean duration of several calls, after one warm-up call."""
     action()
     start = time.perf_counter()
     for _ in range(STEPS):

@@ -1,10 +1,10 @@
-"""What a training step of the tiny recipe costs besides its arithmetic: drawing the batch, logging, progress, planning, callbacks.
+"""Measure the overhead of a training step of the tiny recipe: batches, logging, progress, planning, callbacks.
 
     python benchmarks/bookkeeping.py [REPEATS]
 
-A whole `gptloom train shakespeare --steps 600` in this process, under stop-watches: the loop's time, less that of
-gradients, their norm, the optimizer's update, evaluations and saves, is what is left for everything else. Prints
-microseconds a step and shares of the step.
+Runs `gptloom train shakespeare --steps 600` in this process with timers. The overhead is the time of the loop without
+gradients, their norm, the optimizer's update, evaluations and saves. Prints microseconds per step and shares of the
+step.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ WATCHED: list[tuple[Any, str]] = [
 
 @contextlib.contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """Seconds in each of these, while this is open."""
+    """A context that sums up the seconds in each of these functions."""
     spent = {name: 0.0 for _, name in WATCHED}
     with contextlib.ExitStack() as stack:
         for owner, name in WATCHED:
@@ -53,7 +53,7 @@ def watched() -> Iterator[dict[str, float]]:
 
 
 def timed(real: Any, spent: dict[str, float], name: str) -> Any:
-    """The same, with a stop-watch."""
+    """The same function with a timer."""
 
     @functools.wraps(real)
     def wrapper(*args: Any, **named: Any) -> Any:
@@ -67,7 +67,7 @@ def timed(real: Any, spent: dict[str, float], name: str) -> Any:
 
 
 def once() -> dict[str, float]:
-    """Microseconds a step, and the share that is no arithmetic."""
+    """Microseconds per step, and the share of the overhead."""
     with (
         tempfile.TemporaryDirectory() as folder,
         watched() as spent,

@@ -1,8 +1,8 @@
-"""What a training step of the tiny recipe costs beside other programs, with and without the limit on OpenMP's spinning.
+"""Time a training step of the tiny recipe next to other programs, with and without the limit on OpenMP's spinning.
 
-GNU OpenMP reads GOMP_SPINCOUNT when torch is first imported, so each measurement is a process of its own; the two
-settings take turns, five times for each neighbour: none, a busy loop, and another training with the same setting.
-Prints milliseconds a step: median, minimum and maximum.
+GNU OpenMP reads GOMP_SPINCOUNT when torch is first imported, so each measurement runs in a separate process. The two
+settings alternate, five times for each neighbour: none, a busy loop, and another training with the same setting. Prints
+milliseconds per step: median, minimum and maximum.
 """
 
 import json
@@ -14,16 +14,16 @@ import time
 
 import peers
 
-STEP = "import time, torch" + peers.TINY_STEP  # torch before gptloom, so that only the setting counts
+STEP = "import time, torch" + peers.TINY_STEP  # torch is imported before gptloom, so that only `setting` counts
 
 SETTINGS: dict[str, dict[str, str]] = {"without the limit": {}, "with it": {"GOMP_SPINCOUNT": "2000"}}
 NEIGHBOURS = {"none": None, "a busy loop": "while True: pass", "another training": STEP.replace("< 3.0", "< 60.0")}
 
 
 def milliseconds(setting: dict[str, str], neighbour: str | None) -> float:
-    """The mean step of a process beside its neighbour.
+    """The mean step time of a process next to its neighbour.
 
-    Torch is imported before gptloom there, so only `setting` counts.
+    The process imports torch before gptloom, so only `setting` counts.
     """
     environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"} | setting
     beside = (
@@ -32,7 +32,7 @@ def milliseconds(setting: dict[str, str], neighbour: str | None) -> float:
         else subprocess.Popen([sys.executable, "-c", neighbour], env=environment, stdout=subprocess.DEVNULL)
     )
     try:
-        time.sleep(3.0 if beside else 0.0)  # the neighbour, too, has torch to import
+        time.sleep(3.0 if beside else 0.0)  # the neighbour also imports torch
         return float(
             subprocess.run(
                 [sys.executable, "-c", STEP], env=environment, check=True, capture_output=True, text=True

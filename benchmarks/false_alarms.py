@@ -1,11 +1,10 @@
-"""How often `gptloom compare` calls a difference between two arms that are the same: the A/A test behind its rule.
+"""Count the false alarms of `gptloom compare` for two equal arms: the A/A test of its rule.
 
     python benchmarks/false_alarms.py [COMPARISONS] [FIRST SEED] [SEEDS]
 
-Each of the 200 comparisons trains one tiny setting (a GPT of 288 parameters, 20 steps, a text of numbers in words)
-twice with 5 seeds each, all seeds different, and asks for the verdict. Prints one JSON object: how many verdicts claim
-a difference, how many 95 % intervals leave out 0 (about 5 % should: that is why the verdict asks for more), and where
-the p-values lie.
+Each of the 200 comparisons trains one tiny model (288 parameters, 20 steps, a text of numbers in words) twice with 5
+seeds each; all seeds differ. Prints one JSON object: the number of verdicts that claim a difference, the number of 95 %
+intervals that exclude 0 (about 5 % are expected, so the verdict's rule is stricter), and quantiles of the p-values.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""The claims that need a CUDA device, ready to run where there is one: `baby` against nanoGPT, seeds, gpt2's MFU, sampling.
+"""Benchmarks for a CUDA device: the recipe `baby` against nanoGPT, several seeds, the MFU of gpt2, and sampling.
 
     python benchmarks/on_a_gpu.py --nanogpt PATH [--seeds 5] [--out FILE]
 
-PATH is a checkout of nanoGPT with data/shakespeare_char prepared. Its README's GPU command runs once; then `gptloom
-train shakespeare --recipe baby` with each seed: seconds from launch until a validation loss of 1.4697 (nanoGPT's
-published best) was measured, the loss at the end on the whole split, and the best checkpoint's by nanoGPT's own
-protocol (200 random batches of 64 windows). Then `gptloom bench --recipe gpt2 --only step` for the share of the
-device's published rate, and 2,048 tokens written by the last run. It has not been run yet: no GPU was at hand. Prints
-one JSON object.
+PATH is a checkout of nanoGPT with data/shakespeare_char prepared. The GPU command of its README runs once. Then
+`gptloom train shakespeare --recipe baby` runs with each seed. The script measures the seconds from launch to a
+validation loss of 1.4697 (nanoGPT's published best), the final loss on the whole split, and the best checkpoint's loss
+by nanoGPT's protocol (200 random batches of 64 windows). Then `gptloom bench --recipe gpt2 --only step` measures the
+share of the device's published rate, and the last run samples 2,048 tokens. It has not been run yet, for there was no
+GPU. Prints one JSON object.
 """
 
 import argparse
@@ -37,7 +37,7 @@ DEVICE, WANTED = "cuda", 1.4697
 
 
 def nanogpt_seconds(checkout: Path, folder: Path) -> float:
-    """Its README's command for a GPU, from start to end."""
+    """Run the GPU command of nanoGPT's README; return its seconds from start to end."""
     start = time.perf_counter()
     command = [sys.executable, "train.py", "config/train_shakespeare_char.py", f"--out_dir={folder}/nanogpt"]
     subprocess.run(command, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
@@ -45,7 +45,7 @@ def nanogpt_seconds(checkout: Path, folder: Path) -> float:
 
 
 def baby(folder: Path, seed: int, validation: str) -> dict[str, Any]:
-    """One run; when its validation loss first was low enough, counted from the launch of the command."""
+    """Run one training; measure the time from launch until its validation loss is low enough."""
     run = folder / f"baby-{seed}"
     command = [
         sys.executable,
@@ -67,7 +67,7 @@ def baby(folder: Path, seed: int, validation: str) -> dict[str, Any]:
     whole = time.perf_counter() - start
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     looks = [row for row in rows if row["event"] == "evaluation"]
-    before = whole - max(row["seconds"] for row in looks)  # launch and end, all of it counted as launch
+    before = whole - max(row["seconds"] for row in looks)  # the time of launch and end; all of it counts as launch
     reached = next((before + row["seconds"] for row in looks if row["loss"] <= WANTED), None)
     return {
         "seed": seed,
@@ -93,7 +93,7 @@ def random_windows(run: Path, text: str) -> float:
 
 
 def sampling(run: Path) -> float:
-    """Tokens a second of one stream, after a first text that does not count."""
+    """Tokens per second of one text, after a warm-up text."""
     bundle = Bundle.load(run, device=DEVICE)
     bundle.generate("\n", tokens=64)
     start = time.perf_counter()

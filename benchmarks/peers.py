@@ -1,4 +1,4 @@
-"""What several benchmarks need: a peer's code by its path, the processor's name, and how figures are summed up."""
+"""Shared by the benchmarks: import nanoGPT's code from a path, name the processor, and summarise figures."""
 
 import importlib.util
 import statistics
@@ -29,11 +29,13 @@ with threads(None):
         steps += 1
 print(1000 * (time.perf_counter() - start) / steps)
 """
-"""A process that prints the milliseconds of a training step of `tiny`, over three seconds; it has imported time and torch before."""
+"""Source of a process that prints the milliseconds of a training step of `tiny`, over three seconds.
+
+Another piece of source imports time and torch before it."""
 
 
 def nanogpt(checkout: Path) -> ModuleType:
-    """The model.py of a checkout of nanoGPT; nothing of it is kept."""
+    """Import the model.py of a checkout of nanoGPT."""
     if not (checkout / "model.py").is_file():
         sys.exit(f"error: {checkout} has no model.py; give the folder of a checkout of nanoGPT")
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
@@ -46,13 +48,13 @@ def nanogpt(checkout: Path) -> ModuleType:
 
 
 def processor() -> str:
-    """The name that Linux gives it."""
+    """The processor's name on Linux."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def spread(values: Iterable[float], digits: int = 4) -> dict[str, float]:
-    """Median, least and most."""
+    """The median, minimum and maximum."""
     values = list(values)
     return {
         "median": round(statistics.median(values), digits),

@@ -1,11 +1,11 @@
-"""What `devices.threads` changes: oneDNN's matrix products instead of MKL's, and memory that is kept once it is there.
+"""Measure the effects of `devices.threads`: oneDNN's matrix products instead of MKL's, and memory that is not freed.
 
     python benchmarks/products.py
 
-First the products of the tiny recipe's training step, in turn with PyTorch's switch off and on, and how exact each is
-(the largest error against float64, of products of numbers between -1 and 1). Then whole training steps in fresh
-processes, five times each in turn: as the library runs them, without the switch, without keeping memory, and without
-both. Prints JSON: medians, least and most.
+First, the matrix products of the tiny recipe's training step are timed with PyTorch's switch off and on, and their
+largest errors against float64 are measured (for numbers between -1 and 1). Then whole training steps are timed in new
+processes, five times each in turn: with both, without the switch, without keeping memory, and without both. Prints JSON
+with medians, minima and maxima.
 """
 
 import json
@@ -35,12 +35,12 @@ if "fresh" in sys.argv: runtime.keep_memory = lambda: None
 
 
 def spread(values: list[float], digits: int) -> list[float]:
-    """Median, least and most."""
+    """The median, minimum and maximum."""
     return [round(pick(values), digits) for pick in (statistics.median, min, max)]
 
 
 def product(shape: tuple[int, int, int]) -> dict[str, object]:
-    """Gigaflops and errors, with the switch off and on."""
+    """GFLOP/s and errors, with the switch off and on."""
     n, k, m = shape
     a, b = torch.rand(n, k) * 2 - 1, torch.rand(k, m) * 2 - 1
     exact, switch = a.double() @ b.double(), torch.backends.mkldnn.matmul

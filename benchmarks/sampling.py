@@ -1,14 +1,14 @@
-"""How fast text is written: against the lecture's way, against nanoGPT's, 32 texts at once against one, and int8 weights against float32.
+"""Benchmark sampling: against the lecture's code and nanoGPT, 32 texts against one, int8 weights against float32.
 
     python benchmarks/sampling.py [--nanogpt PATH] [--pairs 9] [--out FILE]
 
-Everything runs in this process, on freshly drawn weights (a token costs the same whatever they are), the two sides of a
-pair in turn; tokens are drawn at temperature 1, each side by its own means. Shapes: the lecture's (209,729 parameters,
-context 32), 256 tokens from one; and the baby's (10.65M, context 256), from one token, and where the context is full:
-nanoGPT then reads 256 tokens for each that it writes, and gptloom a cached one, and half a context anew at every 128th,
-which is counted. Prints one JSON object: tokens a second (median), the ratios' medians, least and most over the pairs,
-what share of the memory's bandwidth the weights' reading takes, and whether greedy text was the same with the cache and
-without.
+Everything runs in this process with random weights, which do not change the time. The two sides of a pair alternate.
+Tokens are sampled at temperature 1, with each side's own code. The lecture's shape (209,729 parameters, context 32)
+continues one token by 256. The baby's shape (10.65M parameters, context 256) continues one token, and a full context.
+With a full context, nanoGPT reads 256 tokens for each new one. gptloom reads one with its cache, and half a context
+again at every 128th token; that time counts. Prints one JSON object: tokens per second (median); the medians, minima
+and maxima of the ratios; the share of the memory bandwidth that reading the weights takes; and whether greedy text is
+the same with and without the cache.
 """
 
 import argparse
@@ -40,7 +40,7 @@ VOCABULARY, LECTURE, BABY = 65, 32, 256
 
 
 def rate(tokens: int, action: Callable[[int], object]) -> float:
-    """Tokens a second of an action that writes so many."""
+    """Tokens per second of a function that samples `tokens` tokens."""
     start = time.perf_counter()
     action(tokens)
     return tokens / (time.perf_counter() - start)
@@ -49,7 +49,7 @@ def rate(tokens: int, action: Callable[[int], object]) -> float:
 def compare(
     one: tuple[int, Callable[[int], object]], other: tuple[int, Callable[[int], object]], pairs: int
 ) -> dict[str, float]:
-    """Both in turn; the first's rate as a multiple of the second's."""
+    """Run both in turn; return the ratios of the first rate to the second."""
     for _, action in (one, other):
         action(8)
     found = [(rate(*one), rate(*other)) for _ in range(pairs)]
@@ -69,7 +69,7 @@ def compare(
 
 
 def writer(model: LanguageModel, prompt: list[int], rows: int = 1) -> Callable[[int], None]:
-    """Writes on from a prompt, as `Bundle` does; counts the tokens of all rows together."""
+    """Continue a prompt as `Bundle` does; the tokens of all rows count."""
 
     def write(tokens: int) -> None:
         batch = DecodeBatch(model)
@@ -81,7 +81,7 @@ def writer(model: LanguageModel, prompt: list[int], rows: int = 1) -> Callable[[
 
 
 def same_text(model: LanguageModel, prompt: list[int], tokens: int) -> bool:
-    """Whether greedy text with the cache is the text without."""
+    """Whether greedy text with the cache equals that without it."""
 
     def written(cached: bool) -> list[int]:
         batch = DecodeBatch(model, cached=cached)
@@ -92,15 +92,15 @@ def same_text(model: LanguageModel, prompt: list[int], tokens: int) -> bool:
 
 
 def nanogpt(checkout: Path) -> torch.nn.Module:
-    """Its model in the baby's shape."""
+    """NanoGPT's model in the baby's shape."""
     module = peers.nanogpt(checkout)
     shape = {"block_size": BABY, "vocab_size": VOCABULARY, "n_layer": 6, "n_head": 6, "n_embd": 384}
-    with contextlib.redirect_stdout(sys.stderr):  # it tells its number of parameters
+    with contextlib.redirect_stdout(sys.stderr):  # it prints its number of parameters
         return module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False)).eval()  # type: ignore[no-any-return]
 
 
 def bandwidth(count: int) -> float:
-    """Bytes a second that this many threads read from memory: the best of several sums over 256 MB."""
+    """Bytes per second that this many threads read from memory: the best of several sums over 256 MB."""
     numbers, best = torch.ones(1 << 26), 0.0
     with threads(count):
         for _ in range(8):

@@ -1,9 +1,9 @@
-"""What a save costs the training loop: stretches of steps with one save and without one, in turn, in one process.
+"""Measure the cost of a save in the training loop: stretches of steps with and without a save, in turn.
 
     python benchmarks/saving.py [PAIRS] [RECIPE] [ROWS]
 
-A stretch is long enough for the whole save to happen beside it. Prints the median extra seconds of a stretch with a
-save, with the quartiles over the pairs, and what share of a run that is at one save a minute.
+A stretch is longer than the save, which runs in the background. Prints the median extra seconds of a stretch with a
+save, the quartiles over the pairs, and the share of a run's time at one save per minute.
 """
 
 import itertools
@@ -24,7 +24,7 @@ SECONDS = 4.0
 
 
 class Stretches(Display):
-    """Asks for a save at the beginning of every other stretch, and takes the time of each."""
+    """Requests a save at the beginning of every other stretch, and times each stretch."""
 
     def __init__(self, pairs: int) -> None:
         """Measure this many pairs."""
@@ -36,7 +36,7 @@ class Stretches(Display):
         self.length = 0
 
     def after_step(self, view: View) -> Request:
-        """Note the time; ask for what the stretch needs."""
+        """Record the time; request a save or the end of the run."""
         self.marks.append(time.perf_counter())
         if not self.length and len(self.marks) == 10:
             self.length = max(4, round(SECONDS * 9 / (self.marks[-1] - self.marks[0])))
@@ -47,14 +47,14 @@ class Stretches(Display):
         return Request.SAVE if self.length and done % (2 * self.length) == 0 else Request.NOTHING
 
     def pairs(self) -> list[tuple[float, float]]:
-        """Seconds of each stretch with a save, and of the one without after it."""
+        """Seconds of each stretch with a save, and of the next stretch without one."""
         ends = self.marks[:: self.length]
         times = [after - before for before, after in itertools.pairwise(ends)]
         return list(zip(times[::2], times[1::2], strict=False))
 
 
 def main(pairs: int, recipe: str, rows: int) -> None:
-    """Train for as long as the pairs need."""
+    """Train until all pairs are measured."""
     watch = Stretches(pairs)
     settings = {
         "steps": 1_000_000,
@@ -73,10 +73,12 @@ def main(pairs: int, recipe: str, rows: int) -> None:
     extra = sorted(with_save - without for with_save, without in found)
     middle, low, high = statistics.median(extra), extra[len(extra) // 4], extra[-1 - len(extra) // 4]
     print(
-        f"{recipe}: {result.parameters:,} parameters, checkpoint {size:.1f} MB, {len(found)} pairs of {watch.length} steps"
+        f"{recipe}: {result.parameters:,} parameters, checkpoint {size:.1f} MB, "
+        f"{len(found)} pairs of {watch.length} steps"
     )
     print(
-        f"a save costs {middle * 1e3:.0f} ms of training (quartiles {low * 1e3:.0f} to {high * 1e3:.0f}): {middle / 60:.2%} at one save a minute"
+        f"a save costs {middle * 1e3:.0f} ms of training (quartiles {low * 1e3:.0f} to {high * 1e3:.0f}): "
+        f"{middle / 60:.2%} at one save a minute"
     )
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads")
 

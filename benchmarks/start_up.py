@@ -1,10 +1,11 @@
-"""How long the command line takes to answer, as whole processes from the launch on.
+"""Measure the start-up time of the command line, from the launch of the process.
 
     python benchmarks/start_up.py [ROUNDS]
 
-`python`, `import torch` (the floor of everything that computes), `--help` and each command's; `gptloom train
-shakespeare` until it says that its first step is done, with the text's token file in the cache and without; `gptloom
-sample` until its first character. All are measured in turn, and given as median and quartiles in seconds.
+It times `python`, `import torch` (the lower limit of every command that computes), `--help`, and the help of each
+command; `gptloom train shakespeare` until the line of its first step, with and without the text's token file in the
+cache; and `gptloom sample` until its first character. All are measured in turn. Prints the median and quartiles in
+seconds.
 """
 
 import json
@@ -26,14 +27,14 @@ GPTLOOM = [sys.executable, "-m", "gptloom"]
 
 
 def whole(*words: str) -> float:
-    """Until the process has ended."""
+    """Seconds until the process has ended."""
     start = time.perf_counter()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def until_line(beginning: bytes, words: list[str]) -> float:
-    """Until standard error has a line that begins like this; then the process is ended."""
+    """Seconds until a line on standard error begins with this text; the process is then terminated."""
     start = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         for line in process.stderr:
@@ -45,7 +46,7 @@ def until_line(beginning: bytes, words: list[str]) -> float:
 
 
 def until_character(words: list[str]) -> float:
-    """Until standard output has a first character; then the process is ended."""
+    """Seconds until the first character on standard output; the process is then terminated."""
     start = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         if not process.stdout.read(1):

@@ -1,9 +1,9 @@
-"""What the default recipe reaches on tiny Shakespeare in its minute, over several seeds: the README's first figure.
+"""Measure the loss of the default recipe on tiny Shakespeare after its minute: the README's first figure.
 
     python benchmarks/tiny_recipe.py [SEEDS]
 
-Each seed is a run of the command line, a minute long. The loss is that of the whole validation split, at the best
-checkpoint.
+Each seed is a run of the command line for one minute. The loss is that of the best checkpoint on the whole validation
+split.
 """
 
 import json

@@ -1,13 +1,12 @@
-"""What tokenizing and preparing cost: MB of UTF-8 a second for each tokenizer and stage, against `tokenizers` itself, and peak memory against size.
+"""Benchmark tokenization and preparation: MB/s of each tokenizer and stage, and peak memory by text size.
 
     python benchmarks/tokenizing.py [MB ...]
 
-The sizes (default: 1 10 100; 1000 takes two minutes and 4 GB of disk) are those of generated texts for `stages`, each
-in a process of its own on one text: `find` (which file, which encoding), `scan` (counts and hash), `learn` (the
-tokenizer), `prepare` (encode, write, sync, check), and `peak_mb`, that process's largest resident memory. `report` is
-`gptloom data` as a command. `rates` are of strings in memory. `bpe` is our encoding of tiny Shakespeare, no word of
-which has been met before, and `tokenizers`' encode_batch of the same pieces, in turn. Figures are medians, with
-quartiles in brackets where there are several.
+The sizes (default: 1 10 100; 1000 takes two minutes and 4 GB of disk) are those of generated texts. `stages` runs one
+process per text: `find` (file and encoding), `scan` (counts and hash), `learn` (the tokenizer), `prepare` (encode,
+write, sync, check), and `peak_mb`, the process's largest resident memory. `report` is the command `gptloom data`.
+`rates` are of strings in memory. `bpe` compares our encoding of tiny Shakespeare, without cached words, with the
+encode_batch of `tokenizers` on the same pieces. Figures are medians, with quartiles in brackets if there are several.
 """
 
 import json
@@ -47,7 +46,7 @@ def main() -> None:
     sizes = [int(word) for word in sys.argv[1:]] or [1, 10, 100]
     with (
         tempfile.TemporaryDirectory() as folder
-    ):  # first, and by others: a process's peak counts what its parent held when it was started
+    ):  # first, and in other processes, for a process's peak includes its parent's memory at the start
         for size in sizes:
             path = Path(folder, f"{size}.txt")
             subprocess.run([sys.executable, __file__, "--generate", str(path), str(size)], check=True)
@@ -80,7 +79,7 @@ def main() -> None:
 
 
 def rates(text: str) -> dict[str, str]:
-    """MB of UTF-8 a second."""
+    """MB of UTF-8 per second."""
     pieces = [Piece(text[start : start + PIECE], start + PIECE >= len(text)) for start in range(0, len(text), PIECE)]
     megabytes, found = len(text.encode()) / 1e6, {}
     with tempfile.NamedTemporaryFile("w", suffix=".txt", newline="", encoding="utf-8") as file:
@@ -92,7 +91,7 @@ def rates(text: str) -> dict[str, str]:
             tokenizer = make_tokenizer(spec, corpus)
             ids = tokenizer.encode(
                 text, "skip"
-            )  # carriage returns are no part of the alphabet: reading makes line ends of them
+            )  # reading replaces carriage returns by line ends, so they are not in the alphabet
             found[f"{spec} encode"] = rate(megabytes, lambda t=tokenizer: t.encode(text, "skip"))
             found[f"{spec} encode_pieces"] = rate(
                 megabytes, lambda t=tokenizer: consume(t.encode_pieces(pieces, "skip"))
@@ -102,7 +101,7 @@ def rates(text: str) -> dict[str, str]:
 
 
 def against_library(text: str) -> dict[str, str]:
-    """Ours and the library's own batch mode over the same pieces, in turn, both to NumPy ids."""
+    """Encode the same pieces with our code and with the library's batch mode, in turn, both to NumPy ids."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt", newline="", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -134,7 +133,7 @@ def against_library(text: str) -> dict[str, str]:
 
 
 def stages(text: str, spec: str, folder: str) -> dict[str, float]:
-    """Seconds of each step from a file to its tokens, as `gptloom train` takes them."""
+    """Seconds of each stage from a file to its tokens, as in `gptloom train`."""
     config = DataConfig(tokenizer=spec, cache=folder)
     marks = [time.perf_counter()]
     corpus = open_corpus([text], config)
@@ -156,7 +155,7 @@ def stages(text: str, spec: str, folder: str) -> dict[str, float]:
 
 
 def in_a_process(words: list[str], *, whole: bool = False) -> dict[str, float]:
-    """What a process prints, or how long it takes, and its peak memory (Unix)."""
+    """The output of a process or its time, and its peak memory (Unix)."""
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as process:
         printed = process.stdout.read()
@@ -169,7 +168,7 @@ def in_a_process(words: list[str], *, whole: bool = False) -> dict[str, float]:
 
 
 def generate(path: Path, megabytes: int) -> None:
-    """A text whose words are as unevenly frequent as a language's (Zipf's law over half a million words)."""
+    """A text whose word frequencies follow Zipf's law over half a million words, as in a language."""
     chance = np.random.default_rng(1)
     syllables = np.array([a + b + c for a in "bcdfghjklmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")])
     endings = chance.choice(["", "", "", "", ",", ".\n"], 500_000).tolist()

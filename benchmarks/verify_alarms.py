@@ -1,9 +1,9 @@
-"""How often `gptloom verify` cries wolf: runs of it with different seeds on a clean tree, as a user types it.
+"""Count the false alarms of `gptloom verify`: run it with different seeds on correct code.
 
     python benchmarks/verify_alarms.py [RUNS] [RECIPE ...]
 
-Prints, for each recipe, runs, runs in which all checks passed, seconds (median, largest), and how near the worst
-deviation came to its tolerance.
+Prints for each recipe: the runs, the runs in which all checks passed, seconds (median and maximum), and the largest
+ratio of a deviation to its tolerance.
 """
 
 import json
@@ -14,7 +14,7 @@ import time
 
 
 def once(recipe: str, seed: int) -> tuple[float, dict[str, object]]:
-    """Seconds, and the result."""
+    """Run once; return the seconds and the result."""
     start = time.perf_counter()
     words = [sys.executable, "-m", "gptloom", "verify", "--recipe", recipe, "--seed", str(seed), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -36,7 +36,8 @@ def main(runs: int, recipes: list[str]) -> None:
                     nearest = max(nearest, (check["deviation"] / check["tolerance"], check["name"]))
         times = f"{statistics.median(seconds):.0f} s (at most {max(seconds):.0f})"
         print(
-            f"{recipe}: {clean} of {runs} runs without an alarm, {times}; the nearest to its tolerance was {nearest[1]} at {nearest[0]:.0%}",
+            f"{recipe}: {clean} of {runs} runs without an alarm, {times}; "
+            f"the nearest to its tolerance was {nearest[1]} at {nearest[0]:.0%}",
             flush=True,
         )
 

@@ -165,8 +165,8 @@ def test_noise_that_a_pair_shares_cancels():
         ([0.01, -0.01, 0.0101, -0.01], "noise", "within seed noise: over 100 seeds needed, so it hardly matters"),
         ([0.0] * 5, "same", "no difference at all: the losses are equal, bit for bit"),
         ([1e-6, 2e-6, 3e-6, 1.5e-6], "same", "no difference: no pair differs in its first four decimals"),
-        ([0.5, 0.5], "too few", "too few seeds for a verdict: 3 are the least, and there are 2"),
-        ([0.5], "too few", "too few seeds for a verdict: 3 are the least, and there is 1"),
+        ([0.5, 0.5], "too few", "too few seeds for a verdict: at least 3 are needed, and there are 2"),
+        ([0.5], "too few", "too few seeds for a verdict: at least 3 are needed, and there is 1"),
     ],
 )
 def test_verdicts_in_words(differences, decision, words):
@@ -460,7 +460,7 @@ def test_an_interrupted_comparison_goes_on_and_comes_to_the_same(typed, monkeypa
     calls.clear()
     _, out, err = typed("lr=1e-3,1e-2", "--seeds", 3, "--run", "parts", "--json")
     found = json.loads(out)
-    assert "3 of 6 trainings are there already" in err and len(calls) == 3
+    assert "3 of 6 trainings have finished already" in err and len(calls) == 3
     assert [arm["losses"] for arm in found["arms"]] == [arm["losses"] for arm in whole["arms"]] and found[
         "interval"
     ] == whole["interval"]
@@ -479,7 +479,7 @@ def test_a_comparison_grows_by_seeds_at_half_the_level_and_refuses_other_setting
 
 def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(InputError, match="no comparison"):
+    with pytest.raises(InputError, match="not a comparison"):
         Folder(tmp_path).begin({"own_seeds": False, "seed": 1, "arms": {}})
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -608,7 +608,7 @@ def test_losses_that_are_about_different_tokens_are_not_compared(capsys, tmp_pat
             )
             == 2
         )
-        assert "do not compare" in capsys.readouterr().err and not (tmp_path / "run").exists()
+        assert "are not comparable" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_an_encoders_trial_claims_no_bits_per_byte(tmp_path):

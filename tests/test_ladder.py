@@ -383,7 +383,7 @@ def test_an_interrupted_ladder_goes_on_and_ends_as_if_it_had_not_been(whole, tex
 
     monkeypatch.setattr(ladder_module, "run_trial", trial)
     assert main(["ladder", text, *FEW, "--seeds", "2", "--run", str(run)]) == 130
-    assert "goes on" in capsys.readouterr().err and len(results(run)) == 3 + 5
+    assert "continues" in capsys.readouterr().err and len(results(run)) == 3 + 5
     done.clear()
     monkeypatch.setattr(
         ladder_module,
@@ -418,7 +418,7 @@ def test_another_text_and_another_folder_are_refused(whole, folder, text, capsys
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     code, _, said = climb(capsys, text, "--run", tmp_path / "full")
-    assert code == 2 and "holds no ladder" in said
+    assert code == 2 and "does not hold a ladder" in said
     before = Path(text).read_text(encoding="utf-8")
     try:
         Path(text).write_text(before + "one more line\n", encoding="utf-8")

@@ -297,7 +297,7 @@ def test_amounts_are_read_as_people_write_them(text, value):
 
 @pytest.mark.parametrize("text", ["", "many", "-3", "0", "1e999", "nan", "inf", "3X", "1.2.3", "0x10", "1" * 400])
 def test_what_is_no_amount_is_refused(text):
-    with pytest.raises(ConfigError, match="is no amount"):
+    with pytest.raises(ConfigError, match="is not an amount"):
         read_amount(text, "--tokens")
 
 

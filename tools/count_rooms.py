@@ -62,7 +62,7 @@ class Walk:
     """
 
     def __init__(self, call: str, entry: str) -> None:
-        """Nothing is recorded before the command function is called."""
+        """Start without records; recording begins when the command function is called."""
         self.call, self.entry, self.command, self.end = call, entry, "", ""
         self.words: list[str] = []
         self.files: list[str] = []
@@ -71,7 +71,7 @@ class Walk:
         self.loss: tuple[int, int, int, str] | None = None
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """What `sys.setprofile` calls at each call of a function."""
+        """The function for `sys.setprofile`; it is called at each call of a function."""
         if self.end:
             return
         if event == "c_call" and self.command:

@@ -1,4 +1,4 @@
-"""The measured figures of the lessons: what `gptloom ladder --json` printed, as rows, words and a picture."""
+"""The measured figures of the lessons: the output of `gptloom ladder --json` as rows, words and a picture."""
 
 import json
 from collections.abc import Mapping
@@ -11,42 +11,43 @@ from gptloom.studies.ladder.report import Row, Verdict, describe_verdict
 
 
 class Measured:
-    """A ladder's JSON, a row and a verdict for each step that it climbed."""
+    """A ladder's JSON, with a row and a verdict for each step."""
 
     def __init__(self, found: Mapping[str, Any]) -> None:
-        """Take it apart."""
+        """Split the JSON into rows and verdicts."""
         self.command, self.tokens, self.seeds = found["command"], found["tokens_per_step"], found["seeds"]
         self.machine = machine_words(found["machine"])
         self.rows = {step["name"]: _row(step) for step in found["steps"]}
         self.verdicts = {one["step"]: Verdict(**one) for one in found["story"]}
 
     def how(self) -> str:
-        """Where the figures come from."""
+        """A sentence about the source of the figures."""
         times = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
-            f"Measured by `{self.command}` on {self.machine}: {self.tokens:,} training tokens a step, {times}. Losses are nats per token on the whole "
-            "validation split after the last step."
+            f"Measured by `{self.command}` on {self.machine}: {self.tokens:,} training tokens a step, {times}. "
+            "Losses are nats per token on the whole validation split after the last step."
         )
 
     def verdict(self, name: str) -> str:
-        """What a step bought, in words."""
+        """The verdict on a step in words."""
         return describe_verdict(self.rows[name], self.verdicts.get(name))
 
 
 def machine_words(machine: Mapping[str, Any]) -> str:
-    """The machine, as a sentence goes on with it."""
+    """The machine, for the middle of a sentence."""
     gpu = f", {', '.join(machine['cuda'])}" if machine["cuda"] else ""
     versions = f"Python {machine['python']}, torch {machine['versions']['torch']}"
-    return f"{machine['system']} ({machine['cpu']}, {machine['threads']} CPU thread{'s' * (machine['threads'] != 1)}{gpu}; {versions})"
+    count = f"{machine['threads']} CPU thread{'s' * (machine['threads'] != 1)}"
+    return f"{machine['system']} ({machine['cpu']}, {count}{gpu}; {versions})"
 
 
 def read_measured(path: Path) -> Measured:
-    """What the ladder printed."""
+    """Read a ladder's JSON."""
     return Measured(json.loads(path.read_text(encoding="utf-8")))
 
 
 def draw(measured: Measured, folder: Path) -> None:
-    """The staircase, for light and dark pages."""
+    """Draw the staircase for light and dark pages."""
     stairs = [
         Stair(
             name,
@@ -63,12 +64,12 @@ def draw(measured: Measured, folder: Path) -> None:
 
 
 def loss_of(row: Row) -> str:
-    """The mean loss and its spread."""
+    """The mean loss and its standard deviation."""
     return f"{row.val_loss:.4f}" + ("" if row.val_loss_sd is None else f" ± {row.val_loss_sd:.4f}")
 
 
 def bought_of(row: Row) -> str:
-    """How much lower than the base's the loss is."""
+    """The base's loss minus the step's."""
     return "" if row.bought is None else f"{row.bought:+.4f}"
 
 

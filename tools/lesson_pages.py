@@ -1,8 +1,7 @@
 """Write docs/lessons from the steps' TOML, the plain code and measured.json: `python tools/lesson_pages.py`.
 
-The tests compare them.
-
-measured.json is what `gptloom ladder shakespeare --minutes 15 --json` printed, unchanged; no figure is typed by hand.
+A test compares the pages with the result of this script. measured.json is the unchanged output of `gptloom ladder
+shakespeare --minutes 15 --json`; no figure is typed by hand.
 """
 
 import tomllib
@@ -31,7 +30,7 @@ NOTEBOOKS = {
     "05-modern": ("gpt2-init", "gelu", "rope", "rmsnorm", "qk-norm", "swiglu", "gqa", "modern"),
     "06-neighbours": ("rnn", "lstm", "gru", *ABOUT),
 }
-"""The steps that each notebook goes through."""
+"""The steps of each notebook."""
 
 PICTURE = (
     '<picture><source media="(prefers-color-scheme: dark)" srcset="staircase-dark.png">'
@@ -54,7 +53,7 @@ def pages() -> dict[str, str]:
 
 
 def file_names() -> dict[str, str]:
-    """The page of each step, numbered in climbing order."""
+    """The file name of each step's page, numbered in the order of the ladder."""
     return {name: f"{number:02}-{name}.md" for number, name in enumerate(read_lessons(), 1)}
 
 
@@ -71,7 +70,7 @@ def index_page(lessons: Mapping[str, Lesson], files: Mapping[str, str], measured
         "",
         MADE,
         "",
-        "A GPT built step by step. Each step has a page with its idea, its code, what it measured and something to write oneself.",
+        "A GPT built step by step. Each step has a page with its idea, its code, its measurements and an exercise.",
     ]
     lines += [
         f"Then there is [who may look at whom]({ARCHITECTURE_PAGE}): decoder, encoder and encoder-decoder; and the"
@@ -85,9 +84,10 @@ def index_page(lessons: Mapping[str, Lesson], files: Mapping[str, str], measured
     lines += [
         PICTURE,
         "",
-        "*Bought* is how much lower the loss is than that of the step that a step starts from; ± is the standard deviation over seeds. The",
+        "*Bought* is the loss of the step that a step starts from, minus its own loss; ± is the standard deviation",
+        "over seeds. A published loss is shown if a document prints one after about as many training tokens.",
+        "",
     ]
-    lines += ["published loss stands where a document prints one after about as many training tokens.", ""]
     lines += [
         "| step | starts from | parameters | validation loss | published | bought |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -113,7 +113,7 @@ def index_page(lessons: Mapping[str, Lesson], files: Mapping[str, str], measured
 
 
 def step_page(lesson: Lesson, files: Mapping[str, str], measured: Measured) -> list[str]:
-    """All about one step."""
+    """The page of one step."""
     shown = show_lesson(lesson)
     lines = [f"# {lesson.name}: {lesson.title}", "", MADE, "", navigation(lesson, files), ""]
     lines += ["## The idea", "", shown["idea"], "", "## What it is good for", "", shown["why"], ""]
@@ -127,7 +127,7 @@ def step_page(lesson: Lesson, files: Mapping[str, str], measured: Measured) -> l
 
 
 def navigation(lesson: Lesson, files: Mapping[str, str]) -> str:
-    """Links to where one came from and where one may go."""
+    """Links to the base step and to the following steps."""
     names = list(files)
     place = names.index(lesson.name)
     notebook = next(notebook for notebook, steps in NOTEBOOKS.items() if lesson.name in steps)
@@ -153,7 +153,7 @@ def changes_part(lesson: Lesson, parameters: int | None) -> list[str]:
 
 
 def figures_part(lesson: Lesson, measured: Measured) -> list[str]:
-    """What the ladder measured."""
+    """The section about the ladder's measurements."""
     row = measured.rows.get(lesson.name)
     if row is None:
         return []
@@ -185,7 +185,7 @@ def figures_part(lesson: Lesson, measured: Measured) -> list[str]:
 
 
 def published_part(lesson: Lesson, row: Row | None) -> list[str]:
-    """What the documents print, and what stands beside it."""
+    """The section that compares published and measured numbers."""
     if not lesson.published:
         return []
     lines = ["## What is published", "", "| what | published | here | source |", "| --- | ---: | ---: | --- |"]
@@ -200,7 +200,7 @@ def published_part(lesson: Lesson, row: Row | None) -> list[str]:
 
 
 def shapes_part(shapes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every tensor on the way."""
+    """The section about the intermediate tensors."""
     if not shapes:
         return []
     lines = [
@@ -218,7 +218,7 @@ def shapes_part(shapes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def exercise_part(lesson: Lesson) -> list[str]:
-    """What to write, how to have it checked, and which mistakes have a name."""
+    """The section about the exercise: the task, the check, and the known mistakes."""
     if lesson.exercise is None:
         again = f"gptloom ladder shakespeare --only {lesson.name} --steps 200"
         return [
@@ -243,7 +243,8 @@ def exercise_part(lesson: Lesson) -> list[str]:
     lines += [f"- `{exercise.usage}`" for exercise in exercises]
     lines += ["", "```sh", f"gptloom ladder check {lesson.name} my_file.py", "```", ""]
     lines += [
-        "The check gives your parameters the reference's weights, compares the results, and says what differs: shape, mask, scale, order."
+        "The check copies the reference's weights into your parameters, compares the results, and names "
+        "the difference: shape, mask, scale, order."
     ]
     mistakes = dict.fromkeys(
         name
@@ -297,7 +298,7 @@ def architecture_page() -> list[str]:
 
 
 def errors_page(errors: Sequence[Mapping[str, str]], files: Mapping[str, str], measured: Measured) -> list[str]:
-    """What the documents get wrong, and what each error costs."""
+    """The page about the documents' errors and their cost."""
     lines = [
         "# Known errors in the documents",
         "",
@@ -314,10 +315,8 @@ def errors_page(errors: Sequence[Mapping[str, str]], files: Mapping[str, str], m
         if row is not None and measured.verdict(row.lesson.name):
             name, base = row.lesson.name, str(row.lesson.base)
             before = measured.rows[base]
-            lines += [
-                f"Measured: [{base}]({files[base]}) {loss_of(before)}, [{name}]({files[name]}) {loss_of(row)}. {measured.verdict(name)}",
-                "",
-            ]
+            figures = f"[{base}]({files[base]}) {loss_of(before)}, [{name}]({files[name]}) {loss_of(row)}"
+            lines += [f"Measured: {figures}. {measured.verdict(name)}", ""]
         if "command" in error:
             lines += ["Measure it yourself:", "", "```sh", error["command"], "```", ""]
     return lines

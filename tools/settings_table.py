@@ -23,9 +23,8 @@ def table(config: type[Config], prefix: str) -> list[str]:
         kind = (
             "on / off" if field.annotation is bool else metavar(field.annotation).strip("{}").replace(",", ", ").lower()
         )
-        rows.append(
-            f"| `--{(prefix + name).replace('_', '-')}` | {kind} | {default} | {str(field.description).replace('|', '/')} |"
-        )
+        flag, meaning = (prefix + name).replace("_", "-"), str(field.description).replace("|", "/")
+        rows.append(f"| `--{flag}` | {kind} | {default} | {meaning} |")
     return [*rows, ""]
 
 
@@ -33,7 +32,8 @@ def page() -> str:
     """The whole page."""
     lines = ["# Settings", "", "Made by `python tools/settings_table.py` from the fields in `config/run.py`.", ""]
     lines += [
-        "In a TOML file the same names stand in tables, with underscores: `--train.batch-size 32` is `batch_size = 32` under `[train]`.",
+        "A TOML file has the same names in tables, with underscores: "
+        "`--train.batch-size 32` is `batch_size = 32` under `[train]`.",
         "",
     ]
     groups = [

@@ -69,6 +69,7 @@ def sample_command(words: list[str]) -> int:
 
 def _continue(bundle: Bundle, prompt: str, config: SampleConfig, args: argparse.Namespace) -> None:
     """Print texts that continue the prompt; a single text is printed token by token."""
+    from gptloom.bundle import Written
     from gptloom.generate.task import reads_pairs
 
     translates, window = reads_pairs(bundle.model.config), bundle.model.window

@@ -1,6 +1,7 @@
-"""A comparison on disk: what it is, and every training as soon as it has ended, so that an interrupted comparison goes on.
+"""Run a comparison: train every arm with every seed, pair by pair.
 
-Run a comparison: every arm with every seed, pair by pair.
+The folder of a comparison holds its settings and the result of every finished training, so that an interrupted
+comparison can continue.
 """
 
 import time
@@ -20,17 +21,17 @@ from gptloom.training.schedule import make_horizon
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training, as it is kept on disk.
+    """The result of one training, as it is stored on disk.
 
     Attributes:
-        val_loss: nats per token on the whole validation split after the last step; None where the training diverged.
+        val_loss: nats per token on the whole validation split after the last step; None if the training diverged.
         val_bpb: the same in bits per byte.
-        parameters: of the model; 0 where the training diverged.
+        parameters: the model's parameters; 0 if the training diverged.
         steps: optimizer steps.
         tokens: targets trained on.
-        seconds: of training.
-        wall: seconds in all, with evaluation.
-        trouble: why it diverged.
+        seconds: the seconds of training.
+        wall: the seconds in total, with evaluation.
+        trouble: the reason if the training diverged.
     """
 
     val_loss: float | None
@@ -44,21 +45,21 @@ class Outcome:
 
 
 class Folder:
-    """Where a comparison is kept: comparison.json says what it is, trials/ARM-PAIR.json what each training came to."""
+    """The folder of a comparison: comparison.json has its settings, trials/ARM-PAIR.json the result of a training."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is read or written yet."""
+        """Store the path; nothing is read or written yet."""
         self.path = path
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Start a comparison here, or make sure that the one that is here is the same.
+        """Start a comparison in this folder, or check that the folder holds the same comparison.
 
         Args:
-            about: what `compare.identity` says of it: own_seeds, seed, and arms by name.
+            about: the result of `compare.identity`: own_seeds, seed, and the arms by name.
 
         Raises:
             InputError: the folder holds something else.
-            ConfigError: the settings or the text are not those that it was begun with.
+            ConfigError: the settings or the text differ from those of the comparison in the folder.
         """
         path = self.path / "comparison.json"
         if path.exists():
@@ -72,42 +73,46 @@ class Folder:
                 raise InputError("is not a comparison's record", where=str(path), cure="choose another --run")
             if difference := _differs(before, about):
                 raise ConfigError(
-                    f"this comparison was begun otherwise: {difference}",
+                    f"this comparison began with other settings: {difference}",
                     where=str(self.path),
                     cure="give the same settings, or a new --run",
                 )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise InputError("is not empty, and no comparison", where=str(self.path), cure="choose another --run")
+            raise InputError("is not empty, and not a comparison", where=str(self.path), cure="choose another --run")
         else:
             self.write("comparison.json", about)
 
     def load(self, arm: int, pair: int) -> Outcome | None:
-        """What is known of a training."""
+        """The result of a training; None if it has not finished."""
         path = self.path / self._trial(arm, pair)
         return read_as(path, Outcome) if path.exists() else None
 
     def save(self, arm: int, pair: int, outcome: Outcome) -> None:
-        """Keep a training."""
+        """Store the result of a training."""
         self.write(self._trial(arm, pair), asdict(outcome))
 
     def looks(self) -> list[int]:
-        """The numbers of seeds at which verdicts were given so far."""
+        """The numbers of seeds at which verdicts were given so far.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         path = self.path / "looks.json"
         seeds = read_record(path).get("seeds") if path.exists() else []
         if not isinstance(seeds, list) or not all(isinstance(one, int) for one in seeds):
             raise InputError(
-                "does not say on how many seeds verdicts were given", where=str(path), cure="choose another --run"
+                "does not list the numbers of seeds of earlier verdicts", where=str(path), cure="choose another --run"
             )
         return seeds
 
     def look(self, seeds: int) -> int:
-        """Note a verdict on so many seeds; returns how many were given on fewer."""
+        """Record a verdict on this number of seeds; return the number of verdicts on fewer seeds."""
         seen = sorted({*self.looks(), seeds})
         self.write("looks.json", {"seeds": seen})
         return seen.index(seeds)
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """A JSON file, whole or not at all."""
+        """Write a JSON file atomically."""
         write_record(self.path / name, value)
 
     def _trial(self, arm: int, pair: int) -> str:
@@ -115,7 +120,7 @@ class Folder:
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first thing in which two comparisons differ, or an empty string."""
+    """Describe the first difference between two comparisons; "" if there is none."""
     for key in ("own_seeds", "seed"):
         if before[key] != now[key]:
             return f"{key} was {before[key]}, not {now[key]}"
@@ -135,17 +140,17 @@ def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 NEVER = 10**9
-"""Steps between evaluations where only the first and the last are wanted: evaluating takes time, and the last alone counts."""
+"""Steps between evaluations if only the first and last evaluation are needed; the last one alone counts."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run.
+    """The trainings of a comparison.
 
     Attributes:
-        arms: the baseline first.
-        seeds: trainings of each arm.
-        own_seeds: every arm has seeds of its own, so that nothing is shared in a pair (for A/A comparisons).
+        arms: the arms; the baseline is the first.
+        seeds: the number of trainings of each arm.
+        own_seeds: whether every arm has separate seeds, so that a pair shares no randomness (for A/A comparisons).
     """
 
     arms: list[Arm]
@@ -153,12 +158,12 @@ class Plan:
     own_seeds: bool = False
 
     def seed(self, arm: int, pair: int) -> int:
-        """The seed of a training: consecutive numbers, the same in all arms; or unrelated ones."""
+        """The seed of a training: consecutive numbers that all arms share, or with `own_seeds` unrelated ones."""
         first = self.arms[0].config.seed
         return derive(first, "own seeds", arm, pair) if self.own_seeds else (first + pair) % 2**63
 
     def order(self) -> list[tuple[int, int]]:
-        """(arm, pair) in the order of running: pair by pair, so that a machine that grows slower does so for all arms alike."""
+        """(arm, pair) in the order of running: pair by pair, so that a slower machine affects all arms equally."""
         return [(arm, pair) for pair in range(self.seeds) for arm in range(len(self.arms))]
 
 
@@ -166,24 +171,23 @@ Materials = Mapping[DataConfig, Material]
 
 
 def open_materials(texts: Sequence[str], arms: Sequence[Arm]) -> Materials:
-    """The text, made ready once for each way of reading it that an arm asks for.
+    """Prepare the text once for each data configuration of the arms.
 
     Raises:
-        ConfigError: the arms are not about the same thing: what is hidden, what comes next, and a translation have
-            losses of their own.
-        GptloomError: as `gptloom train` would.
+        ConfigError: the losses of the arms are not comparable: masked tokens, next tokens, or translations.
+        GptloomError: see `gptloom train`.
     """
     kinds = {arm.config.model.architecture for arm in arms}
     if "encoder-decoder" in kinds or ("encoder" in kinds and len(kinds) > 1):
-        what = f"losses of {' and '.join(sorted(kinds))} do not compare: they are about different tokens, or need pairs"
+        what = f"losses of {' and '.join(sorted(kinds))} are not comparable: they predict other tokens, or need pairs"
         raise ConfigError(
-            what, where="architecture", cure="compare models that guess the next token, or encoders with encoders"
+            what, where="architecture", cure="compare models that predict the next token, or encoders with encoders"
         )
     return {config: open_material(texts, config) for config in dict.fromkeys(arm.config.data for arm in arms)}
 
 
 def identity(plan: Plan, materials: Materials) -> dict[str, Any]:
-    """What must be the same for a comparison to go on: everything but the number of seeds."""
+    """The values that must not change when a comparison continues: everything except the number of seeds."""
     return {
         "own_seeds": plan.own_seeds,
         "seed": plan.arms[0].config.seed,
@@ -194,19 +198,19 @@ def identity(plan: Plan, materials: Materials) -> dict[str, Any]:
 
 
 def expected_seconds(arm: Arm, material: Material) -> float:
-    """Seconds that one training of this arm will take, by a rehearsal; of one that diverges in it, nothing, for it will not last long."""
+    """Expected seconds of one training of this arm, by a rehearsal; 0 if the rehearsal diverges."""
     train = arm.config.train
     per_step = train.batch_size * arm.config.model.block_size
     horizon = make_horizon(train, len(material.parts.train), per_step)
     try:
         pace = rehearse(arm.config, material)
-    except DivergedError:  # a finding, which belongs to the trainings themselves
+    except DivergedError:  # the training itself will report it
         return 0.0
     return pace.seconds(horizon.total * per_step) if horizon.seconds is None else pace.fixed + horizon.seconds
 
 
 def estimate_times(plan: Plan, materials: Materials, folder: Folder | None, say: Callable[[str], None]) -> list[float]:
-    """Seconds a training for each arm: measured where there are trainings, else rehearsed."""
+    """Seconds per training for each arm: the mean of finished trainings, or else a rehearsal's."""
     times = []
     for number, arm in enumerate(plan.arms):
         known = [found.wall for pair in range(plan.seeds) if folder and (found := folder.load(number, pair))]
@@ -218,19 +222,21 @@ def estimate_times(plan: Plan, materials: Materials, folder: Folder | None, say:
 def run_all(
     plan: Plan, materials: Materials, folder: Folder, times: Sequence[float], say: Callable[[str], None]
 ) -> list[list[Outcome]]:
-    """Run what has not been run yet; returns the outcomes by arm and pair. A training that diverges is an outcome too.
+    """Run the trainings that have not finished yet; return the outcomes by arm and pair.
+
+    A diverged training also has an outcome.
 
     Args:
         plan: the arms and seeds.
-        materials: the text.
-        folder: where every outcome is kept at once.
-        times: expected seconds of a training, for each arm.
-        say: prints a line.
+        materials: the texts by data configuration.
+        folder: the folder that stores every outcome as soon as it is known.
+        times: the expected seconds of a training, for each arm.
+        say: a function that prints a line.
     """
     order = plan.order()
     found = {place: outcome for place in order if (outcome := folder.load(*place))}
     if found:
-        say(f"{len(found)} of {len(order)} trainings are there already")
+        say(f"{len(found)} of {len(order)} trainings have finished already")
     for arm, pair in order:
         if (arm, pair) in found:
             continue
@@ -240,13 +246,14 @@ def run_all(
         left = sum((_expected(other, found, times) for other, another in order if (other, another) not in found), 0.0)
         loss = outcome.trouble or f"validation loss {outcome.val_loss:.4f}"
         say(
-            f"{len(found)} of {len(order)}  {plan.arms[arm].name}  seed {config.seed}  {loss}  {outcome.wall:.1f} s; {duration(left)} left"
+            f"{len(found)} of {len(order)}  {plan.arms[arm].name}  seed {config.seed}  {loss}  "
+            f"{outcome.wall:.1f} s; {duration(left)} left"
         )
     return [[found[arm, pair] for pair in range(plan.seeds)] for arm in range(len(plan.arms))]
 
 
 def _expected(arm: int, found: Mapping[tuple[int, int], Outcome], times: Sequence[float]) -> float:
-    """Seconds for a training of this arm: the mean of those that are done, else what was estimated."""
+    """Seconds per training of this arm: the mean of the finished trainings, or else the estimate."""
     known = [outcome.wall for (other, _), outcome in found.items() if other == arm]
     return sum(known) / len(known) if known else times[arm]
 
@@ -271,7 +278,7 @@ def _run(config: RunConfig, material: Material) -> Outcome:
             trial.tokens,
             trial.seconds,
             time.perf_counter() - start,
-            trouble="the validation loss is no number",
+            trouble="the validation loss is not a number",
         )
     return Outcome(
         trial.val_loss,

@@ -1,11 +1,9 @@
-"""Whether a change goes the way it is described: the words of a claim beside the numbers of the settings.
+"""Compare the description of a change with the settings and the measured difference.
 
-Only what can be told exactly is judged: a direction word (reduced, larger ...) beside the name of a setting with a
-number, and
-better or worse, with an amount if one is given. A clause with a negation is left alone.
+Two statements are checked: a direction word (reduced, larger ...) with the name of a numeric setting, and better or
+worse, with an amount if there is one. A clause with a negation is ignored.
 
-A student's four published runs as a ready-made example: what they changed, what can be concluded, and what it would
-have needed.
+An example is included: a student's four published runs, their changes, and the seeds that their conclusions would need.
 """
 
 import math
@@ -21,8 +19,14 @@ from gptloom.errors import ConfigError, nearest
 from gptloom.studies.compare.factors import Factor, show
 from gptloom.studies.compare.statistics import LEVEL, MOST_SEEDS, seeds_needed, t_quantile
 
-UP = r"increas\w*|rais(?:e|es|ed|ing)|larger|bigger|higher|more|longer|wider|deeper|grow(?:s|n|ing)?|grew|doubl(?:e|es|ed|ing)|add(?:s|ed|ing)?"
-DOWN = r"reduc\w*|lower(?:s|ed|ing)?|decreas\w*|smaller|fewer|less|shorter|narrower|shallower|halv(?:e|es|ed|ing)|cut(?:s|ting)?|shrink(?:s|ing)?|remov\w*"
+UP = (
+    r"increas\w*|rais(?:e|es|ed|ing)|larger|bigger|higher|more|longer|wider|deeper|grow(?:s|n|ing)?|grew"
+    r"|doubl(?:e|es|ed|ing)|add(?:s|ed|ing)?"
+)
+DOWN = (
+    r"reduc\w*|lower(?:s|ed|ing)?|decreas\w*|smaller|fewer|less|shorter|narrower|shallower|halv(?:e|es|ed|ing)"
+    r"|cut(?:s|ting)?|shrink(?:s|ing)?|remov\w*"
+)
 BETTER, WORSE = r"better|improv\w*|gain(?:s|ed)?", r"worse\w*|hurt(?:s|ing)?|degrad\w*"
 NEGATION = re.compile(r"\b(?:not|no|never|without|instead|rather|neither)\b|n't\b", re.I)
 NUMBER = r"\d*\.?\d+(?:e[+-]?\d+)?"
@@ -45,13 +49,13 @@ LOSS = "loss"
 
 @dataclass
 class Claim:
-    """What a description says.
+    """The statements of a description.
 
     Attributes:
-        directions: {key: +1 for up, -1 for down}.
-        mentioned: the settings it names.
-        effect: +1 better, -1 worse, 0 where nothing is said.
-        amount: how much, in the unit of the loss, or None.
+        directions: the direction of each setting by its key; +1 is up, -1 is down.
+        mentioned: the keys of the settings that the description names.
+        effect: +1 for better, -1 for worse, 0 for no statement.
+        amount: the amount of the effect, in the unit of the loss, or None.
     """
 
     directions: dict[str, int] = field(default_factory=dict)
@@ -61,7 +65,7 @@ class Claim:
 
 
 def read_claim(text: str, keys: Iterable[str]) -> Claim:
-    """Find in a description the directions of these settings and the effect on the loss."""
+    """Find the directions of these settings, and the effect on the loss, in a description."""
     names = {key: _names(key) for key in keys}
     claim, direction = Claim(), 0
     for clause in re.split(r"[,;:!?()]|\.(?!\d)|\b(?:and|but|while|which|then)\b", text):
@@ -81,15 +85,16 @@ def read_claim(text: str, keys: Iterable[str]) -> Claim:
 
 
 def _names(key: str) -> re.Pattern[str]:
-    """What a setting is called in prose: its field's name, with spaces too, and customary words."""
+    """A pattern for a setting in prose: the field's name, also with spaces, and common synonyms."""
     name = key.rpartition(".")[2].replace("_", "[_ -]")
     return re.compile(rf"\b(?:{name}|{OTHER_WORDS[key]})\b" if key in OTHER_WORDS else rf"\b(?:{name})\b", re.I)
 
 
 def _attach(claim: Claim, where: Mapping[str, int], words: list[tuple[int, int, str]], inherited: int) -> int:
-    """Give each name in a clause its direction word: the one before it, else one after it that is free, else that of the clause before.
+    """Assign a direction word to each setting in a clause; return the direction that the next clause inherits.
 
-    No other name may stand between a name and its word.
+    The word is the nearest one before the name, or else a free one after it, or else that of the clause before. No
+    other name may be between a name and its word.
     """
     taken: dict[str, tuple[int, int, str]] = {}
     for after in (False, True):
@@ -126,7 +131,7 @@ def _read_effect(claim: Claim, clause: str) -> None:
 
 
 def check_directions(claim: Claim, changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """What the description gets wrong about the changes: a direction, or a change that it does not name."""
+    """List the errors of a description about the changes: wrong directions, and changes that it does not name."""
     wrong, silent = [], []
     for key, (before, after) in changes.items():
         name, said = key.rpartition(".")[2], claim.directions.get(key, 0)
@@ -134,7 +139,8 @@ def check_directions(claim: Claim, changes: Mapping[str, tuple[Any, Any]]) -> li
         if said * way < 0:
             noun = "an increase" if way > 0 else "a decrease"
             wrong.append(
-                f"{name} goes from {show(before)} to {show(after)}: that is {noun}, and the description says the opposite"
+                f"{name} goes from {show(before)} to {show(after)}: that is {noun}, "
+                "and the description says the opposite"
             )
         if key not in claim.mentioned:
             silent.append(f"{name} ({show(before)} to {show(after)})")
@@ -144,7 +150,14 @@ def check_directions(claim: Claim, changes: Mapping[str, tuple[Any, Any]]) -> li
 
 
 def check_effect(claim: Claim, decision: str, low: float, high: float) -> list[str]:
-    """What the description gets wrong about the measured difference, arm minus baseline; [low, high] is its 95 % interval."""
+    """List the errors of a description about the measured difference, arm minus baseline.
+
+    Args:
+        claim: the description's statements.
+        decision: the verdict of the comparison.
+        low: the lower end of the difference's 95 % interval.
+        high: the upper end.
+    """
     if not claim.effect:
         return []
     word = "better" if claim.effect > 0 else "worse"
@@ -159,28 +172,28 @@ def check_effect(claim: Claim, decision: str, low: float, high: float) -> list[s
 
 
 def _way(before: Any, after: Any) -> int:
-    """+1 for an increase, -1 for a decrease, 0 where the values are no numbers."""
+    """+1 for an increase, -1 for a decrease, 0 if the values are equal or not numbers."""
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in (before, after)):
         return 0
     return int(after > before) - int(after < before)
 
 
 STEPS = 200
-"""Steps of the first run's stand-in, unless others are asked for; the longer run takes as many times more as the published one."""
+"""Default steps of the shortened first run. The ratio of the longer run's steps to it is that of the published runs."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """From one published run to the next.
+    """The change from one published run to the next.
 
     Attributes:
-        before: name of the earlier run.
-        after: name of the later one.
-        changes: {dotted key: (before, after)}.
-        claim: what was said about it, read; None where nothing was.
-        said: the same in words.
-        difference: of the published validation losses at the shared step, after minus before.
-        wrong: what the words get wrong.
+        before: the name of the earlier run.
+        after: the name of the later run.
+        changes: (value before, value after) by dotted key.
+        claim: the statements of the description.
+        said: the description.
+        difference: the difference of the published validation losses at the shared step, after minus before.
+        wrong: the errors of the description.
     """
 
     before: str
@@ -194,13 +207,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Example:
-    """The published runs.
+    """Published runs that were compared with each other.
 
     Attributes:
-        base: nested settings that all runs share, and the seed.
-        runs: as published, in order.
+        base: the nested settings that all runs share, and the seed.
+        runs: the published runs, in order.
         shared_step: the step at which their losses are compared.
-        steps: from each run to the next.
+        steps: the changes from each run to the next.
     """
 
     base: dict[str, Any]
@@ -209,10 +222,10 @@ class Example:
     steps: list[Step]
 
     def factors(self, steps: int) -> list[Factor]:
-        """Every setting that was ever changed, from the first run's value to the first value it was changed to, one factor each.
+        """One factor for every changed setting, with the first run's value and the first changed value.
 
         Args:
-            steps: how many the first run's stand-in takes.
+            steps: the steps of the shortened first run.
         """
         found: dict[str, Factor] = {}
         for step in self.steps:
@@ -223,7 +236,7 @@ class Example:
 
 
 def example_names() -> list[str]:
-    """The examples that come with gptloom."""
+    """The names of the examples that come with gptloom."""
     return sorted(
         p.name.removesuffix(".toml")
         for p in resources.files("gptloom.studies.compare").joinpath("examples").iterdir()
@@ -232,10 +245,10 @@ def example_names() -> list[str]:
 
 
 def read_example(name: str) -> Example:
-    """An example by name.
+    """Read an example by its name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no example of this name.
     """
     if name not in example_names():
         cure = nearest(name, example_names()) or f"choose from {', '.join(example_names())}"
@@ -260,7 +273,7 @@ def _step(before: Mapping[str, Any], after: Mapping[str, Any]) -> Step:
 
 
 def published_lines(example: Example) -> list[str]:
-    """The runs as a table, and what each step changed and said."""
+    """The runs as a table, with the changes and the description errors of each step."""
     keys = list(example.runs[0]["settings"])
     lines = [
         f"{'run':<22}"
@@ -274,33 +287,35 @@ def published_lines(example: Example) -> list[str]:
             + f"{run['parameters']:>12,}{run['val_loss']:>14.4f}"
         )
     lines.append(
-        "One seed each (1337), losses on random batches of the validation split. A difference of two such runs has no interval."
+        "One seed each (1337), losses on random batches of the validation split. "
+        "A difference of two such runs has no interval."
     )
     for step in example.steps:
         names = ", ".join(key.rpartition(".")[2] for key in step.changes)
         lines.append(
-            f"run {step.before[0]} to {step.after[0]}: {len(step.changes)} settings change at once ({names}); {abs(step.difference):.4f} lower at that step"
+            f"run {step.before[0]} to {step.after[0]}: {len(step.changes)} settings change at once ({names}); "
+            f"{abs(step.difference):.4f} lower at that step"
         )
         lines += [f"  {wrong}" for wrong in step.wrong]
         if "train.steps" in step.changes:
             lines.append(
-                f"  the longer run cannot show by step {example.shared_step}: at a constant learning rate the steps that are still to come change nothing"
+                f"  the longer run cannot show by step {example.shared_step}: "
+                "at a constant learning rate, later steps have no effect on earlier ones"
             )
     return lines
 
 
 def needs(example: Example, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each published conclusion would have needed, by the noise that a comparison of its factors measured.
+    """Compute the seeds that each published conclusion would need, from the measured noise of its settings.
 
     Args:
         example: the published runs.
-        result: of the comparison of `example.factors`, as `summarise` gives it.
+        result: the result of comparing `example.factors`, as `summarise` returns it.
 
     Returns:
-        For each step: the effect in question, the largest spread (standard deviation) of the paired differences of its
-            settings, the
-        seeds that effect needs at that spread (None: over 100, or no spread was measured), and the trainings, one
-        factor at a time.
+        For each step: the effect; the largest standard deviation of the paired differences of its settings; the number
+        of seeds for that effect (None if it is over 100 or no spread was measured); and the number of trainings, if one
+        factor is varied at a time.
     """
     spread: dict[str, float] = {}
     for comparison in result["comparisons"]:
@@ -328,13 +343,14 @@ def needs(example: Example, result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def needs_lines(found: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[str]:
-    """The same in words, and how far two single runs of one setting lie apart by chance."""
+    """The result of `needs` in words, and the difference that two runs of one setting may have by chance."""
     lines = []
     base = result["arms"][0]
     if base["sd"]:
         apart = t_quantile(0.975, result["seeds"] - 1) * math.sqrt(2) * base["sd"]
         lines.append(
-            f"two single runs of the first setting lie up to {apart:.3f} apart by chance (95 %, from {result['seeds']} seeds)"
+            f"two single runs of the first setting differ by up to {apart:.3f} by chance "
+            f"(95 %, from {result['seeds']} seeds)"
         )
     for one in found:
         names = ", ".join(key.rpartition(".")[2] for key in one["settings"])
@@ -343,6 +359,7 @@ def needs_lines(found: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -
         elif one["seeds"] is None:
             need = f"over {MOST_SEEDS} seeds of each setting"
         else:
-            need = f"{one['seeds']} seeds of each setting, {one['trainings']} trainings instead of 1 ({names}, one at a time)"
+            need = f"{one['seeds']} seeds of each setting, {one['trainings']} trainings instead of 1 "
+            need += f"({names}, one at a time)"
         lines.append(f"run {one['run']}: to show an effect of {one['effect']:.2f}: {need}")
     return lines

@@ -1,4 +1,4 @@
-"""What a comparison compares: factors, as words or as data, to arms, each with its complete settings checked."""
+"""The factors and arms of a comparison. A factor is a setting with several values; an arm is a full configuration."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,22 @@ SHORT_NAMES = {
     "width": "model.n_embd",
     "context": "model.block_size",
 }
-"""Customary names of a few settings; every setting also goes by its own name where only one group has it."""
+"""Common short names of some settings. A field name that only one group has is also accepted."""
 
 NO_FACTORS = {
-    "seed": "a comparison varies the seed by itself; see --seeds",
+    "seed": "a comparison already varies the seed; see --seeds",
     "model.vocab_size": "it follows from the tokenizer",
     **{
         f"data.{name}": "the arms must be judged on the same text; give it as a flag, for all of them"
         for name in ("text_field", "encoding", "val_fraction", "val_tokens", "val_text", "split", "cache")
     },
 }
-"""Settings that cannot be compared, with the reason."""
+"""Settings that cannot be a factor, with the reasons."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A setting and the values it takes, the baseline's first; a value is a string, as typed, or already typed."""
+    """A setting and its values; the baseline's is the first. A value is a string from the command line, or parsed."""
 
     key: str
     values: tuple[Any, ...]
@@ -42,12 +42,12 @@ class Factor:
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting of a comparison.
+    """One configuration of a comparison.
 
     Attributes:
-        name: the values that make it what it is.
+        name: a name made of the varied values.
         config: all settings; the seed is that of the first training.
-        changes: {dotted key: (baseline's value, its own)}, for every setting that differs; empty for the baseline.
+        changes: (baseline's value, this arm's value) by dotted key, for every setting that differs.
     """
 
     name: str
@@ -56,15 +56,15 @@ class Arm:
 
 
 def is_factor(word: str) -> bool:
-    """Whether a word is KEY=VALUES and not a text; `./a=b.txt` is a text."""
+    """Whether a command-line word has the form KEY=VALUES; `./a=b.txt` is a path of a text."""
     return re.match(r"[A-Za-z][\w.-]*=", word) is not None
 
 
 def read_factor(word: str) -> Factor:
-    """`lr=1e-3,4e-3` as a factor.
+    """Parse a word such as `lr=1e-3,4e-3`.
 
     Raises:
-        ConfigError: no such setting, one that cannot be compared, or fewer than two values.
+        ConfigError: the setting does not exist or cannot be a factor, or there are fewer than two values.
     """
     name, _, text = word.partition("=")
     key = find_key(name)
@@ -80,10 +80,10 @@ def read_factor(word: str) -> Factor:
 
 
 def find_key(name: str) -> str:
-    """The dotted key that a word stands for: itself, a customary short name, or a field's name that only one group has.
+    """Find the dotted key of a name: the key itself, a short name, or the name of a field that only one group has.
 
     Raises:
-        ConfigError: there is none, there are several, or it is one that cannot be compared.
+        ConfigError: no setting or several settings have this name, or the setting cannot be a factor.
     """
     plain = name.replace("-", "_")
     known = field_names(RunConfig)
@@ -104,20 +104,20 @@ def find_key(name: str) -> str:
 def plan_arms(
     factors: Sequence[Factor], recipe: str, *layers: Mapping[str, Any], together: bool = False, where: str = "settings"
 ) -> list[Arm]:
-    """The arms, the baseline first: every factor at its first value.
+    """Make the arms of a comparison. The first arm is the baseline, with every factor at its first value.
 
-    By default each further value of each factor is an arm of its own, with all other factors at the baseline. With
-    `together` arm number i has the i-th value of every factor.
+    By default, every other value of a factor is a separate arm, with all other factors at the baseline's value. With
+    `together`, arm i has the i-th value of every factor.
 
     Args:
-        factors: at least one, each setting once.
-        recipe: what the settings start from.
-        layers: settings over it, nested, the later the stronger; the factors go over them all.
-        together: change all factors at once.
-        where: where the settings were given.
+        factors: at least one factor; each setting may occur once.
+        recipe: the recipe that the settings start from.
+        layers: nested settings that replace the recipe's; later layers replace earlier ones, and factors replace all.
+        together: whether all factors change at once.
+        where: the place of the settings, for error messages.
 
     Raises:
-        ConfigError: naming everything that is wrong with any arm.
+        ConfigError: there are no factors, or they do not fit together; the message lists the errors of all arms.
     """
     keys = [factor.key for factor in factors]
     if not keys:
@@ -156,8 +156,12 @@ def plan_arms(
 def _resolve_all(
     rows: Sequence[Mapping[str, Any]], recipe: str, layers: Sequence[Mapping[str, Any]], where: str
 ) -> list[RunConfig]:
-    """Every arm's settings, or one error with everything that is wrong."""
-    resolve(recipe, *layers, where=where)  # what is wrong without any factor is said once
+    """The settings of every arm.
+
+    Raises:
+        ConfigError: some settings are invalid; the message lists the errors of all arms.
+    """
+    resolve(recipe, *layers, where=where)  # an error that does not depend on the factors is reported once
     configs, wrong = [], []
     for row in rows:
         try:
@@ -182,7 +186,7 @@ def _resolve_all(
 
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
-    """Every setting by its dotted key, without the seed and the recipe's name, which is no setting of its own."""
+    """All settings by dotted key, without the seed and the recipe's name."""
     found: dict[str, Any] = {}
     for name in type(config).model_fields:
         value = getattr(config, name)
@@ -194,5 +198,5 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """A value as a person would type it."""
+    """Format a value as on the command line."""
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,21 +1,16 @@
-"""Paired statistics of a few trainings: Student's t without scipy, intervals, Holm's correction, and how many seeds would do.
+"""Paired statistics of a few trainings: Student's t without SciPy, Holm's correction, and a verdict in words.
 
-The rule by which a difference is called one, stated before anything is run:
+The rule for a verdict is fixed before any training:
 
-1. Every seed gives one difference, arm minus baseline. The interval reported is the 95 % t interval of their mean.
-2. "better" or "worse" is said only where the two-sided paired t-test's p-value, after Holm's correction over all arms
-of the
-   comparison, is at most `LEVEL` = 2 %. So when no arm differs from the baseline, at most 2 comparisons in 100 claim a
+1. Every seed gives one difference, arm minus baseline. The reported interval is the 95 % t interval of their mean.
+2. The verdict is "better" or "worse" only if the p-value of the two-sided paired t-test is at most `LEVEL` = 2 %, after
+   Holm's correction over all arms. So if no arm differs from the baseline, at most 2 comparisons in 100 claim a
    difference.
-3. Who adds seeds after having looked gets another chance to be fooled. Each later look at the same comparison therefore
-has half
-   the level of the one before it: 2 %, 1 %, 0.5 % ..., and all looks together stay below 4 %.
+3. More seeds after a first verdict are another chance of a false alarm. So each later look at the same comparison has
+   half the level of the look before: 2 %, 1 %, 0.5 % ... All looks together stay below 4 %.
 
-What the stricter rule costs: with 5 seeds the mean must be 1.35 times as far from 0 as a 95 % interval asks for (t
-quantiles 3.75
-and 2.78), with 10 seeds 1.25 times: 7 seeds do what 5 would have done, 14 what 10 would have done.
-
-From the losses of paired trainings to a verdict in words. The rule is that of `statistics`.
+The rule is stricter than a 95 % interval. With 5 seeds, the mean must be 1.35 times as far from 0 (t quantiles 3.75 and
+2.78), and with 10 seeds 1.25 times. So the rule needs 7 seeds instead of 5, and 14 instead of 10.
 """
 
 import math
@@ -34,15 +29,15 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of paired differences and how well it is known.
+    """The mean of paired differences, with its interval and test.
 
     Attributes:
-        n: number of pairs.
-        mean: of the differences.
-        sd: their standard deviation (n - 1).
-        low: lower end of the 95 % interval of the mean.
-        high: its upper end.
-        p: two-sided p-value of the hypothesis that the mean is 0.
+        n: the number of pairs.
+        mean: the mean of the differences.
+        sd: the standard deviation of the differences (n - 1).
+        low: the lower end of the 95 % interval of the mean.
+        high: the upper end.
+        p: the two-sided p-value of the hypothesis that the mean is 0.
     """
 
     n: int
@@ -56,14 +51,14 @@ class Estimate:
 def estimate(differences: Sequence[float]) -> Estimate:
     """Student's (1908) interval and test for the mean of at least 2 differences.
 
-    Differences without any spread have an interval of no width: p is then 1 where they are all 0, and else 0.
+    The interval of equal differences has no width; p is then 1 if they are 0, and else 0.
 
     Raises:
-        ValueError: fewer than 2 differences.
+        ValueError: there are fewer than 2 differences.
     """
     n = len(differences)
     if n < 2:
-        raise ValueError(f"{n} differences have no spread to judge by")
+        raise ValueError(f"{n} differences have no standard deviation")
     mean, sd = fmean(differences), stdev(differences)
     error = sd / math.sqrt(n)
     if error == 0.0:
@@ -73,7 +68,10 @@ def estimate(differences: Sequence[float]) -> Estimate:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the given order: rejecting those at most α keeps the chance of any false rejection at most α."""
+    """Holm's (1979) adjusted p-values, in the given order.
+
+    If those of at most α are rejected, the probability of any false rejection is at most α.
+    """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
@@ -82,32 +80,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def level_of_look(earlier_looks: int) -> float:
-    """The level of a verdict after so many earlier ones on fewer seeds: halved each time, so that all together stay below 2 `LEVEL`."""
+    """The level of a verdict after this many earlier looks; it is halved for each, so their sum is below 2 `LEVEL`."""
     return LEVEL * 0.5**earlier_looks
 
 
 def seeds_needed(mean: float, sd: float, level: float) -> int | None:
-    """The fewest seeds with which a mean and spread like these would be told from 0 at this two-sided level; None above 100.
+    """The smallest number of seeds with which such a mean and standard deviation differ from 0 at this level.
 
-    That is the smallest n >= 3 for which t(1 - level / 2, n - 1) sd / sqrt(n) < abs(mean).
+    It is the smallest n >= 3 with t(1 - level / 2, n - 1) sd / sqrt(n) < abs(mean); None if it is above 100.
     """
     if sd == 0.0 or mean == 0.0:
         return None if mean == 0.0 else FEWEST_SEEDS
-    # The half-width is below the mean where the mean's own p-value is below the level; the more seeds, the smaller it
-    # is.
+    # The half-width is below the mean if the p-value of the mean is below the level. It decreases with more seeds.
     numbers = range(FEWEST_SEEDS, MOST_SEEDS + 1)
     place = bisect_left(numbers, True, key=lambda n: t_two_sided(mean / sd * math.sqrt(n), n - 1) < level)
     return numbers[place] if place < len(numbers) else None
 
 
 def t_two_sided(t: float, df: int) -> float:
-    """The probability that abs(T) >= abs(t) under Student's t with `df` degrees of freedom: I_x(df/2, 1/2), x = df / (df + t²)."""
+    """The probability that abs(T) >= abs(t) for Student's t with `df` degrees of freedom.
+
+    It is the regularised incomplete beta function I_x(df / 2, 1 / 2) with x = df / (df + t²).
+    """
     return _incomplete_beta(df / 2, 0.5, df / (df + t * t))
 
 
 @cache
 def t_quantile(p: float, df: int) -> float:
-    """The t below which Student's distribution with `df` degrees of freedom has probability p, 0.5 <= p < 1; by bisection.
+    """The p-quantile of Student's t with `df` degrees of freedom, 0.5 <= p < 1; by bisection.
 
     Raises:
         ValueError: p or df is out of range.
@@ -126,7 +126,10 @@ def t_quantile(p: float, df: int) -> float:
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), 0 <= x <= 1 (Abramowitz and Stegun 26.5.8; the mirror image where that converges sooner)."""
+    """The regularised incomplete beta function I_x(a, b), 0 <= x <= 1 (Abramowitz and Stegun 26.5.8).
+
+    1 - I_(1-x)(b, a) is used where it converges faster.
+    """
     if x in (0.0, 1.0):
         return x
     if x > (a + 1) / (a + b + 2):
@@ -136,7 +139,7 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def _continued_fraction(a: float, b: float, x: float) -> float:
-    """1 + d1/(1 + d2/(1 + ...)), evaluated forwards (modified Lentz: no term may vanish, so tiny stands for 0)."""
+    """Evaluate 1 + d1/(1 + d2/(1 + ...)) forwards by the modified Lentz method, which replaces 0 by a tiny number."""
     tiny, value = 1e-300, 1.0
     upper, lower = 1.0, 0.0
     for term in range(1, 10_000):
@@ -150,7 +153,7 @@ def _continued_fraction(a: float, b: float, x: float) -> float:
 
 
 def _coefficient(a: float, b: float, term: int) -> float:
-    """D of this term, divided by x."""
+    """The coefficient d of this term, divided by x."""
     m = term // 2
     if term % 2:
         return -(a + m) * (a + b + m) / ((a + 2 * m) * (a + 2 * m + 1))
@@ -160,25 +163,26 @@ def _coefficient(a: float, b: float, term: int) -> float:
 Decision = Literal["better", "worse", "noise", "same", "too few", "diverged"]
 
 SAME = 5e-5
-"""Differences below this, in every pair, do not show in four decimals; what rounding does is not called better or worse."""
+"""If every difference is below this, no pair differs in four decimals, and the verdict is "same"."""
 
 RULE = (
-    f"A difference is called one where the two-sided paired t-test, corrected for the number of arms (Holm), gives p <= {LEVEL:g}, "
-    "half of that for each later look with more seeds. The intervals are 95 % t intervals, each on its own."
+    "A difference counts if the two-sided paired t-test, corrected for the number of arms (Holm), "
+    f"gives p <= {LEVEL:g}, and half of that for each later look with more seeds. "
+    "The intervals are uncorrected 95 % t intervals."
 )
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the pairs of one arm and its baseline say.
+    """The verdict on one arm.
 
     Attributes:
-        differences: arm minus baseline for each seed, negative where the arm is better; None where a training diverged.
-        estimate: mean and interval, where all pairs are there and they are two at least.
+        differences: arm minus baseline for each seed; negative if the arm is better, None if a training diverged.
+        estimate: the mean and interval, if no pair is missing and there are at least two.
         p: Holm's adjusted p-value, or None.
-        decision: one word.
-        more_seeds: about how many more seeds would decide, where that is foreseeable.
-        verdict: the words.
+        decision: the verdict as one word.
+        more_seeds: the approximate number of further seeds for a verdict, if it can be computed.
+        verdict: the verdict as a sentence.
     """
 
     differences: list[float | None]
@@ -192,12 +196,12 @@ class Judged:
 def judge(
     arms: Sequence[Sequence[float | None]], baseline: Sequence[float | None], level: float = LEVEL
 ) -> list[Judged]:
-    """A verdict for every arm.
+    """Judge every arm.
 
     Args:
-        arms: for each arm its loss by seed; None where the training diverged.
-        baseline: the baseline's loss by seed, in the same order.
-        level: of the whole family of arms.
+        arms: for each arm, its losses by seed; None if the training diverged.
+        baseline: the baseline's losses by seed, in the same order.
+        level: the significance level for all arms together.
     """
     differences = [
         [None if a is None or b is None else a - b for a, b in zip(arm, baseline, strict=True)] for arm in arms
@@ -237,9 +241,8 @@ def _words(decision: Decision, found: Estimate | None, more: int | None, n: int)
             else "no difference: no pair differs in its first four decimals"
         )
     if decision == "too few" or found is None:
-        return (
-            f"too few seeds for a verdict: {FEWEST_SEEDS} are the least, and there {'is 1' if n == 1 else f'are {n}'}"
-        )
+        there = "is 1" if n == 1 else f"are {n}"
+        return f"too few seeds for a verdict: at least {FEWEST_SEEDS} are needed, and there {there}"
     digits = _digits(found)
     need = (
         f"over {MOST_SEEDS} seeds needed, so it hardly matters"
@@ -251,7 +254,7 @@ def _words(decision: Decision, found: Estimate | None, more: int | None, n: int)
         return f"within seed noise: {need} ({_signed(found.mean, digits)}, 95 % interval {interval})"
     ends = sorted((abs(found.low), abs(found.high)))
     size = f"{_signed(found.mean, digits)}, 95 % interval {ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
-    # The interval alone leaves out 0 for one comparison of equals in twenty; the rule asks for more.
+    # The interval alone excludes 0 for one of twenty comparisons of equals. The rule is stricter.
     return size if decision in ("better", "worse") else f"not yet certain: {need} ({size})"
 
 
@@ -265,7 +268,7 @@ def _diverged(arm: Sequence[float | None], baseline: Sequence[float | None]) -> 
 
 
 def _digits(found: Estimate) -> int:
-    """Decimals that the interval's width deserves, and enough to keep its ends away from 0."""
+    """The number of decimals for the interval's width; enough to show that its ends differ from 0."""
     sizes = [
         (found.high - found.low) / 2,
         *([min(abs(found.low), abs(found.high))] if found.low * found.high > 0 else []),
@@ -274,6 +277,6 @@ def _digits(found: Estimate) -> int:
 
 
 def _signed(value: float, digits: int) -> str:
-    """0.03 better, 0.01 worse, or 0.00."""
+    """Format a difference as 0.03 better, 0.01 worse, or 0.00."""
     text = f"{abs(value):.{digits}f}"
     return text if float(text) == 0 else f"{text} {'better' if value < 0 else 'worse'}"

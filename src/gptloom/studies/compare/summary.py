@@ -1,4 +1,4 @@
-"""What a comparison came to, as one object: arms, differences, intervals, verdicts, and what a reader has to know about them."""
+"""The result of a comparison for JSON: arms, differences, intervals, verdicts, and notes about them."""
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
@@ -11,11 +11,11 @@ from gptloom.studies.compare.factors import Arm, show
 from gptloom.studies.compare.statistics import LEVEL, RULE, Judged, judge, level_of_look
 
 OTHER_BATCHES = ("data.tokenizer", "data.on_unknown", "data.sampling", "train.batch_size", "model.block_size")
-"""Settings with which the same seed gives other batches."""
+"""Settings that change the batches of a seed."""
 
 
 def unit_of(arms: Sequence[Arm]) -> str:
-    """Nats per token; bits per byte where the arms' tokens differ."""
+    """The unit of the losses: nats per token, or bits per byte if the arms have different tokens."""
     return (
         "nats per token"
         if len({(arm.config.data.tokenizer, arm.config.data.on_unknown) for arm in arms}) == 1
@@ -26,13 +26,13 @@ def unit_of(arms: Sequence[Arm]) -> str:
 def summarise(
     plan: Plan, outcomes: Sequence[Sequence[Outcome]], *, earlier_looks: int = 0, claim: str | None = None
 ) -> dict[str, Any]:
-    """The result as JSON has it; `difference` and `interval` are arm minus baseline, so negative numbers are better.
+    """Summarise a comparison for JSON; `difference` and `interval` are arm minus baseline, so negative is better.
 
     Args:
         plan: the arms and seeds.
-        outcomes: by arm and pair.
-        earlier_looks: verdicts given before on fewer seeds.
-        claim: a description of the change, to be checked against settings and result.
+        outcomes: the results by arm and pair.
+        earlier_looks: the number of earlier verdicts on fewer seeds.
+        claim: a description of the change; it is compared with the settings and the result.
     """
     unit = unit_of(plan.arms)
     losses = [[one.val_loss if unit == "nats per token" else one.val_bpb for one in row] for row in outcomes]
@@ -91,13 +91,14 @@ def _comparison(plan: Plan, arm: Arm, found: Judged, level: float) -> dict[str, 
 
 
 def pair_notes(plan: Plan, number: int, outcomes: Sequence[Sequence[Outcome]] | None = None) -> list[str]:
-    """What else differs between an arm and its baseline: known before anything runs, and, with the outcomes, measured."""
+    """Notes on other differences between an arm and the baseline, from the settings and, if given, the outcomes."""
     base, arm = plan.arms[0], plan.arms[number]
     notes = []
     if len(arm.changes) > 1:
         listed = ", ".join(f"{key.rpartition('.')[2]} {show(a)} to {show(b)}" for key, (a, b) in arm.changes.items())
         notes.append(
-            f"{len(arm.changes)} settings change at once ({listed}): the difference belongs to all of them together, not to any one"
+            f"{len(arm.changes)} settings change at once ({listed}): "
+            "the difference belongs to all of them together, not to any one"
         )
     if not arm.changes and not plan.own_seeds:
         notes.append("the settings are the same: the losses must be equal (--own-seeds makes this an A/A comparison)")
@@ -107,7 +108,8 @@ def pair_notes(plan: Plan, number: int, outcomes: Sequence[Sequence[Outcome]] | 
         )
     if any(key in arm.changes for key in ("data.tokenizer", "data.on_unknown")):
         notes.append(
-            "other tokens: compared in bits per byte, and the validation text begins at the nearest token, so not at quite the same character"
+            "other tokens: compared in bits per byte, and the validation text begins at the nearest token, "
+            "so not at quite the same character"
         )
     sizes = [_tokens(one.config) for one in (base, arm)]
     if sizes[0] and sizes[1] and sizes[0] != sizes[1]:
@@ -128,7 +130,8 @@ def _measured_notes(base: Sequence[Outcome], arm: Sequence[Outcome], by_clock: b
     counts = [{one.parameters for one in row if one.parameters} for row in (base, arm)]
     if all(counts) and counts[0] != counts[1]:
         notes.append(
-            f"not the same number of parameters: {max(counts[1]):,} against {max(counts[0]):,}; the weights begin with other draws"
+            f"not the same number of parameters: {max(counts[1]):,} against {max(counts[0]):,}; "
+            "the initial weights differ"
         )
     if by_clock:
         steps = [[one.steps for one in row] for row in (base, arm)]
@@ -144,14 +147,14 @@ def _measured_notes(base: Sequence[Outcome], arm: Sequence[Outcome], by_clock: b
 
 
 def _tokens(config: RunConfig) -> int | None:
-    """Training tokens, where the number of steps is set."""
+    """The number of training tokens; None if the number of steps is not set."""
     return (
         None if config.train.steps is None else config.train.steps * config.train.batch_size * config.model.block_size
     )
 
 
 def _check(text: str | None, arm: Arm, found: Judged) -> list[str]:
-    """What a description gets wrong about an arm; nothing where it speaks of other settings only."""
+    """List the errors of a description about an arm; none if it names other settings only."""
     if text is None:
         return []
     claim = read_claim(text, arm.changes)

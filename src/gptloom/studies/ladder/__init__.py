@@ -1,7 +1,7 @@
-"""The lecture as an executable ladder: every step trained on the same text with the same number of tokens, round by round of seeds.
+"""Train every step of the lecture on the same text, with the same number of tokens.
 
-A round climbs all steps with one seed, so that the table is complete after each; whatever is climbed is kept in the
-ladder's folder, and a ladder that was interrupted goes on from there.
+A round trains all steps with one seed, so the table is complete after each round. Results are stored in the ladder's
+folder, and an interrupted ladder can continue from there.
 """
 
 import time
@@ -33,30 +33,30 @@ from gptloom.training.progress import duration
 from gptloom.training.run_dir import next_folder
 
 SEEDS = 2
-"""Trainings of each step where nothing else was asked for."""
+"""Default number of trainings of each step."""
 
 MOST_SEEDS = 5
-"""As many as left-over time is spent on."""
+"""Largest number of trainings of each step, if the time is limited and no number of seeds is given."""
 
 LEAST_TOKENS = 20 * WINDOW
-"""A smaller budget than this is not planned, however short the time."""
+"""Smallest number of training tokens of a step, regardless of the time."""
 
 SAMPLE_TOKENS = 100
 
 
 @dataclass(frozen=True)
 class Climbed:
-    """A ladder that has been climbed.
+    """A finished ladder.
 
     Attributes:
-        folder: where everything lies.
+        folder: the folder of the results.
         text: the name of the text.
         lessons: the steps in order.
-        rungs: by step, a result for each seed.
-        seeds: rounds.
-        tokens: training tokens of each step.
-        vocab_size: of the text's tokenizer.
-        texts: what was asked for, or what the ladder in the folder began with.
+        rungs: the results by step, one for each seed.
+        seeds: the number of rounds.
+        tokens: the training tokens of each step.
+        vocab_size: the vocabulary size of the text's tokenizer.
+        texts: the texts of the command line, or those that the ladder in the folder began with.
         settings: the fields of `LadderConfig` that differ from their defaults.
     """
 
@@ -72,17 +72,16 @@ class Climbed:
 
 
 def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watch: Watch) -> Climbed:
-    """Climb the ladder, or go on with one.
+    """Train all steps of a ladder, or continue a ladder.
 
     Args:
-        texts: as for `gptloom train`; none means shakespeare, or the text that the ladder in `run` began with.
-        given: the fields of `LadderConfig` that were asked for; where a ladder goes on, they must be what it began
-            with.
+        texts: texts as for `gptloom train`; none means shakespeare, or the text that the ladder in `run` began with.
+        given: the given fields of `LadderConfig`; a ladder that continues must have the same settings as before.
         run: the ladder's folder; by default a new one under runs/.
         watch: shows the progress.
 
     Raises:
-        ConfigError: a setting or a step does not exist, or differs from what the ladder began with.
+        ConfigError: a setting or a step does not exist, or differs from that of the ladder in the folder.
         InputError: the text cannot be read, or has changed since the ladder began.
         DivergedError: a training's loss is no longer a number.
     """
@@ -102,7 +101,7 @@ def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watc
     try:
         rungs, seeds = ladder.climb(tokens)
     except KeyboardInterrupt:
-        watch.say(f"interrupted; what has been climbed is kept: gptloom ladder --run {store.folder} goes on")
+        watch.say(f"interrupted; finished steps are kept: gptloom ladder --run {store.folder} continues")
         raise
     finally:
         watch.close()
@@ -113,7 +112,11 @@ def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watc
 
 
 def _check_same(plan: Plan, texts: Sequence[str], config: LadderConfig, folder: Path) -> None:
-    """A ladder goes on with the settings and the text that it began with."""
+    """Check that a ladder continues with the settings and the text that it began with.
+
+    Raises:
+        ConfigError: a setting or the text differs.
+    """
     for key, new in config.model_dump().items():
         if plan.settings.get(key) != new:
             raise ConfigError(
@@ -146,7 +149,7 @@ class _Ladder:
         self.seconds = None if config.minutes is None else 60.0 * config.minutes
 
     def plan(self, texts: Sequence[str], plan: Plan | None) -> int:
-        """Measure, decide how many tokens each step gets, and write the plan; or check the plan that there is."""
+        """Make and write a plan, or check the existing one; return the training tokens of each step."""
         if plan is not None and self._identity(plan.tokens) != plan.identity:
             raise InputError(
                 "the text or the steps are not those that the ladder began with",
@@ -164,12 +167,13 @@ class _Ladder:
                 Plan(list(texts), self.config.model_dump(), tokens, self._identity(tokens), self.paces)
             )
         self.watch.say(
-            f"budget   {tokens:,} training tokens a step; a round of all steps takes about {duration(self._round(tokens))}"
+            f"budget   {tokens:,} training tokens a step; "
+            f"a round of all steps takes about {duration(self._round(tokens))}"
         )
         return tokens
 
     def climb(self, tokens: int) -> tuple[dict[str, list[Rung]], int]:
-        """Round after round, as many as were asked for or as fit; returns the results by step, and the number of rounds."""
+        """Train as many rounds as were asked for or as fit; return the results by step, and the number of rounds."""
         rungs: dict[str, list[Rung]] = {lesson.name: [] for lesson in self.lessons}
         most = self.config.seeds or (SEEDS if self.seconds is None else MOST_SEEDS)
         rounds = 0
@@ -185,7 +189,7 @@ class _Ladder:
         return rungs, rounds
 
     def _rung(self, lesson: Lesson, seed: int, tokens: int) -> Rung:
-        """One result: found in the folder, or made and put there."""
+        """The result of a step with a seed: read it from the folder, or train and store it."""
         label = f"{lesson.name}, seed {seed}" if lesson.trains else lesson.name
         rung = self.store.load(lesson.name, seed if lesson.trains else None)
         weight = self.paces[lesson.name].seconds(tokens) if lesson.trains else 0.0
@@ -239,21 +243,20 @@ class _Ladder:
         )
 
     def _rehearse(self) -> None:
-        for lesson in (
-            self.trained[:1] + self.trained
-        ):  # the first twice: what PyTorch loads late would count as its own
+        # The first step is measured twice, for the first measurement includes modules that PyTorch loads late.
+        for lesson in self.trained[:1] + self.trained:
             self.paces[lesson.name] = rehearse(self._configure(lesson, WINDOW, self.config.seed), self.material)
 
     def _identity(self, tokens: int) -> str:
-        """Changes when the text, the tokenizer or any setting of any step does."""
+        """A hash of the text, the tokenizer and all settings of all steps."""
         settings = [self._configure(lesson, tokens, self.config.seed).model_dump() for lesson in self.trained]
         names = [lesson.name for lesson in self.lessons]
         return fingerprint([self.material.text_sha256, self.material.tokenizer.fingerprint, tokens, names, settings])
 
     def _budget(self) -> int:
-        """Tokens for each step: as asked for, or the lecture's, or as many as fit into the time with all seeds.
+        """The training tokens of each step: the given number, the lecture's, or as many as fit into the time.
 
-        Without a number of seeds there are to be two: one would leave no spread to judge by.
+        The default is two seeds, for one seed has no standard deviation.
         """
         most = WINDOW * (self.config.steps or LECTURE_STEPS)
         if self.seconds is None or not self.trained:
@@ -271,7 +274,7 @@ class _Ladder:
         return sum((pace.seconds(tokens) for pace in self.paces.values()), 0.0)
 
     def _fits(self, rounds: int, tokens: int) -> bool:
-        """Whether one more round fits into the time, by what the first one took."""
+        """Whether another round fits into the time, judged by the time of the first round."""
         seed = self.config.seed
         if self.seconds is None or all(self.store.load(lesson.name, seed + rounds) for lesson in self.trained):
             return True

@@ -1,6 +1,7 @@
-"""One step climbed once, as a file: what a ladder has done so far, and what it goes on from.
+"""The steps of the ladder, and the files of their results.
 
-The lecture's steps as data: each a base, a few changed settings, and what there is to say about them (lessons/*.toml).
+A step has a base step, a few changed settings, and their explanation (lessons/*.toml). `RungStore` reads and writes the
+results of finished steps, so that a ladder can continue.
 """
 
 import hashlib
@@ -24,19 +25,19 @@ CURE = "start a new ladder in another folder (--run)"
 
 @dataclass(frozen=True)
 class Rung:
-    """What one training, or one counting, of a step came to.
+    """The result of training or counting one step once.
 
     Attributes:
-        name: the step.
-        seed: of this training; None where nothing is drawn.
-        parameters: trained numbers, or kept counts.
+        name: the step's name.
+        seed: the seed of the training; None for a step that only counts.
+        parameters: the number of parameters, or of stored counts.
         steps: optimizer steps.
-        tokens: tokens trained on; for counts, tokens counted.
-        seconds: of training or counting, without evaluation.
-        spent: seconds in all.
+        tokens: the tokens trained on, or counted.
+        seconds: the seconds of training or counting, without evaluation.
+        spent: the seconds in total.
         val_loss: nats per token on the whole validation split after the last step.
         val_bpb: the same in bits per byte.
-        sample: a little text drawn from the model's own probabilities.
+        sample: a short text that is sampled from the model.
     """
 
     name: str
@@ -53,14 +54,14 @@ class Rung:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a ladder begins with, and must be the same when it goes on.
+    """The plan of a ladder; it must not change when the ladder continues.
 
     Attributes:
-        texts: as on the command line.
-        settings: of the ladder.
-        tokens: that each step is trained on.
-        identity: hash of the text, the tokenizer and the steps.
-        paces: what each step was measured to cost, by name.
+        texts: the texts, as on the command line.
+        settings: the ladder's settings.
+        tokens: the training tokens of each step.
+        identity: a hash of the text, the tokenizer and the steps.
+        paces: the measured cost of each step, by name.
     """
 
     texts: list[str]
@@ -74,11 +75,11 @@ class RungStore:
     """A ladder's folder: ladder.json, trials/STEP/seed-N.json, and models/STEP for the first seed."""
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is read or written yet."""
+        """Store the path; nothing is read or written yet."""
         self.folder = folder
 
     def read_plan(self) -> Plan | None:
-        """What the ladder began with; None for a new folder.
+        """The plan of the ladder; None for a new folder.
 
         Raises:
             InputError: the folder holds something else, or the plan is damaged.
@@ -87,32 +88,32 @@ class RungStore:
         if not path.exists():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise InputError(
-                    "already exists and holds no ladder", where=str(self.folder), cure="choose another --run"
+                    "already exists and does not hold a ladder", where=str(self.folder), cure="choose another --run"
                 )
             return None
         return read_as(path, Plan, cure=CURE)
 
     def write_plan(self, plan: Plan) -> None:
-        """Keep what the ladder begins with."""
+        """Write the plan of the ladder."""
         write_record(self.folder / PLAN, asdict(plan))
 
     def load(self, name: str, seed: int | None) -> Rung | None:
-        """A finished rung; None where it has not been climbed."""
+        """The result of a step with a seed; None if it has not finished."""
         path = self._path(name, seed)
         return read_as(path, Rung) if path.exists() else None
 
     def keep(self, rung: Rung) -> None:
-        """Write a finished rung, whole or not at all."""
+        """Write a result atomically."""
         write_record(self._path(rung.name, rung.seed), asdict(rung))
 
     def model_folder(self, name: str) -> Path:
-        """An existing folder for a step's model."""
+        """The folder for a step's model; it is created if necessary."""
         folder = self.folder / "models" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def spent(self) -> float:
-        """Seconds that all finished rungs took."""
+        """Seconds that all finished steps took."""
         return sum((read_as(path, Rung).spent for path in self.folder.glob("trials/*/*.json")), 0.0)
 
     def _path(self, name: str, seed: int | None) -> Path:
@@ -120,7 +121,7 @@ class RungStore:
 
 
 def fingerprint(values: Any) -> str:
-    """Hex SHA-256 of anything that JSON can hold."""
+    """The hexadecimal SHA-256 of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -128,22 +129,21 @@ WINDOW = 256
 """Training tokens in one step of the lecture: 32 sequences of 8."""
 
 LECTURE_STEPS = 5000
-"""How many of them the lecture takes."""
+"""Training steps of the lecture."""
 
 EVALUATED = 2048
-"""Tokens that are evaluated at once: short windows are quicker in larger batches."""
+"""Tokens per evaluation batch; short windows are faster in larger batches."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A number that a source prints.
+    """A published number.
 
     Attributes:
-        what: what was measured, in words.
-        value: nats per token, unless `what` says otherwise.
-        source: where it is printed.
-        tokens: training tokens at that point; given where the number is a validation loss of this very step, and so
-            comparable.
+        what: a description of the measurement.
+        value: the number, in nats per token unless `what` names another unit.
+        source: the publication.
+        tokens: the training tokens; set only if the number is a validation loss of this step, and so comparable.
     """
 
     what: str
@@ -154,11 +154,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Exercise:
-    """What a learner can write for a step; `gptloom ladder check STEP FILE` runs it.
+    """The exercise of a step; `gptloom ladder check STEP FILE` checks a learner's solution.
 
     Attributes:
-        task: what to do.
-        classes: names that the learner's file defines.
+        task: the instructions.
+        classes: the names that the learner's file must define.
     """
 
     task: str
@@ -170,16 +170,16 @@ class Lesson:
     """One step of the ladder.
 
     Attributes:
-        name: as on the command line.
-        title: what the step is, in a few words.
+        name: the name on the command line.
+        title: a short description.
         base: the step that this one starts from and is compared with; None for the first.
-        counts: tokens in each counted sequence, 0 for the uniform guess; None for a model that is trained.
-        changes: settings that differ from the base's, nested as in a recipe.
-        idea: what is done, in plain sentences.
-        why: what it is good for.
-        worse_is_expected: why the loss may be higher than the base's, or nothing.
-        published: numbers to compare with.
-        exercise: what to write oneself.
+        counts: tokens in each counted sequence, 0 for the uniform distribution; None for a model that is trained.
+        changes: the settings that differ from the base's, nested as in a recipe.
+        idea: the idea of the step, in plain sentences.
+        why: the purpose of the step.
+        worse_is_expected: the reason why the loss may be higher than the base's, or "".
+        published: published numbers to compare with.
+        exercise: the exercise, or None.
     """
 
     name: str
@@ -195,13 +195,13 @@ class Lesson:
 
     @property
     def trains(self) -> bool:
-        """Whether there is a model to train, not only counts."""
+        """Whether the step trains a model and does not only count."""
         return self.counts is None
 
 
 @cache
 def read_lessons() -> dict[str, Lesson]:
-    """All steps by name, in the order in which they are climbed (that of their files' numbers)."""
+    """All steps by name, in the order of their files' numbers."""
     files = sorted(resources.files("gptloom.studies.ladder").joinpath("lessons").iterdir(), key=lambda file: file.name)
     lessons = [
         _lesson(tomllib.loads(file.read_text(encoding="utf-8"))) for file in files if file.name.endswith(".toml")
@@ -210,7 +210,11 @@ def read_lessons() -> dict[str, Lesson]:
 
 
 def find_lesson(name: str) -> Lesson:
-    """A step by its name; ConfigError names the nearest one."""
+    """Find a step by its name.
+
+    Raises:
+        ConfigError: there is no such step; the message names the nearest one.
+    """
     lessons = read_lessons()
     if name not in lessons:
         raise ConfigError(
@@ -222,14 +226,14 @@ def find_lesson(name: str) -> Lesson:
 
 
 def choose_lessons(names: Iterable[str]) -> list[Lesson]:
-    """These steps and what each is compared with, in climbing order; all steps when no name is given."""
+    """The named steps and their bases, in the order of the ladder; all steps if no name is given."""
     wanted = [find_lesson(name) for name in names]
     kept = {lesson.name for lesson in wanted} | {lesson.base for lesson in wanted}
     return [lesson for name, lesson in read_lessons().items() if not wanted or name in kept]
 
 
 def changes_of(lesson: Lesson) -> dict[str, Any]:
-    """The settings that a step comes to: its base's, with its own changes over them."""
+    """The settings of a step: its base's settings with its own changes."""
     below = changes_of(find_lesson(lesson.base)) if lesson.base is not None else {}
     return merge(below, lesson.changes)
 
@@ -237,20 +241,20 @@ def changes_of(lesson: Lesson) -> dict[str, Any]:
 def configure_lesson(
     lesson: Lesson, *, tokens: int, seed: int = 1337, device: str = "auto", vocab_size: int = 65
 ) -> RunConfig:
-    """The settings that a step is trained with.
+    """The settings for the training of a step.
 
     Args:
         lesson: a step that trains.
-        tokens: training tokens that every step gets; each takes as many steps as that makes at its size, at least one.
-        seed: of weights, batches and dropout.
+        tokens: the training tokens; the optimizer steps follow from the batch size and the context length.
+        seed: the seed of weights, batches and dropout.
         device: see `devices.pick_device`.
-        vocab_size: the tokenizer's.
+        vocab_size: the vocabulary size of the tokenizer.
     """
     values = merge(changes_of(lesson), {"seed": seed, "device": device, "model": {"vocab_size": vocab_size}})
     config = parse(RunConfig, values, where=f"step {lesson.name}")
     steps = max(1, round(tokens / (config.train.batch_size * config.model.block_size)))
     rows = max(1, EVALUATED // config.model.block_size)
-    # The untrained model and the trained one are measured, and nothing between.
+    # The loss is evaluated before the first step and after the last one only.
     known = {"train": {"steps": steps, "eval_every": steps, "eval_batch_size": rows, "sample_tokens": 0}}
     return parse(RunConfig, merge(values, known), where=f"step {lesson.name}")
 

@@ -1,4 +1,4 @@
-"""The Transformer beside what came before it: at equal parameters, loss against time, and gradient against distance."""
+"""Compare the Transformer with recurrent networks of equal size: loss over time, and gradient over distance."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ ALIKE = {
     "model": {"ngrams": 1},
     "train": {"optimizer": "adamw", "weight_decay": 0.1, "grad_clip": 1.0, "warmup_steps": 50},
 }
-"""What nobody has an advantage from, over the recipe: no table of n-grams, which is no matter of architecture, and the plain optimizer with its usual care."""
+"""Settings shared by all architectures; they replace the recipe's. There is no n-gram embedding, and AdamW trains."""
 
-_ROWS = 16  # validation windows that the gradient is averaged over
+_ROWS = 16  # validation windows for the mean gradient
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One architecture's part in the study.
+    """The results of one architecture.
 
     Attributes:
         name: the architecture.
-        width: n_embd, chosen so that the parameters are as many as the decoder's.
-        trial: its training.
-        distances: how far back a token lies.
-        gradients: mean norm of d loss / d embedding of that token, after training.
+        width: n_embd; it gives about as many parameters as the decoder has.
+        trial: the result of its training.
+        distances: distances in tokens between a prediction and an earlier token.
+        gradients: the mean norm of d loss / d embedding at each distance, after training.
     """
 
     name: str
@@ -45,23 +45,23 @@ class Neighbour:
 
     @property
     def reach(self) -> int:
-        """The largest distance at which the gradient is still a hundredth of what it is at distance 0."""
+        """The largest distance at which the gradient is at least 1 % of that at distance 0."""
         return max(
             k for k, size in zip(self.distances, self.gradients, strict=True) if size >= 0.01 * self.gradients[0]
         )
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Number of parameters, without drawing any."""
+    """The number of parameters; the model is built on the meta device."""
     with torch.device("meta"):
         return build_model(config).parameter_count()
 
 
 def match_width(config: ModelConfig, architecture: str, wanted: int) -> ModelConfig:
-    """The same model as another architecture, its width such that the parameters come nearest to `wanted`.
+    """The settings of another architecture, with the width whose number of parameters is nearest to `wanted`.
 
     Raises:
-        ConfigError: the other fields do not go with this architecture.
+        ConfigError: the other settings do not fit this architecture.
     """
     step = 1 if architecture in ("rnn", "lstm", "gru") else 2 * config.n_head
 
@@ -91,10 +91,10 @@ def compare_neighbours(
     """Train each architecture with the same settings, text, batches and number of parameters.
 
     Args:
-        config: the decoder's settings, which also say how many steps or minutes each has.
+        config: the decoder's settings, including the steps or minutes of each training.
         material: the text.
-        architectures: which ones.
-        say: told when each has finished.
+        architectures: names from `ARCHITECTURES`.
+        say: a function that is called with a line about each finished training.
 
     Raises:
         ConfigError: there is no such architecture.
@@ -119,13 +119,14 @@ def compare_neighbours(
         distances, gradients = gradient_by_distance(bundle.model, _windows(material, shape.block_size))
         found.append(Neighbour(name, shape.n_embd, trial, distances, gradients))
         say(
-            f"{name}: {trial.parameters:,} parameters, loss {trial.val_loss:.4f} after {trial.steps:,} steps in {trial.seconds:.0f} s"
+            f"{name}: {trial.parameters:,} parameters, "
+            f"loss {trial.val_loss:.4f} after {trial.steps:,} steps in {trial.seconds:.0f} s"
         )
     return found
 
 
 def _windows(material: Material, block_size: int) -> torch.Tensor:
-    """Windows of the validation text, spread over it, (rows, block_size + 1) or as much as there is."""
+    """Evenly spaced windows of the validation text, (rows, block_size + 1) or shorter if the text is."""
     ids = material.parts.val.ids
     time = min(block_size + 1, len(ids))
     starts = np.linspace(0, len(ids) - time, _ROWS).astype(np.int64)

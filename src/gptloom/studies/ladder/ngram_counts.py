@@ -1,17 +1,17 @@
-"""Language models that only count: the baselines that a trained model has to beat.
+"""N-gram language models: baselines that only count.
 
-Interpolated Kneser-Ney smoothing (Kneser and Ney 1995, in the interpolated form of Chen and Goodman 1999, section
-4.1.6): every count gives up the same discount, and what was given up is spread by the next shorter context,
+They use interpolated Kneser-Ney smoothing (Kneser and Ney 1995; Chen and Goodman 1999, section 4.1.6). Every count is
+reduced by the same discount D. The shorter context distributes the removed probability:
 
-    p(w | h) = max(c(h w) - D, 0) / c(h)  +  D * distinct(h) / c(h) * p(w | h without its first token),
+    p(w | h) = max(c(h w) - D, 0) / c(h)  +  D * distinct(h) / c(h) * p(w | h without its first token)
 
-down to the uniform 1 / vocabulary. Below the longest context, c counts how many different tokens a sequence has
-followed, not how often it occurred. D = n1 / (n1 + 2 n2), from the numbers of sequences counted once and twice in the
-training tokens (Ney, Essen and Kneser 1994), so nothing is tuned on what the model is measured on. Each context's
-probabilities sum to 1.
+The recursion ends with the uniform distribution, 1 / vocabulary. For all orders except the longest, c is the number of
+different tokens before a sequence, not its frequency. D = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of
+sequences that occur once and twice in the training tokens (Ney, Essen and Kneser 1994). So no value is tuned on the
+validation text. The probabilities of each context sum to 1.
 
-Sequences of tokens are numbered, order by order, so any vocabulary fits into 64-bit keys, and memory is a few integers
-a token.
+The sequences of each order are numbered. So any vocabulary fits into 64-bit keys, and the memory is a few integers per
+token.
 """
 
 from collections.abc import Sequence
@@ -23,25 +23,25 @@ from jaxtyping import Float64, Int64, Integer
 from gptloom.generate.evaluate import Score
 
 UNSEEN = -1
-"""The number of a sequence that does not occur in the training tokens."""
+"""The number of all sequences that do not occur in the training tokens."""
 
 _STRETCH = 1 << 20
-"""Targets that are scored at once, so that memory does not grow with the validation text."""
+"""Targets that are scored at once; it bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The counted sequences of one length k.
+    """The counts of all sequences of k tokens.
 
-    A sequence's number is its place in `keys`; its key is (number of its first k - 1 tokens) * vocabulary + its last
-    token.
+    The number of a sequence is its index in `keys`. Its key is (number of its first k - 1 tokens) * vocabulary + its
+    last token.
 
     Attributes:
-        keys: ascending, one for every sequence that occurs.
-        counts: how often it occurs; below the longest order, how many different tokens it follows.
-        totals: by context number, the sum of its sequences' counts.
-        kinds: by context number, how many different tokens follow it.
-        discount: what every count gives up, from 0 to 1.
+        keys: the keys of all sequences that occur, in ascending order.
+        counts: the frequency of each sequence; for shorter orders, the number of different tokens before it.
+        totals: the sum of the counts of each context, by context number.
+        kinds: the number of different next tokens of each context, by context number.
+        discount: the discount of every count, from 0 to 1.
     """
 
     keys: Int64[np.ndarray, " sequences"]
@@ -51,19 +51,19 @@ class Order:
     discount: float
 
     def find(self, keys: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The numbers of these sequences, or `UNSEEN`."""
+        """The numbers (n,) of the sequences with these keys (n,), or `UNSEEN`."""
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[places] == keys, places, UNSEEN)
 
     def blend(
         self, contexts: Int64[np.ndarray, " n"], sequences: Int64[np.ndarray, " n"], shorter: Float64[np.ndarray, " n"]
     ) -> Float64[np.ndarray, " n"]:
-        """The probabilities of sequences' last tokens, from those by the shorter context; an unseen context changes nothing.
+        """The probabilities of the sequences' last tokens; an unseen context returns those of the shorter context.
 
         Args:
-            contexts: numbers of the k - 1 tokens before.
-            sequences: numbers of the k tokens.
-            shorter: probabilities given k - 2 tokens before.
+            contexts: the numbers of the first k - 1 tokens.
+            sequences: the numbers of all k tokens.
+            shorter: the probabilities given the k - 2 tokens before the last.
         """
         totals = np.where(contexts == UNSEEN, 0, self.totals[contexts])
         counts = np.where(sequences == UNSEEN, 0, self.counts[sequences])
@@ -74,22 +74,21 @@ class Order:
 
 
 class NGram:
-    """A model that guesses the next token from the n - 1 before it by counting; n = 0 is the uniform guess.
+    """An n-gram model; n = 0 is the uniform distribution.
 
     Args:
-        ids: the training tokens.
-        vocab_size: ids are below this.
-        n: length of the counted sequences.
+        ids: the ids of the training tokens.
+        vocab_size: the vocabulary size.
+        n: the length of the counted sequences.
     """
 
     def __init__(self, ids: Integer[np.ndarray, " tokens"], vocab_size: int, n: int) -> None:
-        """Count."""
+        """Count the sequences of all orders."""
         self.vocab_size, self.n = vocab_size, n
         self.orders: list[Order] = []
         tables: list[tuple[np.ndarray, np.ndarray]] = []
-        numbers = np.zeros(
-            len(ids) + 1, dtype=np.int64
-        )  # of the sequence that ends at each place; at first the empty one, everywhere
+        # The number of the sequence that ends at each position; at first the empty sequence.
+        numbers = np.zeros(len(ids) + 1, dtype=np.int64)
         for length in range(1, min(n, len(ids)) + 1):
             keys, first, longer, counts = np.unique(
                 numbers[:-1] * vocab_size + ids[length - 1 :],
@@ -97,7 +96,7 @@ class NGram:
                 return_inverse=True,
                 return_counts=True,
             )
-            if tables:  # a shorter sequence counts once for each different longer one that ends in it
+            if tables:  # a shorter sequence counts once for each different longer sequence that ends with it
                 shorter, _ = tables[-1]
                 tables[-1] = (shorter, np.bincount(numbers[1:][first], minlength=len(shorter)))
             tables.append((keys, counts))
@@ -106,7 +105,7 @@ class NGram:
             self._add(keys, counts)
 
     def _add(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        """Sum up one order."""
+        """Add one order with its totals and discount."""
         contexts = keys // self.vocab_size
         size = len(self.orders[-1].keys) if self.orders else 1
         totals = np.bincount(contexts, weights=counts, minlength=size).astype(np.int64)
@@ -115,22 +114,22 @@ class NGram:
 
     @property
     def parameters(self) -> int:
-        """How many counts are kept."""
+        """The number of stored counts."""
         return sum(len(order.keys) for order in self.orders)
 
     def probabilities(self, ids: Integer[np.ndarray, " tokens"]) -> Float64[np.ndarray, " targets"]:
-        """The probability given to each token after the first, by up to n - 1 tokens before it."""
+        """The probabilities (t - 1,) of all tokens but the first, given up to n - 1 tokens before each."""
         tokens = ids.astype(np.int64)
         shorter = np.full(len(tokens) - 1, 1.0 / self.vocab_size)
         contexts = np.zeros(len(tokens), dtype=np.int64)  # the empty context of each token
         for order in self.orders:
             sequences = np.where(contexts == UNSEEN, UNSEEN, order.find(contexts * self.vocab_size + tokens))
             shorter = order.blend(contexts[1:], sequences[1:], shorter)
-            contexts = np.concatenate([[UNSEEN], sequences[:-1]])  # before the first token there is nothing
+            contexts = np.concatenate([[UNSEEN], sequences[:-1]])  # the first token has no context
         return shorter
 
     def next_token(self, context: Sequence[int]) -> Float64[np.ndarray, " v"]:
-        """The probabilities of every token after this context, of which the last n - 1 tokens are looked at; they sum to 1."""
+        """The distribution (vocabulary,) of the next token, given the last n - 1 tokens of the context."""
         tokens = np.arange(self.vocab_size, dtype=np.int64)
         shorter = np.full(self.vocab_size, 1.0 / self.vocab_size)
         for length, order in enumerate(self.orders):
@@ -141,7 +140,7 @@ class NGram:
         return shorter
 
     def score(self, ids: Integer[np.ndarray, " tokens"], byte_count: int = 0) -> Score:
-        """The loss on every token but the first; contexts reach back over the windows that a Transformer is evaluated on."""
+        """The loss on every token but the first; unlike a Transformer's windows, contexts may start anywhere."""
         nats = 0.0
         for start in range(0, len(ids) - 1, _STRETCH):
             before = max(0, start - max(0, self.n - 1))
@@ -150,7 +149,7 @@ class NGram:
         return Score(nats, len(ids) - 1, byte_count)
 
     def write(self, prompt: Sequence[int], tokens: int, seed: int) -> list[int]:
-        """Continue a text by drawing from the model's own probabilities."""
+        """Sample a continuation of a prompt; return the new ids."""
         draws = np.random.default_rng(seed)
         ids = list(prompt)
         for _ in range(tokens):
@@ -159,7 +158,7 @@ class NGram:
         return ids[len(prompt) :]
 
     def _number(self, sequence: Sequence[int]) -> int:
-        """The number of a sequence of at most n tokens."""
+        """The number of a sequence of at most n tokens, or `UNSEEN`."""
         number = 0
         for order, token in zip(self.orders, sequence, strict=False):
             number = int(order.find(np.array([number * self.vocab_size + token]))[0])
@@ -169,6 +168,6 @@ class NGram:
 
 
 def discount(counts: Integer[np.ndarray, " n"]) -> float:
-    """n1 / (n1 + 2 n2); where nothing was counted once, which leaves no estimate, 0.5."""
+    """The discount n1 / (n1 + 2 n2); 0.5 if no sequence was counted once, for then there is no estimate."""
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
     return once / (once + 2 * twice) if once else 0.5

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs many trainings: one bar for all of them, or a plain line after each."""
+"""The progress display of a study with many trainings: a bar for all of them, or a line after each."""
 
 import time
 from collections.abc import Callable
@@ -11,36 +11,36 @@ from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.progress import duration
 
 PRIOR = 0.05
-"""How much the expectation weighs against the pace so far, as a share of all work."""
+"""Weight of the expected pace against the measured pace, as a share of all work."""
 
 
 class Watch(Callback):
-    """Plain lines; the base of the bar too. Work is measured in expected seconds."""
+    """A display of plain lines, and the base class of the bar. Work is measured in expected seconds."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        """`say` prints a line."""
+        """Set up the display; `say` prints a line."""
         self.say = say
         self.total = self.done = self.weight = 0.0
         self.label = ""
         self.spent, self._began = 0.0, time.monotonic()
 
     def expect(self, seconds: float) -> None:
-        """This much more is to be done."""
+        """Add this many expected seconds to the work."""
         self.total += seconds
 
     def begin(self, label: str, weight: float) -> None:
-        """A training that was expected to take `weight` seconds starts."""
+        """Start a training whose expected time is `weight` seconds."""
         self.label, self.weight = label, weight
         self._began = time.monotonic()
         self.show(0.0)
 
     def after_step(self, view: View) -> Request:
-        """Move on within the training at hand."""
+        """Show the progress of the current training."""
         self.show(view.step / view.total)
         return Request.NOTHING
 
     def finish(self, line: str) -> None:
-        """The training at hand has ended; `line` says how."""
+        """End the current training, and print a line about it."""
         if self.weight:
             self.spent += time.monotonic() - self._began
         self.done, self.weight = self.done + self.weight, 0.0
@@ -48,7 +48,10 @@ class Watch(Callback):
         self.show(0.0)
 
     def left(self, share: float) -> str:
-        """How long the rest will take, when `share` of the training at hand is done: as expected, and more and more at the pace so far."""
+        """The remaining time, when `share` of the current training is done.
+
+        The estimate combines the expected pace and the measured pace, whose weight grows.
+        """
         done = self.done + share * self.weight
         spent = self.spent + (time.monotonic() - self._began if self.weight else 0.0)
         believed = PRIOR * self.total
@@ -60,17 +63,17 @@ class Watch(Callback):
         )
 
     def show(self, share: float) -> None:
-        """Draw; plain lines have nothing to draw."""
+        """Draw the progress; plain lines have no drawing."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """End the display."""
 
 
 class LiveWatch(Watch):
-    """A bar over the whole study, below the lines."""
+    """A progress bar of the whole study, below the lines."""
 
     def __init__(self, console: Console) -> None:
-        """Draw on this console."""
+        """Set up the bar on a console."""
         super().__init__(lambda line: console.print(line, markup=False, highlight=False))
         self.bar = Progress(
             BarColumn(bar_width=30),
@@ -92,12 +95,12 @@ class LiveWatch(Watch):
         self.bar.update(self.task, completed=done, description=escape(f"{self.label}  {self.left(share)}"))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.stop()
 
 
 def make_watch() -> Watch:
-    """The bar on a terminal, plain lines when standard error is piped."""
+    """A bar if standard error is a terminal, else plain lines."""
     console = Console(stderr=True)
     if console.is_terminal:
         return LiveWatch(console)

@@ -1,7 +1,4 @@
-"""The ladder's report: one HTML file that needs nothing else, light or dark as the reader's screen is.
-
-What a ladder came to: a row for each step, and whether each step did what the lecture says.
-"""
+"""The results of a ladder: a row and a verdict for each step, and a report as one HTML file (light and dark)."""
 
 import base64
 import statistics
@@ -15,23 +12,23 @@ from gptloom.config.run import RunConfig
 from gptloom.studies.ladder.lessons import Lesson, Published, Rung, changes_of, find_lesson
 
 COMPARABLE = 0.05
-"""A published loss stands beside a measured one when their training tokens differ by at most this share."""
+"""Largest relative difference in training tokens at which a published and a measured loss are compared."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A step's figures over all seeds.
+    """A step's results over all seeds.
 
     Attributes:
         lesson: the step.
-        parameters: trained numbers, or kept counts.
-        losses: validation losses, a seed each; one for a step that only counts.
-        val_loss: their mean, in nats per token.
-        val_loss_sd: their standard deviation; None for fewer than two.
-        seconds: of training, mean over seeds.
-        bought: how much lower than the base's the loss is, on average over seeds; None where the base was not climbed.
-        sample: a text drawn from the first seed's model.
-        tokens: trained on.
+        parameters: the number of parameters, or of stored counts.
+        losses: the validation losses, one per seed; a step that only counts has one.
+        val_loss: the mean of the losses, in nats per token.
+        val_loss_sd: the standard deviation of the losses; None for fewer than two.
+        seconds: the seconds of training, mean over seeds.
+        bought: the base's mean loss minus this step's; None if the base was not trained.
+        sample: a text that was sampled from the first seed's model.
+        tokens: the training tokens.
     """
 
     lesson: Lesson
@@ -46,7 +43,7 @@ class Row:
 
     @property
     def published(self) -> Published | None:
-        """A published validation loss of this step after about as many training tokens, if there is one."""
+        """A published validation loss of this step after about as many training tokens, or None."""
         for one in self.lesson.published:
             if (
                 one.tokens is not None
@@ -60,14 +57,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a step made it worse.
+    """The verdict on whether a step increased the loss.
 
     Attributes:
-        step: its name.
-        difference: its loss minus its base's.
-        spread: the standard deviation of such a difference over seeds; 0 where there is only one seed.
-        worse: the difference is positive and larger than the spread.
-        explained: the step's text says why it may be worse.
+        step: the step's name.
+        difference: its loss minus its base's loss.
+        spread: the standard deviation of the difference over seeds; 0 for one seed.
+        worse: whether the difference is larger than the spread.
+        explained: whether the step's text explains why the loss may be higher.
     """
 
     step: str
@@ -78,7 +75,7 @@ class Verdict:
 
 
 def summarise(lessons: Sequence[Lesson], rungs: Mapping[str, Sequence[Rung]]) -> list[Row]:
-    """A row for each step, from its rungs in the order of their seeds."""
+    """Make a row for each step from its results, in the order of their seeds."""
     rows = []
     for lesson in lessons:
         climbed = rungs[lesson.name]
@@ -101,11 +98,11 @@ def summarise(lessons: Sequence[Lesson], rungs: Mapping[str, Sequence[Rung]]) ->
 
 
 def monotone(rows: Sequence[Row]) -> list[Verdict]:
-    """For each step with a base: is it worse than that beyond the spread, and does its text say why?
+    """Judge each step with a base: whether its loss is higher by more than the spread, and whether its text says why.
 
-    The losses of one seed belong together, for the seed decides on the data; so the spread is that of the differences.
-    Two or three seeds tell little about one step's spread, so a step is held against its own or all steps' (pooled),
-    whichever is larger.
+    A seed determines the batches, so losses of the same seed are paired, and the spread is that of their differences.
+    Two or three seeds are too few to estimate one step's spread. So the larger one of its own spread and the pooled
+    spread of all steps is used.
     """
     by_name = {row.lesson.name: row for row in rows}
     differences = {
@@ -125,43 +122,58 @@ def monotone(rows: Sequence[Row]) -> list[Verdict]:
 
 
 def table(rows: Sequence[Row], width: int) -> list[str]:
-    """The rows as lines of at most about `width` characters, the sample cut to what is left."""
+    """The rows as lines of about `width` characters at most; the sample is cut to the remaining width."""
     lines = [f"{'step':<14} {'parameters':>10} {'val loss':>8} {'sd':>7} {'bought':>8} {'seconds':>8}  sample"]
     for row in rows:
         spread = "" if row.val_loss_sd is None else f"{row.val_loss_sd:.4f}"
         bought = "" if row.bought is None else f"{row.bought:+.4f}"
-        line = f"{row.lesson.name:<14} {row.parameters:>10,} {row.val_loss:>8.4f} {spread:>7} {bought:>8} {row.seconds:>8.1f}  "
+        line = f"{row.lesson.name:<14} {row.parameters:>10,} {row.val_loss:>8.4f} {spread:>7} {bought:>8} "
+        line += f"{row.seconds:>8.1f}  "
         lines.append(line + one_line(row.sample)[: max(20, width - len(line))])
     return lines
 
 
 def one_line(text: str) -> str:
-    """A text on one line, its line ends to be seen."""
+    """A text on one line, with visible symbols for line ends and control characters."""
     return "".join(character if character.isprintable() else "·" for character in text.strip("\n").replace("\n", "↵"))
 
 
 def _differences(row: Row, base: Row) -> list[float]:
-    """The losses minus the base's, seed by seed; one loss that was only counted stands for all seeds."""
+    """The losses minus the base's losses by seed; the single loss of a counted step is used for all seeds."""
     count = max(len(row.losses), len(base.losses))
     above, below = (losses * count if len(losses) == 1 else losses for losses in (row.losses, base.losses))
     return [one - other for one, other in zip(above, below, strict=True)]
 
 
 STYLE = """
-:root { color-scheme: light dark; --back: #ffffff; --ink: #1a1a1a; --soft: #5c5c5c; --line: #d9d9d9; --card: #f6f7f9; --good: #00588a; --bad: #a34700; }
-@media (prefers-color-scheme: dark) {
-  :root { --back: #16181c; --ink: #ececec; --soft: #a8a8a8; --line: #3a3d44; --card: #1e2127; --good: #7cc4ee; --bad: #f0a35e; }
+:root {
+  color-scheme: light dark;
+  --back: #ffffff; --ink: #1a1a1a; --soft: #5c5c5c; --line: #d9d9d9; --card: #f6f7f9; --good: #00588a; --bad: #a34700;
 }
-body { background: var(--back); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+@media (prefers-color-scheme: dark) {
+  :root {
+    --back: #16181c; --ink: #ececec; --soft: #a8a8a8; --line: #3a3d44; --card: #1e2127; --good: #7cc4ee; --bad: #f0a35e;
+  }
+}
+body {
+  background: var(--back); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+}
 h1 { font-size: 1.7rem; } h2 { font-size: 1.15rem; margin: 0 0 .3rem; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; }
-th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+th, td {
+  text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums;
+}
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 td.text { font-family: ui-monospace, monospace; color: var(--soft); overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; margin: 1rem 0; }
-section p { margin: .35rem 0; } .soft { color: var(--soft); } .better { color: var(--good); } .worse { color: var(--bad); }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; margin: .5rem 0 0; } code { font-family: ui-monospace, monospace; }
+section {
+  background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; margin: 1rem 0;
+}
+section p { margin: .35rem 0; }
+.soft { color: var(--soft); } .better { color: var(--good); } .worse { color: var(--bad); }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; margin: .5rem 0 0; }
+code { font-family: ui-monospace, monospace; }
 a { color: var(--good); }
 """
 
@@ -179,24 +191,26 @@ def write_report(
     """Write the report.
 
     Args:
-        path: the HTML file.
-        rows: the steps.
-        story: their verdicts.
-        pictures: the PNG files for light and dark pages, which are put into the page.
+        path: the path of the HTML file.
+        rows: the rows of all steps.
+        story: the verdicts.
+        pictures: the PNG files for light and dark pages; they are embedded in the page.
         text: the name of the text.
-        seeds: trainings of each step.
-        tokens: training tokens of each.
+        seeds: the number of trainings of each step.
+        tokens: the training tokens of each step.
     """
     verdicts = {verdict.step: verdict for verdict in story}
     times = "once" if seeds == 1 else f"{seeds} times, each with another seed"
     parts = [
         "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>The ladder on {escape(text)}</title><style>{STYLE}</style></head><body>",
         f"<h1>The ladder on {escape(text)}</h1>",
-        f"<p>Every step was trained {times}, on {tokens:,} tokens. Losses are nats per token on the whole validation split after the last step, with their "
-        "standard deviation over seeds; <em>bought</em> is how much lower that is than what the step started from. Counted baselines read the whole training "
-        "text, and their contexts reach back over the windows that the trained models are evaluated on.</p>",
+        f"<p>Every step was trained {times}, on {tokens:,} tokens. Losses are nats per token on the whole validation "
+        "split after the last step, with their standard deviation over seeds; <em>bought</em> is the base's loss minus "
+        "the step's. Counted baselines read the whole training text, and their contexts are not limited by the windows "
+        "that the trained models are evaluated on.</p>",
         _picture(pictures),
         f'<div class="wide">{_table(rows)}</div>',
         *(_section(row, verdicts.get(row.lesson.name)) for row in rows),
@@ -206,7 +220,7 @@ def write_report(
 
 
 def describe_changes(lesson: Lesson) -> list[str]:
-    """The settings that a step changes, each with what it was, such as `model.n_head: 1 -> 4`."""
+    """The settings that a step changes, with the old and new values, such as `model.n_head: 1 -> 4`."""
     below = {} if lesson.base is None else changes_of(find_lesson(lesson.base))
     defaults = {name: field.get_default(call_default_factory=True) for name, field in field_names(RunConfig).items()}
     lines = []
@@ -218,15 +232,16 @@ def describe_changes(lesson: Lesson) -> list[str]:
 
 
 def describe_verdict(row: Row, verdict: Verdict | None) -> str:
-    """In words: what the step bought, and whether that is more than noise."""
+    """A sentence about the change of the loss, and whether it is larger than the noise."""
     if verdict is None:
         return ""
-    base, amount = row.lesson.base, abs(verdict.difference)
+    base = row.lesson.base
+    change = f"{abs(verdict.difference):.4f} {'worse' if verdict.difference > 0 else 'better'}"
     if row.lesson.trains and len(row.losses) == 1:
-        return f"{amount:.4f} {'worse' if verdict.difference > 0 else 'better'} than {base}; with one seed there is no telling this from noise."
-    if amount <= verdict.spread:
-        return f"Within noise of {base}: {amount:.4f} {'worse' if verdict.difference > 0 else 'better'}, where seeds differ by {verdict.spread:.4f}."
-    return f"{amount:.4f} {'worse' if verdict.difference > 0 else 'better'} than {base}."
+        return f"{change} than {base}; with one seed there is no telling this from noise."
+    if abs(verdict.difference) <= verdict.spread:
+        return f"Within noise of {base}: {change}, where seeds differ by {verdict.spread:.4f}."
+    return f"{change} than {base}."
 
 
 def _picture(pictures: Mapping[str, Path]) -> str:
@@ -234,13 +249,14 @@ def _picture(pictures: Mapping[str, Path]) -> str:
         name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()
     }
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{data["dark"]}">' if "dark" in data else ""
-    return f'<picture>{dark}<img src="{data["light"]}" alt="Validation loss of each step; the figures are in the table below."></picture>'
+    alt = "Validation loss of each step; the figures are in the table below."
+    return f'<picture>{dark}<img src="{data["light"]}" alt="{alt}"></picture>'
 
 
 def _table(rows: Sequence[Row]) -> str:
     lines = [
-        "<table><thead><tr><th>step</th><th>parameters</th><th>validation loss</th><th>bought</th><th>published</th><th>seconds</th>"
-        '<th class="text">a line of its text</th></tr></thead><tbody>'
+        "<table><thead><tr><th>step</th><th>parameters</th><th>validation loss</th><th>bought</th><th>published</th>"
+        '<th>seconds</th><th class="text">a line of its text</th></tr></thead><tbody>'
     ]
     for row in rows:
         name = row.lesson.name
@@ -252,8 +268,9 @@ def _table(rows: Sequence[Row]) -> str:
         )
         published = "" if row.published is None else f"{row.published.value:.4f}"
         lines.append(
-            f'<tr><td><a href="#{name}">{name}</a></td><td>{row.parameters:,}</td><td>{row.val_loss:.4f}{spread}</td><td>{bought}</td>'
-            f'<td>{published}</td><td>{row.seconds:.1f}</td><td class="text">{escape(one_line(row.sample)[:60])}</td></tr>'
+            f'<tr><td><a href="#{name}">{name}</a></td><td>{row.parameters:,}</td><td>{row.val_loss:.4f}{spread}</td>'
+            f"<td>{bought}</td><td>{published}</td><td>{row.seconds:.1f}</td>"
+            f'<td class="text">{escape(one_line(row.sample)[:60])}</td></tr>'
         )
     return "".join([*lines, "</tbody></table>"])
 

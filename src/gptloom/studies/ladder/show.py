@@ -1,6 +1,7 @@
-"""`gptloom ladder show encoder` and its siblings: the one line in which decoder, encoder and encoder-decoder differ.
+"""`gptloom ladder show`: describe a step of the ladder or an architecture.
 
-`gptloom ladder show STEP`: the idea, the changed settings, the shape of every tensor on the way, and the plain code.
+For a step, it shows the idea, the changed settings, the shapes of all intermediate tensors, and the plain code. For a
+decoder, an encoder and an encoder-decoder, it shows the code in which they differ.
 """
 
 import inspect
@@ -24,23 +25,25 @@ from gptloom.studies.ladder.report import describe_changes
 ABOUT: dict[str, dict[str, str]] = {
     "decoder": {
         "title": "who may look at whom: a decoder",
-        "idea": "Every position sees itself and what came before it, so every position can be trained to guess what comes next, "
-        "and a trained model can go on writing. All steps of the ladder are decoders.",
+        "idea": "Every position sees itself and all earlier positions. So every position can be trained to predict "
+        "the next token, and a trained model can continue a text. All steps of the ladder are decoders.",
         "why": "The mask is one line; leave it out and the same code is an encoder. Try it: gptloom train shakespeare",
     },
     "encoder": {
         "title": "who may look at whom: an encoder",
-        "idea": "Every position sees all others. Guessing the next token would be copying, so some tokens are hidden and the model is "
-        "trained to fill them in (Devlin et al. 2019).",
-        "why": "It knows both sides of a gap, which a decoder never does, but it cannot write on. Try it: "
+        "idea": "Every position sees all others. Predicting the next token would be copying, so some tokens are hidden "
+        "and the model is trained to fill them in (Devlin et al. 2019).",
+        "why": "It knows both sides of a gap, which a decoder never does, but it cannot continue a text. Try it: "
         'gptloom train shakespeare --recipe encoder, then gptloom sample RUN --prompt "To be, or n[MASK]t to be"',
     },
     "encoder-decoder": {
         "title": "who may look at whom: an encoder-decoder",
-        "idea": "An encoder reads a source whole; a decoder writes the target and, between looking at itself and thinking, asks the "
-        "source: queries come from what is written, keys and values from what was read (Vaswani et al. 2017).",
+        "idea": "An encoder reads the whole source, and a decoder writes the target. Each block of the decoder also "
+        "attends to the source, between its self-attention and its MLP: queries come from the target, keys and values "
+        "from the source (Vaswani et al. 2017).",
         "why": "It is the first Transformer, made for translation. Try it: gptloom train numbers:en-fr, then "
-        'gptloom inspect RUN --prompt "ninety-seven" to see which letters of the source each letter of the translation looked at',
+        'gptloom inspect RUN --prompt "ninety-seven" to see which letters of the source each letter of the translation '
+        "attended to",
     },
 }
 _CODE = {
@@ -51,7 +54,7 @@ _CODE = {
 
 
 def show_architecture(name: str) -> dict[str, Any]:
-    """What there is to say about an architecture, in the form of `show.show_lesson`."""
+    """Describe an architecture, in the format of `show_lesson`."""
     code = "\n\n".join(inspect.getsource(part) for part in _CODE[name])
     empty: dict[str, Any] = {
         "base": None,
@@ -66,7 +69,7 @@ def show_architecture(name: str) -> dict[str, Any]:
 
 
 Shape = tuple[str, str, tuple[int, ...]]
-"""What a tensor is, its axes as letters (B T C), and their sizes."""
+"""(description of a tensor, its axes as letters such as B T C, their sizes)."""
 
 OUTPUTS = {
     r"token_table": ("token vectors", "B T C"),
@@ -85,14 +88,11 @@ OUTPUTS = {
     r"final_norm": ("normalised for the head", "B T C"),
     r"head": ("logits", "B T V"),
 }
-"""What the modules of a decoder return, by the pattern of their names."""
+"""(description, axes) of the outputs of a decoder's modules, by patterns of the modules' names."""
 
 
 def show_lesson(lesson: Lesson) -> dict[str, Any]:
-    """All that there is to say about a step without training it, ready for JSON.
-
-    Sizes are those of the alphabet of tiny Shakespeare, 65 characters.
-    """
+    """Describe a step for JSON, without training it. The vocabulary is that of tiny Shakespeare, 65 characters."""
     found: dict[str, Any] = {
         "name": lesson.name,
         "title": lesson.title,
@@ -121,7 +121,7 @@ def show_lesson(lesson: Lesson) -> dict[str, Any]:
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """The same as a person reads it."""
+    """The result of `show_lesson` or `show_architecture` as lines of text."""
     lines = [f"{found['name']}: {found['title']}" + (f" (from {found['base']})" if found["base"] else ""), ""]
     for part in ("idea", "why"):
         lines += [*textwrap.wrap(found[part], 110), ""]
@@ -135,7 +135,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         width = max(len(row["tensor"]) for row in found["shapes"])
         lines += [
             "",
-            "tensors on the way (B sequences, T tokens, C width, V vocabulary, H heads, G key-value heads, D head width, F MLP width)",
+            "intermediate tensors (B sequences, T tokens, C width, V vocabulary, H heads, G key-value heads, "
+            "D head width, F MLP width)",
         ]
         lines += [
             f"  {row['tensor']:<{width}}  ({', '.join(row['axes'].split())})  {' x '.join(map(str, row['shape']))}"
@@ -148,7 +149,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def shapes(model: LanguageModel, batch: int) -> list[Shape]:
-    """The shape of every tensor on the way from ids to logits, in the order in which they arise; blocks alike are told once."""
+    """The shapes of all intermediate tensors from ids to logits, in order; only the first block is listed."""
     rows: list[Shape] = [("token ids", "B T", (batch, model.config.block_size))]
     context = Context(trace=Trace())
     handles = [
@@ -169,12 +170,12 @@ def shapes(model: LanguageModel, batch: int) -> list[Shape]:
 
 
 def plain_code(lesson: Lesson) -> str | None:
-    """The step's plain code, as it stands in `gptloom.reference`; None where there is none."""
+    """The step's plain code from `gptloom.reference`; None if there is none."""
     return "\n\n".join(inspect.getsource(part) for part in PLAIN.get(lesson.name, ())) or None
 
 
 def sizes_of(config: ModelConfig, batch: int) -> dict[str, int]:
-    """What the letters stand for."""
+    """The sizes of the axes by their letters."""
     joined = (config.n_head + 2 * config.kv_heads) * config.width_per_head
     return {
         "B": batch,
@@ -193,7 +194,7 @@ def sizes_of(config: ModelConfig, batch: int) -> dict[str, int]:
 
 
 def _note(rows: list[Shape], name: str, config: ModelConfig) -> Callable[[nn.Module, Any, Any], None]:
-    """A hook that notes what a module returned."""
+    """A forward hook that records the shape of a module's output."""
 
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
         described = next((about for pattern, about in OUTPUTS.items() if re.fullmatch(pattern, name)), None)
@@ -216,7 +217,7 @@ def _note(rows: list[Shape], name: str, config: ModelConfig) -> Callable[[nn.Mod
 
 
 def _before(rows: list[Shape], name: str, config: ModelConfig, context: Context) -> Callable[[nn.Module, Any], None]:
-    """A hook that notes what a module is given, where no module returned it."""
+    """A forward pre-hook that records the shape of an input that is not the output of a module."""
 
     def hook(_module: nn.Module, inputs: Any) -> None:
         if _repeats(name):
@@ -244,11 +245,11 @@ def _before(rows: list[Shape], name: str, config: ModelConfig, context: Context)
 
 
 def _repeats(name: str) -> bool:
-    """Whether a module lies in a block after the first, which are all alike."""
+    """Whether a module belongs to a block after the first; all blocks have the same shapes."""
     found = re.match(r"blocks\.(\d+)", name)
     return found is not None and int(found[1]) > 0
 
 
 def product(axes: str, sizes: dict[str, int]) -> int:
-    """How many numbers a tensor with these axes holds."""
+    """The number of elements of a tensor with these axes."""
     return math.prod(sizes[axis] for axis in axes.split())

@@ -1,1 +1,1 @@
-"""What a training will cost, told before there is one."""
+"""Estimate the size, cost and memory of a training before it starts."""

@@ -1,4 +1,4 @@
-"""Large numbers as people type and read them: 300B, 1.5M, 1e21."""
+"""Parse and format large numbers such as 300B, 1.5M or 1e21."""
 
 import math
 import re
@@ -10,23 +10,28 @@ _SHOWN = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def read_amount(text: str, where: str, *, least: float = 0.0) -> float:
-    """A number with an optional letter: k, M, B (or G), T for thousands, millions, milliards and so on.
+    """Parse a number with an optional letter: k (1e3), M (1e6), B or G (1e9), T (1e12).
+
+    Args:
+        text: the number.
+        where: the flag, for error messages.
+        least: the number must be larger than this.
 
     Raises:
-        ConfigError: it is no such number, or not above `least`.
+        ConfigError: the text is not such a number, or the number is not above `least`.
     """
     found = re.fullmatch(r"([0-9][0-9_,]*\.?[0-9]*(?:e[+-]?[0-9]{1,3})?|\.[0-9]+)\s*([kmbgt]?)", text.strip().lower())
     value = float(found[1].replace("_", "").replace(",", "")) * _SIZES[found[2]] if found else math.nan
     if not (math.isfinite(value) and value > least):
         more = f" above {least:g}" if least else " above 0"
         raise ConfigError(
-            f"{shortened(text, 40)!r} is no amount{more}", where=where, cure="write it as 300B, 1.5M or 1e21"
+            f"{shortened(text, 40)!r} is not an amount{more}", where=where, cure="write it as 300B, 1.5M or 1e21"
         )
     return value
 
 
 def show_amount(value: float | int) -> str:
-    """Three digits and a letter, or a power of ten beyond them."""
+    """Format a number with three digits and a letter, or as a power of ten from 1e15 on."""
     if value >= 1e15:
         return f"{value:.3g}"
     for letter, size in _SHOWN:
@@ -37,7 +42,7 @@ def show_amount(value: float | int) -> str:
 
 
 def show_bytes(count: float | int) -> str:
-    """Bytes as MB, GB or TB, of powers of ten."""
+    """Format bytes as kB, MB, GB or TB (powers of ten)."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"

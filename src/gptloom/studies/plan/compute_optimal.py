@@ -1,6 +1,8 @@
-"""How many operations a second a device will do for a model: by its maker's word and a usual share of it, or measured here.
+"""The training rate of a device, and the compute-optimal size of a model.
 
-How many parameters and tokens make the best of a number of operations, by what has been published.
+`find_rate` estimates the operations per second in training: from the published peak and a typical utilization, or from
+measurements on this machine. `compute_optimal` gives the best numbers of parameters and tokens for a number of
+operations, by published scaling laws.
 """
 
 from dataclasses import dataclass
@@ -16,36 +18,36 @@ from gptloom.studies.bench.step import time_steps
 from gptloom.studies.bench.timing import Budget
 
 MFU = 0.40
-"""Assumed of an accelerator, for the reason below."""
+"""Assumed model FLOPs utilization of an accelerator; see `MFU_SOURCE`."""
 
 MFU_SOURCE = (
     "assumed; Llama 3 reached 38 to 43 % (Grattafiori et al. 2024, table 4), PaLM 46 % (Chowdhery et al. 2022, table 3)"
 )
 
 SHARE = 0.6
-"""Assumed of this machine, for the reason below."""
+"""Assumed utilization of this machine; see `SHARE_SOURCE`."""
 
-SHARE_SOURCE = "assumed, for a step takes too long to be tried; GPT-2 reached it on two cores (docs/bench.md)"
+SHARE_SOURCE = "assumed, for a step takes too long to measure; GPT-2 reached it on two cores (docs/bench.md)"
 
 HERE = ("auto", "cpu", "cuda", "mps")
 
 _PRODUCT, _STEPS = 0.2, 0.5  # seconds
-_LONGEST = 0.25  # seconds of a step that is tried
+_LONGEST = 0.25  # seconds of the longest step that is measured
 
 
 @dataclass(frozen=True)
 class Rate:
-    """One device.
+    """The rate and memory of one device.
 
     Attributes:
-        name: of the device.
-        peak: operations a second of matrix products.
-        source: of that.
-        mfu: share of it that training reaches.
-        mfu_source: of that.
-        dtype: of the products.
-        memory: bytes, or None where it is not known.
-        on_cpu: whether it is a CPU.
+        name: the device's name.
+        peak: the rate of matrix products, in operations per second.
+        source: the source of `peak`.
+        mfu: the share of the peak that training reaches.
+        mfu_source: the source of `mfu`.
+        dtype: the data type of the products.
+        memory: the memory in bytes, or None if it is not known.
+        on_cpu: whether the device is a CPU.
     """
 
     name: str
@@ -59,21 +61,21 @@ class Rate:
 
     @property
     def reached(self) -> float:
-        """Operations a second in training."""
+        """Operations per second in training."""
         return self.peak * self.mfu
 
 
 def find_rate(name: str, config: RunConfig, mfu: float | None) -> Rate:
-    """The rate of a published device, or of this machine's.
+    """Find the rate of a known device, or measure that of this machine.
 
     Args:
-        name: of `hardware.PEAKS`, or auto, cpu, cuda, cuda:N or mps for what is here, which is then measured.
+        name: a name from `hardware.PEAKS`; or auto, cpu, cuda, cuda:N or mps for a device of this machine.
         config: the model and its batch.
-        mfu: the share to reckon with; by default a usual one, or one that is measured.
+        mfu: the share of the peak rate; the default is a typical or a measured share.
 
     Raises:
         ConfigError: the device is not known.
-        MachineError: it is not here.
+        MachineError: this machine does not have the device.
     """
     if name.partition(":")[0] in HERE:
         return _measured(pick_device(name), config, mfu)
@@ -85,7 +87,7 @@ def find_rate(name: str, config: RunConfig, mfu: float | None) -> Rate:
 
 
 def _measured(device: torch.device, config: RunConfig, mfu: float | None) -> Rate:
-    """Multiply large matrices, and take a few steps if they are short."""
+    """Measure the rate of large matrix products, and of training steps if they are short."""
     dtype = pick_precision(config.train.precision, device)
     operations = operations_per_token(config.model)
     tokens = config.train.batch_size * config.model.block_size
@@ -110,29 +112,29 @@ def _measured(device: torch.device, config: RunConfig, mfu: float | None) -> Rat
 
 
 RULE = 20.0
-"""Tokens a parameter, about what Hoffmann et al.
-
-2022 (table 3) find best at all budgets by their first two approaches.
-"""
+"""Tokens per parameter; approximately the optimum of the first two approaches of Hoffmann et al. (2022, table 3)."""
 
 FITTED = 70e6, 16e9
-"""Parameters of the smallest and the largest model that Hoffmann et al. 2022 trained."""
+"""Parameters of the smallest and the largest model of Hoffmann et al. (2022)."""
 
-CAVEAT = "of models of 70M to 16B parameters, for web text in their own tokens, in nats a token; for other text and tokens the loss is another"
+CAVEAT = (
+    "of models of 70M to 16B parameters, for web text with the authors' tokenizer, in nats a token; "
+    "for other text and tokens the loss is different"
+)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """loss = e + a / parameters^alpha + b / tokens^beta (Hoffmann et al. 2022, section 3.3, approach 3).
+    """A scaling law: loss = e + a / parameters^alpha + b / tokens^beta (Hoffmann et al. 2022, approach 3).
 
     Attributes:
-        name: in a few words.
-        source: where its numbers are published.
-        e: what no model gets below.
-        a: what is lost to the model's size.
-        b: what is lost to the number of tokens.
-        alpha: how fast the first falls.
-        beta: how fast the second does.
+        name: a short name.
+        source: the publication of the coefficients.
+        e: the irreducible loss.
+        a: the coefficient of the model size.
+        b: the coefficient of the number of tokens.
+        alpha: the exponent of the model size.
+        beta: the exponent of the number of tokens.
     """
 
     name: str
@@ -144,11 +146,11 @@ class Fit:
     beta: float
 
     def loss(self, parameters: float | int, tokens: float | int) -> float:
-        """Nats a token."""
+        """The predicted loss in nats per token."""
         return float(self.e + self.a / parameters**self.alpha + self.b / tokens**self.beta)
 
     def best(self, operations: float | int) -> tuple[float, float]:
-        """Parameters and tokens of the lowest loss where 6 times their product is `operations` (equation 4 of the paper)."""
+        """The parameters and tokens of the lowest loss, if operations = 6 * parameters * tokens (equation 4)."""
         whole = self.alpha + self.beta
         balance = (self.alpha * self.a / (self.beta * self.b)) ** (1 / whole)
         parameters = balance * (operations / 6) ** (self.beta / whole)
@@ -163,7 +165,7 @@ FITS = (
 
 @dataclass(frozen=True)
 class Best:
-    """What one source finds best."""
+    """The optimal parameters and tokens by one source."""
 
     name: str
     source: str
@@ -172,7 +174,7 @@ class Best:
 
 
 def compute_optimal(operations: float | int) -> list[Best]:
-    """By the rule of 20 tokens a parameter, and by both fits; operations are 6 times parameters times tokens."""
+    """The optima by the rule of 20 tokens per parameter and by both fits; operations = 6 * parameters * tokens."""
     rule = (operations / (6 * RULE)) ** 0.5
     return [
         Best("20 tokens a parameter", "Hoffmann et al. 2022, table 3", rule, RULE * rule),
@@ -181,5 +183,5 @@ def compute_optimal(operations: float | int) -> list[Best]:
 
 
 def within_the_fit(parameters: float | int) -> bool:
-    """Whether models of this size were among those that the fits describe."""
+    """Whether the fits include models of this size."""
     return FITTED[0] <= parameters <= FITTED[1]

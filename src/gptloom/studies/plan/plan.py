@@ -1,4 +1,4 @@
-"""A plan: what a model, its training and its memory come to, and what the same operations would be best spent on."""
+"""A plan: a model's parameters, operations, memory and training time, and the compute-optimal alternative."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,24 +13,24 @@ from gptloom.studies.plan.compute_optimal import CAVEAT, FITS, Rate, compute_opt
 from gptloom.training.memory import activation_bytes, held_bytes
 
 FREE = 0.1
-"""Share of a device's memory that is left to its driver and to what the allocator cannot use."""
+"""Share of a device's memory that is reserved for the driver and for fragmentation."""
 
 REPEATED = 4
-"""Readings of a text up to which repeating it is about as good as new text (Muennighoff et al. 2023, section 5)."""
+"""Largest number of epochs at which repeated text is about as good as new text (Muennighoff et al. 2023, section 5)."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """How much is to be trained; at most one of the first four.
+    """The extent of a training; at most one of tokens, flops, hours and money is set.
 
     Attributes:
-        tokens: targets to train on.
-        flops: operations to spend.
-        hours: time to spend, on all devices at once.
-        money: to spend, at `price`.
-        price: of one device for an hour.
-        devices: that share the work.
-        text_tokens: that the text has.
+        tokens: the number of targets to train on.
+        flops: the number of operations.
+        hours: the hours, with all devices at once.
+        money: the budget; see `price`.
+        price: the price of one device per hour.
+        devices: the number of devices.
+        text_tokens: the number of tokens in the text.
     """
 
     tokens: float | None = None
@@ -43,15 +43,15 @@ class Goal:
 
 
 def make_plan(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
-    """All of it, for JSON.
+    """Make a plan for JSON.
 
     Args:
         config: the model and its training.
-        rate: of one device.
-        goal: how much; where it says nothing, the configuration's own steps or minutes.
+        rate: the rate of one device.
+        goal: the extent of the training; the default is the configuration's steps, minutes or epochs.
 
     Raises:
-        ConfigError: the batch cannot be shared out to the devices.
+        ConfigError: the batch size is not a multiple of the number of devices.
     """
     if config.train.batch_size % goal.devices:
         why = f"{goal.devices} devices cannot share a batch of {config.train.batch_size}"
@@ -82,7 +82,7 @@ def make_plan(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
 
 
 def _operations(config: RunConfig) -> dict[str, float | int]:
-    """Of a token's training and of a step; the part of it that grows with the context; and of writing a token."""
+    """The operations of training per token and per step, their parts, and those of a forward pass per token."""
     whole, weights = operations_per_token(config.model), operations_per_token(config.model, 0)
     step = whole * config.train.batch_size * config.model.block_size
     return {
@@ -95,7 +95,7 @@ def _operations(config: RunConfig) -> dict[str, float | int]:
 
 
 def _memory(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
-    """Bytes on each device, and the largest pass that fits."""
+    """The bytes on each device, and the largest number of sequences per pass that fits."""
     rows = min(config.train.rows, config.train.batch_size // goal.devices)
     one, two, here = (
         activation_bytes(config.model, count, dtype=rate.dtype, on_cpu=rate.on_cpu) for count in (1, 2, rows)
@@ -115,10 +115,9 @@ def _memory(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
 
 
 def _training(config: RunConfig, rate: Rate, goal: Goal, parameters: int) -> dict[str, Any] | None:
-    """How many tokens, for how long, and for how much; None where nothing says how many, or where there is nothing to multiply.
+    """The tokens, time and price of the training; None if the extent is unknown, or if the model has no products.
 
-    `parameters` are those to judge the tokens by: a table of n-grams is looked up for next to nothing, and the
-    published laws know none.
+    `parameters` excludes the n-gram embedding: it costs almost no operations, and the published laws do not cover it.
     """
     per_token, per_step = operations_per_token(config.model), config.train.batch_size * config.model.block_size
     if not per_token:
@@ -155,7 +154,7 @@ def _training(config: RunConfig, rate: Rate, goal: Goal, parameters: int) -> dic
 
 
 def _optimal(training: Mapping[str, Any], parameters: int) -> dict[str, Any]:
-    """What the operations would be best spent on, and what this model is to make of them."""
+    """The compute-optimal choices for the same operations, and the predicted loss of this model."""
     found = [
         asdict(best) | {"recipe": nearest_recipe(best.parameters)} for best in compute_optimal(training["operations"])
     ]
@@ -168,7 +167,7 @@ def _optimal(training: Mapping[str, Any], parameters: int) -> dict[str, Any]:
 
 
 def nearest_recipe(parameters: float | int) -> dict[str, Any]:
-    """The recipe of a decoder whose number of parameters is nearest by its ratio."""
+    """The decoder recipe whose number of parameters is nearest by ratio."""
     sizes = _recipe_sizes()
     name = min(sizes, key=lambda one: max(sizes[one] / parameters, parameters / sizes[one]))
     return {"name": name, "parameters": sizes[name]}
@@ -176,7 +175,7 @@ def nearest_recipe(parameters: float | int) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _recipe_sizes() -> dict[str, int]:
-    """Parameters of each decoder among the recipes, without tables of n-grams."""
+    """The parameters of each decoder recipe, without n-gram embeddings."""
     models = {name: resolve(name).model for name in recipe_names()}
     return {
         name: sum(count_parts(model).values()) - count_parts(model).get("ngrams", 0)
@@ -186,12 +185,13 @@ def _recipe_sizes() -> dict[str, int]:
 
 
 def _warnings(plan: Mapping[str, Any], goal: Goal) -> list[str]:
-    """What can hardly be meant, each with a cure."""
+    """Warnings for settings that are probably mistakes, with cures."""
     memory, device, training = plan["memory"], plan["device"], plan["training"]
     found = []
     if memory["largest_rows"] == 0:
         found.append(
-            f"not even one sequence fits into the {device['memory'] / 1e9:,.0f} GB of {device['name']}: choose a smaller model, or a larger device"
+            f"not even one sequence fits into the {device['memory'] / 1e9:,.0f} GB of {device['name']}: "
+            "choose a smaller model, or a larger device"
         )
     elif memory["largest_rows"] is not None and memory["largest_rows"] < memory["rows"]:
         cure = f"--train.micro-batch-size {memory['largest_rows']} or less fits"
@@ -199,10 +199,10 @@ def _warnings(plan: Mapping[str, Any], goal: Goal) -> list[str]:
     if not plan["operations"]["per_token"]:
         return [
             *found,
-            "this model multiplies no matrices, and nothing else is reckoned with here: gptloom bench measures it",
+            "this model multiplies no matrices, and nothing else is counted here: gptloom bench measures it",
         ]
     if training is None:
-        return [*found, "nothing says how much is to be trained: give --tokens, --flops, --hours or --budget"]
+        return [*found, "the extent of the training is not given: give --tokens, --flops, --hours or --budget"]
     readings = training["readings_of_the_text"]
     if readings is not None and readings > 1:
         many = f"the text has {goal.text_tokens:,.0f} tokens and would be read {readings:,.1f} times"

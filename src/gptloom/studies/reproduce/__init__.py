@@ -1,4 +1,4 @@
-"""The documents' own runs once more, on the production model: published and measured side by side, and whether they agree."""
+"""Repeat the documents' runs with the production model, and compare the measured numbers with the published ones."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,22 +24,22 @@ Measured = tuple[int, float | None, float | None, float, float]
 _QUICK = ("single-head", "gpt-0.21M")
 _LONG_WITHOUT_TABLE = ("mingpt", "scaled-up")
 _ROUNDING = 1e-6
-"""What float32 and the reading of decimals may add to a difference."""
+"""Allowance for float32 rounding and decimal conversion."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """One thing that the documents print, measured again.
+    """The comparison of one published run or fact with its repetition.
 
     Attributes:
-        name: which.
-        agrees: whether everything measured is within its tolerance; None where nothing was published to compare with.
-        tolerance: the widest that was allowed; None where nothing was compared.
-        why: where the tolerance comes from.
-        rows: of a run: what was published and what was measured, by step.
-        tolerances: of a run: (step, tolerance from that step on).
-        published: of a fact: in its own form.
-        measured: of a fact: in the same form.
+        name: the name of the run or fact.
+        agrees: whether all numbers are within their tolerances; None if no numbers were published.
+        tolerance: the largest tolerance; None if nothing was compared.
+        why: the origin of the tolerance.
+        rows: for a run, the published and measured losses by step.
+        tolerances: for a run, (step, tolerance from that step on).
+        published: for a fact, the published value.
+        measured: for a fact, the measured value in the same form.
     """
 
     name: str
@@ -53,22 +53,22 @@ class Reproduction:
 
 
 def reproduction_names() -> list[str]:
-    """Everything that can be reproduced, the quick ones first."""
+    """The names of all facts and runs that can be reproduced; the facts are first."""
     return [*FACTS, *published_runs()]
 
 
 def reproduce(names: Sequence[str], *, steps: int | None = None, say: Say = lambda _line: None) -> list[Reproduction]:
-    """Measure again what the documents print, on tiny Shakespeare.
+    """Repeat the documents' measurements on tiny Shakespeare.
 
     Args:
-        names: of `reproduction_names()`; none means the facts, the single head and the 0.21M GPT and, where there is a
-            CUDA device, the two runs that only have settings. How long the others would take is then said.
-        steps: leave out what a run's table has beyond this step.
-        say: told each line of the report as it comes.
+        names: names from `reproduction_names()`. None means the facts, the single head and the 0.21M GPT; with a CUDA
+            device, also the two runs without a published table. The expected times of the other runs are then printed.
+        steps: skip the rows of a run's table after this step.
+        say: a function that is called with each line of the report.
 
     Raises:
-        ConfigError: an unknown name, or a negative number of steps.
-        GptloomError: the text cannot be had.
+        ConfigError: a name is unknown, or the number of steps is negative.
+        GptloomError: the text is not available.
     """
     for name in names:
         if name not in reproduction_names():
@@ -92,7 +92,7 @@ def reproduce(names: Sequence[str], *, steps: int | None = None, say: Say = lamb
 
 
 def device_for(run: PublishedRun) -> torch.device:
-    """The CPU for what can be met digit by digit, as the documents' runs were; the fastest device for what has dropout."""
+    """The device for a run: the CPU, for exact digits; or the fastest device for a run with dropout."""
     return pick_device("auto" if run.has_dropout else "cpu")
 
 
@@ -101,7 +101,11 @@ def _default_names() -> list[str]:
 
 
 def _open_text() -> Text:
-    """Tiny Shakespeare, and no other text that happens to be called so here."""
+    """Open tiny Shakespeare.
+
+    Raises:
+        InputError: the text called shakespeare is another one.
+    """
     config = DataConfig()
     corpus = open_corpus(["shakespeare"], config)
     if corpus.sha256 != published()["corpus"]["sha256"]:
@@ -123,7 +127,7 @@ def _reproduce_fact(name: str, text: Text, say: Say) -> Reproduction:
 
 
 def _reproduce_run(run: PublishedRun, parts: Split, steps: int | None, say: Say) -> Reproduction:
-    """Train as far as the published table goes, evaluating where it does."""
+    """Train and evaluate a run at the steps of the published table."""
     device, tolerance = device_for(run), tolerances().get(run.name)
     table = {step: (train, val) for step, train, val in run.table}
     rows: list[Measured] = []
@@ -131,7 +135,8 @@ def _reproduce_run(run: PublishedRun, parts: Split, steps: int | None, say: Say)
         about = _duration(expected_seconds(run, parts, device, steps))
         training = LectureRun(run, parts, device)
         say(
-            f"{run.name}: {training.model.parameter_count():,} parameters, seed {run.config.seed}, on {device.type}, about {about}; published in {run.source}"
+            f"{run.name}: {training.model.parameter_count():,} parameters, seed {run.config.seed}, on {device.type}, "
+            f"about {about}; published in {run.source}"
         )
         say(f"  {'step':>6}   {'published':^15}   {'measured':^15}   {'difference':^17}   within")
         done = 0
@@ -149,12 +154,13 @@ def _reproduce_run(run: PublishedRun, parts: Split, steps: int | None, say: Say)
 
 
 def _say_what_is_left(done: list[str], parts: Split, say: Say) -> None:
-    """Name the runs that were left out, and how long each would take here."""
+    """Name the runs that were skipped, with their expected times on this machine."""
     left = [run for name, run in published_runs().items() if name not in done]
     if not left:
         return
     say(
-        "not run, because they take longer (name one to run it; --steps N runs the beginning of its table); about, on this machine:"
+        "not run, because they take longer (name one to run it; --steps N runs the beginning of its table); "
+        "about, on this machine:"
     )
     for run in left:
         with threads(thread_count(run.config)), torch.random.fork_rng(devices=[]):
@@ -163,7 +169,7 @@ def _say_what_is_left(done: list[str], parts: Split, say: Say) -> None:
 
 
 def row_agrees(row: Measured, tolerance: Tolerance) -> bool:
-    """Whether both losses, rounded to the four decimals that the documents print, are within the tolerance of their step."""
+    """Whether both losses, rounded to four decimals as in the documents, are within the tolerance of their step."""
     step, *_ = row
     return all(abs(difference) <= tolerance.at(step) + _ROUNDING for difference in _differences(row))
 
@@ -172,29 +178,30 @@ def _differences(row: Measured) -> list[float]:
     _, train, val, own_train, own_val = row
     if train is None or val is None:
         return []
-    # A loss that is not a number is as far away as can be.
+    # The difference to NaN is infinite.
     return [
         math.inf if math.isnan(own) else round(own, 4) - known for known, own in ((train, own_train), (val, own_val))
     ]
 
 
 def mark(agrees: bool | None) -> str:
-    """In a word."""
+    """The verdict in words."""
     return {True: "agrees", False: "DIFFERS", None: "nothing to compare with"}[agrees]
 
 
 def row_line(row: Measured, tolerance: Tolerance | None) -> str:
-    """A row of the table: train and validation loss, published and measured, and how far apart they are."""
+    """A row of the table: published and measured training and validation losses, and their differences."""
     step, train, val, own_train, own_val = row
     own = f"{own_train:7.4f} {own_val:7.4f}"
     if train is None or tolerance is None:
         return f"{step:6d}   {'-':^15}   {own}"
     first, second = _differences(row)
-    return f"{step:6d}   {train:7.4f} {val:7.4f}   {own}   {first:+8.4f} {second:+8.4f}   {tolerance.at(step):g} {mark(row_agrees(row, tolerance))}"
+    within = f"{tolerance.at(step):g} {mark(row_agrees(row, tolerance))}"
+    return f"{step:6d}   {train:7.4f} {val:7.4f}   {own}   {first:+8.4f} {second:+8.4f}   {within}"
 
 
 def side_by_side(known: Any, own: Any, label: str = "") -> list[str]:
-    """Published and measured as lines of text, one for each number or row of numbers."""
+    """The published and measured values as lines of text, one for each number or row of numbers."""
     if isinstance(known, dict):
         return [line for key in known for line in side_by_side(known[key], own[key], repr(key)[1:-1])]
     if isinstance(known, list) and known and isinstance(known[0], list):

@@ -1,4 +1,4 @@
-"""The small numbers that the documents print, measured on gptloom's own parts: text, tokenizer, sampler, attention, objective."""
+"""Facts that the documents print, measured with gptloom's text, tokenizer, sampler, attention and objective."""
 
 import math
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from gptloom.studies.reproduce.lecture_run import LectureRun, LectureSampler, dr
 from gptloom.studies.reproduce.published import PublishedRun, lecture_config, published
 
 PRINTED = 0.5e-4
-"""Half a unit of the fourth decimal, the last that the documents print."""
+"""Half a unit of the fourth decimal, which is the last one in the documents."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Tiny Shakespeare, read by the production code."""
+    """Tiny Shakespeare, prepared by the production code."""
 
     corpus: Corpus
     tokenizer: Tokenizer
@@ -37,13 +37,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something printed, beside the same thing measured here, in its own form.
+    """A published value and the measured one.
 
     Attributes:
         published: a number, a text, a list or a dict.
-        measured: the same form.
-        tolerance: largest difference of any number in it; texts must be equal.
-        why: where the tolerance comes from.
+        measured: the measured value in the same form.
+        tolerance: the largest difference of any number; texts must be equal.
+        why: the origin of the tolerance.
     """
 
     published: Any
@@ -53,7 +53,7 @@ class Fact:
 
 
 def corpus(text: Text) -> Fact:
-    """Size, hash, alphabet and split of the text."""
+    """The size, hash, alphabet and split of the text."""
     scan, known = text.corpus.scan, published()["corpus"]
     alphabet = "".join(map(chr, scan.alphabet.tolist()))
     measured = {
@@ -69,7 +69,7 @@ def corpus(text: Text) -> Fact:
 
 
 def encode(text: Text) -> Fact:
-    """The ids of a few words."""
+    """The token ids of a few words."""
     known = {entry["text"]: entry["ids"] for entry in published()["encode"]}
     return Fact(known, {words: text.tokenizer.encode(words).tolist() for words in known}, 0.0, "ids are exact")
 
@@ -83,7 +83,7 @@ def first_batch(text: Text) -> Fact:
 
 
 def bigram_untrained(text: Text) -> Fact:
-    """The first batch's loss under a table of normal numbers, and that of a uniform guess."""
+    """The first batch's loss with a normally distributed embedding, and the loss of a uniform distribution."""
     known, size = published()["bigram_untrained"], text.tokenizer.vocab_size
     batch = _first_batch(text)
     model = Decoder(ModelConfig(vocab_size=size, n_layer=0, positions="none", head="none", init="pytorch"))
@@ -96,7 +96,7 @@ def bigram_untrained(text: Text) -> Fact:
 
 
 def bigram_trained(text: Text) -> Fact:
-    """The bigram's loss after training: its last 100 batches here, one last batch in the documents."""
+    """The bigram's loss after training: the mean of the last 100 batches; the documents print the last batch's."""
     known = published()["bigram_trained"]
     given = known["config"]
     model = {
@@ -118,7 +118,7 @@ def bigram_trained(text: Text) -> Fact:
 
 
 def averaging_weights(_text: Text) -> Fact:
-    """The causal mean's weights, and those of attention whose queries match no key better than another."""
+    """The weights of the causal mean, and those of attention with equal scores."""
     rows = published()["averaging_weights"]["rows"]
     count = len(rows)
     mixer = CausalMean(ModelConfig(n_embd=1, n_head=1, output_projection=False))
@@ -134,16 +134,15 @@ def averaging_weights(_text: Text) -> Fact:
 def attention_rows(_text: Text) -> Fact:
     """The weights of one head of width 16 on a random sequence, with unscaled scores."""
     mixer, x = _lecture_head()
-    # The documents do not scale these scores. Undoing the head's own scale in the queries is exact, for it is a power
-    # of two.
+    # The documents do not scale these scores. The head's scale is a power of two, so the queries can undo it exactly.
     mixer.qkv.weight.detach()[: mixer.width].mul_(1 / mixer.scale)
     return Fact(published()["attention_weights"]["rows"], _trace(mixer, x)[0, 0].tolist())
 
 
 def softmax(_text: Text) -> Fact:
-    """Softmax, and how it sharpens when its argument grows; attention's own, with the logits as scores of one query."""
+    """Softmax of logits and of 8 times the logits, computed by attention with the logits as scores of one query."""
     known = published()["softmax_sharpening"]
-    scores = torch.tensor(known["logits"])[None, None, :, None]  # keys of width 1, which a query of 1 multiplies
+    scores = torch.tensor(known["logits"])[None, None, :, None]  # keys of width 1; the query is 1
     one = torch.ones(1, 1, 1, 1)
     scales = {"softmax": 1.0, "softmax_of_8x": 8.0}
     measured = {
@@ -153,9 +152,9 @@ def softmax(_text: Text) -> Fact:
 
 
 def variance(_text: Text) -> Fact:
-    """Scores scaled by the root of the head's width keep the variance of queries and keys.
+    """The variance of queries, keys and scores; scores divided by sqrt(head size) keep the variance.
 
-    The document does not say in which state its generator was; it is that behind the draws of the attention rows.
+    The document does not give the state of its generator. It is the state after the attention rows were drawn.
     """
     known = published()["scaled_variance"]
     mixer, _ = _lecture_head()
@@ -179,7 +178,7 @@ FACTS: dict[str, Callable[[Text], Fact]] = {
 
 
 def deviation(published: Any, measured: Any) -> float:
-    """The largest difference between two things of the same form; infinite where the form or a text differs."""
+    """The largest difference between two values of the same form; infinite if the forms or texts differ."""
     if isinstance(published, dict) and isinstance(measured, dict) and published.keys() == measured.keys():
         return max((deviation(published[key], measured[key]) for key in published), default=0.0)
     if isinstance(published, list) and isinstance(measured, list) and len(published) == len(measured):
@@ -196,7 +195,7 @@ def _first_batch(text: Text) -> tuple[Tensor, Tensor]:
 
 
 def _lecture_head() -> tuple[Attention, Float[Tensor, "4 8 32"]]:
-    """A sequence and a head of width 16, drawn as in the documents, which leaves the generator as they did."""
+    """Draw a head of width 16 and a sequence (4, 8, 32) in the documents' order, with their random state afterwards."""
     mixer = Attention(ModelConfig(n_embd=32, n_head=1, head_size=16, bias="not-qkv"))
     torch.manual_seed(1337)
     x = torch.randn(4, 8, 32)
@@ -205,7 +204,7 @@ def _lecture_head() -> tuple[Attention, Float[Tensor, "4 8 32"]]:
 
 
 def _trace(mixer: Attention | CausalMean, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t s"]:
-    """The weights by which a mixer mixes."""
+    """The weights (b, h, t, s) of a mixer."""
     context = Context(trace=(trace := Trace()))
     context.place(x.shape[1], x.device)
     with torch.no_grad():
@@ -214,5 +213,5 @@ def _trace(mixer: Attention | CausalMean, x: Float[Tensor, "b t c"]) -> Float[Te
 
 
 def _triangle(weights: Float[Tensor, "t t"]) -> list[list[float]]:
-    """Row t without the zeros behind its t-th number, as the documents write it."""
+    """The rows of a causal matrix without the zeros above the diagonal, as in the documents."""
     return [row[: place + 1].tolist() for place, row in enumerate(weights)]

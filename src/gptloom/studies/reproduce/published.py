@@ -1,4 +1,4 @@
-"""What the documents published, as data: their facts, the settings of their runs, and how near a repetition must come."""
+"""The documents' published facts and runs as data, with the tolerances of a repetition."""
 
 import json
 import tomllib
@@ -23,7 +23,7 @@ _LECTURE = {
         "init": "pytorch",
         "embd_dropout": 0.0,
     },
-    # PyTorch's defaults for AdamW, and nothing else.
+    # PyTorch's defaults of AdamW, without schedule or clipping.
     "train": {
         "schedule": "constant",
         "warmup_steps": 0,
@@ -37,7 +37,7 @@ _LECTURE = {
 _SHAPES = {"single-head": {"model": {"mlp": "none", "residual": "none", "norm": "none", "output_projection": False}}}
 
 _EVAL_INTERVAL, _EVAL_ITERS = 500, 200
-"""Where a document gives settings and no evaluation, that of the scaled-up run."""
+"""The scaled-up run's evaluation settings; used for runs without their own."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class PublishedRun:
     """A run of the documents.
 
     Attributes:
-        name: its name in published.json.
-        config: its settings in gptloom's words.
-        lecture_weights: the weights are drawn in the lecture's order; else as the recipe draws them.
-        eval_interval: steps between evaluations.
-        eval_iters: batches of each split in an evaluation.
-        table: the published rows; empty where only the settings were published.
-        source: which documents.
+        name: the name in published.json.
+        config: gptloom's settings for the run.
+        lecture_weights: whether weights are drawn in the lecture's order; else they are drawn by the recipe.
+        eval_interval: the steps between evaluations.
+        eval_iters: the batches of each split in an evaluation.
+        table: the published rows; empty if only the settings were published.
+        source: the documents.
     """
 
     name: str
@@ -64,14 +64,17 @@ class PublishedRun:
 
     @property
     def has_dropout(self) -> bool:
-        """Its masks came from the data's generator, head by head, so a batched model can meet the table only in distribution."""
+        """Whether the run has dropout.
+
+        The documents drew its masks head by head from the generator of the data, so exact digits cannot be expected.
+        """
         return self.config.model.dropout > 0
 
     def due(self, steps: int | None) -> list[int]:
-        """The steps to evaluate at: the published ones or, where none were, every multiple of the interval and the last step.
+        """The steps to evaluate at: those of the published table, or else all multiples of the interval and the last.
 
         Args:
-            steps: nothing after this step, or None.
+            steps: the last step to include, or None for all.
         """
         total = self.config.train.steps or 1
         everywhere = [*range(0, total - 1, self.eval_interval), total - 1]
@@ -80,11 +83,11 @@ class PublishedRun:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a measured loss may be from a published one.
+    """The largest allowed difference between a measured and a published loss.
 
     Attributes:
-        bands: (step, nats per character): the tolerance from that step on.
-        why: the repeated runs that it comes from.
+        bands: (step, tolerance from that step on in nats per character).
+        why: the repeated runs that the tolerance comes from.
     """
 
     bands: list[tuple[int, float]]
@@ -97,20 +100,20 @@ class Tolerance:
 
 @cache
 def published() -> dict[str, Any]:
-    """published.json: numbers that the documents print, each with its source. To be read, not changed."""
+    """The content of published.json: the documents' numbers with their sources. Do not change the result."""
     found: dict[str, Any] = json.loads(_read("published.json"))
     return found
 
 
 @cache
 def published_runs() -> dict[str, PublishedRun]:
-    """Every run with settings, by name, in the documents' order."""
+    """All published runs by name, in the documents' order."""
     return {run["name"]: _run(run) for run in published()["runs"]}
 
 
 @cache
 def tolerances() -> dict[str, Tolerance]:
-    """tolerances.toml: for every published table, and the repeated runs behind it."""
+    """The content of tolerances.toml: the tolerance of every published table."""
     read = tomllib.loads(_read("tolerances.toml"))
     return {
         name: Tolerance([(int(step), float(most)) for step, most in entry["bands"]], entry["why"])
@@ -152,7 +155,7 @@ def _run(entry: dict[str, Any]) -> PublishedRun:
 
 
 def _mingpt(given: dict[str, Any], model: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
-    """MinGPT's settings over the recipe of that name, which has the shape and the way to draw weights."""
+    """The published minGPT settings; they replace those of the recipe of that name."""
     beta1, beta2 = given["betas"]
     dropout = {
         "dropout": given["resid_pdrop"],
