@@ -29,7 +29,7 @@ from gptloom.devices import threads
 from gptloom.fast.train import TrainingPass
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder
-from gptloom.reference import PlainGPT
+from gptloom.reference.lecture import PlainGPT
 from gptloom.training.optim.build import make_optimizer
 
 VOCABULARY, BLOCK, WIDTH, HEADS, LAYERS, BATCH = 65, 32, 64, 4, 4, 16

@@ -34,7 +34,7 @@ from gptloom.fast.int8 import quantise
 from gptloom.generate.batch import DecodeBatch
 from gptloom.model.base import LanguageModel
 from gptloom.model.transformer import Decoder
-from gptloom.reference import PlainGPT
+from gptloom.reference.lecture import PlainGPT
 
 VOCABULARY, LECTURE, BABY = 65, 32, 256
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gptloom.cli.main import COMMANDS
 from gptloom.config.run import DataConfig
-from gptloom.data.datasets import fetch
+from gptloom.data.sources import fetch
 from gptloom.data.token_store import cache_folder
 
 GPTLOOM = [sys.executable, "-m", "gptloom"]

@@ -15,13 +15,21 @@ from gptloom.cli.main import main
 from gptloom.config.load import resolve
 from gptloom.config.model import ModelConfig
 from gptloom.fast.train import TrainingPass
-from gptloom.model.build import build_model
+from gptloom.model.build import build_model, operations_per_token
 from gptloom.model.loss import Objective
-from gptloom.model.size import operations_per_token
 from gptloom.studies.bench import bench as benching
 from gptloom.studies.bench import data, step, sweeps
-from gptloom.studies.bench.limits import Memory, Multiplier, Product, Products
-from gptloom.studies.bench.timing import Budget, Spread, ending_exponent, exponent, repeat
+from gptloom.studies.bench.limits import (
+    Budget,
+    Memory,
+    Multiplier,
+    Product,
+    Products,
+    Spread,
+    ending_exponent,
+    exponent,
+    repeat,
+)
 from gptloom.training.memory import activation_bytes
 from gptloom.training.optim.build import make_optimizer
 

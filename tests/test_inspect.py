@@ -23,6 +23,7 @@ from gptloom.interpret import trace as probe
 from gptloom.plots import html as pages
 from gptloom.plots import inspect as maps
 from gptloom.plots.canvas import drawable
+from gptloom.plots.core import STEP_NAMES, STEPS, TokenView, kind, visible
 from gptloom.plots.inspect import (
     draw_alignment,
     draw_attention,
@@ -31,9 +32,8 @@ from gptloom.plots.inspect import (
     draw_head,
     draw_lens,
 )
-from gptloom.plots.labels import STEP_NAMES, STEPS, TokenView, kind, visible
 from gptloom.plots.statistics import draw_statistics
-from gptloom.reference import Head
+from gptloom.reference.lecture import Head
 from test_plain import twins
 from training_helpers import small_run, write_text
 

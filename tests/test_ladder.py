@@ -13,7 +13,7 @@ from gptloom.bundle import Bundle
 from gptloom.cli.main import main
 from gptloom.errors import ConfigError
 from gptloom.model.build import build_model
-from gptloom.reference import PLAIN
+from gptloom.reference.build import PLAIN
 from gptloom.studies import ladder as ladder_module
 from gptloom.studies.check.exercises import EXERCISES
 from gptloom.studies.ladder.lessons import Rung, choose_lessons, configure_lesson, find_lesson, read_lessons

@@ -9,15 +9,14 @@ import torch.nn.functional as F
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORE_INDEX, SampleConfig, TrainConfig
 from gptloom.generate.batch import DecodeBatch
-from gptloom.generate.beam import beam_search
-from gptloom.generate.seq2seq import condition, translate
+from gptloom.generate.seq2seq import beam_search, condition, translate
 from gptloom.model.build import build_model
 from gptloom.model.cache import Context, EncoderOutput, Trace
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
 from gptloom.model.recurrent import Recurrent
 from gptloom.model.transformer import Decoder, EncoderDecoder
-from gptloom.reference import copy_weights, plain_model, to_decoder
+from gptloom.reference.build import copy_weights, plain_model, to_decoder
 from gptloom.training.optim.adamw import parameter_groups
 from gptloom.training.schedule import learning_rate
 

@@ -9,7 +9,7 @@ from gptloom.config.run import SampleConfig
 from gptloom.generate.batch import DecodeBatch
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder
-from gptloom.reference import LayerNorm, PlainGPT
+from gptloom.reference.lecture import LayerNorm, PlainGPT
 
 SHAPE = {"vocab_size": 17, "block_size": 12, "n_embd": 24, "n_head": 4, "n_layer": 3}
 LECTURE = {"bias": "not-qkv", "mlp": "relu", "head_bias": True, "init": "pytorch"}

@@ -13,7 +13,7 @@ from conftest import random_ids
 from gptloom.config.model import ModelConfig
 from gptloom.errors import ConfigError
 from gptloom.model.transformer import Decoder
-from gptloom.reference import PLAIN, copy_weights, from_decoder, plain_model, to_decoder
+from gptloom.reference.build import PLAIN, copy_weights, from_decoder, plain_model, to_decoder
 from gptloom.reference.modern import gelu, rotate
 from gptloom.reference.steps import average_by_loop, average_by_matrix, average_by_softmax
 

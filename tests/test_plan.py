@@ -15,10 +15,9 @@ from gptloom.config.model import ModelConfig
 from gptloom.devices import published_peak
 from gptloom.errors import ConfigError
 from gptloom.hardware import PEAKS, find_peak, peak_of
-from gptloom.model.build import build_model
+from gptloom.model.build import PARTS, build_model, cache_bytes, count_parts, operations_per_token, read_weights
 from gptloom.model.loss import Objective
-from gptloom.model.size import PARTS, cache_bytes, count_parts, operations_per_token, read_weights
-from gptloom.studies.plan.amounts import read_amount, show_amount
+from gptloom.studies.plan import read_amount, show_amount
 from gptloom.studies.plan.compute_optimal import FITS, compute_optimal
 from gptloom.training import setup
 from gptloom.training.memory import activation_bytes, held_bytes

@@ -14,11 +14,11 @@ from torch import nn
 
 from gptloom.cli.ladder import reproduce_and_print
 from gptloom.config.run import DataConfig
-from gptloom.data.datasets import fetch
+from gptloom.data.sources import fetch
 from gptloom.data.token_store import cache_folder
 from gptloom.errors import ConfigError, InputError, MachineError
 from gptloom.model.transformer import Decoder
-from gptloom.reference import PlainGPT
+from gptloom.reference.lecture import PlainGPT
 from gptloom.studies import reproduce
 from gptloom.studies.reproduce import facts as unit_facts
 from gptloom.studies.reproduce import lecture_run as lecture_draws

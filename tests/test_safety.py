@@ -38,7 +38,7 @@ METHODS = {
     "gather_object": "a pickle",
     "scatter_object_list": "a pickle",
 }
-ALLOWED = {("studies/check/solution.py", "a file run as code")}
+ALLOWED = {("studies/check/exercises.py", "a file run as code")}
 """`gptloom ladder check STEP FILE` runs the learner's own code: that is what it is for, and its help says so."""
 
 

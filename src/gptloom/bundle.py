@@ -17,9 +17,8 @@ from gptloom.devices import pick_device, threads
 from gptloom.errors import ConfigError, InputError
 from gptloom.fast.int8 import quantise
 from gptloom.generate.batch import DecodeBatch, Token
-from gptloom.generate.beam import beam_search
 from gptloom.generate.evaluate import Score, evaluate
-from gptloom.generate.seq2seq import condition, fill_masks
+from gptloom.generate.seq2seq import beam_search, condition, fill_masks
 from gptloom.generate.stream import TextStream
 from gptloom.generate.task import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
 from gptloom.model.base import LanguageModel

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gptloom.data.splits import Tokens
     from gptloom.interpret.alignment import Alignment
     from gptloom.interpret.views import Alternative, AttentionView, Reading, ScoredToken
-    from gptloom.plots.labels import TokenView
+    from gptloom.plots.core import TokenView
 
 VIEWS = ("attention", "lens", "tokens", "embedding", "statistics", "distance")
 HELP = """\
@@ -258,8 +258,8 @@ class Writer:
         self._page(view.tokens, f"{self.name}: the loss of each token", f"{losses} ({view.predicted:,} tokens)")
 
     def _page(self, tokens: Sequence[ScoredToken], title: str, summary: str) -> None:
+        from gptloom.plots.core import TokenView
         from gptloom.plots.html import tokens_page
-        from gptloom.plots.labels import TokenView
 
         self.summary = summary
         self.tokens = [

@@ -13,7 +13,7 @@ from gptloom.config.load import check_early, nest, recipe_names, resolve
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, ExitCode
 from gptloom.hardware import PEAKS
-from gptloom.studies.plan.amounts import read_amount, show_amount, show_bytes
+from gptloom.studies.plan import read_amount, show_amount, show_bytes
 
 FORMULAS = """\
 Amounts may be written as 300B, 1.5M or 1e21. Give at most one of --tokens, --flops, --hours and --budget;

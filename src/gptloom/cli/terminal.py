@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
-from gptloom.plots.labels import STEP_NAMES, TokenView, visible
+from gptloom.plots.core import STEP_NAMES, TokenView, visible
 
 RAMP = ((230, 16), (229, 16), (222, 16), (215, 16), (208, 16), (130, 231), (52, 231))
 """Background and text colour of each step of surprise in the 256-colour palette: a ramp of falling lightness.

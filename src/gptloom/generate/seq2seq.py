@@ -1,4 +1,6 @@
-"""Token ids of sources in, token ids of translations out.
+"""Beam search: the likeliest continuation as a whole, not token by token.
+
+Token ids of sources in, token ids of translations out.
 
 What an encoder thinks of hidden tokens.
 """
@@ -11,6 +13,59 @@ from gptloom.config.run import SampleConfig
 from gptloom.generate.batch import DecodeBatch, Token, describe
 from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.transformer import Conditioned, EncoderDecoder, pad_sources
+
+
+def beam_search(
+    model: LanguageModel, prompt: Sequence[int], config: SampleConfig, *, end: int | None = None, cached: bool = True
+) -> list[tuple[list[int], float]]:
+    """The likeliest continuations that a beam of `config.beams` finds.
+
+    Args:
+        model: a causal language model.
+        prompt: at least one id.
+        config: beams, tokens and length_penalty are used: a score is the summed log-probability / length **
+            length_penalty.
+        end: an id that ends a continuation.
+        cached: see `DecodeBatch`.
+
+    Returns:
+        Up to `config.beams` (new ids, score), best first.
+    """
+    batch = DecodeBatch(model, cached=cached)
+    batch.add(prompt, config)
+    sums, done = torch.zeros(1, dtype=torch.float64), list[tuple[list[int], float]]()
+    with torch.inference_mode(), evaluating(model):
+        for _ in range(config.tokens):
+            totals = sums[:, None] + batch.logits().cpu().double().log_softmax(dim=-1)
+            best = totals.flatten().topk(min(2 * config.beams, totals.numel()))
+            parents, ids = (best.indices // totals.shape[1]).tolist(), (best.indices % totals.shape[1]).tolist()
+            going: list[int] = []
+            for place, (parent, one) in enumerate(zip(parents, ids, strict=True)):
+                if one == end and place < config.beams:
+                    done.append(_scored([*batch.texts[parent][len(prompt) :], one], float(best.values[place]), config))
+                elif one != end and len(going) < config.beams:
+                    going.append(place)
+            if not going:
+                break
+            # Sums only fall, so what goes on can at best keep its sum and be divided by the full length.
+            hope = float(best.values[going[0]]) / config.tokens**config.length_penalty
+            if (
+                len(done) >= config.beams
+                and sorted((score for _, score in done), reverse=True)[config.beams - 1] >= hope
+            ):
+                break
+            sums = best.values[going]
+            batch.take([parents[place] for place in going])
+            batch.append([ids[place] for place in going])
+        else:
+            done += [
+                _scored(row[len(prompt) :], float(total), config) for row, total in zip(batch.texts, sums, strict=True)
+            ]
+    return sorted(done, key=lambda one: -one[1])[: config.beams]
+
+
+def _scored(ids: list[int], total: float, config: SampleConfig) -> tuple[list[int], float]:
+    return ids, total / len(ids) ** config.length_penalty
 
 
 def condition(model: EncoderDecoder, sources: Sequence[Sequence[int]]) -> Conditioned:

@@ -16,7 +16,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from gptloom.plots.labels import visible
+from gptloom.plots.core import visible
 
 COLORS = "cividis"
 """Made for colour-blind readers (Nuñez, Anderton and Renslow 2018): its lightness rises evenly, so it also survives a grey printer."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from gptloom.plots.labels import STEP_NAMES, TokenView, visible
+from gptloom.plots.core import STEP_NAMES, TokenView, visible
 
 # Background and letters of each step of surprise, from expected to not at all, for a light and for a dark page. Both
 # run in lightness alone, yellow to brown, away from the page's own colour, so that they are read alike without colour

@@ -33,7 +33,7 @@ from gptloom.plots.canvas import (
     weights_norm,
     write_cells,
 )
-from gptloom.plots.labels import kind
+from gptloom.plots.core import kind
 
 LARGE = 40
 """Tokens that one large map can name and still be read from the back row."""

@@ -26,8 +26,8 @@ from gptloom.distributed.process_group import ProcessGroup
 from gptloom.errors import InputError
 from gptloom.generate.evaluate import Score, evaluate
 from gptloom.generate.task import evaluation_batches, exact_match, predicted_bytes, reads_pairs, training_batches
+from gptloom.model.build import operations_per_token
 from gptloom.model.loss import Objective
-from gptloom.model.size import operations_per_token
 from gptloom.training.callbacks import Callback, Signals, Spikes
 from gptloom.training.interfaces import End, Interrupted, Job
 from gptloom.training.loggers import Metrics, Samples, TensorBoard

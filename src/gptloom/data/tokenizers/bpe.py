@@ -21,12 +21,13 @@ from gptloom.data.tokenizers.base import (
     FILE,
     AnyIds,
     Ids,
+    SubwordTokenizer,
     check_ids,
     id_dtype,
+    limited,
     spelling_table,
     unused_names,
 )
-from gptloom.data.tokenizers.chunking import SubwordTokenizer, limited
 from gptloom.errors import InputError
 
 KEPT = 1 << 22

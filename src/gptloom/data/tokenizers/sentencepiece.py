@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, AnyIds, entry, read_side_file, to_json
-from gptloom.data.tokenizers.chunking import SubwordTokenizer, limited
+from gptloom.data.tokenizers.base import (
+    CURE,
+    END_OF_TEXT,
+    FILE,
+    AnyIds,
+    SubwordTokenizer,
+    entry,
+    limited,
+    read_side_file,
+    to_json,
+)
 from gptloom.errors import ConfigError, InputError
 
 TRAINED_ON = 20_000_000

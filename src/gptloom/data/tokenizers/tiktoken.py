@@ -11,6 +11,7 @@ from gptloom.data.tokenizers.base import (
     CURE,
     END_OF_TEXT,
     FILE,
+    SubwordTokenizer,
     check_ids,
     entry,
     read_side_file,
@@ -18,7 +19,6 @@ from gptloom.data.tokenizers.base import (
     to_json,
     unused_names,
 )
-from gptloom.data.tokenizers.chunking import SubwordTokenizer
 from gptloom.errors import ConfigError, InputError, MachineError, nearest
 
 RANKS_FILE = "tokenizer.tiktoken"

@@ -10,12 +10,11 @@ from gptloom.config.load import merge, parse
 from gptloom.config.run import RunConfig
 from gptloom.devices import describe_machine, pick_precision, published_peak, thread_count, threads
 from gptloom.errors import MachineError
-from gptloom.model.size import count_parts, operations_per_token
+from gptloom.model.build import count_parts, operations_per_token
 from gptloom.studies.bench.data import time_preparing, time_starts
-from gptloom.studies.bench.limits import Memory, Multiplier, square
+from gptloom.studies.bench.limits import Budget, Clock, Memory, Multiplier, Say, square
 from gptloom.studies.bench.sampling import Writing, time_writing, why_not
 from gptloom.studies.bench.sweeps import MOST_SHARE, STEPS, Sweeper
-from gptloom.studies.bench.timing import Budget, Clock, Say
 
 GROUPS = {"step": 0.6, "sampling": 0.17, "data": 0.13, "start": 0.1}
 """Groups of measurements, and their shares of the time. Unused time is left to the next groups."""

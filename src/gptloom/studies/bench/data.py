@@ -17,7 +17,7 @@ import numpy as np
 from gptloom.config.run import DataConfig
 from gptloom.devices import derive
 from gptloom.errors import MachineError
-from gptloom.studies.bench.timing import Budget, Say, Spread
+from gptloom.studies.bench.limits import Budget, Say, Spread
 
 MEGABYTE = 1_000_000
 SIZES = tuple(size * MEGABYTE for size in (1, 4, 16))

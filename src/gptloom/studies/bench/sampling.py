@@ -10,11 +10,9 @@ import torch
 from gptloom.bundle import Bundle
 from gptloom.config.run import RunConfig, SampleConfig
 from gptloom.devices import derive, is_out_of_memory
-from gptloom.model.build import build_model
-from gptloom.model.size import cache_bytes, operations_per_token, read_weights
-from gptloom.studies.bench.limits import Memory
+from gptloom.model.build import build_model, cache_bytes, operations_per_token, read_weights
+from gptloom.studies.bench.limits import Budget, Memory, Say, Spread
 from gptloom.studies.bench.step import made_tokenizer
-from gptloom.studies.bench.timing import Budget, Say, Spread
 
 STREAMS = 1, 32
 """Numbers of texts that are sampled in one batch."""

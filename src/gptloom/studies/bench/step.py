@@ -17,8 +17,7 @@ from gptloom.generate.evaluate import Score
 from gptloom.generate.task import reads_pairs, training_batches
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
-from gptloom.studies.bench.limits import Product, Products
-from gptloom.studies.bench.timing import Budget, Say, Spread
+from gptloom.studies.bench.limits import Budget, Product, Products, Say, Spread
 from gptloom.studies.trial import make_job
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.interfaces import Job, Source

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptloom.errors import InputError, nearest
-from gptloom.reference import PLAIN
-from gptloom.studies.check.exercises import EXERCISES
+from gptloom.reference.build import PLAIN
+from gptloom.studies.check.exercises import EXERCISES, SIZES, Failure, attempt, load, set_globals
 from gptloom.studies.check.judge import Finding, judge
-from gptloom.studies.check.solution import SIZES, Failure, attempt, load, set_globals
 
 __all__ = ["Finding", "Report", "check", "report_lines"]
 

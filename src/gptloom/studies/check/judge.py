@@ -15,11 +15,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from gptloom.errors import nearest
-from gptloom.studies.check.exercises import Exercise
+from gptloom.studies.check.exercises import Exercise, Failure, UnknownArgumentError, attempt, build, run
 from gptloom.studies.check.match import Match, Unit, fill, match
 from gptloom.studies.check.messages import MESSAGES
 from gptloom.studies.check.mutants import rescaled
-from gptloom.studies.check.solution import Failure, UnknownArgumentError, attempt, build, run
 
 
 def dependence(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Bool[Tensor, "t s"], bool]:

@@ -18,7 +18,8 @@ from gptloom.config.model import ModelConfig
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
 from gptloom.model.cache import Context, Trace
-from gptloom.reference import PLAIN, lecture
+from gptloom.reference import lecture
+from gptloom.reference.build import PLAIN
 from gptloom.studies.ladder.lessons import LECTURE_STEPS, WINDOW, Lesson, configure_lesson
 from gptloom.studies.ladder.report import describe_changes
 

@@ -12,10 +12,9 @@ import torch
 from gptloom.config.run import RunConfig
 from gptloom.devices import memory_size, pick_device, pick_precision, thread_count, threads
 from gptloom.hardware import find_peak
-from gptloom.model.size import operations_per_token
-from gptloom.studies.bench.limits import Multiplier, square
+from gptloom.model.build import operations_per_token
+from gptloom.studies.bench.limits import Budget, Multiplier, square
 from gptloom.studies.bench.step import time_steps
-from gptloom.studies.bench.timing import Budget
 
 MFU = 0.40
 """Assumed model FLOPs utilization of an accelerator; see `MFU_SOURCE`."""

@@ -8,7 +8,7 @@ from typing import Any
 from gptloom.config.load import recipe_names, resolve
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError
-from gptloom.model.size import cache_bytes, count_parts, operations_per_token
+from gptloom.model.build import cache_bytes, count_parts, operations_per_token
 from gptloom.studies.plan.compute_optimal import CAVEAT, FITS, Rate, compute_optimal, within_the_fit
 from gptloom.training.memory import activation_bytes, held_bytes
 

@@ -16,9 +16,8 @@ from gptloom.checkpoint.find import find_bundle
 from gptloom.checkpoint.state import read_checkpoint
 from gptloom.config.load import merge, parse
 from gptloom.config.run import DataConfig, RunConfig
-from gptloom.data.datasets import DATASETS
 from gptloom.data.pair_batches import pair_texts
-from gptloom.data.sources import open_corpus
+from gptloom.data.sources import DATASETS, open_corpus
 from gptloom.data.splits import Split, Tokens, prepare
 from gptloom.data.token_store import cache_folder
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer

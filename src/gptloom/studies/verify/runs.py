@@ -22,7 +22,7 @@ from gptloom.checkpoint.find import find_bundle
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.generate.task import reads_pairs
 from gptloom.model.base import LanguageModel
-from gptloom.reference.optimizers import length
+from gptloom.reference.formulas import length
 from gptloom.studies.verify.open import write_text
 from gptloom.studies.verify.subject import Subject, gradients, logits
 from gptloom.studies.verify.tolerance import Impossible, Outcome, worst

@@ -14,7 +14,7 @@ from gptloom.generate.evaluate import Score
 from gptloom.model.base import LanguageModel
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
-from gptloom.reference.optimizers import EPSILON, length, rate_at, reference_update, shrinking
+from gptloom.reference.formulas import EPSILON, length, rate_at, reference_update, shrinking
 from gptloom.studies.verify.subject import Batch, Subject, gradients
 from gptloom.studies.verify.tolerance import DOUBLE, Outcome, norms, worst
 from gptloom.training.interfaces import Job
