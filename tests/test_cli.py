@@ -456,7 +456,7 @@ def test_every_command_explains_its_numbers(capsys):
         "bench": "share is the limit's time",
         "plan": "6 N + 12 L T C a token",
         "inspect": "logit lens",
-        "import": "How ids become text",
+        "import": "does not contain the tokenizer",
         "data": "overlap is",
         "doctor": "will be used",
     }
@@ -465,6 +465,14 @@ def test_every_command_explains_its_numbers(capsys):
         with pytest.raises(SystemExit) as left:
             main([name, "--help"])
         assert left.value.code == 0 and word in capsys.readouterr().out
+
+
+def test_only_the_command_line_knows_argparse():
+    source = Path(__file__).parent.parent / "src" / "gptloom"
+    users = {
+        path.relative_to(source).parts[0] for path in source.rglob("*.py") if "argparse" in path.read_text("utf-8")
+    }
+    assert users == {"cli"}
 
 
 def test_the_flags_are_the_approved_ones():

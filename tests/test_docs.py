@@ -139,7 +139,7 @@ def test_every_command_and_flag_that_a_page_names_exists(page):
 
 def test_the_map_in_the_architecture_page_names_real_places():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    house = text[text.index("| floor |") : text.index("## The seams")]
+    house = text[text.index("| layer |") : text.index("## The seams")]
     named = re.findall(r"`([\w/]+(?:\.py|/))`", house)
     assert len(named) > 30
     for name in named:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 import gptloom
 from conftest import CONFIGS, build, random_ids
 from gptloom.bundle import Bundle
+from gptloom.cli import terminal as colours
 from gptloom.cli.main import main
-from gptloom.commands import surprise
 from gptloom.data.batches import evaluation_windows
 from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers.char import CharTokenizer
@@ -285,7 +285,7 @@ def test_steps_of_surprise_meet_their_names():
         assert TokenView("a", -math.log(chance * 0.99)).step == step + 1
     assert TokenView("a").step is None and len(STEP_NAMES) == len(STEPS) + 1 == len(pages.LIGHT) == len(
         pages.DARK
-    ) == len(surprise.RAMP)
+    ) == len(colours.RAMP)
 
 
 def test_every_step_can_be_read_and_the_steps_run_in_lightness():
@@ -302,7 +302,7 @@ def test_every_step_can_be_read_and_the_steps_run_in_lightness():
     html = [
         [[list(bytes.fromhex(color[1:])) for color in pair] for pair in scale] for scale in (pages.LIGHT, pages.DARK)
     ]
-    for scale, direction in ((html[0], -1), (html[1], 1), ([list(map(terminal, pair)) for pair in surprise.RAMP], -1)):
+    for scale, direction in ((html[0], -1), (html[1], 1), ([list(map(terminal, pair)) for pair in colours.RAMP], -1)):
         grounds = [lightness(ground) for ground, _ in scale]
         assert grounds == sorted(grounds, reverse=direction < 0) and len(set(grounds)) == len(grounds)
         for ground, letters in scale:
@@ -332,15 +332,15 @@ def test_the_page_escapes_text_and_fetches_nothing():
 
 
 def test_the_table_and_the_colours():
-    lines = list(surprise.table(VIEWS))
+    lines = list(colours.table(VIEWS))
     assert lines[1].endswith("given") and lines[1].startswith("<script>alert…")
     assert lines[2].split() == ["⏎", "0.200", "0.8187", "0", "⏎", "0.800", '"&', "0.100"]
     assert "\x1b" not in "\n".join(lines)
-    painted = surprise.colored(VIEWS)
+    painted = colours.colored(VIEWS)
     assert "\x1b[48;5;230;38;5;16m⏎\x1b[0m\n" in painted and "\x1b[48;5;52;38;5;231m␣the\x1b[0m" in painted
     plain = re.sub(r"\x1b\[[\d;]*m", "", painted)
     assert plain.startswith("<script>alert(1)</script>⏎\n␣the\n") and all(name in plain for name in STEP_NAMES)
-    assert len(list(surprise.table([TokenView("a", 1.0, 1)] * 1000))) == surprise.MOST_ROWS + 2
+    assert len(list(colours.table([TokenView("a", 1.0, 1)] * 1000))) == colours.MOST_ROWS + 2
 
 
 # Pictures
@@ -563,7 +563,7 @@ def test_piped_output_is_plain_and_a_terminal_s_is_coloured_unless_no_color(run,
     assert (
         code == 0
         and "\x1b" not in out
-        and "likeliest" in out
+        and "most likely" in out
         and str(tmp_path / "tokens.html") in out
         and "nats per token" in out
     )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gptloom.commands.reproducing import reproduce_command
+from gptloom.cli.ladder import reproduce_and_print
 from gptloom.config.run import DataConfig
 from gptloom.data.datasets import fetch
 from gptloom.data.token_store import cache_folder
@@ -390,7 +390,7 @@ def test_a_reproduction_leaves_the_generator_and_the_settings_alone(text, small)
 
 
 def test_the_command_prints_one_json_object_or_tables(text, capsys):
-    assert reproduce_command(["encode", "single-head"], 0, True) == 0
+    assert reproduce_and_print(["encode", "single-head"], 0, as_json=True) == 0
     printed = capsys.readouterr()
     encode, head = json.loads(printed.out)["runs"]
     assert encode["agrees"] is True and encode["published"] == encode["measured"] == {
@@ -403,6 +403,6 @@ def test_the_command_prints_one_json_object_or_tables(text, capsys):
         [0, 4.2, 4.2047],
     )
     assert "4.2047" in printed.err
-    assert reproduce_command(["encode"], None, False) == 0
+    assert reproduce_and_print(["encode"], None, as_json=False) == 0
     printed = capsys.readouterr()
     assert "agrees" in printed.out and printed.err == ""

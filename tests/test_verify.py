@@ -204,10 +204,8 @@ BUGS = {
         "modern-tiny",
         edit(
             *ATTEND,
-            (
-                "query, key, value, attn_mask",
-                "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), attn_mask",
-            ),
+            ("    key,\n", "    key.repeat(1, query.shape[1] // key.shape[1], 1, 1),\n"),
+            ("    value,\n", "    value.repeat(1, query.shape[1] // value.shape[1], 1, 1),\n"),
         ),
     ),
     "by hand, a norm's gradient forgets its length": (
@@ -257,7 +255,7 @@ BUGS = {
     "values get no gradient": (
         "gradients",
         "modern-tiny",
-        edit(*ATTEND, ("query, key, value, attn_mask", "query, key, value.detach(), attn_mask")),
+        edit(*ATTEND, ("    value,\n", "    value.detach(),\n")),
     ),
     "rotary pairs are neighbours": (
         "formula",

@@ -175,7 +175,7 @@ def attempt(target: Target, folder: Path) -> str:
             return f"{target.name}: an error of {len(error.line())} characters"
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001  # a panic of Rust code is no Exception
+    except BaseException as error:  # noqa: BLE001  # a panic of Rust code is not an Exception
         return f"{target.name}: {type(error).__name__}: {str(error)[:100]}"
     seconds = time.monotonic() - began
     return f"{target.name}: {seconds:.0f} s" if seconds > SECONDS else ""

@@ -1,19 +1,51 @@
-"""Command-line flags from the typed fields of a configuration.
+"""What all commands share: the parser, flags made from the typed fields of a configuration, and the lazy imports.
 
-argparse reads the words; the fields alone judge the values.
+argparse reads the words; only the fields judge the values. Nothing here imports torch or numpy.
 """
 
 import argparse
+import gc
+import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from gptloom.config.base import Config, field_names
-from gptloom.errors import ConfigError, nearest
+from gptloom.errors import ConfigError, InputError, nearest
+
+TEXTS = "a file, a folder, a glob, - for standard input, or shakespeare; .jsonl, .csv and .tsv are read by field"
+RUN = "a run folder, a checkpoint folder or a bundle"
+NUMBERS = """\
+Losses are in nats per token: the mean of -ln p(next token). A uniform guess costs ln(vocabulary).
+bits per byte is the same loss per UTF-8 byte of text; use it to compare models with different tokenizers.
+Perplexity is exp(loss). The validation loss is measured on the whole validation split, in fixed windows.
+The last lines of a run report the validation loss of the best checkpoint."""
+
+LONGEST = 1 << 24
+"""Bytes of standard input that are taken as a prompt. The model sees the end of it, a window at a time."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Disable Python's garbage collector while a command's modules are imported; this saves a tenth of the start-up.
+
+    The modules are then frozen, so that later collections skip them. If torch was loaded before, they are not frozen:
+    there may be garbage among the objects of this process.
+    """
+    first, enabled = "torch" not in sys.modules, gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        if first:
+            gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that fails as everything here does: with a `ConfigError`, which names the nearest flag."""
+    """A parser that raises a `ConfigError`, which names the nearest flag."""
 
     def __init__(self, **kwargs: Any) -> None:
         """Flags are never abbreviated: a new flag must not change what an old command means."""
@@ -24,11 +56,11 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message, where=self.prog, cure=f"see `{self.prog} --help`")
 
     def parse(self, words: list[str], *, intermixed: bool = False) -> argparse.Namespace:
-        """Read the words; every flag that does not exist is named, with the nearest one that does.
+        """Read the words; the error names every unknown flag and the nearest known one.
 
         Args:
             words: the command line after the command.
-            intermixed: words that are no flags may stand anywhere among the flags.
+            intermixed: positional words may come between the flags.
         """
         namespace, unknown = self.parse_known_intermixed_args(words) if intermixed else self.parse_known_args(words)
         if unknown:
@@ -43,6 +75,51 @@ class Parser(argparse.ArgumentParser):
                 f"unknown: {' '.join(unknown)}", where=self.prog, cure=hints or f"see `{self.prog} --help`"
             )
         return namespace
+
+
+def make_parser(name: str, subject: str, command: Callable[[list[str]], int], epilog: str = "") -> Parser:
+    """A parser with the flags of every command; `subject` is the part of the usage line after the command's name."""
+    usage = f"gptloom {name} {subject} [flags]".replace("  ", " ")
+    form = argparse.RawDescriptionHelpFormatter
+    about = command.__doc__
+    parser = Parser(prog=f"gptloom {name}", usage=usage, description=about, epilog=epilog, formatter_class=form)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_checkpoint_flags(parser: Parser) -> None:
+    """Which checkpoint of a run is loaded, and the device that computes."""
+    about = "checkpoint of a run folder: best, latest or step-N [best]"
+    parser.add_argument("--checkpoint", metavar="NAME", default="best", help=about)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
+
+
+def add_model_flags(parser: Parser) -> None:
+    """The checkpoint, the device, and how characters that the tokenizer does not know are handled."""
+    add_checkpoint_flags(parser)
+    about = "how to handle characters that the tokenizer does not know [error]"
+    parser.add_argument("--on-unknown", choices=("error", "skip", "replace"), default="error", help=about)
+
+
+def read_prompt(word: str) -> str:
+    """The word itself; for `-`, the content of standard input.
+
+    Bytes that are not UTF-8 become halves of surrogate pairs, as they do in the words of a command line. No tokenizer
+    knows them, so that `--on-unknown` decides about them.
+
+    Raises:
+        InputError: standard input is closed, or longer than `LONGEST`.
+    """
+    if word != "-":
+        return word
+    if sys.stdin is None:
+        raise InputError("is closed", where="standard input", cure="give the prompt with --prompt TEXT")
+    content = sys.stdin.buffer.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        what = f"is longer than the {LONGEST:,} bytes that a prompt may have"
+        raise InputError(what, where="standard input", cure="give the end of it, such as with tail -c")
+    return content.decode("utf-8", errors="surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def add_flags(
@@ -87,7 +164,7 @@ def add_flags(
 
 
 def given(namespace: argparse.Namespace, config: type[Config], skip: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings that were given as flags, by dotted key; the word `none` unsets a setting that may be unset."""
+    """The settings given as flags, by dotted key; the word `none` unsets a setting that may be unset."""
     found = {}
     for key, field in field_names(config).items():
         if key not in skip and hasattr(namespace, key):

@@ -1,4 +1,4 @@
-"""The command line: which words are commands, and how each of them ends."""
+"""The entry point: the table of commands, and how errors and signals become exit codes."""
 
 import contextlib
 import io
@@ -10,17 +10,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TextIO
 
+from gptloom.cli.bench import bench_command
+from gptloom.cli.compare import compare_command
+from gptloom.cli.convert import import_command
+from gptloom.cli.data import data_command
+from gptloom.cli.doctor import doctor_command
+from gptloom.cli.inspect import inspect_command
+from gptloom.cli.ladder import ladder_command
+from gptloom.cli.plan import plan_command
+from gptloom.cli.sample import eval_command, sample_command
+from gptloom.cli.train import resume_command, train_command
+from gptloom.cli.verify import verify_command
 from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
-from gptloom.words.benching import bench_command
-from gptloom.words.comparing import compare_command
-from gptloom.words.importing import import_command
-from gptloom.words.looking import inspect_command
-from gptloom.words.planning import plan_command
-from gptloom.words.reporting import data_command, doctor_command
-from gptloom.words.studying import ladder_command
-from gptloom.words.training import resume_command, train_command
-from gptloom.words.verifying import verify_command
-from gptloom.words.writing import eval_command, sample_command
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
@@ -40,10 +41,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def run() -> NoReturn:
-    """The whole process: one command, and then the end at once.
+    """Run one command, then end the process at once with `os._exit`.
 
-    What must survive is on the disk by then. Python's own way out would let a late signal interrupt the libraries'
-    clearing up, and would end a thread that is still writing in the midst of native code, which aborts the process.
+    All files are written by then. Python's normal exit would let a late signal interrupt the libraries' cleanup, and
+    would stop a thread that is still inside native code, which aborts the process.
     """
     try:
         code = main()
@@ -53,7 +54,7 @@ def run() -> NoReturn:
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError):  # whoever read it is gone; a full disk has been told of
+        with contextlib.suppress(OSError, AttributeError):  # the reader is gone, or the disk is full and was reported
             stream.flush()
     os._exit(code)
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _warn
             code = _dispatch(words)
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a result that cannot be written is an error
+                sys.stdout.flush()  # a result that cannot be written is an error here
             return code
     except GptloomError as error:
         return _fail(error, words)
@@ -125,7 +126,7 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Ours in one line, for the user; those of libraries as Python prints them."""
+    """Print our warnings in one line; print those of libraries as Python does."""
     ours = issubclass(category, GptloomWarning)
     print(
         f"warning: {' '.join(str(message).split())}"

@@ -1,4 +1,4 @@
-"""How a model is doing: sizes of activations and gradients, units that are off, and how far back a loss depends on its text."""
+"""Measurements of a model on a text: activations, gradients, units that are off, and loss against distance."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

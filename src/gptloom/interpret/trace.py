@@ -18,7 +18,7 @@ class Guess:
     """A prediction at one position.
 
     Attributes:
-        alternatives: the likeliest next tokens with their log-probabilities in nats, likeliest first.
+        alternatives: the most likely next tokens with their log-probabilities in nats, highest first.
         entropy: of the whole distribution, in nats: how undecided the model is.
     """
 
@@ -55,7 +55,7 @@ def lens_logits(model: LanguageModel, stream: Float[Tensor, "b t c"]) -> Float[T
 
 
 def logit_lens(model: LanguageModel, trace: Trace, *, top: int) -> list[list[Guess]]:
-    """What each layer would predict, the embeddings first: for each layer and position of the first row, the `top` likeliest tokens."""
+    """The `top` most likely tokens after each layer, the embeddings first, at each position of the first row."""
     return [_guesses(lens_logits(model, stream[:1])[0], top) for stream in trace.stream]
 
 
@@ -71,7 +71,7 @@ def _guesses(logits: Float[Tensor, "t v"], top: int) -> list[Guess]:
 def token_losses(
     model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], *, top: int, device: torch.device
 ) -> Iterator[Token]:
-    """Every target of some windows, in order, with its log-probability, its rank and the likeliest alternatives.
+    """Every target of some windows, in order, with its log-probability, its rank and the most likely alternatives.
 
     Args:
         model: the model; dropout is off.
@@ -94,7 +94,7 @@ def token_losses(
 
 
 def hidden_tokens(ids: Int[Tensor, " t"], mask: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A text's tokens hidden from an encoder one by one: (inputs, targets) of a row each, the only target being the hidden token."""
+    """Hide the tokens of a text one by one: (inputs, targets) of one row, whose only target is the hidden token."""
     for place in range(len(ids)):
         inputs, targets = ids.clone(), torch.full_like(ids, IGNORED)
         inputs[place], targets[place] = mask, ids[place]
@@ -113,7 +113,7 @@ def attention_entropy(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
 
 
 def pointedness(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
-    """How decidedly each head looks at a token other than the one it is at: the mean over rows of the largest such weight."""
+    """How much each head looks at one other token: the mean over rows of the largest weight off the diagonal."""
     t, s = weights.shape[-2:]
     own = (
         torch.eye(t, s, dtype=torch.bool, device=weights.device)

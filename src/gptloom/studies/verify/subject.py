@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 
 import numpy as np
@@ -158,10 +158,10 @@ class Subject:
     def logit_tolerance(self) -> float:
         """The tolerance of float32 logits, relative to the largest logit; the maximum over `models`."""
         *inputs, _ = self.ragged_batch()
-        return max(
-            allowance(exact, lambda e=exact: [logits(e, *inputs)], largest)
-            for exact in map(in_double_precision, self.models)
-        )  # type: ignore[misc]
+        found = []
+        for exact in map(in_double_precision, self.models):
+            found.append(allowance(exact, partial(lambda model: [logits(model, *inputs)], exact), largest))
+        return max(found)
 
     @cached_property
     def slope_tolerance(self) -> float:

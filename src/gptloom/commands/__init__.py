@@ -1,1 +1,0 @@
-"""What the commands do, once the command line has been read."""

@@ -1,0 +1,330 @@
+"""What a model does with one text, as data: the numbers of each view, to be drawn, printed or served.
+
+`read_text` runs the model once. Each view is a function of the `Reading`. Nothing here draws or writes files.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gptloom.bundle import Bundle
+from gptloom.data.batches import evaluation_windows
+from gptloom.data.splits import Tokens
+from gptloom.generate.batch import Token
+from gptloom.generate.evaluate import Score
+from gptloom.interpret.statistics import Vitals, gradient_by_distance, vitals
+from gptloom.interpret.trace import (
+    hidden_tokens,
+    logit_lens,
+    look,
+    pointedness,
+    principal_axes,
+    token_losses,
+    uniform_entropy,
+)
+from gptloom.model.cache import Trace
+
+_BATCH = 8  # windows at once: the logits of all their tokens are kept
+
+
+class Alternative(NamedTuple):
+    """A token that the model held likely at one position.
+
+    Attributes:
+        id: of the token.
+        text: of the token.
+        logprob: in nats.
+    """
+
+    id: int
+    text: str
+    logprob: float
+
+    @property
+    def probability(self) -> float:
+        """exp(logprob)."""
+        return math.exp(self.logprob)
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token of a text, and how likely the model held it.
+
+    Attributes:
+        id: of the token.
+        text: of the token.
+        logprob: in nats; None for a token that was given and not predicted.
+        rank: number of tokens with a higher probability; None if there is no logprob.
+        alternatives: the most likely tokens, highest probability first.
+    """
+
+    id: int
+    text: str
+    logprob: float | None = None
+    rank: int | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+    @property
+    def loss(self) -> float | None:
+        """-logprob."""
+        return None if self.logprob is None else -self.logprob
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One run of a model over a text.
+
+    Attributes:
+        bundle: the model and its tokenizer.
+        tokens: the whole text.
+        last: ids of the last window and the token before it, (1, t + 1); all but the last are read by `statistics`.
+        window: ids of the last window, (1, t).
+        texts: of the tokens of the window.
+        trace: attention weights and residual stream of the window.
+    """
+
+    bundle: Bundle
+    tokens: Tokens
+    last: Tensor
+    window: Tensor
+    texts: list[str]
+    trace: Trace
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text is longer than the model's context."""
+        return len(self.tokens) > self.bundle.model.config.block_size
+
+
+def read_text(bundle: Bundle, tokens: Tokens) -> Reading:
+    """Run the model over the last window of a text of at least 2 tokens, and keep a trace."""
+    size = bundle.model.config.block_size
+    last = torch.from_numpy(tokens.ids[-size - 1 :].astype(np.int64))[None].to(bundle.model.device)
+    window = last[:, -size:]
+    texts = [bundle.tokenizer.token_text(one) for one in window[0].tolist()]
+    return Reading(bundle, tokens, last, window, texts, look(bundle.model, window))
+
+
+def absent_views(architecture: str) -> dict[str, str]:
+    """The views that an architecture does not have, each with the reason."""
+    if architecture == "encoder":
+        reason = "an encoder guesses hidden tokens, not the next one"
+        return dict.fromkeys(("lens", "statistics", "distance"), reason)
+    if architecture in ("rnn", "lstm", "gru"):
+        return {"lens": "a recurrent model's layers are computed as one"}
+    return {}
+
+
+def missing_view(reading: Reading, name: str) -> str | None:
+    """The reason why there is no such view of this model; None if there is one."""
+    reason = absent_views(reading.bundle.model.config.architecture).get(name)
+    if reason is None and name == "attention" and not reading.trace.attention:
+        return "this model has no attention"
+    if reason is None and name == "lens" and len(reading.trace.stream) < 2:
+        return "this model has no blocks to look between"
+    return reason
+
+
+@dataclass(frozen=True)
+class TokensView:
+    """The loss of each token.
+
+    Attributes:
+        tokens: of the whole text; an encoder's are those of the last window.
+        loss: mean, in nats per token.
+        perplexity: exp(loss).
+        bpb: bits per byte; None if the tokens have no bytes or the model is an encoder.
+    """
+
+    tokens: list[ScoredToken]
+    loss: float
+    perplexity: float
+    bpb: float | None
+
+    @property
+    def predicted(self) -> int:
+        """Number of tokens that have a loss."""
+        return sum(token.logprob is not None for token in self.tokens)
+
+
+def view_tokens(reading: Reading, *, top: int) -> TokensView:
+    """The loss, the rank and the `top` most likely alternatives of each token.
+
+    A decoder reads the text in windows, as `evaluate` does. An encoder predicts each token of the last window with only
+    that token hidden (Salazar et al. 2020, pseudo-log-likelihood).
+    """
+    model, tokenizer, ids = reading.bundle.model, reading.bundle.tokenizer, reading.tokens.ids
+    given, count = list[int](), 0
+    if model.config.architecture == "encoder":
+        batches = hidden_tokens(reading.window[0], model.config.vocab_size)
+    else:
+        batches = evaluation_windows(reading.tokens, model.config.block_size, _BATCH)
+        given, count = [int(ids[0])], tokenizer.count_bytes(ids[1:])
+    losses = list(token_losses(model, batches, top=top, device=model.device))
+    score = Score(-sum(token.logprob for token in losses), len(losses), count)
+    unscored = [ScoredToken(one, tokenizer.token_text(one)) for one in given]
+    tokens = [*unscored, *(name_token(token, reading.bundle) for token in losses)]
+    return TokensView(tokens, score.loss, score.perplexity, score.bpb)
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """The attention weights of the last window.
+
+    Attributes:
+        texts: of the tokens.
+        weights: for each layer, (heads, t, t); rows are the tokens that look, columns those that are looked at.
+        points: for each layer and head, how much it looks at tokens other than its own, see `pointedness`.
+        is_mean: the weights are equal by construction: the model averages.
+    """
+
+    texts: list[str]
+    weights: list[Float[np.ndarray, "h t t"]]
+    points: list[list[float]]
+    is_mean: bool
+
+    @property
+    def size(self) -> int:
+        """Number of weights of all layers."""
+        return sum(layer.size for layer in self.weights)
+
+    def most_pointed(self, layer: int | None = None, head: int | None = None) -> tuple[int, int]:
+        """The layer and the head that look at other tokens most, among those with the given numbers."""
+        pairs = [
+            (one, other)
+            for one, heads in enumerate(self.points)
+            for other in range(len(heads))
+            if layer in (None, one) and head in (None, other)
+        ]
+        return max(pairs, key=lambda pair: self.points[pair[0]][pair[1]])
+
+
+def view_attention(reading: Reading) -> AttentionView:
+    """The maps of all heads."""
+    layers = reading.trace.attention
+    weights = [layer[0].float().cpu().numpy() for layer in layers]
+    points = [pointedness(layer).tolist() for layer in layers]
+    return AttentionView(reading.texts, weights, points, reading.bundle.model.config.mixer == "mean")
+
+
+@dataclass(frozen=True)
+class LensGuess:
+    """The prediction of one layer at one position.
+
+    Attributes:
+        alternatives: the most likely next tokens, highest probability first.
+        entropy: of the whole distribution, in nats.
+    """
+
+    alternatives: tuple[Alternative, ...]
+    entropy: float
+
+
+@dataclass(frozen=True)
+class LensView:
+    """The predictions of each layer (the logit lens).
+
+    Attributes:
+        names: of the places in the model: the embedding, then each block.
+        texts: of the tokens that were read.
+        guesses: for each place and each token.
+    """
+
+    names: list[str]
+    texts: list[str]
+    guesses: list[list[LensGuess]]
+
+
+def view_lens(reading: Reading, *, top: int) -> LensView:
+    """The `top` most likely next tokens after each layer."""
+    lens = logit_lens(reading.bundle.model, reading.trace, top=top)
+    names = ["embedding", *(f"after layer {layer}" for layer in range(len(lens) - 1))]
+    guesses = [
+        [LensGuess(_name_all(guess.alternatives, reading.bundle), guess.entropy) for guess in row] for row in lens
+    ]
+    return LensView(names, reading.texts, guesses)
+
+
+@dataclass(frozen=True)
+class EmbeddingView:
+    """The token table in the plane of its largest variance.
+
+    Attributes:
+        texts: of all tokens.
+        points: their coordinates, (v, 2).
+        shares: of the variance along all directions, largest first.
+        marked: ids that occur in the window.
+    """
+
+    texts: list[str]
+    points: Float[np.ndarray, "v 2"]
+    shares: list[float]
+    marked: list[int]
+
+
+def view_embedding(reading: Reading) -> EmbeddingView:
+    """The token table in the plane."""
+    model = reading.bundle.model
+    table = model.token_table.weight[: model.config.vocab_size]  # without the row of an encoder's mask
+    plane = principal_axes(table)
+    texts = [reading.bundle.tokenizer.token_text(one) for one in range(len(table))]
+    return EmbeddingView(texts, plane.points.numpy(), plane.shares.tolist(), sorted(set(reading.window[0].tolist())))
+
+
+@dataclass(frozen=True)
+class StatisticsView:
+    """Sizes of activations and gradients.
+
+    Attributes:
+        vitals: the measurements.
+        uniform: entropy of a head that looks at all tokens equally.
+    """
+
+    vitals: Vitals
+    uniform: float
+
+
+def view_statistics(reading: Reading) -> StatisticsView:
+    """Run the last window forward and back, and measure."""
+    return StatisticsView(vitals(reading.bundle.model, reading.last), uniform_entropy(reading.last.shape[1] - 1))
+
+
+@dataclass(frozen=True)
+class DistanceView:
+    """How much a loss depends on the tokens before it.
+
+    Attributes:
+        distances: in tokens, from 0 on.
+        gradients: mean norm of the gradient at each distance.
+    """
+
+    distances: list[int]
+    gradients: list[float]
+
+    @property
+    def nothing(self) -> str | None:
+        """The reason why there is no curve to draw; None if there is one."""
+        if any(self.gradients[1:]):
+            return None
+        return "this model's loss depends on no token but the last" if self.gradients[1:] else "the text is too short"
+
+
+def view_distance(reading: Reading) -> DistanceView:
+    """The gradient against the distance, on the last window."""
+    return DistanceView(*gradient_by_distance(reading.bundle.model, reading.last))
+
+
+def name_token(token: Token, bundle: Bundle) -> ScoredToken:
+    """The token with its text and those of its alternatives."""
+    text = bundle.tokenizer.token_text(token.id)
+    return ScoredToken(token.id, text, token.logprob, token.rank, _name_all(token.alternatives, bundle))
+
+
+def _name_all(alternatives: Sequence[tuple[int, float]], bundle: Bundle) -> tuple[Alternative, ...]:
+    return tuple(Alternative(one, bundle.tokenizer.token_text(one), logprob) for one, logprob in alternatives)
