@@ -1,4 +1,4 @@
-"""Shared by the tests: a list of small models that spans every choice in `ModelConfig`, and a way to build them."""
+"""Shared by the tests: small models that cover every choice of `ModelConfig`, and functions that build them."""
 
 import os
 
@@ -12,13 +12,13 @@ from gptloom.model.transformer import Decoder
 # Models this small are twenty times faster on one thread, and results do not vary with the machine's number of cores.
 torch.set_num_threads(1)
 
-settings.register_profile("gptloom", deadline=None, derandomize=True)  # a slow or busy machine fails no test
+settings.register_profile("gptloom", deadline=None, derandomize=True)  # no test fails on a slow or busy machine
 settings.load_profile("gptloom")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_cache_of_the_users(tmp_path_factory):
-    """Token files of the tests go where pytest cleans up."""
+    """Store the tests' token files in a folder that pytest removes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path_factory.mktemp("cache")))
         yield
@@ -69,7 +69,7 @@ CACHING = {name: config for name, config in CONFIGS.items() if config.n_layer}
 
 
 def build(config: ModelConfig, seed: int = 0) -> Decoder:
-    """A model in evaluation mode whose weights are all far from their special starting values (0 and 1)."""
+    """A model in evaluation mode with weights far from their initial values 0 and 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Decoder(config)
@@ -79,23 +79,26 @@ def build(config: ModelConfig, seed: int = 0) -> Decoder:
                     torch.randn_like(p) * (1.5 / p.shape[-1] ** 0.5 if p.ndim > 1 else 0.3)
                     + (p if p.ndim == 1 else 0.0)
                 )
-            # Tables at unit variance, so that tokens differ a great deal.
+            # Embeddings of unit variance, so that tokens differ clearly.
             model.token_table.weight.copy_(torch.randn_like(model.token_table.weight))
     return model.eval()
 
 
 def random_ids(batch: int, length: int, vocab_size: int = SMALL["vocab_size"], seed: int = 0) -> torch.Tensor:
-    """Ids drawn from a generator of their own."""
+    """Random ids from a separate generator."""
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def signed(number: int) -> int:
-    """As 64 bits in two's complement."""
+    """A number as a 64-bit integer in two's complement."""
     return number - 2**64 if number >= 2**63 else number
 
 
 def rows_of(ids: list[int], longest: int, rows: int) -> list[list[int]]:
-    """Rows of the n-grams that end at each place, in whole numbers modulo 2**64: Horner's rule in 2**64 over the golden ratio, newest token first."""
+    """Rows of the n-grams that end at each position, with Python's integers modulo 2**64.
+
+    The hash is Horner's rule with 2**64 divided by the golden ratio; the newest token is first.
+    """
     found = []
     for end in range(len(ids)):
         codes = [ids[end - back] + 1 if end >= back else 0 for back in range(longest)]

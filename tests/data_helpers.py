@@ -1,4 +1,4 @@
-"""What the tests of the data package share."""
+"""Shared by the tests of the data package."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def corpus_of(folder: Path, *documents: str, **settings) -> Corpus:
 
 
 def texts_of(corpus: Corpus) -> list[str]:
-    """The documents of a corpus, each whole."""
+    """The whole documents of a corpus."""
     documents, held = [], ""
     for text, ends_document in corpus.pieces():
         held += text
@@ -36,5 +36,5 @@ def texts_of(corpus: Corpus) -> list[str]:
 
 
 def positions(n: int, starts: tuple[int, ...] = (0,)) -> Tokens:
-    """Tokens whose ids are their own positions, so that a batch tells what it was read from."""
+    """Tokens whose ids are their positions, so that a batch shows its place in the text."""
     return Tokens(np.arange(n, dtype=np.uint32), np.array(starts, dtype=np.int64))

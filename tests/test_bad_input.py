@@ -1,4 +1,4 @@
-"""Files and words that cannot be used end in one line with a cause and a cure, whatever they hold."""
+"""Invalid files and arguments end in one error line with a cause and a cure."""
 
 import io
 import json
@@ -27,7 +27,7 @@ DEEP = "[" * 100_000
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of bytes, so that any prompt can be read."""
+    """A run with a byte tokenizer, so that it can read any prompt."""
     folder = tmp_path_factory.mktemp("trained")
     small_run(write_text(folder), folder / "run", tokenizer="byte")
     return folder / "run"
@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def bundle(trained, tmp_path):
-    """A bundle of its own, to be damaged; without sums, as one that somebody has made by hand."""
+    """A separate bundle to be damaged; it has no checksums, like one that was made by hand."""
     name = (trained / "latest").read_text().strip()
     shutil.copytree(trained / "checkpoints" / name, tmp_path / "bundle")
     (tmp_path / "bundle" / "SHA256SUMS").unlink()
@@ -69,7 +69,7 @@ def tensors(path, change):
     save_file(found, path)
 
 
-# --- bundles ------------------------------------------------------------------------------------------------------------------------
+# --- bundles --------------------------------------------------------------------------------------
 
 CONFIG = {
     "empty": "",
@@ -97,7 +97,8 @@ WEIGHTS = {
         {"token_table.weight": {"dtype": "F32", "shape": [10**6, 10**6, 10**6], "data_offsets": [0, 4]}}, b"\0" * 4
     ),
     "a name twice": header(
-        b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, '
+        b'"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
         bytes(4),
     ),
     "a name that climbs": header(
@@ -135,10 +136,12 @@ TOKENIZER = {
     "a name that climbs": '{"kind": "../../x"}',
     "without an alphabet": '{"kind": "char", "end_of_text": false}',
     "half a surrogate pair": '{"kind": "char", "alphabet": "\\ud800", "end_of_text": false}',
-    "ids far apart": '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 4000000000}, "merges": []}}',
+    "ids far apart": '{"version": "1.0", "added_tokens": [], '
+    '"model": {"type": "BPE", "vocab": {"a": 4000000000}, "merges": []}}',
     "no tokens": '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}',
     "a model that is gone": '{"kind": "sentencepiece", "model_sha256": "00"}',
-    "ranks that are gone": '{"kind": "tiktoken", "ranks_sha256": "00", "special_tokens": {}, "name": "x", "pattern": "x"}',
+    "ranks that are gone": '{"kind": "tiktoken", "ranks_sha256": "00", "special_tokens": {}, '
+    '"name": "x", "pattern": "x"}',
     "of another model": '{"kind": "byte", "end_of_text": true}',
 }
 ELSEWHERE = (
@@ -146,7 +149,7 @@ ELSEWHERE = (
     "another shape",
     "a model that is gone",
     "ranks that are gone",
-)  # told of by the other file
+)  # named in the other file
 FILES = [
     (name, kind, content)
     for name, kinds in (("config.json", CONFIG), ("model.safetensors", WEIGHTS), ("tokenizer.json", TOKENIZER))
@@ -171,7 +174,7 @@ def test_weights_that_are_not_the_model_s_are_named(kind, bundle, capsys):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("kind", ["gone", "a folder", "a pipe", "a device", "a loop"])
 def test_what_is_no_file_is_not_opened(name, kind, bundle, capsys):
-    """A pipe that nobody writes to would hang, and a device has no end."""
+    """A pipe without a writer would hang, and a device has no end."""
     path = bundle / name
     path.unlink()
     match kind:
@@ -218,7 +221,7 @@ def test_an_outline_has_the_model_s_names_and_shapes_and_the_estimate_its_size(a
         check_memory(config, torch.device("cpu"), copies=10**12)
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,7 +256,7 @@ def test_a_damaged_run_goes_on_with_a_warning_or_ends_in_a_line(name, content, t
     assert code == 0 or said.splitlines()[-1].startswith("error: ")
 
 
-# --- texts --------------------------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 TEXTS = {
     "empty.txt": b"",
@@ -281,7 +284,7 @@ def test_a_text_that_cannot_be_read_is_named(name, tmp_path, capsys):
 
 
 def test_a_quote_that_never_ends_is_one_long_text(tmp_path):
-    """Python's csv reads on to the end of the file; nothing hangs, and nothing is lost."""
+    """Python's csv continues to the end of the file; nothing hangs, and nothing is lost."""
     (tmp_path / "open-quote.csv").write_bytes(TEXTS["open-quote.csv"])
     assert main(["data", str(tmp_path / "open-quote.csv")]) == 0
 
@@ -336,7 +339,7 @@ def test_a_damaged_record_of_a_study_is_named(content, tmp_path, capsys):
         assert name in fails(capsys, *words, write_text(tmp_path), "--run", folder)
 
 
-# --- prompts and sampling -----------------------------------------------------------------------------------------------------------
+# --- prompts and sampling -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -364,8 +367,9 @@ def test_sampling_out_of_range_is_refused(flags, expected, trained, capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--temperature", "1e-320"], ["--temperature", "1e308"], ["--top-k", "2000000000"], ["--repetition-penalty", "1000"], ["--min-p", "1"],
-     ["--top-p", "1e-300"], ["--length-penalty", "10", "--beams", "3"], ["--beams", "300"]],
+    [["--temperature", "1e-320"], ["--temperature", "1e308"], ["--top-k", "2000000000"],
+     ["--repetition-penalty", "1000"], ["--min-p", "1"], ["--top-p", "1e-300"],
+     ["--length-penalty", "10", "--beams", "3"], ["--beams", "300"]],
 )  # fmt: skip
 def test_sampling_at_the_edge_of_its_range_writes(flags, trained, capsys):
     assert main(["sample", str(trained), "--prompt", "the", "--tokens", "5", *flags]) == 0
@@ -374,7 +378,7 @@ def test_sampling_at_the_edge_of_its_range_writes(flags, trained, capsys):
 
 @pytest.fixture
 def sample_from(trained, capsys, monkeypatch):
-    """Sample with some bytes on standard input; returns the exit code, and what was printed."""
+    """Sample with bytes on standard input; return the exit code and the output."""
 
     def go(content, *flags):
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
@@ -397,14 +401,14 @@ def test_a_binary_prompt_is_refused_unless_its_bytes_are_to_be_left_out(sample_f
 
 
 def test_as_a_command(trained):
-    """Once as a process, because there bytes become words."""
+    """Once as a process, because only there are bytes converted to arguments."""
     command = [sys.executable, "-m", "gptloom", "sample", str(trained), "--prompt", "-", "--tokens", "5"]
     done = subprocess.run(command, input=b"\xff\xfe\0", capture_output=True, check=False)
     assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"half a surrogate pair" in done.stderr
 
 
 class Endless:
-    """Standard input without an end, which must not be read to it."""
+    """Standard input without an end; it must not be read completely."""
 
     def __init__(self):
         self.buffer = self
@@ -423,7 +427,7 @@ def test_standard_input_without_an_end_is_refused(trained, capsys, monkeypatch):
 
 @pytest.mark.parametrize("prompt", ["", "\0", "a\0b", "\udcff", "é" * 1000, "\x1b[31m"])
 def test_odd_prompts(prompt, trained, capsys):
-    """Half a surrogate pair is what a byte of the command line that is not UTF-8 becomes."""
+    """A byte of the command line that is not UTF-8 becomes half a surrogate pair."""
     if prompt == "\udcff":
         assert "half a surrogate pair" in fails(capsys, "sample", trained, "--prompt", prompt)
     else:
@@ -437,7 +441,7 @@ def test_words_that_no_flag_takes_name_the_nearest(trained, capsys):
     fails(capsys, "inspect", trained, "--prompt", "the fox", "--top", "9" * 5000)
 
 
-# --- shared readers -----------------------------------------------------------------------------------------------------------------
+# --- shared readers -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -467,7 +471,7 @@ def test_a_file_beyond_its_limit_is_not_read(tmp_path):
 
 
 def test_sums_of_a_hostile_bundle_help_it_nothing(bundle, capsys):
-    """Whoever makes the file makes the sums, too: they tell of accidents, and all else is checked besides."""
+    """The author of a file also writes its checksums. They detect accidents only, so the content is checked, too."""
     (bundle / "config.json").write_text(DEEP)
     write_sums(bundle)
     assert "config.json" in fails(capsys, "sample", bundle)
@@ -476,7 +480,8 @@ def test_sums_of_a_hostile_bundle_help_it_nothing(bundle, capsys):
 @pytest.mark.parametrize(
     "said",
     [
-        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes",
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 99 bytes",
         "CUDA out of memory. Tried ...",
     ],
 )

@@ -21,7 +21,7 @@ def batches(tokens: Tokens, sampling: str = "random", **changes) -> Batches:
 
 
 def targets_of(maker: Batches, tokens_of_epoch: int, epoch: int, rows: int) -> list[int]:
-    """The targets of the windows numbered epoch * rows ... (epoch + 1) * rows, read one window a step."""
+    """The targets of the windows epoch * rows ... (epoch + 1) * rows, read one window per step."""
     found = [
         target
         for step in range(epoch * rows, (epoch + 1) * rows)
@@ -78,7 +78,7 @@ def test_ranks_share_out_the_same_batch(sampling, world):
 
 
 def test_the_draws_never_change():
-    """Golden values: a run is reproduced by later versions only while these stand."""
+    """Golden values: later versions reproduce a run only if these do not change."""
     assert batches(positions(1000)).batch(3).inputs[:, 0].tolist() == [601, 35, 15, 371, 597, 830]
     assert batches(positions(1000), "shuffled").batch(3).inputs[:, 0].tolist() == [917, 797, 117, 277, 877, 461]
 
@@ -89,7 +89,7 @@ def test_the_draws_never_change():
     calls=st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 9), st.integers(0, 30)), max_size=5),
 )
 def test_a_stream_is_that_of_a_fresh_generator(seed, stream, calls):
-    """Whatever was drawn before, and from wherever on: the reference makes a generator for each call and throws away what comes first."""
+    """Draws do not depend on earlier draws or on the offset; the reference has a new generator for each call."""
     draws = Draws(seed, stream)
     for index, count, first in calls:
         fresh = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, index, 0, 0], np.uint64))

@@ -1,4 +1,4 @@
-"""`gptloom bench`: what it counts is what happens, what it fits is what is there, and whatever goes wrong leaves the rest."""
+"""`gptloom bench`: counts are right, fits find known exponents, and an error leaves the other measurements intact."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,7 @@ NEIGHBOURS = {
 
 
 class Clock:
-    """Moves on by a millionth of a second when it is read, and by what `work` says for each number that a model reads."""
+    """A clock that advances by a microsecond when it is read, and by `work` for each number that a model reads."""
 
     def __init__(self, monkeypatch=None, per_row=0.01):
         self.now = 0.0
@@ -98,7 +98,7 @@ def run_sweeps(config, budget, *names):
     return {one.factor.name: one.as_dict(1e12) for one in result}
 
 
-# --- counting -----------------------------------------------------------------------------------------------------------------------
+# --- counting -------------------------------------------------------------------------------------
 
 
 def configs():
@@ -107,7 +107,7 @@ def configs():
 
 @pytest.mark.parametrize("name", configs())
 def test_the_products_that_happen_are_those_of_the_formula(name):
-    """6 N + 12 L T C, counted on the outline, against every product that PyTorch is seen to make, forward and backward."""
+    """6 N + 12 L T C, counted on the meta device, against all products that PyTorch dispatches in both passes."""
     config = configs()[name]
     objective = Objective(build_model(config))
     ids = torch.randint(config.vocab_size, (3, 8))
@@ -141,7 +141,7 @@ def test_measured_limits_are_numbers_of_this_world():
     assert 0 < seconds < 1
     memory = Memory(CPU)
     large, less = memory.rate(4_000_000, 1, Budget(0.05)), memory.rate(400_000, 1, Budget(0.05))
-    assert less >= large > 1e6  # a shorter stretch never counts as slower
+    assert less >= large > 1e6  # a smaller buffer never counts as slower
 
 
 MEMORY = {
@@ -175,10 +175,10 @@ def test_the_memory_of_a_pass_is_what_the_allocator_saw(name):
     config = run.model
     objective = Objective(build_model(config).train())
     ids = torch.randint(config.vocab_size, (8, config.block_size))
-    optimizer = make_optimizer(objective.model, run.train)  # has a place for every gradient
+    optimizer = make_optimizer(objective.model, run.train)  # has memory for every gradient
     batch = [ids] * (3 if name == "encoder-decoder" else 2)
     both = TrainingPass(objective, optimizer.zero_grad)
-    both.check(batch)  # the comparison before the first step has memory of its own
+    both.check(batch)  # the comparison before the first step has its own memory
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         both(batch, 1.0 / ids.numel())
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -193,7 +193,7 @@ def test_memory_grows_with_the_rows_and_halves_in_bfloat16_on_a_gpu():
     assert 0.4 * one < activation_bytes(config, 1, dtype=torch.bfloat16, on_cpu=False) < one
 
 
-# --- fitting ------------------------------------------------------------------------------------------------------------------------
+# --- fitting --------------------------------------------------------------------------------------
 
 
 @given(
@@ -220,7 +220,7 @@ def test_a_spread_is_in_order_and_repeats_stop_where_the_time_does():
     assert len(repeat(second, CPU, Budget(100.0, clock), most=7)) == 7
 
 
-# --- sweeping -----------------------------------------------------------------------------------------------------------------------
+# --- sweeping -------------------------------------------------------------------------------------
 
 
 def test_a_step_whose_time_is_that_of_its_rows_grows_with_the_batch_and_nothing_else(monkeypatch):
@@ -308,7 +308,7 @@ def test_every_kind_of_model_takes_a_real_step(name):
 
 
 def test_muons_products_are_seen_and_those_of_a_table_of_ngrams_are_not():
-    """By hand, for 2 layers that are 16 wide: 5 iterations on wide matrices by their small products, and on square ones as they are written."""
+    """By hand, for 2 layers of width 16: 5 iterations, with small products for wide matrices only."""
     square, wide = 5 * 3 * 16**3, {c: 2 * 16 * 16 * c + (5 + 4 + 2 * 4) * 16**3 for c in (48, 64)}
     update = 2 * 2 * (square + wide[48] + 2 * wide[64])
     for ngrams in (1, 4):
@@ -337,7 +337,7 @@ def test_passes_are_counted():
 
 
 def test_the_trainer_trains_while_it_is_timed():
-    """The steps that are timed change the weights, as a run's do."""
+    """The timed steps change the weights, as the steps of a run do."""
     seen = []
     real = step.Trainer
 
@@ -355,7 +355,7 @@ def test_the_trainer_trains_while_it_is_timed():
     assert seen == [True]
 
 
-# --- the other groups ---------------------------------------------------------------------------------------------------------------
+# --- the other groups -----------------------------------------------------------------------------
 
 
 def test_a_made_up_text_has_its_size_and_is_the_same_again(tmp_path):
@@ -389,7 +389,7 @@ def test_a_text_that_cannot_be_prepared_is_named(monkeypatch):
     assert found["value"] == 3_000 and "nowhere" in found["why"]
 
 
-# --- the command line ---------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def test_bench_prints_tables_draws_both_pictures_and_keeps_everything(tmp_path, capsys):
@@ -493,11 +493,11 @@ def test_a_model_beyond_all_memory_is_refused_in_one_line(capsys):
 
 
 def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
-    """Bytes by hand for the smallest GPT: matrices, norms and head, keys and values of 16 places, and the tokens that n-grams begin with."""
+    """Bytes by hand for the smallest GPT: matrices, norms, head, 16 keys and values, and the n-grams' first tokens."""
     from gptloom.studies.bench.sampling import Writing, time_writing
 
     config = small(model={"block_size": 16, "vocab_size": 65})
-    model = build(ModelConfig(**SMALL))  # keeps the global generator as it is
+    model = build(ModelConfig(**SMALL))  # does not change the global generator
     assert model is not None
     found = [one for one in time_writing(config, CPU, Budget(0.5), 1e12, lambda line: None) if isinstance(one, Writing)]
     by_streams = {one.streams: one.read for one in found if one.context == 16}
@@ -508,5 +508,5 @@ def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
     )
     cache = 2 * 2 * 17 * 16 + 2 * (
         config.model.ngrams - 1
-    )  # layers, keys and values, places with the spare one, width; ids of 8 bytes
+    )  # layers, keys and values, positions with a spare one, width; ids of 8 bytes
     assert by_streams == {1: 4 * (weights + cache), 32: 4 * (weights + 32 * cache)}

@@ -1,4 +1,4 @@
-"""`gptloom ladder check`: planted mistakes are found and named, right solutions of every style pass, and broken files end in a sentence."""
+"""`gptloom ladder check` names planted mistakes, accepts correct solutions, and reports broken files in a sentence."""
 
 from pathlib import Path
 
@@ -63,7 +63,9 @@ FEED_FORWARD = """
 class FeedForward(nn.Module):
     def __init__(self, n_embd, dropout=0.0):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout))
+        self.net = nn.Sequential(
+            nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -169,7 +171,8 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.size()
-        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))
+        parts = self.c_attn(x).split(C, dim=2)
+        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in parts)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.p if self.training else 0, is_causal=True)
         return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), self.p, self.training)
 """
@@ -190,7 +193,8 @@ class MultiHeadAttention(nn.Module):
         score = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5
         score = score + torch.full((T, T), float("-inf")).triu(1)
         weight = F.dropout(score.softmax(-1), self.drop, self.training)
-        return F.dropout(self.wo(torch.einsum("bhts,bhsd->bthd", weight, v).flatten(2)), self.drop, self.training), weight
+        out = self.wo(torch.einsum("bhts,bhsd->bthd", weight, v).flatten(2))
+        return F.dropout(out, self.drop, self.training), weight
 """
 
 ANONYMOUS = """
@@ -224,7 +228,9 @@ class MultiHeadAttention(nn.Module):
 class FeedFoward(nn.Module):
     def __init__(self, n_embd):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout))
+        self.net = nn.Sequential(
+            nn.Linear(n_embd, 4 * n_embd), nn.ReLU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -257,7 +263,7 @@ class Positioned(nn.Module):
 
 @pytest.fixture
 def judged(tmp_path):
-    """Write a file, check it; the report."""
+    """Write a file and check it; return the report."""
 
     def judge(step, source, *changes):
         source = HEADER + source
@@ -331,7 +337,9 @@ CORRECT = {
     "post-norm": ("post-norm", HEADS + FEED_FORWARD + BLOCK, *POST),
     "mlp": ("mlp", FEED_FORWARD),
     "average": ("averaging", AVERAGE),
-    "average-cumsum": ("averaging", "def average(x):\n    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]\n"),
+    "average-cumsum": (
+        "averaging", "def average(x):\n    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]\n",
+    ),
     "bigram": ("bigram", BIGRAM),
     "positions": ("positions", POSITIONED),
     "gelu": ("gelu", "def gelu(x): return F.gelu(x, approximate='tanh')\n"),
@@ -340,7 +348,10 @@ CORRECT = {
     "swiglu": ("swiglu", SWIGLU),
     "gqa": ("gqa", MODERN),
     "qk-norm": ("qk-norm", MODERN, *EVERY_HEAD_HAS_KEYS),
-    "width-of-its-own": ("mlp", FEED_FORWARD, ("n_embd, dropout=0.0", "d_model, d_ff, dropout=0.0"), ("4 * n_embd", "d_ff"), ("n_embd", "d_model")),
+    "width-of-its-own": (
+        "mlp", FEED_FORWARD, ("n_embd, dropout=0.0", "d_model, d_ff, dropout=0.0"), ("4 * n_embd", "d_ff"),
+        ("n_embd", "d_model"),
+    ),
     "own-linear": ("mlp", OWN_LINEAR + FEED_FORWARD, ("nn.Linear", "Linear")),
     "raw-matrices": ("score-scale", HEAD + HEADS + RAW),
 }  # fmt: skip

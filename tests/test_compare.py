@@ -1,4 +1,4 @@
-"""`gptloom compare`: its statistics, its words, and comparisons as a user runs them."""
+"""`gptloom compare`: its statistics, its verdicts, and whole comparisons."""
 
 import json
 import math
@@ -46,7 +46,7 @@ TINY = [
 
 @pytest.fixture
 def typed(tmp_path, capsys, monkeypatch):
-    """Runs `gptloom compare` on a small text in an empty folder; returns (exit code, standard output, standard error)."""
+    """Run `gptloom compare` on a small text in an empty folder; return (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     text = str(write_text(tmp_path))
 
@@ -63,7 +63,7 @@ def typed(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("p", "df", "t"),
-    [  # the usual table of Student's distribution, to its printed digits
+    [  # the usual table of Student's distribution, with its digits
         (0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 4, 2.776), (0.975, 9, 2.262), (0.95, 30, 1.697),
         (0.99, 4, 3.747), (0.99, 9, 2.821), (0.995, 9, 3.250), (0.975, 120, 1.980),
     ],
@@ -74,7 +74,7 @@ def test_t_quantiles_are_those_of_the_table(p, df, t):
 
 @pytest.mark.parametrize("t", [1e-6, 0.3, 1.0, 2.5, 40.0])
 def test_t_agrees_with_its_closed_forms(t):
-    """With 1 degree of freedom it is Cauchy's, with 2 and 4 it is algebraic, and with very many it is the normal."""
+    """With 1 degree of freedom it is Cauchy's distribution, with 2 and 4 algebraic, and with very many the normal."""
     assert t_two_sided(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(t), rel=1e-9)
     assert t_two_sided(t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
     u = t / math.sqrt(4 + t * t)
@@ -124,7 +124,7 @@ def test_all_looks_together_stay_below_five_in_a_hundred():
 
 
 def test_false_alarms_of_the_rule_stay_below_five_in_a_hundred():
-    """200 comparisons of equals, alone, and with several arms and looks at 4 and again at 6 seeds; the trainings are noise."""
+    """200 comparisons of noise: with one arm, and with several arms and looks at 4 and 6 seeds."""
     draw = random.Random(1)
     for arms, looks in [(1, [5]), (2, [4, 6])]:
         alarms = 0
@@ -195,9 +195,17 @@ def test_a_training_that_diverged_is_a_finding_and_not_a_number():
 
 
 def test_settings_by_their_names():
-    assert [find_key(name) for name in ("lr", "train.learning-rate", "learning_rate", "layers", "n-head", "dropout", "recipe", "tokenizer")] == [
-        "train.learning_rate", "train.learning_rate", "train.learning_rate", "model.n_layer", "model.n_head", "model.dropout", "recipe", "data.tokenizer",
-    ]  # fmt: skip
+    keys = {
+        "lr": "train.learning_rate",
+        "train.learning-rate": "train.learning_rate",
+        "learning_rate": "train.learning_rate",
+        "layers": "model.n_layer",
+        "n-head": "model.n_head",
+        "dropout": "model.dropout",
+        "recipe": "recipe",
+        "tokenizer": "data.tokenizer",
+    }
+    assert {name: find_key(name) for name in keys} == keys
     assert is_factor("lr=1,2") and not is_factor("./a=b.txt") and not is_factor("text.txt")
     assert read_factor("n_kv_head=none,2").values == (None, "2")
 
@@ -311,9 +319,19 @@ KEYS = (
     [
         ("we reduced the learning rate from 1e-3 to 4e-3", {"train.learning_rate": -1}, 0, None),
         ("the learning rate was raised", {"train.learning_rate": 1}, 0, None),
-        ("more steps and a lower learning rate, about 0.1 better", {"train.steps": 1, "train.learning_rate": -1}, 1, 0.1),
+        (
+            "more steps and a lower learning rate, about 0.1 better",
+            {"train.steps": 1, "train.learning_rate": -1},
+            1,
+            0.1,
+        ),
         ("increased the batch size and block_size", {"train.batch_size": 1, "model.block_size": 1}, 0, None),
-        ("the layers were increased and the learning rate reduced", {"model.n_layer": 1, "train.learning_rate": -1}, 0, None),
+        (
+            "the layers were increased and the learning rate reduced",
+            {"model.n_layer": 1, "train.learning_rate": -1},
+            0,
+            None,
+        ),
         ("reducing the loss by around 0.1 with the learning rate", {}, 1, 0.1),
         ("a higher learning rate, reducing the loss by 0.05", {"train.learning_rate": 1}, 1, 0.05),
         ("the loss is 0.2 higher with less dropout", {"model.dropout": -1}, -1, 0.2),

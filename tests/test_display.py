@@ -1,4 +1,4 @@
-"""What a person sees during training."""
+"""The display during training."""
 
 import io
 
@@ -23,7 +23,7 @@ def test_plain_lines_tell_loss_rate_speed_and_time_left():
     assert display.after_step(view(50)) == Request.NOTHING
     assert lines == ["step 50 of 100  training loss 2.0000  lr 1.00e-03  5,120 tokens/s  10 s left"]
     display.after_step(view(51))
-    assert len(lines) == 1  # ten lines a run, not a hundred
+    assert len(lines) == 1  # ten lines per run, not a hundred
     display.after_evaluation(view(50, best_step=50), Score(150.0, 100, 100))
     display.after_evaluation(view(60, best_step=50), Score(160.0, 100, 100))
     display.after_step(view(61, seconds=100.0))  # the 90 s of an evaluation are not counted as training

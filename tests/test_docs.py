@@ -1,4 +1,4 @@
-"""The documents say what the code does."""
+"""The documents agree with the code."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_the_known_errors_are_those_of_the_published_list(lessons):
 def test_every_command_and_flag_that_a_page_names_exists(page):
     text = re.sub(
         r"```text\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.S
-    )  # what models wrote may hold anything
+    )  # texts of models may contain anything
     keys = [key for config in (RunConfig, SampleConfig, LadderConfig) for key in field_names(config)]
     flags = (
         {"--" + key.replace("_", "-") for key in keys}

@@ -1,4 +1,4 @@
-"""Short versions of the faults in tests/faults; the long ones run with `make faults`. Two writers and two ranks are in test_state.py."""
+"""Short versions of tests/faults; `make faults` runs the long ones. Two writers and two ranks are in test_state.py."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""Short versions of the faults that come in from outside; `make faults` runs the long ones."""
+"""Short versions of the faults in input files and settings; `make faults` runs the long ones."""
 
 import contextlib
 import io

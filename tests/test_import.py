@@ -1,4 +1,4 @@
-"""`gptloom import`: other programs' models give the same logits here, and hostile files end in one line."""
+"""`gptloom import`: models of other programs give the same logits here, and hostile files end in one error line."""
 
 import io
 import json
@@ -27,7 +27,7 @@ SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size"
 
 
 def state(*, bias=True, tied=True, seed=0, layers=2, width=16, vocab=29, block=12):
-    """Random weights under nanoGPT's names, far from any starting values."""
+    """Random weights under nanoGPT's names, far from any initial values."""
     drawn = torch.Generator().manual_seed(seed)
 
     def matrix(*shape):
@@ -63,9 +63,9 @@ def state(*, bias=True, tied=True, seed=0, layers=2, width=16, vocab=29, block=1
 
 
 def logits(weights, ids, heads, exact):
-    """GPT-2 as its paper and those it builds on have it (Radford et al.
+    """GPT-2 by the formulas of the papers, row by row.
 
-    2019; Vaswani et al. 2017; Hendrycks and Gimpel 2016), row by row.
+    See Radford et al. (2019), Vaswani et al. (2017), and Hendrycks and Gimpel (2016).
     """
 
     def norm(x, name):
@@ -100,7 +100,7 @@ def logits(weights, ids, heads, exact):
 
 
 def checkpoint(path, weights, **arguments):
-    """What nanoGPT's train.py saves."""
+    """A checkpoint as nanoGPT's train.py saves it."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(3))])
     torch.save(
         {
@@ -122,7 +122,7 @@ def text(tmp_path):
 
 @pytest.fixture
 def in_place(monkeypatch):
-    """What the reading process does is done here, for speed; that there is a process, and what it bounds, is tested apart."""
+    """Read checkpoints in this process, for speed; the separate process and its limits have their own tests."""
 
     def read_here(path, folder):
         try:
@@ -150,7 +150,7 @@ def same_logits(folder, weights, exact):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_checkpoint_of_nanogpt_gives_the_same_logits(tmp_path, text, bias, request):
-    if not bias:  # once through a process of its own, as it is used
+    if not bias:  # once through a separate process, as in use
         request.getfixturevalue("in_place")
     weights = state(bias=bias)
     path = checkpoint(tmp_path / "ckpt.pt", {f"_orig_mod.{name}": one for name, one in weights.items()}, bias=bias)
@@ -163,7 +163,7 @@ def test_a_state_dictionary_of_mingpt_gives_the_same_logits(tmp_path, text, caps
     weights = state(tied=False)
     masks = {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 12, 12).tril() for n in range(2)}
     torch.save(weights | masks, tmp_path / "model.pt")
-    assert bring_in(tmp_path / "model.pt", tmp_path / "out", "--text", text) == 2  # nothing tells the number of heads
+    assert bring_in(tmp_path / "model.pt", tmp_path / "out", "--text", text) == 2  # the number of heads is unknown
     assert "--n-head" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert bring_in(tmp_path / "model.pt", tmp_path / "out", "--text", text, "--n-head", 2, "--json") == 0
     assert json.loads(capsys.readouterr().out)["model"]["mlp"] == "gelu-tanh"
@@ -200,7 +200,7 @@ def test_the_table_of_names_can_be_read_both_ways():
 
 
 class Bomb:
-    """A pickle that runs a command when it is loaded carelessly."""
+    """A pickle that runs a command if it is loaded without restrictions."""
 
     def __init__(self, path):
         self.path = path
@@ -218,7 +218,7 @@ def changed(name, tensor):
 
 
 def rewritten(path, *, compression=zipfile.ZIP_STORED, grow=None):
-    """A .pt file with the same content, packed differently, or with its largest part replaced."""
+    """A .pt file with the same content in another packing, or with its largest part replaced."""
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     if grow:
@@ -381,7 +381,7 @@ def test_wrong_words_end_in_one_line(words, expected, tmp_path, text, capsys, in
 
 
 def test_what_torch_saves_into_memory_is_what_lies_in_a_file(tmp_path):
-    """The archive check does not refuse what torch.save really writes."""
+    """The archive check accepts the files that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(state(), buffer)
     (tmp_path / "model.pt").write_bytes(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Weights held as int8: how near they are, that every way of multiplying with them is one, and what the commands say."""
+"""Weights stored as int8: their errors, the equality of all ways to multiply with them, and the commands."""
 
 import copy
 import json
@@ -56,7 +56,7 @@ def test_each_weight_is_within_half_a_step_of_what_it_was(weight):
     bias=st.booleans(),
 )
 def test_a_product_is_that_of_the_matrix_as_float64(rows, width, out, seed, size, bias):
-    """To the precision of float32, whether the vectors are few or many, and large or small."""
+    """To the precision of float32, for any number and size of vectors."""
     draws = torch.Generator().manual_seed(seed)
     layer = layer_of(torch.randn(out, width, generator=draws), torch.randn(out, generator=draws) if bias else None)
     x = torch.randn(rows, width, generator=draws) * 2.0**size
@@ -75,7 +75,7 @@ def test_a_product_is_that_of_the_matrix_as_float64(rows, width, out, seed, size
 
 @given(rows=st.integers(1, FEW), width=st.integers(NARROWEST, 200), out=st.integers(1, 70), seed=st.integers(0, 1000))
 def test_digits_multiply_exactly_where_any_processor_would(rows, width, out, seed):
-    """On matrices of numbers so small that no machine cuts off their sums: a mistake of ours cannot pass for one of the machine's."""
+    """On matrices of small numbers, whose sums no machine saturates, so that a failure is an error of ours."""
     draws = torch.Generator().manual_seed(seed)
     x, matrix = (
         torch.randn(rows, width, generator=draws),
@@ -97,7 +97,10 @@ def test_nothing_but_zeros_stays_nothing():
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("rows", "digits"), [(1, True), (1, False), (3, True), (3, False), (MANY, True)])
 def test_every_path_is_that_of_the_rounded_float32_model(name, rows, digits, monkeypatch):
-    """The reference is a model of plain layers that hold the rounded matrices; `digits` False: a machine that cannot multiply int8 exactly."""
+    """The reference is a model of plain layers with the rounded matrices.
+
+    `digits` is False for a machine that does not multiply int8 exactly.
+    """
     monkeypatch.setattr(decode_numpy, "SMALL", 1)
     if not digits:
         monkeypatch.setattr(int8, "multiplies_integers", lambda: False)
@@ -110,12 +113,12 @@ def test_every_path_is_that_of_the_rounded_float32_model(name, rows, digits, mon
             plain.get_submodule(place).weight = nn.Parameter(layer.weight)
     assert all(
         torch.equal(value, before[key]) for key, value in trained.state_dict().items()
-    )  # the given model is not touched
+    )  # the given model does not change
     with torch.inference_mode():
         whole = plain(ids)
         torch.testing.assert_close(model(ids), whole, atol=1e-5, rtol=1e-5)
         step, state = Stepper(model), model.init_cache(rows, T)
-        assert isinstance(step.single, decode.Line)  # one row has a line of its own
+        assert isinstance(step.single, decode.Line)  # one row has separate code
         torch.testing.assert_close(step(ids[:, :4].tolist(), state), whole[:, 3], atol=1e-5, rtol=1e-5)
         for position in range(4, T):
             torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""The lecture as an executable ladder: its steps as data, and climbing them."""
+"""`gptloom ladder`: the steps as data, and their training."""
 
 import json
 import re
@@ -89,7 +89,7 @@ def test_every_step_builds_and_changes_what_it_says(name):
 
 
 def expected_parameters(v=65, c=64, t=32, layers=4):
-    """The 0.21M GPT, counted by hand: tables; for each block two norms, attention and MLP; the last norm and the head."""
+    """The 0.21M GPT, counted by hand: embeddings; two norms, attention and MLP per block; final norm and head."""
     block = 2 * 2 * c + 3 * c * c + (c * c + c) + (4 * c * c + 4 * c) + (4 * c * c + c)
     return v * c + t * c + layers * block + 2 * c + (c * v + v)
 
@@ -239,7 +239,7 @@ def test_a_step_is_worse_only_beyond_the_spread_and_the_text_may_say_why():
     assert not verdicts["positions"].worse  # 0.000 worse, where seeds differ by 0.01
     assert verdicts["averaging"].worse and verdicts["averaging"].explained
     assert verdicts["one-head"].worse and not verdicts["one-head"].explained
-    # (-0.02, -0.01): the seeds' own difference of 0.01 counts, not the 0.03 that both steps share
+    # (-0.02, -0.01): the difference of 0.01 between the seeds counts, not the 0.03 that both steps share
     alone = {one.step: one for one in monotone([rows[1], rows[2]])}
     assert alone["embedding"].spread == pytest.approx(0.01 / 2**0.5)
 
@@ -272,7 +272,7 @@ def test_the_time_left_follows_the_pace(monkeypatch):
     now[0] = 100.0  # twice as slow as expected
     watch.after_step(View(1, 1, 0.0, 1, 1.0, None, False, None, None))
     watch.finish("a")
-    assert lines == ["a  1 min 35 s left"]  # 50 to do, at (100 + 5) / (50 + 5) seconds for each that was expected
+    assert lines == ["a  1 min 35 s left"]  # 50 expected seconds are left, at (100 + 5) / (50 + 5) seconds each
     watch.begin("b", 50.0)
     watch.finish("b")
     assert lines[1].endswith("done")
@@ -302,7 +302,7 @@ def climb(capsys, *words):
 
 @pytest.fixture(scope="module")
 def whole(folder, text):
-    """A ladder climbed without interruption; its losses by step."""
+    """An uninterrupted ladder; its losses by step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["ladder", text, *FEW, "--seeds", "2"]) == 0
@@ -321,7 +321,7 @@ def results(run):
 
 
 def test_a_ladder_ends_with_json_picture_report_and_models(whole, capsys):
-    code, found, said = climb(capsys, "--run", whole)  # everything is there: only read
+    code, found, said = climb(capsys, "--run", whole)  # all results exist and are only read
     assert code == 0 and [step["name"] for step in found["steps"]] == NAMES
     assert found["seeds"] == 2 and found["tokens_per_step"] == 5 * 256 and "validation loss" not in said
     assert found["command"].split()[3:] == [
@@ -351,7 +351,7 @@ def test_a_ladder_ends_with_json_picture_report_and_models(whole, capsys):
     assert {one["step"] for one in found["story"]} == set(NAMES) - {
         "uniform",
         "averaging",
-    }  # whose base was not asked for
+    }  # whose base was not requested
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
     page = Path(found["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2 and page.count("prefers-color-scheme: dark") == 2

@@ -1,4 +1,4 @@
-"""The decoder: what it computes, what it may not see, and that its three paths (fused, traced, cached) are one."""
+"""The decoder: its formulas, causality, and the equality of its three paths (fused, traced, cached)."""
 
 import math
 from typing import Literal, get_args, get_origin
@@ -36,7 +36,7 @@ def call(model: Decoder, ids: torch.Tensor, **context) -> torch.Tensor:
 
 def test_the_list_of_models_takes_every_choice():
     for field, info in ModelConfig.model_fields.items():
-        if field in ("architecture", "tables"):  # the neighbours have a file of their own, test_neighbours.py
+        if field in ("architecture", "tables"):  # the other architectures are in test_neighbours.py
             continue
         if get_origin(info.annotation) is Literal:
             assert {getattr(c, field) for c in CONFIGS.values()} == set(get_args(info.annotation)), field
@@ -44,11 +44,11 @@ def test_the_list_of_models_takes_every_choice():
             assert {getattr(c, field) for c in CONFIGS.values()} == {True, False}, field
 
 
-# --- what it computes: the textbook, spelled out in float64 -------------------------------------------------------------------------
+# --- what it computes: the textbook, spelled out in float64 ---------------------------------------
 
 
 def textbook(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
-    """Logits (t, v) of one text (t,), from the formulas of the papers; shares nothing with the model but its weights."""
+    """Logits (t, v) of one text (t,) by the formulas of the papers; only the weights are the model's."""
     c, w = model.config, {name: p.detach().double() for name, p in model.named_parameters(remove_duplicate=False)}
     t = len(ids)
     past = torch.ones(t, t, dtype=torch.float64).tril()
@@ -65,7 +65,7 @@ def textbook(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
         return x * w[f"{name}.weight"] + w.get(f"{name}.bias", 0.0)
 
     def turn(x):
-        """Su et al. 2021, as a product of complex numbers: features i and i + d/2 are the two parts of one."""
+        """Su et al. 2021, as a product of complex numbers: features i and i + d/2 are the real and imaginary parts."""
         half = x.shape[-1] // 2
         angle = torch.tensor(
             [[p * c.rope_theta ** (-2 * i / x.shape[-1]) for i in range(half)] for p in range(t)], dtype=torch.float64
@@ -138,12 +138,12 @@ def test_logits_are_those_of_the_textbook_formulas(name):
     with torch.no_grad():
         logits = model(ids)
     assert logits.shape == (2, T, SMALL["vocab_size"])
-    assert logits.std() > 0.3  # the comparison means something
+    assert logits.std() > 0.3  # the comparison is meaningful
     expected = torch.stack([textbook(model, row) for row in ids])
     torch.testing.assert_close(logits.double(), expected, atol=2e-5, rtol=1e-5)
 
 
-# --- no position sees the future ----------------------------------------------------------------------------------------------------
+# --- no position sees the future ------------------------------------------------------------------
 
 
 @every_config
@@ -160,7 +160,7 @@ def test_no_position_sees_the_future(name):
         flows = CONFIGS[name].mixer != "none" and CONFIGS[name].n_layer > 0
         assert ((after - before)[:, -1].abs().max() > 1e-5) == (
             flows or j == T - 1
-        )  # and, with a mixer, so it does later on
+        )  # and, with a mixer, later positions, too
 
 
 @every_config
@@ -179,7 +179,7 @@ def test_no_position_of_a_cached_call_sees_what_follows(name):
     assert (logits[0] - logits[1])[:, 4].abs().max() > 1e-3
 
 
-# --- the traced path ----------------------------------------------------------------------------------------------------------------
+# --- the traced path ------------------------------------------------------------------------------
 
 
 @every_config
@@ -224,13 +224,13 @@ def test_a_ragged_trace_looks_at_each_row_s_own_past():
                     torch.testing.assert_close(seen.sum(-1), torch.ones(len(seen)), atol=1e-5, rtol=0)
 
 
-# --- the cached path ----------------------------------------------------------------------------------------------------------------
+# --- the cached path ------------------------------------------------------------------------------
 
 
 @every_config
 @pytest.mark.parametrize("seed", range(3))
 def test_ragged_pieces_read_with_a_state_give_the_logits_of_the_whole(name, seed):
-    """Rows go forward by 0 to 4 tokens a call, padded on the right with a token that must not matter."""
+    """Rows advance by 0 to 4 tokens per call; padding tokens on the right must have no effect."""
     model, ids = build(CONFIGS[name]), random_ids(3, T, seed=seed)
     whole, state = call(model, ids), model.init_cache(3, T)
     random = torch.Generator().manual_seed(seed)
@@ -238,7 +238,7 @@ def test_ragged_pieces_read_with_a_state_give_the_logits_of_the_whole(name, seed
     while min(have) < T:
         counts = [min(T - h, int(torch.randint(5, (1,), generator=random))) for h in have]
         widest = max(counts)
-        if not widest or max(have) + widest > T:  # equal rows with padding beyond the room: a test of its own, below
+        if not widest or max(have) + widest > T:  # equal rows with padding beyond the room have a separate test below
             counts = [int(h < T) for h in have]
             widest = 1
         piece = torch.full((3, widest), 7)
@@ -280,7 +280,7 @@ def test_padding_may_reach_beyond_the_room_of_a_state(name, room, lengths, count
 
 @every_caching_config
 def test_rows_of_a_state_can_be_taken_and_put(name):
-    """Rows 2, 0, 2 of three go on; then the middle one is replaced by a text of its own."""
+    """Rows 2, 0, 2 of three continue; then the middle one is replaced by another text."""
     model, ids = build(CONFIGS[name]), random_ids(3, T)
     state = model.init_cache(3, T)
     call(model, ids[:, :6], cache=state, counts=[2, 4, 6])
@@ -300,13 +300,13 @@ def test_rows_of_a_state_can_be_taken_and_put(name):
 @every_config
 @pytest.mark.parametrize(("rows", "large"), [(1, False), (1, True), (3, False), (MANY, True)])
 def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
-    """For one row, a few, and many, and as if the model were large; alternating with the decoder itself on the same state; and from a prompt."""
+    """For one row, a few and many, as if the model were large, alternating with the decoder, and from a prompt."""
     if large:
         for place, limit in ((decode_torch, "LARGE"), (decode_numpy, "LARGE"), (decode, "CACHED")):
             monkeypatch.setattr(place, limit, 1)
     model, ids = build(CONFIGS[name]), random_ids(rows, T)
     step, state, whole = Stepper(model), model.init_cache(rows, T), call(model, ids)
-    assert isinstance(step.single, decode.Line)  # one row has a line of its own
+    assert isinstance(step.single, decode.Line)  # one row has separate code
     for begin, length in ((0, 1), (1, 1), (2, 1), (3, None), (4, 1), (5, 1)):
         if length is None:
             torch.testing.assert_close(
@@ -321,7 +321,7 @@ def test_the_straight_lines_are_the_decoder_s(name, rows, large, monkeypatch):
     torch.testing.assert_close(step(ids[:, :8].tolist(), state), whole[:, 7], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step(ids[:, 8:9].tolist(), state), whole[:, 8], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(call(model, ids[:, 9:], cache=state), whole[:, 9:], atol=1e-5, rtol=1e-5)
-    state.clear()  # what was read before is forgotten by one token, by the decoder itself too
+    state.clear()  # the oldest token is forgotten, by the decoder, too
     torch.testing.assert_close(step(ids[:, :1].tolist(), state), whole[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(call(model, ids[:, 1:], cache=state), whole[:, 1:], atol=1e-5, rtol=1e-5)
     state.clear()
@@ -378,11 +378,11 @@ def test_cut_rows_takes_each_row_s_last_real_token():
     assert cut_rows(hidden, [1, 4]).tolist() == [[0.0, 1.0, 2.0], [21.0, 22.0, 23.0]]
 
 
-# --- the parts ----------------------------------------------------------------------------------------------------------------------
+# --- the parts ------------------------------------------------------------------------------------
 
 
 def test_grouped_queries_are_heads_that_share_their_keys_and_values():
-    """The same model with every key and value head written out n_head / n_kv_head times."""
+    """The same model with every key and value head repeated n_head / n_kv_head times."""
     grouped = build(CONFIGS["modern"])
     full = build(CONFIGS["modern"].model_copy(update={"n_kv_head": None}))
     tensors = grouped.state_dict()
@@ -394,7 +394,7 @@ def test_grouped_queries_are_heads_that_share_their_keys_and_values():
     full.load_state_dict(tensors)
     ids = random_ids(2, T)
     torch.testing.assert_close(call(grouped, ids), call(full, ids), atol=1e-5, rtol=1e-5)
-    assert grouped.init_cache(1, T).layers[0]["keys"].shape[1] == shared  # and the memory is that much smaller
+    assert grouped.init_cache(1, T).layers[0]["keys"].shape[1] == shared  # and the cache is smaller by the same factor
 
 
 def test_the_causal_mean_in_three_ways():
@@ -445,7 +445,7 @@ def test_norms_by_hand():
 
 @pytest.mark.parametrize(("mlp", "width"), [("relu", 64), ("gelu", 64), ("relu2", 64), ("swiglu", 48)])
 def test_the_mlp_s_default_width(mlp, width):
-    """4 n_embd, and for SwiGLU 8/3 n_embd rounded up to a multiple of 8, which keeps the number of weights (Shazeer 2020)."""
+    """4 n_embd; for SwiGLU 8/3 n_embd rounded up to a multiple of 8, for as many weights (Shazeer 2020)."""
     config = ModelConfig(n_embd=16, n_head=2, mlp=mlp)
     assert config.hidden_width == MLP(config).down.in_features == width
 
@@ -457,7 +457,7 @@ def test_sinusoids_start_with_zeros_and_ones():
     assert table[3, 3].item() == pytest.approx(math.cos(3 / 10_000 ** (2 / 6)))
 
 
-# --- dropout ------------------------------------------------------------------------------------------------------------------------
+# --- dropout --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("only", ["dropout", "attn_dropout", "embd_dropout"])
@@ -467,7 +467,7 @@ def test_each_dropout_acts_in_training_and_only_there(only):
     clean = call(build(ModelConfig(**SMALL, **off)), ids)
     torch.testing.assert_close(
         call(model, ids), clean, atol=1e-5, rtol=1e-5
-    )  # other orders of addition, where no dropout is set
+    )  # without dropout, the order of addition differs
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -486,7 +486,7 @@ def test_dropout_stands_in_for_the_two_that_are_not_given():
     assert (model.dropout.p, model.blocks[0].mixer.drop_weights) == (0.1, 0.0)
 
 
-# --- the objective ------------------------------------------------------------------------------------------------------------------
+# --- the objective --------------------------------------------------------------------------------
 
 
 def test_the_objective_sums_nats_over_the_targets_that_count():
@@ -508,17 +508,18 @@ def test_every_parameter_gets_a_gradient(name):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
-# --- recipes and counts -------------------------------------------------------------------------------------------------------------
+# --- recipes and counts ---------------------------------------------------------------------------
 
 PROSE = (
-    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, it was the epoch of belief, "
-    "it was the epoch of incredulity, it was the season of light, it was the season of darkness, it was the spring of hope, it was the winter of despair."
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
+    "it was the epoch of belief, it was the epoch of incredulity, it was the season of light, it was the season of "
+    "darkness, it was the spring of hope, it was the winter of despair."
 )
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_the_first_loss_is_that_of_guessing(recipe):
-    """Within 0.1 nats of ln(vocab_size) for every seed, on text, for text repeats itself, which is where a tied head could give itself away."""
+    """Within 0.1 nats of ln(vocab_size) for every seed; on text, for repeated tokens show errors of a tied head."""
     losses = []
     with torch.random.fork_rng(devices=[]):
         for seed in range(6 if "vocab_size" not in read_recipe(recipe)["model"] else 1):
@@ -584,7 +585,7 @@ def test_gpt2_initial_weights_have_the_published_spread():
         if owner == "final_norm" and kind == "weight":
             assert p.tolist() == pytest.approx(
                 [0.1 / (0.02 * 128**0.5)] * 128
-            )  # so that the first logits spread by 0.1
+            )  # so that the first logits have a standard deviation of 0.1
         elif "norm" in owner:
             assert (p == (1.0 if kind == "weight" else 0.0)).all()
         elif kind == "bias":
@@ -611,7 +612,7 @@ def test_the_weights_depend_on_torch_s_seed_alone():
     assert not torch.equal(weights(1), weights(2))
 
 
-# --- configuration errors -----------------------------------------------------------------------------------------------------------
+# --- configuration errors -------------------------------------------------------------------------
 
 
 def test_from_recipe_names_the_nearest_field_or_recipe():

@@ -1,4 +1,4 @@
-"""The decoder's neighbours: the encoder, the encoder-decoder, and the recurrent models."""
+"""The other architectures: the encoder, the encoder-decoder, and the recurrent models."""
 
 import math
 
@@ -45,7 +45,7 @@ def make(**fields):
     model = build_model(ModelConfig(**(SMALL | fields))).eval()
     for module in model.modules():
         if isinstance(module, HashedNgrams):
-            torch.nn.init.normal_(module.weight)  # it begins at zero, where nothing could be seen of it
+            torch.nn.init.normal_(module.weight)  # it is initialized to zero, which would hide its effect
     return model
 
 
@@ -53,7 +53,7 @@ def ids(batch, length, seed=0):
     return torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-# --- the encoder --------------------------------------------------------------------------------------------------------------------
+# --- the encoder ----------------------------------------------------------------------------------
 
 
 def test_an_encoder_is_a_decoder_without_the_mask_and_with_one_row_more():
@@ -81,11 +81,11 @@ def test_an_encoder_sees_both_sides_and_no_padding():
     torch.testing.assert_close(encoder(padded)[:, :6], encoder(x))
 
 
-# --- the encoder-decoder ------------------------------------------------------------------------------------------------------------
+# --- the encoder-decoder --------------------------------------------------------------------------
 
 
 def textbook_translate(model, source, inputs):
-    """The first Transformer's forward pass for one pair, from the paper's formulas, post-norm, nothing shared with the model but its weights."""
+    """The first Transformer's forward pass for one pair, by the paper's formulas; only the weights are the model's."""
     w = dict(model.named_parameters())
     if "encoder.token_table.weight" not in w:
         w["encoder.token_table.weight"] = w["token_table.weight"]
@@ -167,7 +167,7 @@ def test_a_source_counts_whole_and_its_padding_not_at_all(name):
     later[:, 3:] = (inputs[:, 3:] + 1) % V
     torch.testing.assert_close(
         model.translate(source, later)[:, :3], logits[:, :3]
-    )  # and the target's future not at all
+    )  # and no position sees the target's future
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -208,14 +208,14 @@ def test_batched_translation_equals_one_by_one_and_beam_one_equals_greedy():
         )
         assert all(len(one) <= T - 1 for one, _ in beam)
         greedy_score = _score(model, source, found, 0.6)
-        assert beam[0][1] >= greedy_score - 1e-4  # the wider search never ends with less on these
+        assert beam[0][1] >= greedy_score - 1e-4  # the wider search never has a lower score on these
         assert beam[0][1] == pytest.approx(
             _score(model, source, [one for one in beam[0][0] if one != 0], 0.6), abs=1e-4
         )
 
 
 def _score(model, source, found, penalty):
-    """log p(translation, end | source) / length ** penalty, read at once."""
+    """log p(translation, end | source) / length ** penalty, in one pass."""
     ends = len(found) < T - 1
     targets = [*found, 0] if ends else found
     with torch.no_grad():
@@ -262,11 +262,14 @@ def test_the_inverse_root_schedule_rises_to_its_peak_and_falls_by_the_root():
     assert rates[39] == pytest.approx(0.5) and rates[999] == pytest.approx(0.1)
 
 
-# --- the recurrent models -----------------------------------------------------------------------------------------------------------
+# --- the recurrent models -------------------------------------------------------------------------
 
 
 def textbook_recurrent(model, text):
-    """Logits (t, v) of one text (t,), gate by gate (Elman 1990; Hochreiter and Schmidhuber 1997; Cho et al. 2014, as PyTorch lays the gates out)."""
+    """Logits (t, v) of one text (t,), gate by gate, with the gates in PyTorch's order.
+
+    See Elman (1990), Hochreiter and Schmidhuber (1997), and Cho et al. (2014).
+    """
     w, kind, n = dict(model.named_parameters()), model.config.architecture, model.config.n_embd
     xs = list(w["token_table.weight"][text])
     for layer in range(model.config.n_layer):
@@ -358,7 +361,7 @@ def test_matrices_decay_and_tables_and_vectors_do_not(architecture):
     assert all(p.ndim == 1 or id(p) in tables for p in groups[1]["params"])
 
 
-# --- what does not fit together -----------------------------------------------------------------------------------------------------
+# --- what does not fit together -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

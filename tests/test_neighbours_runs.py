@@ -1,4 +1,4 @@
-"""The neighbours through whole runs and the command line: the same commands as for a GPT."""
+"""Whole runs of the other architectures with the command line: the same commands as for a GPT."""
 
 import json
 
@@ -31,7 +31,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """A language in which every word is spelled backwards."""
+    """A language in which every word is reversed."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
     words = [f"{a}{b}{c}" for a in "abcd" for b in "efgh" for c in "ijkl"]
     path.write_text("".join(f"{word}\t{word[::-1]}\n" for word in words), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The counting baselines, against a slow model that looks every sequence up in dictionaries."""
+"""The n-gram baselines, against a slow model with dictionaries."""
 
 import math
 from collections import Counter
@@ -17,13 +17,13 @@ TEXT = (
 
 
 class Slow:
-    """Interpolated Kneser-Ney by its definition: dictionaries and recursion."""
+    """Interpolated Kneser-Ney smoothing by its definition, with dictionaries and recursion."""
 
     def __init__(self, ids, vocab_size, n):
         self.ids, self.vocab_size, self.n = list(map(int, ids)), vocab_size, n
         grams = {k: [tuple(self.ids[i : i + k]) for i in range(len(self.ids) - k + 1)] for k in range(1, n + 1)}
         self.counts = {n: Counter(grams[n])} if n else {}
-        for k in range(1, n):  # how many different tokens a sequence follows
+        for k in range(1, n):  # the number of different tokens before a sequence
             self.counts[k] = Counter(longer[1:] for longer in set(grams[k + 1]))
         self.discounts = {}
         for k, counts in self.counts.items():

@@ -1,4 +1,4 @@
-"""Embeddings of hashed n-grams: the rows by Python's own integers, gradients against autograd's, and how evenly rows are used."""
+"""Embeddings of hashed n-grams: rows against Python's integers, gradients against autograd, and even use of rows."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_rows_are_what_python_s_integers_say(ids, longest, rows):
 
 @pytest.mark.parametrize(("longest", "tokens"), [(2, 65), (2, 256), (3, 29)])
 def test_n_grams_spread_over_the_rows_as_if_thrown_at_random(longest, tokens):
-    """No more empty rows than balls leave, e**(-balls / rows), but for four standard deviations."""
+    """The share of empty rows is at most e**(-balls / rows) plus four standard deviations."""
     rows = 32_768
     known = torch.cartesian_prod(*[torch.arange(tokens)] * longest)
     empty = rows - ngram_rows(known, longest, rows)[..., -1].unique().numel()
@@ -49,20 +49,20 @@ def test_sparse_gradients_are_the_dense_ones(longest):
 
 
 def test_a_table_of_zeros_changes_nothing_and_a_full_one_knows_exactly_its_n_grams():
-    """What a position adds depends on the last `longest` tokens, and on nothing before them."""
+    """The sum at a position depends on the last `longest` tokens, and on no earlier ones."""
     model = build(CONFIGS["ngrams"])
     layer, ids = model.ngrams, random_ids(1, 10)
     changed = ids.clone()
     changed[0, 3] = (ids[0, 3] + 1) % 13
     one, other = layer(ids, Context()), layer(changed, Context())
     differs = (one != other).any(-1)[0].tolist()
-    assert differs == [False] * 3 + [True] * 4 + [False] * 3  # four tokens: the n-grams in which place 3 takes part
+    assert differs == [False] * 3 + [True] * 4 + [False] * 3  # four tokens: the n-grams that contain position 3
     torch.nn.init.zeros_(layer.weight)
     assert not layer(ids, Context()).any()
 
 
 def test_positions_go_without_their_n_grams_in_training_only():
-    """All or nothing at a position, and what stays is not scaled."""
+    """All n-grams of a position are dropped or none, and the rest is not scaled."""
     layer, ids = HashedNgrams(3, 40, 6, dropout=0.4), random_ids(50, 20)
     torch.nn.init.normal_(layer.weight)
     whole = layer.eval()(ids, Context())

@@ -1,4 +1,4 @@
-"""Each notebook runs from top to bottom, shows a picture, and is stored without what it put out."""
+"""Each notebook runs from top to bottom, shows a picture, and is stored without output."""
 
 import os
 import re
@@ -18,7 +18,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 class OwnKernelManager(AsyncKernelManager):
-    """Starts this interpreter, whichever kernels are installed."""
+    """Starts this interpreter, regardless of the installed kernels."""
 
     @property
     def kernel_spec(self):
@@ -28,7 +28,7 @@ class OwnKernelManager(AsyncKernelManager):
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """All notebooks as they are after running, by name: one kernel, emptied between them, for what they import takes longer than they do."""
+    """All notebooks after running, by name; they share one kernel with a reset between them, for imports are slow."""
     scratch = tmp_path_factory.mktemp("kernel")
     everything, parts = nbformat.v4.new_notebook(), {}
     for path in NOTEBOOKS:
@@ -36,7 +36,7 @@ def executed(tmp_path_factory):
         everything.cells += [nbformat.v4.new_code_cell("%reset -f"), *parts[path.stem]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch), "IPYTHONDIR": str(scratch / "ipython")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_RUNTIME_DIR", str(scratch / "runtime"))  # nothing is left in the user's folders
+        patch.setenv("JUPYTER_RUNTIME_DIR", str(scratch / "runtime"))  # no files remain in the user's folders
         client = NotebookClient(
             everything,
             timeout=120,

@@ -29,12 +29,12 @@ from gptloom.data.tokenizers import make_tokenizer
 from gptloom.errors import ConfigError, GptloomError, InputError
 
 END = 999
-QUICK = "numbers:it-es"  # the languages that num2words is quickest in
+QUICK = "numbers:it-es"  # the fastest languages of num2words
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """So few numbers that slow languages are quick, too."""
+    """So few numbers that slow languages are fast, too."""
     monkeypatch.setattr(number_words, "_DRAWN", {4: 5, 5: 5})
     monkeypatch.setattr(number_words, "HELD_OUT", (range(42_000, 42_004),))
 
@@ -60,7 +60,7 @@ def opened(path: Path, content: bytes, **settings):
 
 
 def tokens_of(pairs: list[tuple[list[int], list[int]]]) -> Tokens:
-    """Pairs as a token store holds them: `END` follows each side."""
+    """Pairs as in a token store: `END` follows each side."""
     sides = [[*side, END] for pair in pairs for side in pair]
     starts = np.cumsum([0, *map(len, sides)])[:-1]
     return Tokens(np.array([token for side in sides for token in side], np.uint16), starts.astype(np.int64))
@@ -77,7 +77,7 @@ def batches(pairs, **changes) -> PairBatches:
 
 
 def pairs_in(*made) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The pairs that batches hold; each row is checked on the way."""
+    """The pairs of batches; each row is checked."""
     found = []
     for sources, inputs, targets in made:
         assert sources.dtype == inputs.dtype == targets.dtype == torch.int64
@@ -208,7 +208,7 @@ def test_words_that_cannot_be_understood(tmp_path, text, message):
     assert "\n" not in caught.value.line() and caught.value.cure
 
 
-# Pairs of one's own
+# Pairs from files
 
 
 def test_sources_and_targets_take_turns_as_documents(tmp_path):
@@ -361,7 +361,7 @@ def test_each_pair_is_seen_once_an_epoch(n, batch_size):
             assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
     whole = len(seen) // n
     assert all(whole <= count <= whole + 1 for count in Counter(seen).values())
-    # At the end of an epoch that ends inside a batch, that batch completes it.
+    # If an epoch ends within a batch, that batch completes it.
     for epoch in (1, 2, 3):
         counts = Counter(seen[: -(-epoch * n // batch_size) * batch_size])
         assert set(counts) == set(range(n)) and min(counts.values()) >= epoch
@@ -386,7 +386,7 @@ def test_a_step_depends_on_the_seed_and_its_number_alone():
         13,
         11,
         48,
-    ]  # golden: a run is reproduced by later versions only while this stands
+    ]  # golden: later versions reproduce a run only if this does not change
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 6])

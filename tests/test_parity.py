@@ -1,4 +1,4 @@
-"""GPT-2 and Qwen3 as Hugging Face transformers computes them: the same weights give the same logits."""
+"""GPT-2 and Qwen3 against Hugging Face transformers: the same weights give the same logits."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def transformers():
 
 
 def fill(foreign: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """Load under the foreign names; only what those models derive by themselves may be missing."""
+    """Load under the foreign names; only buffers that those models compute may be missing."""
     result = foreign.load_state_dict(tensors, strict=False)
     assert not result.unexpected_keys
     assert {name for name in result.missing_keys if not name.endswith((".attn.bias", ".attn.masked_bias"))} <= {
@@ -64,7 +64,7 @@ def test_gpt2(transformers):
         if name.startswith("blocks."):
             _, n, *part, kind = name.split(".")
             part = ".".join(part)
-            # Conv1D keeps its matrix the other way round.
+            # Conv1D stores its matrix transposed.
             tensors[f"transformer.h.{n}.{parts[part]}.{kind}"] = tensor.T if tensor.ndim == 2 else tensor
         else:
             new = {

@@ -1,4 +1,4 @@
-"""The fast model against the lecture's model in the plainest code: the same weights give the same logits, loss and gradients."""
+"""The fast model against the lecture's plain model: the same weights give the same logits, loss and gradients."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def as_decoder(tensors: dict[str, torch.Tensor], n_layer: int, n_head: int) -> d
 
 
 def twins(**fields) -> tuple[PlainGPT, Decoder]:
-    """A plain model with random weights, and a decoder that holds the same."""
+    """A plain model with random weights, and a decoder with the same weights."""
     fields = SHAPE | fields
     scale = fields["n_embd"] ** -0.5 if fields.get("score_scale") == "embedding" else None
     with torch.random.fork_rng(devices=[]):
@@ -112,7 +112,7 @@ def test_plain_dropout_is_off_in_evaluation_and_on_in_training():
 
 
 def test_both_write_the_same_text_where_the_draw_leaves_no_choice():
-    """With logits a million times sharper, drawing takes the likeliest token, and temperature 0 does so by definition."""
+    """With logits a million times larger, sampling takes the most likely token, as temperature 0 does."""
     plain, decoder = twins()
     prompt = random_ids(2, 3, 17)
     batch, texts = DecodeBatch(decoder), prompt.tolist()

@@ -1,4 +1,4 @@
-"""Every ladder step's plain code against the production decoder: the same weights give the same logits, loss and gradients."""
+"""Every ladder step's plain code against the decoder: the same weights give the same logits, loss and gradients."""
 
 import inspect
 
@@ -73,7 +73,7 @@ SHAPES = st.fixed_dictionaries(
 
 
 def shaken(model, seed=0):
-    """All weights far from where they began, in float64."""
+    """Set all weights far from their initial values, in float64."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -82,7 +82,7 @@ def shaken(model, seed=0):
 
 
 def twins(name, shape, seed=0):
-    """The step's plain model with random weights, and a decoder that holds the same."""
+    """The step's plain model with random weights, and a decoder with the same weights."""
     config = ModelConfig(**{**shape, **STEPS[name]})
     plain = shaken(plain_model(name, config), seed)
     decoder = Decoder(config).double().eval()
@@ -96,7 +96,7 @@ def gradients(model, loss):
 
 
 def test_every_step_is_here():
-    assert STEPS.keys() | {"rnn", "lstm", "gru"} == PLAIN.keys()  # the neighbours are in test_neighbours.py
+    assert STEPS.keys() | {"rnn", "lstm", "gru"} == PLAIN.keys()  # the other architectures are in test_neighbours.py
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -173,7 +173,7 @@ def test_gpt2_s_first_weights_are_the_decoder_s(name):
         plain, decoder = plain_model(name, config), Decoder(config)
     drawn = to_decoder(plain, dict(plain.named_parameters()))
     for key, p in decoder.named_parameters():
-        if p.ndim == 1:  # gains and biases are not drawn
+        if p.ndim == 1:  # gains and biases are not random
             torch.testing.assert_close(drawn[key], p)
         else:  # 10 % is more than four standard errors of the smallest of these matrices' spread
             assert drawn[key].std().item() == pytest.approx(p.std().item(), rel=0.1)

@@ -1,4 +1,4 @@
-"""`gptloom plan`: parameters, operations and memory against what is built and what is published; time, cost and optimum against each other."""
+"""`gptloom plan`: parameters, operations and memory against models and publications; consistent time and cost."""
 
 import json
 
@@ -30,7 +30,7 @@ GPT2 = ["plan", "--recipe", "gpt2", "--device", "a100", "--json"]
 
 @pytest.fixture
 def plan(capsys):
-    """What a plan says, as it is typed."""
+    """The JSON of a plan with these arguments."""
 
     def typed(*words, code=0):
         assert main([*GPT2, *map(str, words)]) == code
@@ -40,7 +40,7 @@ def plan(capsys):
     return typed
 
 
-# --- the model ----------------------------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *recipe_names()])
@@ -70,7 +70,7 @@ def test_gpt2_is_the_published_one(plan):
     weights = 12 * 12 * 768**2 + 50257 * 768
     assert found["operations"]["weights"] == 6 * weights and found["operations"]["attention"] == 12 * 12 * 1024 * 768
     assert found["training"]["operations"] == 300e9 * operations_per_token(resolve("gpt2").model)
-    assert found["training"]["operations"] == pytest.approx(2.25e20, rel=0.15)  # attention at 1,024 places with them
+    assert found["training"]["operations"] == pytest.approx(2.25e20, rel=0.15)  # with attention at 1,024 positions
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_gpt2_is_the_published_one(plan):
     [("adamw", 1, 1), ("muon", 1, 1), ("adamw", 3, 5), ("muon", 3, 5), ("muon", 3, 50_000)],
 )
 def test_training_holds_as_many_bytes_as_is_said(optimizer, ngrams, rows):
-    """Weights, gradients and what the optimizers remember, after a step; AdamW's count of steps is beside the point."""
+    """Weights, gradients and optimizer state after a step, without AdamW's step counter."""
     model = {**SMALL, "vocab_size": 1000, "block_size": 100, "ngrams": ngrams, "ngram_rows": rows}
     config = resolve("tiny", {"model": model, "train": {"batch_size": 4, "optimizer": optimizer}})
     objective = Objective(build_model(config.model))
@@ -104,7 +104,7 @@ def test_what_is_remembered_of_a_text_is_what_the_model_allocates():
     assert cache_bytes(config, 10) == sum(t.numel() * t.element_size() for slot in state.layers for t in slot.values())
     assert (
         cache_bytes(config, 10) == 2 * 2 * (2 * 4) * 11 * 4
-    )  # layers, keys and values, width, places with the spare one, bytes
+    )  # layers, keys and values, width, positions with a spare one, bytes
 
 
 def test_a_tied_head_is_read_and_a_table_is_not():
@@ -128,7 +128,7 @@ def test_the_largest_pass_fits_and_no_larger_one(plan):
     assert memory["in_all"] == state + memory["activations"]
 
 
-# --- time and money -----------------------------------------------------------------------------------------------------------------
+# --- time and money -------------------------------------------------------------------------------
 
 
 def test_time_is_operations_over_what_the_devices_reach(plan):
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_warned_of(plan):
     assert huge["memory"]["largest_rows"] == 0 and "not even one sequence" in huge["said"]
 
 
-# --- what would be best -------------------------------------------------------------------------------------------------------------
+# --- what would be best ---------------------------------------------------------------------------
 
 
 @given(st.floats(1e15, 1e26))
@@ -197,11 +197,11 @@ def test_the_optimum_spends_all_and_no_neighbour_is_better(operations):
 
 
 def test_the_published_optima_are_met():
-    """Of Gopher's 5.76E+23 operations: 67B parameters by the first approach and 40B by the third (Hoffmann et al. 2022, table A3)."""
+    """Gopher's 5.76E+23 operations: 67B parameters by approach 1, 40B by 3 (Hoffmann et al. 2022, table A3)."""
     rule, third, refitted = compute_optimal(5.76e23)
     assert rule.parameters == pytest.approx(67e9, rel=0.05) and rule.tokens == pytest.approx(20 * rule.parameters)
     assert third.parameters == pytest.approx(40e9, rel=0.2)
-    assert 15 < refitted.tokens / refitted.parameters < 30  # about the rule's, which the first fit is not
+    assert 15 < refitted.tokens / refitted.parameters < 30  # close to the rule's, unlike the first fit
 
 
 def test_the_plan_tells_what_this_model_makes_of_the_operations(plan, capsys):
@@ -222,7 +222,7 @@ def test_the_plan_tells_what_this_model_makes_of_the_operations(plan, capsys):
         assert part in capsys.readouterr().out
 
 
-# --- devices and amounts ------------------------------------------------------------------------------------------------------------
+# --- devices and amounts --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_device_is_known_by_its_drivers_name(driver, name):
 
 
 def test_training_shows_its_share_of_a_published_rate(monkeypatch, tmp_path):
-    """On a GPU that is in the table; here one that is pretended."""
+    """On a GPU of the table; the test pretends to have one."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     cuda = torch.device("cuda")
     assert published_peak(cuda, torch.bfloat16) is find_peak("h200")

@@ -1,4 +1,4 @@
-"""The recipes are valid, and say what the work that they are named after says."""
+"""The recipes are valid, and agree with the publications that they are named after."""
 
 import pytest
 
@@ -44,10 +44,7 @@ def test_mingpt_is_the_lecture_s_run():
 
 
 def test_gpt2_is_gpt2_small():
-    """Radford et al.
-
-    2019, table 2 and the released model; the Adam settings of Brown et al. 2020, table 2.1 and appendix B.
-    """
+    """Radford et al. (2019, table 2) and the released model; Adam as in Brown et al. (2020, table 2.1, appendix B)."""
     config = resolve("gpt2")
     model, train = config.model, config.train
     assert (model.vocab_size, model.block_size, model.n_layer, model.n_head, model.n_embd) == (50257, 1024, 12, 12, 768)

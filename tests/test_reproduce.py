@@ -1,4 +1,4 @@
-"""The documents' runs, repeated: their numbers to the digit, their draws against plain loops, and a mark that can say no."""
+"""`gptloom reproduce`: exact published numbers, random draws against plain loops, and verdicts that can fail."""
 
 import json
 import math
@@ -43,12 +43,12 @@ from test_tokens import store_of
 CPU = torch.device("cpu")
 USERS_COPY = (
     Path(platformdirs.user_cache_dir("gptloom", appauthor=False)) / "datasets" / "shakespeare.txt"
-)  # before the tests get a cache of their own
+)  # before the tests set their own cache
 
 
 @pytest.fixture(scope="module")
 def text(_no_cache_of_the_users) -> unit_facts.Text:
-    """Tiny Shakespeare: the user's copy, or fetched; a machine may have neither."""
+    """Tiny Shakespeare from the user's cache or the network; skip the test if neither has it."""
     cache = cache_folder(DataConfig())
     if USERS_COPY.is_file():
         (cache / "datasets").mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def text(_no_cache_of_the_users) -> unit_facts.Text:
 
 @pytest.fixture
 def small(text, monkeypatch) -> PublishedRun:
-    """A run of two layers with two heads each, registered under a name of its own; nothing is published about it."""
+    """A run of two layers with two heads each, registered under a new name without published numbers."""
     sizes = {"vocab_size": 65, "block_size": 12, "n_embd": 16, "n_head": 2, "n_layer": 2}
     config = lecture_config(sizes, {"batch_size": 5, "learning_rate": 0.01, "steps": 5}, seed=11)
     run = PublishedRun("small", config, lecture_weights=True, eval_interval=2, eval_iters=7, table=[], source="here")
@@ -75,11 +75,11 @@ def register(monkeypatch, run: PublishedRun) -> None:
     monkeypatch.setattr(reproduce, "published_runs", lambda: runs)
 
 
-# --- an independent reference: the lecture's draws in plain loops ----------------------------------------------------------------------
+# --- an independent reference: the lecture's draws in plain loops ---------------------------------
 
 
 def plain_state(vocab: int, context: int, width: int, heads: int, layers: int) -> dict[str, torch.Tensor]:
-    """PlainGPT's state dict, drawn layer by layer in the order of the protocol."""
+    """PlainGPT's state dict, drawn layer by layer in the documents' order."""
     state: dict[str, torch.Tensor] = {}
 
     def keep(name: str, module: nn.Module) -> None:
@@ -108,7 +108,7 @@ def plain_batch(ids: torch.Tensor, context: int, rows: int) -> tuple[torch.Tenso
 def plain_history(parts, seed: int, steps: int, every: int, iters: int) -> list[list[float]]:
     """[step, train loss, validation loss] of the run in `small`, one batch at a time."""
     model = PlainGPT(65, 12, 16, 2, 2, scale=16**-0.5)
-    torch.manual_seed(seed)  # again: building the model has drawn, too
+    torch.manual_seed(seed)  # again, for building the model has also drawn numbers
     model.load_state_dict(plain_state(65, 12, 16, 2, 2), strict=False)
     splits = [torch.tensor(part.ids.astype("int64")) for part in (parts.train, parts.val)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -196,7 +196,7 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_its_batches(text, small):
         assert loss == pytest.approx(sum(losses) / 7, abs=1e-6)
 
 
-# --- the published numbers -------------------------------------------------------------------------------------------------------------
+# --- the published numbers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in unit_facts.FACTS if name != "bigram-trained"])
@@ -262,7 +262,7 @@ def test_the_issue_s_tolerances_are_kept():
     assert all(one.why and one.bands[0][0] == 0 for one in tolerances().values())
 
 
-# --- the mark can say no ---------------------------------------------------------------------------------------------------------------
+# --- the mark can say no --------------------------------------------------------------------------
 
 
 def test_another_order_of_draws_differs(text, monkeypatch):
@@ -326,7 +326,7 @@ def test_deviation(known, own, expected):
     assert unit_facts.deviation(known, own) == expected
 
 
-# --- the surface -----------------------------------------------------------------------------------------------------------------------
+# --- the surface ----------------------------------------------------------------------------------
 
 
 def test_names():

@@ -1,4 +1,4 @@
-"""Nothing that is read can run: the source imports no pickle, evaluates no text, and starts no shell."""
+"""Input files cannot run code: the source imports no pickle, evaluates no text, and starts no shell."""
 
 import ast
 from pathlib import Path
@@ -39,11 +39,11 @@ METHODS = {
     "scatter_object_list": "a pickle",
 }
 ALLOWED = {("studies/check/exercises.py", "a file run as code")}
-"""`gptloom ladder check STEP FILE` runs the learner's own code: that is what it is for, and its help says so."""
+"""`gptloom ladder check STEP FILE` runs the learner's code on purpose, and its help says so."""
 
 
 def findings(source):
-    """What in a module could run something that was read, as (line, what)."""
+    """The places in a module that could run code from input, as (line, description)."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Import(names=names):
@@ -67,7 +67,7 @@ def findings(source):
 
 
 def unsafe_call(call):
-    """What is wrong with the arguments of a call."""
+    """Describe unsafe arguments of a call."""
     name = ast.unparse(call.func)
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
     if name == "torch.load" and given.get("weights_only") != "True":

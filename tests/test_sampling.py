@@ -1,4 +1,4 @@
-"""The logit filters, their order, and the draw; against small references in numpy that share no code with them."""
+"""The logit filters, their order, and the sampling; against small, independent references in NumPy."""
 
 from itertools import permutations
 
@@ -28,7 +28,7 @@ def softmax(values) -> np.ndarray:
     return z / z.sum()
 
 
-# --- the filters --------------------------------------------------------------------------------------------------------------------
+# --- the filters ----------------------------------------------------------------------------------
 
 
 @given(values=rows, k=st.integers(1, 50))
@@ -52,7 +52,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(values, p):
     assert len(places) >= 1
     assert share[places].sum() >= p - 1e-5
     assert share[places].sum() - share[places].min() < p + 1e-5
-    assert share[places].min() >= max(np.delete(share, places), default=0.0)  # the likeliest ones
+    assert share[places].min() >= max(np.delete(share, places), default=0.0)  # the most likely ones
     assert out[0, places].tolist() == values[places].tolist()
 
 
@@ -90,16 +90,16 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(values, p):
 
 
 def test_the_penalty_makes_every_seen_token_less_likely():
-    """Keskar et al. 2019: a positive score is divided and a negative one multiplied, so that both go down."""
+    """Keskar et al. 2019: a positive score is divided and a negative one multiplied, so that both decrease."""
     logits, seen = torch.tensor([[2.0, -2.0, 0.0, 2.0, -2.0]]), torch.tensor([[True, True, True, False, False]])
     assert penalise(logits, seen, 1.25)[0].tolist() == pytest.approx([1.6, -2.5, 0.0, 2.0, -2.0])
 
 
-# --- the order ----------------------------------------------------------------------------------------------------------------------
+# --- the order ------------------------------------------------------------------------------------
 
 
 def reference(step: str, z: np.ndarray, settings: dict) -> np.ndarray:
-    """One step on logits in float64, -inf where a token is out."""
+    """One filter on logits in float64; excluded tokens are -inf."""
     if step == "temperature":
         return z / settings["temperature"]
     share, order = softmax(z), np.argsort(-z, kind="stable")
@@ -114,9 +114,9 @@ def reference(step: str, z: np.ndarray, settings: dict) -> np.ndarray:
 
 
 def test_the_order_is_temperature_top_k_top_p_min_p():
-    """It is the documented order that is computed, and each other order would have given other tokens.
+    """The filters run in the documented order, and every other order would give other tokens.
 
-    (Only where top-k stands beside temperature makes no difference: dividing keeps the ranking.)
+    The exception is top-k next to temperature: division keeps the ranking.
     """
     documented = ("temperature", "top_k", "top_p", "min_p")
     differs = dict.fromkeys(permutations(documented), False)
@@ -170,7 +170,7 @@ def test_some_token_always_stays_and_only_those_that_stay_are_drawn(values, k, p
     assert int(choose(one(values), None, config, torch.tensor([u], dtype=torch.float64))) in {*places[0], *places[1]}
 
 
-# --- the choice ---------------------------------------------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 
 @given(values=rows)
@@ -208,7 +208,7 @@ def test_a_very_high_temperature_makes_all_tokens_alike():
 
 @given(values=rows)
 def test_the_draw_is_the_inverse_of_the_cumulative_distribution(values):
-    """On n evenly spaced numbers every token comes up n times its probability, give or take one; and in the order of ids."""
+    """With n evenly spaced numbers, each token occurs n times its probability (± 1), in the order of ids."""
     n = 200
     drawn = draw(one(values).repeat(n, 1), (torch.arange(n, dtype=torch.float64) + 0.5) / n)
     assert drawn.tolist() == sorted(drawn.tolist())
@@ -253,7 +253,7 @@ def test_each_row_is_chosen_by_its_own_logits_and_number():
     assert filtered[2:].argmax(-1).tolist() == [0, 1]
 
 
-# --- the numbers --------------------------------------------------------------------------------------------------------------------
+# --- the numbers ----------------------------------------------------------------------------------
 
 
 def test_a_row_s_numbers_depend_on_the_seed_and_the_row_alone():

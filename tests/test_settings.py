@@ -1,4 +1,4 @@
-"""Settings: every wrong key named at once, layers laid over a recipe, and a file that says it all again."""
+"""Settings: all errors in one message, layers over a recipe, and a file with all settings."""
 
 import tomllib
 from typing import get_args
@@ -16,7 +16,7 @@ from gptloom.errors import ConfigError, InputError, nearest
 ALL = [ModelConfig, DataConfig, TrainConfig, SampleConfig, RunConfig]
 
 
-# --- the fields ---------------------------------------------------------------------------------------------------------------------
+# --- the fields -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -49,7 +49,7 @@ def test_field_names_walks_the_groups():
     assert len(names) == sum(len(cls.model_fields) for cls in (ModelConfig, DataConfig, TrainConfig, RunConfig)) - 3
 
 
-# --- parse --------------------------------------------------------------------------------------------------------------------------
+# --- parse ----------------------------------------------------------------------------------------
 
 
 def test_every_wrong_key_is_named_at_once_with_what_is_meant():
@@ -113,7 +113,7 @@ def test_nearest(word, clause):
     assert nearest(word, ["n_layer", "n_head", "n_kv_head", "dropout"]) == clause
 
 
-# --- layers -------------------------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 trees = st.recursive(
     st.integers(), lambda below: st.dictionaries(st.sampled_from("abc"), below, min_size=1, max_size=3), max_leaves=8
@@ -203,7 +203,7 @@ def test_an_unknown_recipe_is_refused():
         resolve("../../secrets")
 
 
-# --- as a file ----------------------------------------------------------------------------------------------------------------------
+# --- as a file ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

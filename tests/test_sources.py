@@ -260,7 +260,7 @@ def test_one_long_line_is_read_in_bounded_memory(tmp_path):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A data set of our own, with every way to it closed."""
+    """A test data set, with all network access blocked."""
     content = b"To be, or not to be\n"
     data = sources.Dataset(
         "http://nowhere.invalid/a.txt",

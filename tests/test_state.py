@@ -1,4 +1,4 @@
-"""State that survives: whatever ends a run, `resume` gives the bits of one that nothing ended."""
+"""Checkpoints: after any interruption, `resume` gives the same bits as an uninterrupted run."""
 
 import errno
 import json
@@ -47,14 +47,14 @@ def _no_picture(monkeypatch):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The run that nothing interrupts."""
+    """The uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
     begin(write_text(folder), folder / "run")
     return folder / "run"
 
 
 def begin(text, run, display=None, *, model=None, train_settings=None, **settings):
-    """Train as `small_run` does, with a display of the test's own."""
+    """Train as `small_run` does, with the test's display."""
     changes = {
         "device": "cpu",
         "model": SMALL | {"dropout": 0.2} | (model or {}),
@@ -65,7 +65,7 @@ def begin(text, run, display=None, *, model=None, train_settings=None, **setting
 
 
 class At(Quiet):
-    """Does something after a step, as if it came from outside."""
+    """Calls a function after a step, as if another process did it."""
 
     def __init__(self, step, act):
         super().__init__()
@@ -85,7 +85,7 @@ def send(number):
     ("number", "step"), [(signal.SIGINT, 1), (signal.SIGTERM, 5), (signal.SIGINT, 6), (signal.SIGTERM, 12)]
 )
 def test_a_signal_stops_after_the_step_and_resume_gives_the_same_bits(text, tmp_path, straight, number, step):
-    """An evaluation is owed at step 6, and 12 is the last."""
+    """An evaluation is due at step 6, and step 12 is the last."""
     stopped = begin(text, tmp_path / "run", At(step, lambda: send(number)))
     assert (stopped.end, stopped.steps, stopped.signal) == ("stopped", step, number)
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
@@ -159,7 +159,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tm
 
 
 def test_time_budgets_resume_exactly_given_their_plans(text, tmp_path, monkeypatch):
-    """What the clock decided is in the plans; a run that is told the same plans has the same bits."""
+    """Decisions by the clock are in the plans; a run with the same plans has the same bits."""
     begin(
         text,
         tmp_path / "run",
@@ -207,7 +207,7 @@ def test_a_damaged_pointer_is_passed_over(text, tmp_path):
 
 
 def test_pointers_that_a_crash_kept_back_are_made_up_for(text, tmp_path):
-    """Also where there is nothing left to train: other programs read them."""
+    """Also if no steps are left, for other programs read them."""
     begin(text, tmp_path / "run")
     newest, best = ((tmp_path / "run" / name).read_text() for name in ("latest", "best"))
     (tmp_path / "run" / "latest").write_text("step-000009\n")
@@ -242,7 +242,7 @@ def test_what_an_older_checkpoint_gave_up_stays_away_once_something_new_is_saved
 
 
 def test_an_evaluation_that_is_made_up_for_is_logged_once(text, tmp_path, straight, monkeypatch):
-    """Killed after the line of an owed evaluation and before the checkpoint that knows of it."""
+    """Killed after the line of a due evaluation and before the checkpoint that records it."""
     begin(text, tmp_path / "run", At(6, lambda: send(signal.SIGTERM)))
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(manager.CheckpointManager, "save", lambda self, improved: 1 / 0)
@@ -293,7 +293,7 @@ with only_writer(Path(sys.argv[1])):
 
 
 def full_disk(monkeypatch, is_full):
-    """Let the saves of some steps fail as on a full disk; by step, because saves are announced some time after they were written."""
+    """Let the saves of some steps fail as on a full disk; by step, for saves are announced after they are written."""
     save = checkpoint.save_file
 
     def failing(content, path):
@@ -309,8 +309,8 @@ def test_a_save_that_fails_ends_the_run_with_the_last_good_checkpoint(text, tmp_
         full_disk(patch, lambda step: step > 3)
         begin(text, tmp_path / "run")
     assert caught.value.code == 3
-    assert [line["step"] for line in metrics(tmp_path / "run", "save")] == [0, 3]  # nothing else is claimed
-    assert not list((tmp_path / "run" / "checkpoints").glob(".writing-*"))  # the space is given back
+    assert [line["step"] for line in metrics(tmp_path / "run", "save")] == [0, 3]  # no other checkpoint is announced
+    assert not list((tmp_path / "run" / "checkpoints").glob(".writing-*"))  # the space is freed
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
     assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
 
@@ -331,7 +331,7 @@ def test_a_run_may_go_on_without_a_save_but_not_end_without_one(text, tmp_path, 
 
 
 def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch):
-    """A save that takes for ever ends only when the run waits for it; meanwhile steps are taken, and what is saved is the old step's."""
+    """A slow save ends only when the run waits for it; steps continue meanwhile, and the old step is saved."""
     entered, release, steps_meanwhile = threading.Event(), threading.Event(), []
     write = checkpoint.save_file
 
@@ -357,7 +357,7 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
 
 
 def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_path, monkeypatch):
-    """Then a kill costs one interval, as if nothing were done at the same time."""
+    """Then a kill costs one interval, as with synchronous saves."""
     write, behind, clock = checkpoint.save_file, [], [0.0]
 
     def slow(*arguments, **named):
@@ -405,7 +405,7 @@ def test_a_log_keeps_the_lines_that_the_disk_did_not_take(tmp_path, monkeypatch)
 
 
 def poison(monkeypatch, is_bad, value=math.nan):
-    """Make the training loss at certain steps not finite; `is_bad` is asked once a step, with the steps done so far."""
+    """Make the training loss of some steps infinite; `is_bad` is called once per step with the finished steps."""
     forward, seen = Objective.forward, {"step": -4}  # rehearsals come first
 
     def poisoned(self, *batch):
@@ -441,7 +441,7 @@ def test_what_is_not_finite_is_caught_before_the_update_and_can_be_replayed(
     assert all(torch.isfinite(p).all() for p in gptloom.load(kept).model.parameters())
     (line,) = metrics(tmp_path / "run", "divergence")
     assert line["at"] == 8 and line["loss"] == str(value)
-    # The replay takes the very step again: here without the poison, so that it is the straight run's.
+    # The replay repeats the step, here without the fault, so that it equals the uninterrupted run's.
     assert resume(tmp_path / "run", {}, checkpoint="diverged", display=Quiet()).steps == 12
     assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(straight)
 

@@ -1,4 +1,4 @@
-"""Text as it comes: what is shown piece by piece is what the whole decodes to, and nothing of a stop string is ever shown."""
+"""Streamed text: the pieces joined equal the decoded whole, and no part of a stop string is shown."""
 
 import pytest
 from hypothesis import example, given
@@ -33,7 +33,7 @@ def whole(pieces, stops=()) -> str:
     return "".join(shown) + rest
 
 
-# --- whole characters ---------------------------------------------------------------------------------------------------------------
+# --- whole characters -----------------------------------------------------------------------------
 
 
 @given(st.text(), st.text())
@@ -56,7 +56,7 @@ def test_a_character_is_shown_when_its_last_byte_has_come():
 @example(b"\xff" * 7 + "€".encode())
 @example("🙂".encode()[:3])
 def test_bytes_that_are_no_text_do_not_disturb_what_is(data):
-    """However broken, the pieces joined are what the tokenizer makes of the whole."""
+    """The joined pieces equal the decoded whole, for any broken UTF-8."""
     shown, rest, _ = run(from_bytes, data)
     assert "".join(shown) + rest == from_bytes(list(data))
 
@@ -95,7 +95,7 @@ def test_only_a_few_tokens_are_decoded_at_a_time():
     assert longest <= 32
 
 
-# --- stop strings -------------------------------------------------------------------------------------------------------------------
+# --- stop strings ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_only_a_few_tokens_are_decoded_at_a_time():
         (["E", "N", "x", "EN"], ["END"], "ENxEN"),  # held back, then released; the last at the end
         (["a", "a", "a", "b"], ["aab"], "a"),  # a prefix inside a prefix
         (["xabab", "ac"], ["ababac"], "x"),
-        (["xyz"], ["z", "y"], "x"),  # the earliest wins, not the first named
+        (["xyz"], ["z", "y"], "x"),  # the earliest in the text wins, not the first in the list
         (["STOP"], ["STOP"], ""),
         (["a\n", "\nb"], ["\n\n"], "a"),
         (["ab"], [""], "ab"),  # an empty stop string stops nothing
@@ -140,7 +140,7 @@ def test_a_stop_string_of_several_bytes_a_character():
 
 
 def first_completed(text: str, stops: list[str]) -> str:
-    """The text read letter by letter until it ends in a stop string; of two that end together, the longer is cut off."""
+    """The text up to a stop string, letter by letter; if two end at the same place, the longer is removed."""
     for end in range(len(text) + 1):
         cut = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if cut:

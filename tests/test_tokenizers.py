@@ -25,7 +25,10 @@ from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
 
 LECTURE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
 PARTS = ["the", " the", "  and", "thing.", "\n\n", ".\n", "\n", "নম", "😀", " ", "13"]
 KINDS = ["char", "byte", "bpe", "sentencepiece", "tiktoken", "cl100k"]
 ANY = st.text(
@@ -34,7 +37,7 @@ ANY = st.text(
 
 
 def tiktoken_of(pattern: str) -> TiktokenTokenizer:
-    """An encoding of our own: all bytes, and merges in an order that leaves every prefix a token."""
+    """A test encoding: all bytes, and merges in an order in which every prefix is a token."""
     words = [
         "th",
         "the",
@@ -61,7 +64,7 @@ def tiktoken_of(pattern: str) -> TiktokenTokenizer:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """One tokenizer of each kind, learned from several documents, so that each has an end of text."""
+    """One tokenizer of each kind, trained on several documents, so that each has an end-of-text token."""
     corpus = corpus_of(tmp_path_factory.mktemp("text"), PROSE, MIXED)
     some = {
         kind: make_tokenizer(spec, corpus)
@@ -169,7 +172,7 @@ WORDS = ["the", "it's", "ing.", "13", "নম", "😀", "é", "<|endoftext|>", "
 
 @pytest.fixture(scope="session")
 def spaced(tmp_path_factory):
-    """A BPE that has merged everything with every kind of white space that GPT-2's pattern lets it merge."""
+    """A BPE with merges of all kinds of white space that GPT-2's pattern allows."""
     text = "".join(random.Random(1).choices(SPACES + WORDS, k=20_000))
     return (
         make_tokenizer("bpe:1500", corpus_of(tmp_path_factory.mktemp("spaced"), text, "x"))
@@ -258,7 +261,10 @@ def test_fingerprints_are_stable_across_processes_and_differ(made, tmp_path):
     for kind in KINDS:
         (tmp_path / kind).mkdir()
         made[kind].save(tmp_path / kind)
-    program = "import sys; from pathlib import Path; from gptloom.data.tokenizers import load_tokenizer as l; print(*(l(Path(p)).fingerprint for p in sys.argv[1:]))"
+    program = (
+        "import sys; from pathlib import Path; from gptloom.data.tokenizers import load_tokenizer as l; "
+        "print(*(l(Path(p)).fingerprint for p in sys.argv[1:]))"
+    )
     found = subprocess.run(
         [sys.executable, "-c", program, *(str(tmp_path / kind) for kind in KINDS)],
         capture_output=True,
@@ -525,12 +531,18 @@ def test_characters_are_encoded_at_the_speed_of_arrays():
 
 
 def test_importing_the_package_is_cheap():
-    program = "import sys, gptloom.data; print([name for name in ('torch', 'numpy', 'tokenizers', 'sentencepiece', 'tiktoken') if name in sys.modules])"
+    program = (
+        "import sys, gptloom.data; "
+        "print([n for n in ('torch', 'numpy', 'tokenizers', 'sentencepiece', 'tiktoken') if n in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
         == "[]"
     )
-    program = "import sys, gptloom.data.tokenizers, gptloom.data.splits; print([n for n in ('torch', 'tokenizers', 'sentencepiece', 'tiktoken') if n in sys.modules])"
+    program = (
+        "import sys, gptloom.data.tokenizers, gptloom.data.splits; "
+        "print([n for n in ('torch', 'tokenizers', 'sentencepiece', 'tiktoken') if n in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
         == "[]"

@@ -1,6 +1,6 @@
-"""Four changes, made where a newcomer would make them: each takes effect in training, evaluation and sampling alike.
+"""Four changes, made where a newcomer would make them: each takes effect in training, evaluation and sampling.
 
-Each test edits a copy of the sources and runs it in a process of its own.
+Each test edits a copy of the sources and runs it in a separate process.
 """
 
 import json
@@ -24,8 +24,10 @@ SOFTCAP = [
         "        if traced is None:\n            causal",
         "        if self.softcap:\n"
         "            scores = self.softcap * torch.tanh(query @ key.transpose(-2, -1) * self.scale / self.softcap)\n"
-        "            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) if mask is None and causal else None\n"
-        "            scores = scores.masked_fill(hidden if hidden is not None else (~mask if mask is not None else torch.tensor(False)), -1e9)\n"
+        "            hidden = torch.tensor(False) if mask is None else ~mask\n"
+        "            if mask is None and causal:\n"
+        "                hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)\n"
+        "            scores = scores.masked_fill(hidden, -1e9)\n"
         "            weights = scores.softmax(-1)\n"
         "            if traced is not None:\n"
         "                traced.append(weights.detach())\n"
@@ -86,7 +88,7 @@ print(json.dumps({
 
 
 def edited(folder, changes):
-    """A copy of the sources, in which each piece of text is replaced in the one file that has it."""
+    """A copy of the sources; each piece of text is replaced in the one file that contains it."""
     shutil.copytree(SOURCE, folder / "src" / "gptloom", ignore=shutil.ignore_patterns("__pycache__"))
     for old, new in changes:
         files = [
@@ -125,14 +127,14 @@ def test_change_takes_effect_in_training_evaluation_and_sampling(tmp_path, chang
     found, said = run(folder, **model)
     assert found["path"] == "reference" and reason in found["why"]
     assert f"passes   reference: {found['why']}" in said
-    wanted, _ = run(folder, "all", **model)  # hooks everywhere leave all the work to the layers
+    wanted, _ = run(folder, "all", **model)  # with hooks on all modules, the layers compute everything
     assert found["losses"] == wanted["losses"]
     assert found["evaluated"] == wanted["evaluated"]
     assert found["sampled"] == pytest.approx(found["own"], abs=1e-4)
 
 
 def test_hook_is_refused_with_a_line_and_changes_no_result(tmp_path):
-    """One hook, which does nothing: all the work is the layers', as with hooks everywhere."""
+    """One hook without effect: the layers compute everything, as with hooks on all modules."""
     folder = edited(tmp_path, [])
     plain, _ = run(folder)
     found, said = run(folder, "mlp")

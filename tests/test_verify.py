@@ -1,6 +1,6 @@
-"""`gptloom verify`: clean code passes, and each bug that is planted here is caught by the check that it concerns.
+"""`gptloom verify`: correct code passes, and the matching check finds each planted bug.
 
-A bug is planted by rewriting a line of a function's source, as a careless edit would.
+A bug is planted by a change in a function's source code, like a careless edit.
 """
 
 import inspect
@@ -74,13 +74,13 @@ def test_where_everything_decays_the_rows_of_ngrams_do_not():
 
 
 def edit(owner, name, *changes):
-    """A planter: replaces pieces of a function's source, wherever the function is known."""
+    """A planter: replaces pieces of a function's source, in all modules that import the function."""
 
     def plant(patch):
         function = getattr(owner, name)
         source = textwrap.dedent(inspect.getsource(function))
         for old, new in changes:
-            assert old in source, f"{name} no longer says {old!r}: plant this bug anew"
+            assert old in source, f"{name} no longer contains {old!r}: plant this bug again"
             source = source.replace(old, new)
         module = sys.modules[function.__module__]
         made = dict(vars(module))
@@ -97,12 +97,12 @@ def edit(owner, name, *changes):
 
 
 def replace(owner, name, wrap):
-    """A planter: replaces a function by what `wrap` makes of it."""
+    """A planter: replaces a function by `wrap(function)`."""
     return lambda patch: patch.setattr(owner, name, wrap(getattr(owner, name)))
 
 
 def after_loading(change):
-    """A planter: something happens to a model when it is loaded."""
+    """A planter: changes a model when it is loaded."""
 
     def wrap(load):
         def loading(folder):
@@ -117,7 +117,7 @@ def after_loading(change):
 
 
 def at_resume(change):
-    """A planter: the state that a run is resumed with is another."""
+    """A planter: changes the state of a run when it is resumed."""
 
     def wrap(read):
         def reading(path):
@@ -172,7 +172,7 @@ def swap_betas(make):
 ONES = "torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)"
 ATTEND = (attention.Heads, "attend")
 BUGS = {
-    # what is wrong: the check that says so, a recipe, how it is planted
+    # a description of the bug: the check that finds it, a recipe, the planter
     "scores are scaled by the width of all heads": (
         "formula",
         "modern-tiny",
@@ -490,9 +490,8 @@ def test_a_planted_bug_is_caught(bug, monkeypatch):
     plant(monkeypatch)
     (finding,) = verify(subject(recipe), chosen([name]))
     assert finding.passed is False
-    assert finding.deviation is not None and finding.deviation > finding.tolerance, (
-        finding
-    )  # found by its number, not by an error
+    # The check finds it by its deviation, not by an exception.
+    assert finding.deviation is not None and finding.deviation > finding.tolerance, finding
 
 
 OTHERS = {
@@ -505,7 +504,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", [*CONFIGS, *OTHERS])
 def test_the_reference_is_the_model_in_formulas(name):
-    """Two programs that share no line agree in float64 on every shape there is, up to the float32 of the model's tables of angles."""
+    """Two independent programs agree in float64 on all shapes, except for the float32 tables of angles."""
     config = CONFIGS.get(name) or CONFIGS["gpt2"].model_copy(
         update={"dropout": 0.0, "attn_dropout": None, "head": "linear", **OTHERS[name]}
     )
@@ -527,7 +526,7 @@ def test_a_run_is_verified_with_its_own_weights_and_text(tmp_path, capsys, monke
     assert all({"name", "passed", "deviation", "tolerance", "meaning"} <= check.keys() for check in found["checks"])
     assert len(open_run(tmp_path / "run", device="cpu", checkpoint="best", seed=1).models) == 2
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    # Its text is lost: a made-up one stands in, which is said; and a bug makes for exit code 1.
+    # The text is lost, so a note says that a synthetic one replaces it. A bug causes exit code 1.
     (tmp_path / "text.txt").write_text("changed", encoding="utf-8")
     for path in (tmp_path / "cache").rglob("*.safetensors"):
         path.unlink()
@@ -540,7 +539,7 @@ def test_a_run_is_verified_with_its_own_weights_and_text(tmp_path, capsys, monke
         and "ok    groups" in printed
         and "1 passed, 1 failed" in printed
     )
-    assert "a made-up one stands in" in said
+    assert "a synthetic one replaces it" in said
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
@@ -569,7 +568,7 @@ def test_a_compiler_that_is_not_there_is_said(monkeypatch):
 
 
 def test_the_compiler_is_verified(tmp_path):
-    """In a process of its own, for the shape checks of the tests and the compiler do not go together; where there is no compiler, that is said."""
+    """In a separate process, for the tests' shape checks do not work with the compiler, which may also be missing."""
     run = small_run(write_text(tmp_path), tmp_path / "run").run
     done = subprocess.run(
         [sys.executable, "-m", "gptloom", "verify", run, "--checks", "compiled", "--json"],

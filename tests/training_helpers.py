@@ -19,7 +19,7 @@ def write_text(folder: Path, repeats: int = 40) -> Path:
 
 
 class Quiet(Display):
-    """Collects what would be said, and can stop the run at a step as a signal would."""
+    """Collects the messages, and can stop the run at a step as a signal would."""
 
     def __init__(self, stop_at=None):
         self.lines = []
@@ -32,7 +32,7 @@ class Quiet(Display):
 
 
 def small_run(text, run, *, model=None, train=None, **settings):
-    """Train a very small model through the public function."""
+    """Train a very small model with the public function."""
     train = {"steps": 12, "batch_size": 4, "log_every": 1, "sample_tokens": 5, **(train or {})}
     data = {"cache": str(Path(run).parent / "cache"), **settings.pop("data", {})}
     return gptloom.train(

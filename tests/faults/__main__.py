@@ -1,4 +1,4 @@
-"""`python tests/faults [NAMES] [--quick] [--nanogpt PATH] [--json FILE]`: try every fault, or those named, and print one table."""
+"""`python tests/faults [NAMES] [--quick] [--nanogpt PATH] [--json FILE]`: try all or named faults; print a table."""
 
 import argparse
 import importlib
@@ -26,7 +26,7 @@ MODULES = {
 
 
 def main() -> int:
-    """Returns 1 where something was lost."""
+    """Return 1 if anything was lost, else 0."""
     parser = argparse.ArgumentParser(prog="faults", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"all, or some of {', '.join(MODULES)}; nanogpt for the peer alone"
@@ -39,7 +39,7 @@ def main() -> int:
         parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(MODULES)}")
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # a shell's background job ignores it, and so would every run that starts here
+    )  # background jobs of a shell ignore it, and all runs that start here would inherit that
     rows: list[Row] = []
     for name in [name for name in args.names or MODULES if name != "nanogpt"]:
         print(f"{time.strftime('%H:%M:%S')}  {name}: {MODULES[name]}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Configurations with mistakes of all kinds: each must end with exit 2 and a few lines, before anything is read or written."""
+"""Configurations with mistakes: each must end with exit code 2 and a few lines, before any file is read or written."""
 
 import subprocess
 import sys
@@ -58,14 +58,15 @@ CONFLICTS = [
     {"recipe": "tony"},
 ]
 BROKEN = [
-    b"[model", b"n_layer = ", b"a = 1\na = 2", b"[model]\n[model]", b"\xff\xfe\x00", b"seed = " + b"9" * 5000, b"x = " + b"[" * 3000,
-    b".".join([b"a"] * 4000) + b" = 1", b"= 1", b'a = "', b"a = 2020-13-40", b"\0", b"model.n_layer = 1\n[model]\nn_layer = 2", b"#" * 20_000, b"[[model]]",
-    b"model = 1\ntrain = []\ndata = ''", b'"" = 1',
+    b"[model", b"n_layer = ", b"a = 1\na = 2", b"[model]\n[model]", b"\xff\xfe\x00", b"seed = " + b"9" * 5000,
+    b"x = " + b"[" * 3000, b".".join([b"a"] * 4000) + b" = 1", b"= 1", b'a = "', b"a = 2020-13-40", b"\0",
+    b"model.n_layer = 1\n[model]\nn_layer = 2", b"#" * 20_000, b"[[model]]", b"model = 1\ntrain = []\ndata = ''",
+    b'"" = 1',
 ]  # fmt: skip
 
 
 def wrong_value(kind: object, text: bool) -> st.SearchStrategy[object]:
-    """Values that no field of this type takes."""
+    """Values that are invalid for a field of this type."""
     parts = (
         [part for part in get_args(kind) if part is not type(None)]
         if get_origin(kind) not in (None, Literal) and not hasattr(kind, "__metadata__")
@@ -84,7 +85,7 @@ def wrong_value(kind: object, text: bool) -> st.SearchStrategy[object]:
 
 @st.composite
 def mistakes(draw: st.DrawFn) -> tuple[bytes, list[str]]:
-    """A file of settings and flags with at least one mistake in one of them."""
+    """A settings file and flags with at least one mistake."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.sampled_from(BROKEN)), []
     values: dict[str, object] = {}
@@ -130,7 +131,7 @@ def mistakes(draw: st.DrawFn) -> tuple[bytes, list[str]]:
 
 
 def in_process(words: list[str], folder: Path) -> tuple[int, str, float]:
-    """The command in a process of its own: exit code, standard error, seconds."""
+    """Run the command in a separate process; return the exit code, standard error and seconds."""
     began = time.monotonic()
     try:
         done = subprocess.run(
@@ -156,7 +157,7 @@ def judge(
     execute: Callable[[list[str], Path], tuple[int, str, float]],
     limit: float,
 ) -> str:
-    """What is wrong with how the command ends, in a few words; an empty string where nothing is."""
+    """Describe what is wrong with the command's end; "" if it is right."""
     (folder / "text.txt").write_text("the quick brown fox\n" * 50, encoding="utf-8")
     (folder / "bad.toml").write_bytes(config)
     before = sorted(path.name for path in folder.iterdir())
@@ -189,7 +190,7 @@ def run(
     execute: Callable[[list[str], Path], tuple[int, str, float]] = in_process,
     limit: float = SECONDS,
 ) -> tuple[Tally, float]:
-    """Try so many configurations; what failed is printed, and counted in the tally. Also the longest time."""
+    """Try this many configurations, and print failures; return the tally and the longest time."""
     tally, slowest = Tally("bad configurations"), 0.0
 
     def timed(words: list[str], folder: Path) -> tuple[int, str, float]:
@@ -218,6 +219,6 @@ def run(
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """500 configurations, each a command of its own with 3 seconds; or 5."""
+    """500 configurations (5 in the short version), each as a command of at most 3 seconds."""
     tally, slowest = run(5 if quick else 500, 7)
     yield tally.row(f"exit 2 and one to three lines, each in {SECONDS:.0f} s; the slowest took {slowest:.1f} s")

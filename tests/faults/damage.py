@@ -1,4 +1,4 @@
-"""Bits that flip, files cut short, lengthened, blanked or gone: in a checkpoint, and in the run folder around it."""
+"""Damaged files in a checkpoint and in its run folder: flipped bits; truncated, extended, zeroed or missing files."""
 
 import random
 import shutil
@@ -25,7 +25,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def damage(path: Path, chance: random.Random) -> str:
-    """Damage a file in one of the ways that disks and people have; says which."""
+    """Damage a file at random; return a description of the damage."""
     content = bytearray(path.read_bytes())
     kind = chance.choices(["flip", "cut", "empty", "append", "blank", "remove"], [55, 20, 5, 8, 7, 5])[0]
     if kind == "remove":
@@ -37,7 +37,7 @@ def damage(path: Path, chance: random.Random) -> str:
         del content[chance.randrange(max(1, len(content))) :]
     elif kind == "empty":
         content.clear()
-    elif kind == "blank" and any(content):  # as a file system may leave a block after a power cut
+    elif kind == "blank" and any(content):  # as a file system may leave a block after a power failure
         first = chance.choice([place for place, byte in enumerate(content) if byte])
         content[first : first + 512] = bytes(len(content[first : first + 512]))
     else:
@@ -47,7 +47,7 @@ def damage(path: Path, chance: random.Random) -> str:
 
 
 class _Trials:
-    """Copies of one finished run of three checkpoints, whose end is known to the bit."""
+    """Copies of one finished run with three checkpoints, whose final bits are known."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.chance = folder, random.Random(5)
@@ -61,7 +61,7 @@ class _Trials:
         shutil.copytree(self.whole, self.run)
 
     def checkpoints(self, tries: int) -> Row:
-        """The newest checkpoint of a run is damaged: each is loaded, a third is resumed; one run in eight has no other."""
+        """Damage the newest checkpoint: load each, and resume a third; one run in eight has no other checkpoint."""
         tally, kinds, resumed = Tally("damaged checkpoint"), Counter(), 0
         files = sorted(path.name for path in (self.whole / "checkpoints" / "step-000006").iterdir())
         for number in range(tries):
@@ -105,7 +105,7 @@ class _Trials:
         return difference(self.run, self.reference) if len(named) == 1 else "resume names no damaged checkpoint"
 
     def run_folders(self, tries: int) -> Row:
-        """A file beside the checkpoints is damaged."""
+        """Damage a file next to the checkpoints."""
         names = ["config.toml", "run.json", "latest", "best", "metrics.jsonl", "tokenizer.json"]
         return self._harmless_or_noticed(
             "damaged run folder", [self.run / names[number % len(names)] for number in range(tries)]
@@ -117,7 +117,7 @@ class _Trials:
         return self._harmless_or_noticed("damaged token file", [tokens] * tries)
 
     def _harmless_or_noticed(self, title: str, paths: list[Path]) -> Row:
-        """In a run that has two steps to go, damage is harmless, or noticed; and it is never a traceback."""
+        """In a run with two steps left, damage must be harmless or reported, without a traceback."""
         tally, ends = Tally(title), Counter()
         tokens = {path: path.read_bytes() for path in paths if path.exists() and not path.is_relative_to(self.run)}
         for path in paths:

@@ -1,4 +1,4 @@
-"""A disk that fills up or becomes read-only under a run, on a small tmpfs; where none can be mounted, a limit on the size of files."""
+"""A disk that becomes full or read-only during a run: a small tmpfs, or a limit on file sizes if mounting is denied."""
 
 import os
 import random
@@ -29,21 +29,21 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 class Room:
-    """A place that can be filled, emptied and locked; without a mount, no file in it may become larger than a limit."""
+    """A folder that can be filled, emptied and locked; without a mount, the file size is limited instead."""
 
     def __init__(self, folder: Path, is_mounted: bool) -> None:
         self.folder, self.is_mounted = folder, is_mounted
         self.ballast = folder / "ballast"
 
     def fill(self, left: int) -> None:
-        """Leave so many bytes."""
+        """Leave this many free bytes."""
         if not self.is_mounted:
             resource.setrlimit(resource.RLIMIT_FSIZE, (left, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             return
         self.ballast.write_bytes(bytes(max(0, shutil.disk_usage(self.folder).free - left)))
 
     def free(self) -> None:
-        """There is space again."""
+        """Free the space again."""
         if self.is_mounted:
             self.ballast.unlink(missing_ok=True)
         else:
@@ -51,13 +51,13 @@ class Room:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
     def lock(self, mode: str) -> None:
-        """Mount it again, as ro or rw."""
+        """Remount the folder as ro or rw."""
         subprocess.run(["mount", "-o", f"remount,{mode}", self.folder], check=True)
 
 
 @contextmanager
 def make_room(folder: Path, *, mounts: bool, size: int = SIZE) -> Iterator[Room]:
-    """A fresh one, gone after the block."""
+    """A new folder; it is removed after the block."""
     place = folder / "room"
     place.mkdir(exist_ok=True)
     mounted = (
@@ -73,7 +73,7 @@ def make_room(folder: Path, *, mounts: bool, size: int = SIZE) -> Iterator[Room]
 
 
 class _Trials:
-    """One little run again and again, to which the disk does something."""
+    """A small run that is repeated with different disk faults."""
 
     def __init__(self, folder: Path, room: Room) -> None:
         self.room, self.chance = room, random.Random(6)
@@ -88,7 +88,7 @@ class _Trials:
         return run
 
     def full(self, title: str, setting: str, tries: int) -> Row:
-        """Space runs out at a random step, with a random rest, half the time none; later there is space again."""
+        """The disk becomes full at a random step with a random rest, half the time 0; later it has space again."""
         tally, failed = Tally(title), 0
         for number in range(tries):
             run, at = self._run(), self.chance.randint(4, 12)
@@ -119,7 +119,7 @@ class _Trials:
             if setting == "continue" and outcome.code:
                 tally.add(f"the run did not go on: {outcome.ending}")
                 continue
-            # The save before `at` may still be being written when the space runs out, and the one before that is whole.
+            # The save before `at` may be incomplete when the disk becomes full; the one before that is complete.
             tally.add(
                 problem_of_run(run, at_least=at - 2 * SETTINGS["train.save-every"]) or self._goes_on(run, setting, at)
             )
@@ -134,7 +134,7 @@ class _Trials:
         return f"the run cannot go on: {again.ending}" if again.code else difference(run, self.reference)
 
     def read_only(self, tries: int) -> Row:
-        """A run is stopped, and its file system mounted for reading only; `saving` makes it so in the midst of a save."""
+        """Stop a run and remount its file system read-only; with `saving`, remount it during a save."""
         tally = Tally("read-only disk")
         for _ in range(tries):
             run, at = self._run(), self.chance.randint(4, 12)

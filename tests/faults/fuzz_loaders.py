@@ -1,4 +1,4 @@
-"""A fuzzer over all that reads files: valid files with bits flipped, cut short, spliced and swollen, loaded as users load them."""
+"""A fuzzer of all file loaders: valid files with flipped bits, truncated, spliced or extended, loaded as users do."""
 
 import json
 import random
@@ -33,17 +33,18 @@ from gptloom.studies.trial import Pace, read_as, write_record
 
 KEPT = Path(tempfile.gettempdir()) / "gptloom-fuzz"
 SECONDS = 20.0
-"""Longer than any of these small files takes, on a busy machine."""
+"""Seconds; longer than any of these small files takes on a busy machine."""
 
 TEXT = "".join(f"{n}: the quick brown fox jumps over the lazy dog, and naïvely sleeps in the sun\n" for n in range(60))
 ODD = [
-    b"9" * 5000, b"-1", b"1e999", b"NaN", b"Infinity", b"null", b"true", b"[" * 3000, b'{"a":' * 3000, b'"\\ud800"', b"\0", b"\xff\xfe", b"../../x",
-    b"18446744073709551615", b"4294967296", b"\r\n", b'"', b"}", b",", b"  ", b"\x80" * 9, b"99999999", b"\n" * 1000,
+    b"9" * 5000, b"-1", b"1e999", b"NaN", b"Infinity", b"null", b"true", b"[" * 3000, b'{"a":' * 3000, b'"\\ud800"',
+    b"\0", b"\xff\xfe", b"../../x", b"18446744073709551615", b"4294967296", b"\r\n", b'"',
+    b"}", b",", b"  ", b"\x80" * 9, b"99999999", b"\n" * 1000,
 ]  # fmt: skip
 
 
 class Target(NamedTuple):
-    """Something that is loaded: its name, the folder of valid files, those of them that are damaged, and how it is loaded from a folder."""
+    """A loader to test: its name, a folder of valid files, the files to damage, and a function that loads a folder."""
 
     name: str
     folder: Path
@@ -52,12 +53,12 @@ class Target(NamedTuple):
 
 
 def read_corpus(path: Path) -> object:
-    """A text, to its end."""
+    """Read a whole text."""
     return open_corpus([str(path)], DataConfig()).scan
 
 
 def read_tokenizer(folder: Path) -> object:
-    """A tokenizer, used once."""
+    """Load a tokenizer and use it once."""
     tokenizer = load_tokenizer(folder)
     return tokenizer.decode(tokenizer.encode("the fox", "skip")), tokenizer.vocab_size
 
@@ -126,7 +127,7 @@ def targets(root: Path) -> list[Target]:
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """The content after one to three accidents, or attacks."""
+    """The content after one to three random changes."""
     data = bytearray(content)
     for _ in range(draw.randint(1, 3)):
         place = draw.randrange(len(data) + 1)
@@ -163,7 +164,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 def attempt(target: Target, folder: Path) -> str:
-    """What is wrong with how a damaged folder is loaded, in a few words; an empty string where it loads, or ends in an error of ours."""
+    """Describe what is wrong with loading a damaged folder; "" if it loads, or ends in an error of gptloom."""
     began = time.monotonic()
     try:
         with warnings.catch_warnings():
@@ -174,14 +175,14 @@ def attempt(target: Target, folder: Path) -> str:
             return f"{target.name}: an error of {len(error.line())} characters"
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001  # a panic of Rust code is no Exception
+    except BaseException as error:  # noqa: BLE001  # a panic of Rust code is not an Exception
         return f"{target.name}: {type(error).__name__}: {str(error)[:100]}"
     seconds = time.monotonic() - began
     return f"{target.name}: {seconds:.0f} s" if seconds > SECONDS else ""
 
 
 def foreign(root: Path) -> list[Target]:
-    """A checkpoint as nanoGPT writes it: each try is a process."""
+    """A checkpoint of nanoGPT's format; each try is a process."""
     shape = {
         "transformer.wte.weight": (30, 8),
         "transformer.wpe.weight": (8, 8),
@@ -204,7 +205,11 @@ def run(
     seconds: float | None = None,
     make: Callable[[Path], list[Target]] = targets,
 ) -> tuple[Tally, dict[str, int]]:
-    """Damage and load, so many times or so long; what fails is kept in `KEPT`. Returns also how many files of each kind were tried."""
+    """Damage and load files for a number of tries or seconds, and store failures in `KEPT`.
+
+    Returns:
+        The tally, and the number of tried files of each kind.
+    """
     tally, counts = Tally("fuzzed files" if make is targets else "fuzzed .pt files"), dict[str, int]()
     with tempfile.TemporaryDirectory() as name:
         every = make(Path(name))
@@ -229,7 +234,7 @@ def run(
 
 
 def peak() -> int:
-    """Bytes of memory at this process's peak; 0 where the system does not tell."""
+    """The peak memory of this process in bytes; 0 if the system does not report it."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -239,16 +244,17 @@ def peak() -> int:
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """Two minutes of damaged files, and 50 foreign ones; or 300."""
+    """Two minutes of damaged files and 50 of nanoGPT; the short version has 300 files."""
     torch.set_num_threads(1)
-    run(1, tries=40)  # so that what the libraries take at first is not counted
+    run(1, tries=40)  # so that the libraries' first allocations do not count
     before = peak()
     tally, counts = run(2, tries=300) if quick else run(3, seconds=120.0)
     grown = (peak() - before) / 1e6
     if grown > 300:
         tally.add(f"memory grew by {grown:.0f} MB")
     yield tally.row(
-        f"{len(counts)} kinds of files; each loads or ends in an error with a cause and a cure; memory grew by {grown:.0f} MB"
+        f"{len(counts)} kinds of files; each loads or ends in an error with a cause and a cure; "
+        f"memory grew by {grown:.0f} MB"
     )
     if not quick:
-        yield run(4, tries=50, make=foreign)[0].row("each read by a process of its own")
+        yield run(4, tries=50, make=foreign)[0].row("each read by a separate process")

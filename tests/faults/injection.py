@@ -1,4 +1,4 @@
-"""Lets the k-th request that a save makes of the disk fail, or end the process; or only writes down what was asked, in order."""
+"""Let the k-th disk operation of a save fail or end the process, or only record the operations in order."""
 
 import errno
 import io
@@ -22,18 +22,18 @@ TWO_PATHS = ("rename", "replace")
 
 
 class Crash(BaseException):
-    """The process ends here: whoever catches this may not touch the disk any more."""
+    """The simulated end of the process; code that catches it must not use the disk."""
 
 
 class Disk:
-    """Stands between a run and the disk while its block lasts.
+    """Intercepts the disk operations of a run within a with block.
 
     Args:
-        run: the run folder; only its checkpoints and its pointers to them are looked at.
-        armed: from when on requests count.
-        at: the request that fails, from 0; a write leaves half of its bytes behind.
-        kind: how it fails. Where the disk is "full", all later writes fail too; "read-only", everything does; after a
-            "crash" nothing reaches it.
+        run: the run folder; only its checkpoints and the pointers to them are watched.
+        armed: returns whether operations count yet.
+        at: the number of the operation that fails, from 0; a write stores half of its bytes.
+        kind: the kind of failure. After "full", all later writes fail; after "read-only", all operations; after
+            "crash", no operation reaches the disk.
     """
 
     def __init__(self, run: Path, armed: Callable[[], bool] = lambda: True, at: int = -1, kind: Kind = "none") -> None:
@@ -79,7 +79,7 @@ class Disk:
         half: Callable[[], Any] = lambda: None,
         error: type[Exception] = OSError,
     ) -> Any:
-        """One request; `half` is what is left of it where it fails, `error` what it then raises."""
+        """Count one operation; if it fails, `half` is done and `error` is raised."""
         watched = all(self._is_watched(Path(path)) for path in paths)
         if watched and self.hit and (self.kind in ("crash", "read-only") or (self.kind == "full" and name == "write")):
             self._fail(error)
@@ -97,7 +97,7 @@ class Disk:
         if self.kind == "crash":
             raise Crash
         number = ERRORS[self.kind]
-        if error is SafetensorError:  # as the library words it, which keeps no number
+        if error is SafetensorError:  # as the library words it, without the error's number
             raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
         raise OSError(number, os.strerror(number))
 
@@ -109,7 +109,9 @@ class Disk:
         return self._paths.get(descriptor, "")
 
     def _absolute(self, path: Any, dir_fd: int | None) -> str:
-        return os.path.join(self._named(dir_fd), os.fspath(path)) if dir_fd is not None else os.fspath(path)  # noqa: PTH118
+        if dir_fd is None:
+            return os.fspath(path)
+        return os.path.join(self._named(dir_fd), os.fspath(path))  # noqa: PTH118
 
     def _os_open(self, path: Any, mode: int, permissions: int = 0o777, *, dir_fd: int | None = None) -> int:
         descriptor = self._open(path, mode, permissions, dir_fd=dir_fd)
@@ -150,7 +152,7 @@ class Disk:
 
 
 class _Writer:
-    """A file whose writes are requests."""
+    """A file whose writes are counted."""
 
     def __init__(self, disk: Disk, file: Any, path: str) -> None:
         self.disk, self.file, self.path = disk, file, path
@@ -173,11 +175,10 @@ class _Writer:
 
 
 def unsynced(trace: list[tuple[str, ...]], run: Path) -> list[str]:
-    """What the order of requests leaves to chance in a power cut: empty when every file and folder was synced before it was named, and the naming after.
+    """List what a power failure could lose, judged by the order of the operations; empty if nothing.
 
-    A rename publishes: all that was written below the old name must have been synced since, and so must the old name's
-        folder if it is one; and
-    the folder that holds the new name must be synced afterwards.
+    Before a rename, all files written below the old name must be synced, and also the old name if it is a folder. After
+    the rename, the folder of the new name must be synced.
     """
     problems, dirty, renamed = [], set(), {}
     for name, *paths in trace:

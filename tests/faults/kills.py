@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a run that saves nearly all the time."""
+"""kill -9 at random moments of a run that saves almost continuously."""
 
 import hashlib
 import random
@@ -36,21 +36,21 @@ WIDE = {
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """Kill the same run again and again; it goes on with `gptloom resume` each time."""
+    """Kill the same run repeatedly; `gptloom resume` continues it each time."""
     kills, width = (2, 128) if quick else (200, 256)
     with tempfile.TemporaryDirectory() as folder:
         yield _Run(Path(folder), width).survive(kills)
 
 
 class _Run:
-    """A run that is killed, looked at, and continued."""
+    """A run that is killed, checked and continued."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self.run, self.log = folder / "run", folder / "log"
         text = write_wide_text(folder, 4000)
         self.train = train_words(text, self.run, WIDE, {"model.n-embd": width, "train.steps": 10**6})
         self.random = random.Random(4)
-        self.hashes: dict[str, str] = {}  # a step that is trained twice must come to the same weights
+        self.hashes: dict[str, str] = {}  # a step that is trained twice must give the same weights
         self.lost = self.inside = self.more = 0
 
     def survive(self, kills: int) -> Row:
@@ -69,11 +69,12 @@ class _Run:
             tally.add(self._problem())
             print(f"\r  kill {tally.tries}, {self.inside} inside a write ", end="", file=sys.stderr, flush=True)
         size = sum(path.stat().st_size for path in checkpoints(self.run)[-1].iterdir()) / 1e6
-        lost = f"at most {self.lost} steps lost, at a save every {EVERY} ({self.more} lost more than {EVERY}: the write took longer than that)"
+        lost = f"at most {self.lost} steps lost, at a save every {EVERY} "
+        lost += f"({self.more} lost more than {EVERY}: the write took longer than that)"
         return tally.row(f"{self.inside} inside a write of {size:.0f} MB; {lost}")
 
     def _wait(self, process, before: int) -> bool:
-        """Until it saves again, or, one time in ten, until a random moment of its start."""
+        """Wait until it saves again or, one time in ten, until a random moment of its start."""
         if before and self.random.random() < 0.1:
             time.sleep(self.random.uniform(0.0, 4.0))
             return False
@@ -81,10 +82,10 @@ class _Run:
 
     def _problem(self) -> str:
         found = checkpoints(self.run)
-        newest = step_of(found[-1])  # where it will go on from
+        newest = step_of(found[-1])  # where it will continue
         last = last_step(self.run)
         self.lost, self.more = max(self.lost, last - newest), self.more + (last - newest > EVERY)
-        # Training goes on while a checkpoint is written, up to the next save, which waits for it.
+        # Training continues while a checkpoint is written, up to the next save, which waits for it.
         if last - newest > 2 * EVERY:
             return f"{last - newest} steps are lost"
         if problem := problem_of_run(self.run):

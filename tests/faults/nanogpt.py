@@ -1,4 +1,7 @@
-"""The same faults on a checkout of nanoGPT (github.com/karpathy/nanoGPT), for its score beside ours; only its train.py and model.py are run, as they are."""
+"""The same faults on a checkout of nanoGPT (github.com/karpathy/nanoGPT), to compare its score with ours.
+
+Only its unchanged train.py and model.py run.
+"""
 
 import contextlib
 import importlib.util
@@ -28,12 +31,13 @@ from faults.trials import kill, wait_for
 EVERY = 1
 """Steps between saves."""
 
-COMMON = "--device=cpu --dtype=float32 --compile=False --always_save_checkpoint=True --eval_iters=1 --gradient_accumulation_steps=1 --batch_size=1 --block_size=8"
+COMMON = "--device=cpu --dtype=float32 --compile=False --always_save_checkpoint=True --eval_iters=1"
+COMMON += " --gradient_accumulation_steps=1 --batch_size=1 --block_size=8"
 COMMON += f" --n_layer=1 --n_head=4 --warmup_iters=0 --eval_interval={EVERY} --dataset=gptloom-faults"
 
 
 def rows(quick: bool, checkout: Path) -> Iterator[Row]:
-    """Small runs on random tokens, which the checkout's own text is not needed for."""
+    """Small runs on random tokens; the checkout's text is not needed."""
     peer = _Peer(checkout.resolve())
     try:
         yield peer.kills(3 if quick else 40)
@@ -46,7 +50,7 @@ def rows(quick: bool, checkout: Path) -> Iterator[Row]:
 
 
 class _Peer:
-    """nanoGPT, started as its readme says."""
+    """nanoGPT, started as in its README."""
 
     def __init__(self, checkout: Path) -> None:
         self.checkout, self.chance = checkout, random.Random(10)
@@ -55,12 +59,12 @@ class _Peer:
         for name in ("train.bin", "val.bin"):
             (self.data / name).write_bytes(
                 b"".join(bytes([self.chance.randrange(256), 0]) for _ in range(10_000))
-            )  # ids of two bytes each
+            )  # ids of two bytes
         self.folder = Path(tempfile.mkdtemp())
         self.log = self.folder / "log"
 
     def close(self) -> None:
-        """Leave the checkout as it was."""
+        """Restore the checkout."""
         shutil.rmtree(self.data)
         shutil.rmtree(self.folder)
 
@@ -90,7 +94,7 @@ class _Peer:
             return None
 
     def kills(self, tries: int) -> Row:
-        """At random moments; the process is halted for a look at its open files first."""
+        """Kill it at random moments; it is halted first, to check its open files."""
         tally, inside, out = Tally("kill -9"), 0, self.folder / "kills"
         while tally.tries < tries:
             path = out / "ckpt.pt"
@@ -110,7 +114,7 @@ class _Peer:
         return tally.row(f"{inside} inside a write of 39 MB")
 
     def damaged(self, tries: int) -> Row:
-        """Its one file, loaded as train.py does: torch.load, the model's load_state_dict, the optimizer's."""
+        """Load its file as train.py does: torch.load, and load_state_dict of the model and the optimizer."""
         tally, kinds, out = Tally("damaged checkpoint"), Counter(), self.folder / "damaged"
         self._start(out, width=8, steps=EVERY).wait()
         gpt = _module(self.checkout / "model.py")
@@ -136,7 +140,7 @@ class _Peer:
         return False
 
     def full_disk(self, tries: int) -> Row:
-        """Another program takes whatever space becomes free."""
+        """Another program fills all free space."""
         tally = Tally("full disk")
         for _ in range(tries):
             with make_room(self.folder, mounts=True, size=16 << 20) as room:
@@ -172,7 +176,7 @@ class _Peer:
         return tally.row(f"at most {lost} steps lost, at a save every {EVERY}")
 
     def resumed(self, tries: int) -> Row:
-        """12 steps, against 6 and 6 more."""
+        """12 steps, compared with 6 steps and 6 more."""
         tally = Tally("interrupted and resumed")
         for number in range(tries):
             straight, parts = self.folder / f"straight-{number}", self.folder / f"parts-{number}"
@@ -196,7 +200,7 @@ def _target(link: Path) -> str:
 
 
 def _eat(path: Path, done: threading.Event) -> None:
-    """Fill a file system, and what becomes free in it, until told to stop."""
+    """Fill a file system, and space that becomes free, until it is stopped."""
     with path.open("ab", buffering=0) as file:
         while not done.is_set():
             try:
@@ -206,7 +210,7 @@ def _eat(path: Path, done: threading.Event) -> None:
 
 
 def _module(path: Path) -> ModuleType:
-    """A Python file as a module."""
+    """Import a Python file as a module."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     if spec is None or spec.loader is None:
         raise ImportError(path)

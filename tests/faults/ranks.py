@@ -1,4 +1,4 @@
-"""Two processes on one batch: either may be killed, the other one ends, and the run goes on, on two or on one."""
+"""Two processes on one batch: one is killed, the other ends, and the run continues with two processes or one."""
 
 import math
 import os
@@ -40,7 +40,7 @@ SECONDS = 20.0
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """First with dropout, to the bit; then without, on one process, to rounding."""
+    """First with dropout, bit for bit; then without dropout, on one process, up to rounding."""
     with tempfile.TemporaryDirectory() as folder:
         trials = _Trials(Path(folder))
         if not quick:
@@ -55,7 +55,7 @@ class _Trials:
         self.folder, self.chance, self.text = folder, random.Random(11), write_text(folder)
 
     def _start(self, run: Path, settings: dict[str, object], *, early: bool = False) -> subprocess.Popen[bytes]:
-        """Started, and some steps on; or just so far that there are two processes."""
+        """Start a run and wait for some steps, or only until it has two processes."""
         process = start(train_words(self.text, run, settings), self.folder / "log")
         if early:
             wait_for(lambda: bool(children(process)), process)
@@ -82,10 +82,8 @@ class _Trials:
                 time.sleep(0.01)
             longest = max(longest, time.monotonic() - began)
             problem = self._problem(run, process, others, number % 2 == 1) or difference(run, reference)
-            tally.add(
-                problem
-                and f"{problem} (killed: {['the first', 'the second', 'the first', 'the second at its start'][number % 4]})"
-            )
+            killed = ["the first", "the second", "the first", "the second at its start"][number % 4]
+            tally.add(problem and f"{problem} (killed: {killed})")
         return tally.row(f"the other ended within {longest:.1f} s; resumed on two, to the bits of an uninterrupted run")
 
     def _problem(self, run: Path, process: subprocess.Popen[bytes], others: list[int], second: bool) -> str:
@@ -103,7 +101,7 @@ class _Trials:
         return f"the run cannot go on: {again.ending}" if again.code else ""
 
     def on_one(self, tries: int) -> Row:
-        """Stopped on two, resumed on one: the same batches, so the same losses but for rounding."""
+        """Stop with two processes and resume with one: the same batches, so the same losses up to rounding."""
         tally, settings, furthest = Tally("two processes, resumed on one"), SETTINGS | {"model.dropout": 0.0}, 0.0
         reference = reference_run(self.text, self.folder / "reference-dry", settings)
         for number in range(tries):

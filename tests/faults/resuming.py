@@ -1,4 +1,4 @@
-"""Runs interrupted again and again, by kill -9 and by signals, must end in the bits of a run that was left in peace."""
+"""Runs that are interrupted repeatedly, by kill -9 and signals, must end with the bits of an uninterrupted run."""
 
 import random
 import signal
@@ -67,13 +67,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """Each run has its own recipe and seed; the short version takes one, and interrupts it once."""
+    """Each run has its own recipe and seed; the short version interrupts one run once."""
     with tempfile.TemporaryDirectory() as folder:
         yield _Trials(Path(folder)).runs(*((1, 1) if quick else (20, 4)))
 
 
 class _Trials:
-    """One run after the other, each beside its uninterrupted twin."""
+    """One run after the other, each compared with an uninterrupted one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.chance, self.text = folder, random.Random(9), write_text(folder, 80)
@@ -86,7 +86,8 @@ class _Trials:
             problem = self._interrupted(number, RECIPES[name], interruptions)
             tally.add(problem and f"{problem} ({name})")
         return tally.row(
-            f"{self.kills} by kill -9, {self.signals} by SIGTERM or SIGINT; dropout 0.2, micro-batches, {min(tries, len(RECIPES))} recipes"
+            f"{self.kills} by kill -9, {self.signals} by SIGTERM or SIGINT; dropout 0.2, micro-batches, "
+            f"{min(tries, len(RECIPES))} recipes"
         )
 
     def _interrupted(self, number: int, recipe: dict[str, Any], interruptions: int) -> str:

@@ -1,4 +1,4 @@
-"""A fault at each operation of a save: no space left, an I/O error, a crash."""
+"""A fault at each disk operation of a save: no space left, an I/O error, or a crash."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ TITLES: dict[Kind, str] = {
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """Operation by operation; the quick version takes a few of them."""
+    """All operations; the short version takes a few of them."""
     with tempfile.TemporaryDirectory() as folder:
         trials = _Trials(Path(folder))
         requests = trials.requests()
@@ -35,7 +35,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 class _Trials:
-    """The same little run again and again, a fault in each."""
+    """A small run that is repeated with a fault each time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.numbers = folder, count()
@@ -47,18 +47,18 @@ class _Trials:
         run = self.folder / f"run-{next(self.numbers)}"
         disk = Disk(run, (run / "checkpoints" / "step-000002").exists, at, kind)
         with disk:
-            # Once the first checkpoint is whole, counting goes on though it is removed later.
+            # Counting starts when the first checkpoint is complete, and continues after it is removed.
             first = disk.armed
             disk.armed = lambda: bool(disk.trace) or first()
             outcome = call(train_words(self.text, run, SETTINGS))
         return run, disk, outcome
 
     def requests(self) -> list[tuple[str, ...]]:
-        """What is asked of the disk where nothing fails."""
+        """The disk operations of a run without faults."""
         return self.train(-1, "none")[1].trace
 
     def order(self, requests: list[tuple[str, ...]]) -> Row:
-        """Whether what is renamed is on the disk, and the rename too."""
+        """Whether renamed files and the renames are synced to the disk."""
         tally = Tally("order of writes, syncs and renames")
         run = next(
             Path(path) for _, *paths in requests for path in paths if Path(path).parent.name == "checkpoints"
@@ -70,7 +70,7 @@ class _Trials:
         return tally.row(", ".join(f"{names.count(name)} {name}" for name in sorted(set(names))))
 
     def each(self, title: str, kind: Kind, places: range) -> Row:
-        """One run for each place."""
+        """One run for each operation."""
         tally, gone_on = Tally(title), 0
         for at in places:
             run, disk, outcome = self.train(at, kind)
@@ -94,7 +94,7 @@ class _Trials:
         return problem_of_run(run, at_least=6) or difference(run, self.reference)
 
     def ends(self, places: range) -> Row:
-        """The same with real ends of real processes: os._exit in the midst of a save."""
+        """The same with real processes that end by os._exit during a save."""
         tally = Tally("_exit in a save")
         for at in places:
             run = self.folder / f"run-{next(self.numbers)}"
@@ -103,7 +103,8 @@ class _Trials:
 from pathlib import Path
 from faults.injection import Disk
 from faults.trials import call
-with Disk(Path({str(run)!r}), lambda: disk.trace or (Path({str(run)!r}) / "checkpoints" / "step-000002").exists(), {at}, "exit") as disk:
+run = Path({str(run)!r})
+with Disk(run, lambda: disk.trace or (run / "checkpoints" / "step-000002").exists(), {at}, "exit") as disk:
     call({words!r})
 """
             path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])

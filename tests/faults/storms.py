@@ -1,4 +1,4 @@
-"""Signals: alone, twice, in storms, and at awkward moments. The run ends in time with its state saved, and goes on as if nothing had been."""
+"""Signals: one, two, many, and at difficult moments. The run saves its state, ends in time, and can be resumed."""
 
 import random
 import signal
@@ -29,7 +29,7 @@ from faults.trials import (
 TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 CODES = {TERM: 143, INT: 130}
 SECONDS = 5.0
-"""A first signal ends the run within so long."""
+"""Seconds within which a first signal ends the run."""
 
 SETTINGS = {"train.steps": 120, "train.save-every": 20, "train.eval-every": 60}
 LATE = {"train.save-every": 10**6, "train.eval-every": 10**6}
@@ -39,7 +39,7 @@ WIDE |= {"model.n-layer": 1, "model.n-head": 4, "model.n-embd": 256, "model.bloc
 
 
 class Storm(NamedTuple):
-    """What is sent, when, and to which run."""
+    """The signals, their times, and the run."""
 
     title: str
     moment: str
@@ -65,7 +65,7 @@ STORMS = [
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """The short version tries the worst two, once."""
+    """The short version tries the two most difficult ones once."""
     with tempfile.TemporaryDirectory() as folder:
         trials = _Trials(Path(folder))
         if not quick:
@@ -76,7 +76,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 class _Trials:
-    """Runs in processes of their own, each compared with one that was left in peace."""
+    """Runs in separate processes, each compared with an uninterrupted one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.chance, self.number = folder, random.Random(8), 0
@@ -100,7 +100,7 @@ class _Trials:
         return run, start(train_words(text, run, settings), log), log
 
     def saves(self, tries: int) -> Row:
-        """SIGUSR1, again and again: the run saves and goes on to the same end."""
+        """Repeated SIGUSR1: the run saves, continues, and ends with the same bits."""
         tally, sent = Tally("SIGUSR1 storm"), 0
         for _ in range(tries):
             run, process, log = self._start("late")
@@ -126,7 +126,7 @@ class _Trials:
         return tally.row(f"{sent} signals")
 
     def storm(self, storm: Storm, tries: int) -> Row:
-        """Wait for the moment, send, and see how it ends and goes on."""
+        """Wait for the moment, send the signals, and check how the run ends and resumes."""
         tally, longest, nothing = Tally(storm.title), 0.0, 0
         for _ in range(tries):
             run, process, log = self._start(storm.run)
@@ -150,7 +150,7 @@ class _Trials:
             case "starting":
                 time.sleep(
                     self.chance.uniform(0.2, 3.0)
-                )  # Python itself must be up: until then it is not gptloom that answers
+                )  # Python must have started, for before that gptloom cannot handle signals
             case "saving":
                 wait_for(lambda: last_step(run) > 4 and being_written(run), process)
             case "evaluating":
@@ -171,8 +171,8 @@ class _Trials:
             if first
             else {0}
         )
-        # Where nobody listens yet, or any more, the signal itself ends the process, which a shell reports as the same
-        # number.
+        # Before gptloom installs its handler, and after it removes it, the signal ends the process. A shell reports the
+        # same number for that.
         if storm.moment == "starting" or len(storm.signals) > 1:
             accepted |= {128 - code for code in accepted if code}
         if over:  # before anything was sent
@@ -185,7 +185,7 @@ class _Trials:
             return f"a traceback, down to {said.strip().splitlines()[-1][:60]}"
         if not (run / "run.json").exists():
             return ""
-        saved = last_step(run) if storm.moment != "starting" and len(storm.signals) == 1 else -1  # or it begins again
+        saved = last_step(run) if storm.moment != "starting" and len(storm.signals) == 1 else -1  # or it starts again
         if problem := problem_of_run(run, at_least=saved):
             return problem
         again = call(["resume", str(run)])

@@ -1,4 +1,4 @@
-"""What came of the faults, as a table and as JSON."""
+"""The results of the faults as a table and as JSON."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One kind of fault: how often it was tried, how often nothing was lost, and what else was seen."""
+    """One kind of fault: the number of tries, the number of tries without loss, and a note."""
 
     fault: str
     tries: int
@@ -18,26 +18,26 @@ class Row(NamedTuple):
 
 
 class Tally:
-    """Counts the tries of one fault, and keeps what went wrong."""
+    """Counts the tries of one fault and collects the problems."""
 
     def __init__(self, fault: str) -> None:
         self.fault, self.tries, self.problems = fault, 0, Counter()
 
     def add(self, problem: str) -> None:
-        """One more try; no problem, no loss."""
+        """Add a try; an empty problem means no loss."""
         self.tries += 1
         if problem:
             self.problems[problem] += 1
             print(f"  {self.fault}: {problem}", file=sys.stderr, flush=True)
 
     def row(self, note: str = "") -> Row:
-        """The row, with the three commonest problems in its note."""
+        """The row, with the three most common problems in its note."""
         failed = [f"{count} x {problem}" for problem, count in self.problems.most_common(3)]
         return Row(self.fault, self.tries, self.tries - self.problems.total(), "; ".join(filter(None, [note, *failed])))
 
 
 def lines(rows: Iterable[Row], peer: Mapping[str, Row]) -> Iterable[str]:
-    """The table as Markdown; a peer's score stands beside ours where the same fault was tried on it."""
+    """The table as Markdown, with the other program's score next to ours if it had the same fault."""
     head = ["fault", "tries", "survived", *(["nanoGPT"] if peer else []), "note"]
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"

@@ -1,4 +1,4 @@
-"""What the faults share: a small text, runs in a process of their own and in this one, and ways to tell whether anything was lost."""
+"""Shared by the faults: a small text, runs in separate processes and in this one, and checks for losses."""
 
 import contextlib
 import hashlib
@@ -36,14 +36,14 @@ SHORT = {
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its exit code (-1: it fell over with a traceback) and what it said on standard error."""
+    """The end of a command: its exit code (-1 for a traceback) and its standard error."""
 
     code: int
     said: str
 
     @property
     def is_one_line(self) -> bool:
-        """Whether it failed as a command should: exit 2 or 3, and one line with the cause and the cure."""
+        """Whether it failed properly: exit code 2 or 3, and one line with the cause and the cure."""
         return self.code in (2, 3) and [line.startswith("error: ") for line in self.said.splitlines()].count(True) == 1
 
     @property
@@ -54,14 +54,14 @@ class Outcome(NamedTuple):
 
 
 def write_text(folder: Path, repeats: int = 40) -> Path:
-    """About 85 characters a line, every line another."""
+    """A text of different lines of about 85 characters."""
     path = folder / "text.txt"
     path.write_text("".join(f"{number}: {WORDS[number % 20 :]}" for number in range(repeats)), encoding="utf-8")
     return path
 
 
 def write_wide_text(folder: Path, characters: int) -> Path:
-    """A text of so many different characters that the token tables are nearly all of the model: slow to save, quick to train."""
+    """A text with so many different characters that the model is mostly embeddings: slow to save, fast to train."""
     alphabet = [chr(0x4E00 + number) for number in range(characters)]
     path = folder / "wide.txt"
     path.write_text("".join(alphabet + random.Random(1).choices(alphabet, k=2000)), encoding="utf-8")
@@ -69,7 +69,7 @@ def write_wide_text(folder: Path, characters: int) -> Path:
 
 
 def flags(*settings: dict[str, Any]) -> list[str]:
-    """Settings as words of the command line; later ones go over earlier ones, and None leaves one out."""
+    """Settings as command-line arguments; later settings replace earlier ones, and None removes a setting."""
     merged: dict[str, Any] = {}
     for group in settings:
         merged |= group
@@ -77,7 +77,7 @@ def flags(*settings: dict[str, Any]) -> list[str]:
 
 
 def train_words(text: Path | str, run: Path, *settings: dict[str, Any]) -> list[str]:
-    """`gptloom train` for a very small model; its token files lie beside the run."""
+    """The arguments of `gptloom train` for a very small model; its token files are next to the run."""
     return [
         "train",
         str(text),
@@ -88,7 +88,7 @@ def train_words(text: Path | str, run: Path, *settings: dict[str, Any]) -> list[
 
 
 class _Hooked(Display):
-    """Plain lines, and something that happens right after a step."""
+    """A display of plain lines that calls functions after a step."""
 
     def __init__(self, hooks: Mapping[int, Callable[[], None]]) -> None:
         super().__init__(lambda line: print(line, file=sys.stderr))
@@ -101,7 +101,7 @@ class _Hooked(Display):
 
 
 def call(words: Iterable[str], hooks: Mapping[int, Callable[[], None]] | None = None) -> Outcome:
-    """One command in this process, which saves the three seconds that a start takes; `hooks` happen to it after their steps."""
+    """Run a command in this process, which saves three seconds of start-up; call `hooks` after their steps."""
     said = io.StringIO()
     shown = mock.patch("gptloom.training.run.make_display", lambda: _Hooked(hooks or {}))
     with shown, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
@@ -113,15 +113,14 @@ def call(words: Iterable[str], hooks: Mapping[int, Callable[[], None]] | None = 
             traceback.print_exc()
             code = -1
     for thread in threading.enumerate():
-        if (
-            thread.name == "saving"
-        ):  # it would have ended with its process; here it would go on under the eyes of whoever looks at the folder
+        # The thread would have ended with its process. Here it could still change the folder during the checks.
+        if thread.name == "saving":
             thread.join()
     return Outcome(code, said.getvalue())
 
 
 def start(words: Iterable[str], log: Path, *, wrapper: Iterable[str] = ()) -> subprocess.Popen[bytes]:
-    """One command in a process of its own, what it says going to a file."""
+    """Start a command in a separate process; its output goes to a file."""
     with log.open("wb") as file:
         return subprocess.Popen(
             [*wrapper, sys.executable, "-m", "gptloom", *map(str, words)],
@@ -132,7 +131,7 @@ def start(words: Iterable[str], log: Path, *, wrapper: Iterable[str] = ()) -> su
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 60.0) -> bool:
-    """Whether the condition came true while the process lived."""
+    """Wait for a condition; return whether it became true before the process ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -144,13 +143,13 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], se
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """kill -9, and wait until it is gone."""
+    """Send kill -9, and wait until the process has ended."""
     process.kill()
     process.wait()
 
 
 def log_lines(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl, a torn last one left out."""
+    """The lines of metrics.jsonl without an incomplete last line."""
     path = run / "metrics.jsonl"
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
@@ -162,22 +161,22 @@ def log_lines(run: Path) -> list[dict[str, Any]]:
 
 
 def last_step(run: Path) -> int:
-    """The last step that the run has told of."""
+    """The last step in the run's log."""
     return max((line["step"] for line in log_lines(run)), default=0)
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints that claim to be whole, oldest first."""
+    """The run's checkpoints with a final name, oldest first."""
     return sorted((run / "checkpoints").glob("step-*"))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number in its name."""
+    """The step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def being_written(run: Path) -> bool:
-    """Whether a temporary file or folder lies where checkpoints and pointers are written."""
+    """Whether there is a temporary file or folder of a checkpoint or pointer."""
     return any(
         path.name.startswith((".writing", ".replaced")) or path.name.endswith(".writing")
         for folder in (run, run / "checkpoints")
@@ -186,7 +185,10 @@ def being_written(run: Path) -> bool:
 
 
 def problem_of(checkpoint: Path) -> str:
-    """Why a checkpoint is not whole; empty when it is. Its sums are compared here, without the library's help, and then it is loaded."""
+    """The reason why a checkpoint is not complete, or "".
+
+    The checksums are compared without the library's code, and then the checkpoint is loaded.
+    """
     try:
         lines = (checkpoint / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -207,7 +209,7 @@ def problem_of(checkpoint: Path) -> str:
 
 
 def problem_of_run(run: Path, *, at_least: int = -1) -> str:
-    """What a fault has broken in a run folder: a checkpoint that is not whole, a pointer to nothing, a claim that is not true, too much lost."""
+    """Describe the damage in a run folder: an incomplete checkpoint, a bad pointer, a false message, or lost steps."""
     found = checkpoints(run)
     for problem in filter(None, map(problem_of, found)):
         return problem
@@ -223,7 +225,7 @@ def problem_of_run(run: Path, *, at_least: int = -1) -> str:
 
 
 def final(run: Path) -> dict[str, Any]:
-    """What must be equal to the bit: weights, optimizer, progress, which checkpoint is the best, and the losses without the clock."""
+    """The values that must agree bit for bit: weights, optimizer, progress, best checkpoint, losses without times."""
     checkpoint = run / "checkpoints" / (run / "latest").read_text(encoding="utf-8").strip()
     found: dict[str, Any] = {
         name: (checkpoint / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")
@@ -240,7 +242,7 @@ def final(run: Path) -> dict[str, Any]:
 
 
 def difference(run: Path, reference: dict[str, Any]) -> str:
-    """What of a run's end is not as in the reference; empty when everything is equal to the bit."""
+    """Describe the differences of a run's end from the reference; "" if all bits agree."""
     try:
         found = final(run)
     except OSError as error:
@@ -250,10 +252,10 @@ def difference(run: Path, reference: dict[str, Any]) -> str:
 
 
 def reference_run(text: Path | str, run: Path, *settings: dict[str, Any]) -> dict[str, Any]:
-    """The uninterrupted run's end.
+    """The end of an uninterrupted run.
 
     Raises:
-        RuntimeError: it failed, so that nothing can be told from it.
+        RuntimeError: the run failed, so there is no reference.
     """
     outcome = call(train_words(text, run, *settings))
     if outcome.code:
@@ -262,13 +264,13 @@ def reference_run(text: Path | str, run: Path, *settings: dict[str, Any]) -> dic
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
-    """The ids of the processes that it has started."""
+    """The ids of its child processes."""
     found = subprocess.run(["pgrep", "-P", str(process.pid)], check=False, capture_output=True, text=True)
     return [int(word) for word in found.stdout.split()]
 
 
 def is_alive(number: int) -> bool:
-    """Whether a process with this id runs; one that has ended and waits for its parent does not."""
+    """Whether a process with this id runs; a zombie does not."""
     try:
         return ") Z " not in Path(f"/proc/{number}/stat").read_text()
     except OSError:
@@ -276,5 +278,5 @@ def is_alive(number: int) -> bool:
 
 
 def is_root() -> bool:
-    """Whether file systems can be mounted here."""
+    """Whether this user can mount file systems."""
     return hasattr(os, "geteuid") and os.geteuid() == 0

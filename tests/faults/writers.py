@@ -1,4 +1,4 @@
-"""Two writers on one run folder: the second is turned away, and what a killed first one leaves behind stops nobody."""
+"""Two writers on one run folder: the second one is refused, and files of a killed first one do not block others."""
 
 import random
 import tempfile
@@ -24,7 +24,7 @@ SETTINGS = {"train.steps": 200, "train.save-every": 10, "train.eval-every": 100}
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """A first process trains; this one comes second."""
+    """A first process trains, and this process is the second."""
     with tempfile.TemporaryDirectory() as name:
         folder, chance = Path(name), random.Random(7)
         text = write_text(folder)

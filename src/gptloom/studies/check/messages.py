@@ -8,7 +8,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "scale-wrong-width": (
         "the scores are scaled by n_embd ** -0.5, the width of the whole stream",
         "the products have head_size terms: scale by head_size ** -0.5 "
-        "(the lecture's code has this mistake, too; see step score-scale)",
+        "(the lecture's code has this mistake, too; see the step score-scale)",
     ),
     "scale-multiplied": ("the scores are multiplied by the root of head_size", "divide by it: head_size ** -0.5"),
     "scale-without-root": ("the scores are divided by head_size, not by its root", "use head_size ** -0.5"),

@@ -101,7 +101,7 @@ def monotone(rows: Sequence[Row]) -> list[Verdict]:
     """Judge each step with a base: whether its loss is higher by more than the spread, and whether its text says why.
 
     A seed determines the batches, so losses of the same seed are paired, and the spread is that of their differences.
-    Two or three seeds are too few to estimate one step's spread. So the larger one of its own spread and the pooled
+    Two or three seeds are too few to estimate one step's spread. So the larger one of this spread and the pooled
     spread of all steps is used.
     """
     by_name = {row.lesson.name: row for row in rows}

@@ -53,10 +53,10 @@ def open_run(path: Path, *, device: str, checkpoint: str, seed: int) -> Subject:
             parts = find_parts(run, config, bundle.tokenizer)
             raw = _beginning(run, config)
         except GptloomError as error:
-            notes.append(f"the run's text cannot be had ({error.line()}); a made-up one stands in")
+            notes.append(f"the run's text is not available ({error.line()}); a synthetic one replaces it")
     else:
         notes.append(
-            "a bundle names no text and no training settings; a made-up text and the default settings stand in"
+            "a bundle has no text and no training settings; a synthetic text and the default settings replace them"
         )
     if parts is None:
         raw, parts = _made_up_for(bundle.tokenizer, config, seed)
@@ -84,7 +84,7 @@ def open_recipe(recipe: str | None, changes: Mapping[str, Any], *, seed: int) ->
     else:
         text = made_up_pairs(seed) if pairs else made_up_text(seed)
         notes.append(
-            "the text is made up" if pairs else "tiny Shakespeare has not been downloaded yet; the text is made up"
+            "the text is synthetic" if pairs else "tiny Shakespeare has not been downloaded yet; the text is synthetic"
         )
     tokenizer, parts = _read(text, config, None)
     config = parse(
