@@ -242,9 +242,9 @@ class LayerNorm:
         found = torch.ops.aten.native_layer_norm_backward(
             grad, self.x, self.shape, self.mean, self.rate, self.weight, self.bias, self.mask
         )
-        put(found[1], weight, fresh)
+        write_grad(found[1], weight, fresh)
         if bias is not None:
-            put(found[2], bias, fresh)
+            write_grad(found[2], bias, fresh)
         return found[0]  # type: ignore[no-any-return]
 
 
