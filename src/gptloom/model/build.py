@@ -1,4 +1,4 @@
-"""The model that a configuration describes, and what it takes before there is one."""
+"""Build a model from its configuration, and check first that it fits into memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,53 +15,51 @@ from gptloom.model.transformer import Decoder, EncoderDecoder
 
 
 def build_model(config: ModelConfig) -> LanguageModel:
-    """A model with freshly drawn weights, from torch's global generator.
+    """Build a model and draw its weights from torch's global generator.
 
     Raises:
-        MachineError: the weights alone are more than the memory holds; nothing has been allocated.
+        MachineError: the weights alone do not fit into memory. Nothing has been allocated.
     """
     check_memory(config, torch.device("cpu"))
     return _build(config)
 
 
 def meta_model(config: ModelConfig) -> LanguageModel:
-    """The model's parameters without their numbers: names, shapes and types at any size, in no memory to speak of."""
-    # The tables of fixed positions are no parameters.
+    """Build a model on PyTorch's meta device: it has names, shapes and dtypes, and takes no memory."""
+    # Fixed position tables are not parameters.
     config = config if config.positions == "learned" else config.model_copy(update={"positions": "none"})
     with torch.device("meta"), _Undrawn():
         return _build(config)
 
 
 def check_memory(config: ModelConfig, device: torch.device, *, copies: int = 1, more: int = 0) -> None:
-    """See that a model fits, before anything is allocated.
+    """Check that a model fits into memory before anything is allocated.
 
     Args:
-        config: the shape.
-        device: whose memory is asked for.
-        copies: numbers kept for each weight; training keeps 4: weight, gradient, and AdamW's two means.
-        more: bytes needed besides.
+        config: the model's configuration.
+        device: the device whose memory is checked.
+        copies: numbers that are stored per weight. Training stores 4: weight, gradient and AdamW's two moments.
+        more: additional bytes.
 
     Raises:
-        MachineError: it does not fit even alone in all of the memory.
+        MachineError: the model does not fit, even if all of the memory were free.
     """
     have = memory_size(device)
     if have is None:
         return
-    # Layers are alike, so that two tell of a thousand.
+    # All layers have the same size, so two depths are enough to extrapolate.
     depths = sorted({min(config.n_layer, depth) for depth in (1, 2)})
     counts = [meta_model(config.model_copy(update={"n_layer": depth})).parameter_count() for depth in depths]
     numbers = counts[-1] + (config.n_layer - depths[-1]) * (counts[-1] - counts[0])
-    table = {"rotary": 2 * config.width_per_head, "sinusoidal": config.n_embd}.get(
-        config.positions, 0
-    ) * config.block_size
-    needed = 4 * (copies * numbers + table) + more
+    width = {"rotary": 2 * config.width_per_head, "sinusoidal": config.n_embd}.get(config.positions, 0)
+    needed = 4 * (copies * numbers + width * config.block_size) + more
     if needed > have:
-        what = f"{numbers:,} parameters and what goes with them take {needed / 1e9:,.1f} GB, and the memory has {have / 1e9:,.1f} GB"
-        raise MachineError(
-            what,
-            where=str(device),
-            cure="make the model (--model.n-embd, --model.n-layer, --model.block-size) or --train.batch-size smaller",
+        what = (
+            f"{numbers:,} parameters and what goes with them take {needed / 1e9:,.1f} GB, "
+            f"and the memory has {have / 1e9:,.1f} GB"
         )
+        cure = "make the model (--model.n-embd, --model.n-layer, --model.block-size) or --train.batch-size smaller"
+        raise MachineError(what, where=str(device), cure=cure)
 
 
 def _build(config: ModelConfig) -> LanguageModel:
@@ -71,7 +69,7 @@ def _build(config: ModelConfig) -> LanguageModel:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Nothing is drawn: an outline has no numbers, and PyTorch would load its compiler (2 seconds) to pretend."""
+    """Skip weight initialisation: on the meta device it has no effect, and it imports PyTorch's compiler (2 s)."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}

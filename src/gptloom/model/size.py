@@ -1,4 +1,4 @@
-"""What a model's shape costs, counted on its outline: parameters by part, operations a token, bytes of memory a sequence."""
+"""Size and cost of a model, computed from its configuration: parameters, FLOPs per token, bytes of cache."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from gptloom.model.build import meta_model
 from gptloom.model.ngram import HashedNgrams
 
 PARTS = ("tables", "ngrams", "attention", "mlp", "recurrent", "norms", "head", "other")
-"""Where a parameter can be. A tied head is a table; tables and n-grams are looked up, and multiply nothing."""
+"""The parts of a model. A tied head counts as a table. Tables and n-grams are lookups: they take no multiplications."""
 
 
 def count_parts(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part, each counted once; the parts that there are add up to the model's `parameter_count`."""
+    """Number of parameters of each part. They add up to the model's `parameter_count`."""
     model = meta_model(config)
     found = Counter[str]()
     seen: set[int] = set()
@@ -30,17 +30,17 @@ def count_parts(config: ModelConfig) -> dict[str, int]:
 
 
 def operations_per_token(config: ModelConfig, context: int | None = None) -> int:
-    """Operations of the matrix products of one token's training, forward and backward: 6 N + 12 L T H Q.
+    """Return the FLOPs of the matrix products for one training token, forward and backward: 6 N + 12 L T H Q.
 
-    N are the weights that a token is multiplied with: every linear layer, the head with them, but no table that is only
-    looked up; a forward pass multiplies and adds once for each, and a backward pass twice as often (Kaplan et al. 2020,
-    section 2.1). L layers of H heads that are Q wide look at T places each, all of them, whether or not a mask then
-    takes half of it back (Chowdhery et al. 2022, appendix B). Norms, activations and the softmax are not counted. A
-    forward pass alone is a third of it.
+    N is the number of weights that a token is multiplied with: all linear layers and the head, but no lookup tables.
+    The forward pass takes one multiplication and one addition per weight, the backward pass twice as many (Kaplan et
+    al. 2020, section 2.1). L layers with H heads of width Q attend to T positions each; masked positions count too
+    (Chowdhery et al. 2022, appendix B). Norms, activations and softmax are not counted. The forward pass alone is one
+    third.
 
     Args:
-        config: the shape. Of an encoder-decoder, a token is one of the source and one of the target.
-        context: places that a token looks at (default: block_size).
+        config: the model's configuration. For an encoder-decoder, a token is one of the source and one of the target.
+        context: number of positions that a token attends to (default: block_size).
     """
     model, context = meta_model(config), config.block_size if context is None else context
     seen = sum(part.n_head * part.width for part in model.modules() if isinstance(part, Heads))
@@ -48,20 +48,20 @@ def operations_per_token(config: ModelConfig, context: int | None = None) -> int
 
 
 def cache_bytes(config: ModelConfig, length: int) -> int:
-    """Bytes in float32 of what a model remembers of one text of `length` tokens: keys and values, or a recurrent state."""
+    """Bytes of the cache of one sequence of `length` tokens, in float32."""
     cache = meta_model(config).init_cache(1, length)
     return sum(tensor.numel() * tensor.element_size() for layer in cache.layers for tensor in layer.values())
 
 
 def read_weights(config: ModelConfig) -> int:
-    """Parameters that writing one token reads: all but the tables that are only looked up, of which a row is read."""
+    """Number of weights that are read to sample one token: all but the lookup tables."""
     parts = count_parts(config)
     looked_up = parts.get("tables", 0) + parts.get("ngrams", 0)
     return sum(parts.values()) - looked_up + (config.vocab_size * config.n_embd if config.head == "tied" else 0)
 
 
 def _weights(model: LanguageModel) -> Iterator[int]:
-    """Sizes of the matrices that every token passes through."""
+    """Sizes of the matrices that every token is multiplied with."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             yield module.weight.numel()
