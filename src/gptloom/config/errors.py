@@ -1,4 +1,4 @@
-"""What is wrong with settings, all of it, in words: each key with what it may be, and with the key that was probably meant."""
+"""Error messages for invalid settings: every mistake, with the expected values and the most similar known key."""
 
 import difflib
 import reprlib
@@ -15,16 +15,16 @@ _LIMITS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "bel
 
 
 def mistakes(cls: type[Config], values: Any, error: ValidationError) -> list[str]:
-    """Every mistake in `values` as a clause: the wrong keys, and what does not go together among the right ones.
+    """Describe every mistake in `values`: wrong keys, and conflicts among the valid ones.
 
     Args:
-        cls: the group that the values were meant for.
-        values: what was given.
-        error: what checking them came to.
+        cls: the group that the values are for.
+        values: the values.
+        error: pydantic's error.
     """
     wrong = [(tuple(map(str, one["loc"])), one["type"], one["input"]) for one in error.errors() if not _conflicts(one)]
     found = [_wrong_key(cls, *one) for one in wrong]
-    # A group with a wrong field is not asked whether its fields go together, so it is asked without that field.
+    # Pydantic does not check a group for conflicts if a field is wrong, so check again without the wrong fields.
     keys = [key for key, _, _ in wrong]
     if keys:
         try:
@@ -38,7 +38,7 @@ def mistakes(cls: type[Config], values: Any, error: ValidationError) -> list[str
 
 
 def expected(kind: Any, metadata: Sequence[Any] = ()) -> str:
-    """What a field takes, by its annotation: type and range."""
+    """Describe the values that a field accepts, from its annotation: type and range."""
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join([expected(part, metadata) for part in get_args(kind) if part is not type(None)])
     if hasattr(kind, "__metadata__"):
@@ -55,14 +55,14 @@ def expected(kind: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def shown(value: Any) -> str:
-    """What was received, short, whatever it is."""
+    """Format a received value of any type, shortened."""
     if isinstance(value, Mapping):
         return "a table"
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a number of some {value.bit_length() * 30103 // 100000 + 1:,} digits"
     try:
         return shortened(reprlib.repr(value) if isinstance(value, list | tuple) else repr(value), 80)
-    except (RecursionError, ValueError):  # nested too deeply; an int that is too long, inside
+    except (RecursionError, ValueError):  # nested too deeply, or it contains an int that is too long
         return f"a {type(value).__name__}"
 
 
@@ -79,7 +79,7 @@ def _conflicts(one: Any) -> list[Any]:
 
 
 def _wrong_key(cls: type[Config], path: tuple[str, ...], kind: str, value: Any) -> str:
-    """One wrong key as a clause."""
+    """Describe one wrong key."""
     key = shortened(".".join(path), 80)
     if kind == "extra_forbidden":
         return f"{key}: unknown setting; {_nearest_key(cls, path[-1]) or 'see --help for the settings'}"
@@ -91,7 +91,7 @@ def _wrong_key(cls: type[Config], path: tuple[str, ...], kind: str, value: Any) 
 
 
 def _nearest_key(cls: type[Config], name: str) -> str:
-    """The settings and groups whose own name, wherever they stand, is most like this one, and what they take."""
+    """Name the settings and groups whose last name is most similar, and the values that they accept."""
     known = field_names(cls)
     groups = {one: field for one, field in cls.model_fields.items() if one not in known}
     names = {key.rpartition(".")[2]: key for key in [*groups, *known]}
@@ -102,7 +102,7 @@ def _nearest_key(cls: type[Config], name: str) -> str:
 
 
 def _field(cls: type[Config], path: Sequence[str]) -> Any:
-    """The field at a path, or the one that the path leads into; None for the group itself."""
+    """The field at a path, or the last field on the way to it; None for the group itself."""
     field: Any = None
     for part in path:
         if part not in cls.model_fields:
@@ -115,7 +115,7 @@ def _field(cls: type[Config], path: Sequence[str]) -> Any:
 
 
 def _without(values: Any, paths: Sequence[tuple[str, ...]]) -> Any:
-    """A copy of nested values without what lies at these paths."""
+    """A copy of nested values without the entries at these paths."""
     if not isinstance(values, Mapping) or () in paths:
         return {}
     here = {path[0] for path in paths if len(path) == 1}

@@ -1,4 +1,4 @@
-"""Settings from mappings, TOML files and recipes: checked, laid over one another, and written down again."""
+"""Load settings from mappings, TOML files and recipes; merge, check and save them."""
 
 import tomllib
 from collections.abc import Mapping
@@ -20,25 +20,28 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {
     f"data.{name}": name for name in ("tokenizer", "encoding", "on_unknown")
 }
-"""Settings that also go by a name without their group, as flags and as keywords."""
+"""Settings that also have a name without their group, as flags and as keyword arguments."""
 
 DEFAULTS = ("tiny", "baby", "translate")
-"""The recipes that are taken where none is named: on a CPU, on an accelerator, for number words."""
+"""Default recipes: on a CPU, on an accelerator, for number words."""
 
 LONGEST_TOML = 1 << 14
-"""Bytes of a file of settings; a complete one has 3,000. Python's parser needs time quadratic in the length of a dotted key."""
+"""Maximum size of a settings file in bytes; a complete one has 3,000.
+
+Python's parser takes time quadratic in the length of a dotted key.
+"""
 
 
 def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> AnyConfig:
-    """Check a (nested) mapping and build the settings from it.
+    """Check a nested mapping and build the settings from it.
 
     Args:
         cls: the group to build.
-        values: key to value; strings are read as the field's type.
-        where: the file or the command line that the values came from.
+        values: key to value; strings are converted to the field's type.
+        where: the file or command line that the values came from.
 
     Raises:
-        ConfigError: naming every wrong key at once, each with what was received and what is expected.
+        ConfigError: names every wrong key, with the received value and the expected ones.
     """
     try:
         return cls.model_validate(values)
@@ -47,7 +50,7 @@ def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> Any
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping with `changes` laid over `base`."""
+    """Merge two nested mappings; values of `changes` replace those of `base`."""
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
@@ -56,7 +59,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model.n_layer": 4} as {"model": {"n_layer": 4}}."""
+    """Convert {"model.n_layer": 4} to {"model": {"n_layer": 4}}."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *groups, name = key.split(".")
@@ -67,24 +70,24 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a nested dict.
+    """Read a TOML file as a nested dict.
 
     Raises:
-        InputError: it cannot be read, is longer than any file of settings, or is not TOML; names the line.
+        InputError: the file cannot be read, is too large, or is not TOML (with the line number).
     """
     text = read_text(path, limit=LONGEST_TOML)
     try:
         return tomllib.loads(text)
     except RecursionError:
         raise InputError(
-            "is nested too deeply", where=str(path), cure="write the settings in tables of their own"
+            "is nested too deeply", where=str(path), cure="write the settings in separate tables"
         ) from None
     except ValueError as error:  # bad TOML, and numbers of thousands of digits
         raise InputError(f"is not valid TOML: {error}", where=str(path), cure="correct that line") from None
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with gptloom."""
+    """Names of the built-in recipes."""
     return sorted(
         p.name.removesuffix(".toml")
         for p in resources.files("gptloom.config").joinpath("recipes").iterdir()
@@ -93,7 +96,7 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe's settings as a nested dict, its own name included."""
+    """Read a recipe as a nested dict that includes its name."""
     if name not in recipe_names():
         raise ConfigError(
             f"there is no recipe {name!r}",
@@ -106,7 +109,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
-    """A run's settings: the recipe, then each layer over it; a run length in a layer replaces the one below."""
+    """Apply the layers to the recipe, in order. A run length in a layer replaces an earlier one of any kind."""
     values = read_recipe(recipe)
     for layer in layers:
         lengths = {"steps", "minutes", "epochs"}
@@ -117,9 +120,9 @@ def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") ->
 
 
 def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, where: str) -> None:
-    """Find mistakes before PyTorch is loaded, which takes seconds.
+    """Find mistakes before PyTorch is imported, which takes seconds.
 
-    What is wrong with only some of `DEFAULTS` is left to `resolve`.
+    If no recipe is named, a mistake that occurs with only some of `DEFAULTS` is left to `resolve`.
 
     Raises:
         ConfigError: as `resolve`.
@@ -140,5 +143,5 @@ def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[st
 
 
 def to_toml(config: Config) -> str:
-    """The complete settings as TOML; a setting that is not set (None) has no line, for TOML has no null."""
+    """Format all settings as TOML. A setting that is None has no line, because TOML has no null."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
