@@ -1,1 +1,1 @@
-"""Every setting: its fields, its checks, and the recipes."""
+"""All settings: fields, checks and recipes."""

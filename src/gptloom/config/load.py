@@ -1,7 +1,4 @@
-"""What is wrong with settings, all of it, in words: each key with what it may be, and with the key that was probably meant.
-
-Settings from mappings, TOML files and recipes: checked, laid over one another, and written down again.
-"""
+"""Load settings from mappings, TOML files and recipes; merge, check and save them; describe their mistakes."""
 
 import difflib
 import reprlib
@@ -24,16 +21,16 @@ _LIMITS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "bel
 
 
 def mistakes(cls: type[Config], values: Any, error: ValidationError) -> list[str]:
-    """Every mistake in `values` as a clause: the wrong keys, and what does not go together among the right ones.
+    """Describe every mistake in `values`: wrong keys, and conflicts among the valid ones.
 
     Args:
-        cls: the group that the values were meant for.
-        values: what was given.
-        error: what checking them came to.
+        cls: the group that the values are for.
+        values: the values.
+        error: pydantic's error.
     """
     wrong = [(tuple(map(str, one["loc"])), one["type"], one["input"]) for one in error.errors() if not _conflicts(one)]
     found = [_wrong_key(cls, *one) for one in wrong]
-    # A group with a wrong field is not asked whether its fields go together, so it is asked without that field.
+    # Pydantic does not check a group for conflicts if a field is wrong, so check again without the wrong fields.
     keys = [key for key, _, _ in wrong]
     if keys:
         try:
@@ -47,7 +44,7 @@ def mistakes(cls: type[Config], values: Any, error: ValidationError) -> list[str
 
 
 def expected(kind: Any, metadata: Sequence[Any] = ()) -> str:
-    """What a field takes, by its annotation: type and range."""
+    """Describe the values that a field accepts, from its annotation: type and range."""
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join([expected(part, metadata) for part in get_args(kind) if part is not type(None)])
     if hasattr(kind, "__metadata__"):
@@ -64,14 +61,14 @@ def expected(kind: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def shown(value: Any) -> str:
-    """What was received, short, whatever it is."""
+    """Format a received value of any type, shortened."""
     if isinstance(value, Mapping):
         return "a table"
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a number of some {value.bit_length() * 30103 // 100000 + 1:,} digits"
     try:
         return shortened(reprlib.repr(value) if isinstance(value, list | tuple) else repr(value), 80)
-    except (RecursionError, ValueError):  # nested too deeply; an int that is too long, inside
+    except (RecursionError, ValueError):  # nested too deeply, or it contains an int that is too long
         return f"a {type(value).__name__}"
 
 
@@ -88,7 +85,7 @@ def _conflicts(one: Any) -> list[Any]:
 
 
 def _wrong_key(cls: type[Config], path: tuple[str, ...], kind: str, value: Any) -> str:
-    """One wrong key as a clause."""
+    """Describe one wrong key."""
     key = shortened(".".join(path), 80)
     if kind == "extra_forbidden":
         return f"{key}: unknown setting; {_nearest_key(cls, path[-1]) or 'see --help for the settings'}"
@@ -100,7 +97,7 @@ def _wrong_key(cls: type[Config], path: tuple[str, ...], kind: str, value: Any) 
 
 
 def _nearest_key(cls: type[Config], name: str) -> str:
-    """The settings and groups whose own name, wherever they stand, is most like this one, and what they take."""
+    """Name the settings and groups whose last name is most similar, and the values that they accept."""
     known = field_names(cls)
     groups = {one: field for one, field in cls.model_fields.items() if one not in known}
     names = {key.rpartition(".")[2]: key for key in [*groups, *known]}
@@ -111,7 +108,7 @@ def _nearest_key(cls: type[Config], name: str) -> str:
 
 
 def _field(cls: type[Config], path: Sequence[str]) -> Any:
-    """The field at a path, or the one that the path leads into; None for the group itself."""
+    """The field at a path, or the last field on the way to it; None for the group itself."""
     field: Any = None
     for part in path:
         if part not in cls.model_fields:
@@ -124,7 +121,7 @@ def _field(cls: type[Config], path: Sequence[str]) -> Any:
 
 
 def _without(values: Any, paths: Sequence[tuple[str, ...]]) -> Any:
-    """A copy of nested values without what lies at these paths."""
+    """A copy of nested values without the entries at these paths."""
     if not isinstance(values, Mapping) or () in paths:
         return {}
     here = {path[0] for path in paths if len(path) == 1}
@@ -144,25 +141,28 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {
     f"data.{name}": name for name in ("tokenizer", "encoding", "on_unknown")
 }
-"""Settings that also go by a name without their group, as flags and as keywords."""
+"""Settings that also have a name without their group, as flags and as keyword arguments."""
 
 DEFAULTS = ("tiny", "baby", "translate")
-"""The recipes that are taken where none is named: on a CPU, on an accelerator, for number words."""
+"""Default recipes: on a CPU, on an accelerator, for number words."""
 
 LONGEST_TOML = 1 << 14
-"""Bytes of a file of settings; a complete one has 3,000. Python's parser needs time quadratic in the length of a dotted key."""
+"""Maximum size of a settings file in bytes; a complete one has 3,000.
+
+Python's parser takes time quadratic in the length of a dotted key.
+"""
 
 
 def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> AnyConfig:
-    """Check a (nested) mapping and build the settings from it.
+    """Check a nested mapping and build the settings from it.
 
     Args:
         cls: the group to build.
-        values: key to value; strings are read as the field's type.
-        where: the file or the command line that the values came from.
+        values: key to value; strings are converted to the field's type.
+        where: the file or command line that the values came from.
 
     Raises:
-        ConfigError: naming every wrong key at once, each with what was received and what is expected.
+        ConfigError: names every wrong key, with the received value and the expected ones.
     """
     try:
         return cls.model_validate(values)
@@ -171,7 +171,7 @@ def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> Any
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping with `changes` laid over `base`."""
+    """Merge two nested mappings; values of `changes` replace those of `base`."""
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
@@ -180,7 +180,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model.n_layer": 4} as {"model": {"n_layer": 4}}."""
+    """Convert {"model.n_layer": 4} to {"model": {"n_layer": 4}}."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *groups, name = key.split(".")
@@ -191,24 +191,24 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a nested dict.
+    """Read a TOML file as a nested dict.
 
     Raises:
-        InputError: it cannot be read, is longer than any file of settings, or is not TOML; names the line.
+        InputError: the file cannot be read, is too large, or is not TOML (with the line number).
     """
     text = read_text(path, limit=LONGEST_TOML)
     try:
         return tomllib.loads(text)
     except RecursionError:
         raise InputError(
-            "is nested too deeply", where=str(path), cure="write the settings in tables of their own"
+            "is nested too deeply", where=str(path), cure="write the settings in separate tables"
         ) from None
     except ValueError as error:  # bad TOML, and numbers of thousands of digits
         raise InputError(f"is not valid TOML: {error}", where=str(path), cure="correct that line") from None
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with gptloom."""
+    """Names of the built-in recipes."""
     return sorted(
         p.name.removesuffix(".toml")
         for p in resources.files("gptloom.config").joinpath("recipes").iterdir()
@@ -217,7 +217,7 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe's settings as a nested dict, its own name included."""
+    """Read a recipe as a nested dict that includes its name."""
     if name not in recipe_names():
         raise ConfigError(
             f"there is no recipe {name!r}",
@@ -230,7 +230,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
-    """A run's settings: the recipe, then each layer over it; a run length in a layer replaces the one below."""
+    """Apply the layers to the recipe, in order. A run length in a layer replaces an earlier one of any kind."""
     values = read_recipe(recipe)
     for layer in layers:
         lengths = {"steps", "minutes", "epochs"}
@@ -241,9 +241,9 @@ def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") ->
 
 
 def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[str, Any], *, where: str) -> None:
-    """Find mistakes before PyTorch is loaded, which takes seconds.
+    """Find mistakes before PyTorch is imported, which takes seconds.
 
-    What is wrong with only some of `DEFAULTS` is left to `resolve`.
+    If no recipe is named, a mistake that occurs with only some of `DEFAULTS` is left to `resolve`.
 
     Raises:
         ConfigError: as `resolve`.
@@ -264,5 +264,5 @@ def check_early(recipe: str | None, file: Mapping[str, Any], changes: Mapping[st
 
 
 def to_toml(config: Config) -> str:
-    """The complete settings as TOML; a setting that is not set (None) has no line, for TOML has no null."""
+    """Format all settings as TOML. A setting that is None has no line, because TOML has no null."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

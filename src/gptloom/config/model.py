@@ -1,4 +1,4 @@
-"""The model's shape: one flat set of choices, and the rules by which they go together."""
+"""Settings of the model, and the rules that connect them."""
 
 from collections.abc import Iterator
 from math import isqrt
@@ -10,12 +10,12 @@ from gptloom.config.base import Config, Conflict, Heads, Length, Positive, Proba
 
 
 class ModelConfig(Config):
-    """The model's shape: one flat set of choices from the bigram table to a modern GPT, and its neighbours."""
+    """Shape of the model: one flat group, from the bigram table to a modern GPT, encoders and RNNs."""
 
     architecture: Literal["decoder", "encoder", "encoder-decoder", "rnn", "lstm", "gru"] = Field(
         "decoder",
-        description="decoder writes on; encoder fills in masked tokens; encoder-decoder translates pairs; the recurrent ones are "
-        "shaped by n_layer, n_embd, dropout and head alone",
+        description="decoder: autoregressive; encoder: masked language model; encoder-decoder: translates pairs; "
+        "rnn, lstm, gru: recurrent (they use only n_layer, n_embd, dropout and head)",
     )
     vocab_size: Length = Field(65, description="Number of token ids; training sets it from the tokenizer")
     block_size: Length = Field(64, description="Longest context, in tokens")
@@ -27,61 +27,62 @@ class ModelConfig(Config):
     n_embd: Width = Field(128, description="Width of the residual stream")
     head_size: Heads | None = Field(None, description="Width of one head (default: n_embd / n_head)")
     mixer: Literal["attention", "mean", "none"] = Field(
-        "attention", description="How positions exchange information: attention, the causal mean, or not at all"
+        "attention", description="How positions exchange information: attention, causal mean, or none"
     )
-    output_projection: bool = Field(True, description="A linear layer after the heads are joined")
+    output_projection: bool = Field(True, description="Apply a linear layer to the concatenated heads")
     score_scale: Literal["head", "embedding"] = Field(
-        "head", description="Attention scores are divided by the root of this width"
+        "head", description="Divide attention scores by the square root of this width"
     )
     qk_norm: bool = Field(False, description="Normalise queries and keys per head before their product (RMSNorm)")
-    positions: Literal["learned", "sinusoidal", "rotary", "none"] = Field(
-        "learned", description="How a token's position is told"
-    )
+    positions: Literal["learned", "sinusoidal", "rotary", "none"] = Field("learned", description="Position encoding")
     ngrams: int = Field(
-        1, ge=1, le=8, description="Longest n-grams whose hashed embeddings are added to the token's (1: none)"
+        1, ge=1, le=8, description="Longest n-grams whose hashed embeddings are added to the token embeddings (1: none)"
     )
-    ngram_rows: Length = Field(32_768, description="Rows of the table of hashed n-grams")
+    ngram_rows: Length = Field(32_768, description="Rows of the n-gram table")
     ngram_dropout: Probability = Field(
         0.0,
-        description="Share of positions that go without n-grams in training, against learning a small text by heart",
+        description="Dropout of the n-gram embedding, to limit overfitting",
     )
-    rope_theta: Positive = Field(10_000.0, description="Base of the rotary wavelengths")
+    rope_theta: Positive = Field(10_000.0, description="Base of the rotary frequencies (theta)")
     mlp: Literal["none", "relu", "gelu", "gelu-tanh", "swiglu", "relu2"] = Field(
-        "gelu-tanh", description="The feed-forward layer's activation, or no such layer"
+        "gelu-tanh", description="Activation of the MLP; none: no MLP"
     )
     mlp_width: Length | None = Field(
         None,
         description="Width inside the MLP (default: 4 n_embd; for swiglu 8/3 n_embd, rounded up to a multiple of 8)",
     )
-    residual: Literal["add", "none"] = Field("add", description="Whether a branch is added to its input or replaces it")
+    residual: Literal["add", "none"] = Field(
+        "add", description="Add a sublayer's output to its input, or replace the input"
+    )
     norm: Literal["none", "layernorm", "rmsnorm"] = Field("layernorm", description="Normalisation")
     norm_position: Literal["pre", "post"] = Field(
-        "pre", description="Normalise a branch's input (and once at the end), or each sum after it"
+        "pre", description="pre: normalise the input of each sublayer, and once at the end; post: normalise each sum"
     )
     bias: Literal["all", "not-qkv", "none"] = Field(
-        "all", description="Which linear layers and LayerNorms inside the blocks have a bias"
+        "all", description="Layers with a bias: all linear layers and LayerNorms of the blocks, all but qkv, or none"
     )
     head: Literal["linear", "tied", "none"] = Field(
         "linear",
-        description="Output layer: its own matrix, the token table again, or none (the table holds the logits: a bigram)",
+        description="Output layer: a separate matrix, tied to the token embedding, or none (bigram: "
+        "the table holds the logits)",
     )
-    head_bias: bool = Field(False, description="A bias on the output layer")
+    head_bias: bool = Field(False, description="Give the output layer a bias")
     tables: Literal["separate", "shared"] = Field(
-        "separate", description="Whether an encoder-decoder's two sides have a token table each"
+        "separate", description="Separate token embeddings for encoder and decoder, or shared ones"
     )
-    dropout: Probability = Field(
-        0.0, description="Dropout on the residual branches, and on the two below unless they are given"
-    )
+    dropout: Probability = Field(0.0, description="Dropout on the residual branches; default of the two settings below")
     attn_dropout: Probability | None = Field(None, description="Dropout on the attention weights (default: dropout)")
-    embd_dropout: Probability | None = Field(None, description="Dropout on the summed embeddings (default: dropout)")
+    embd_dropout: Probability | None = Field(
+        None, description="Dropout on the sum of the embeddings (default: dropout)"
+    )
     init: Literal["pytorch", "gpt2", "zero-projection"] = Field(
         "gpt2",
-        description="Initial weights: PyTorch's defaults, GPT-2's, or GPT-2's with every branch starting at zero",
+        description="Initial weights: PyTorch's defaults, GPT-2's, or GPT-2's with zero output projections",
     )
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads."""
+        """Number of key-value heads."""
         return self.n_kv_head or self.n_head
 
     @property
@@ -98,21 +99,21 @@ class ModelConfig(Config):
 
     @property
     def stream_width(self) -> int:
-        """Width of what the token table holds: the residual stream, or the logits themselves."""
+        """Width of the token embeddings: n_embd, or vocab_size if the table holds the logits."""
         return self.vocab_size if self.head == "none" else self.n_embd
 
     @property
     def is_recurrent(self) -> bool:
-        """An RNN, LSTM or GRU."""
+        """True for an RNN, LSTM or GRU."""
         return self.architecture in ("rnn", "lstm", "gru")
 
     @property
     def table_rows(self) -> int:
-        """Rows of the token table: an encoder has one more, `MASK`, which stands for a token that it is to fill in."""
+        """Rows of the token table. An encoder has one more, the mask token."""
         return self.vocab_size + (self.architecture == "encoder")
 
     def conflicts(self) -> Iterator[Conflict]:
-        """The rules of the shapes; a recurrent model has none of attention's."""
+        """Check the rules between sizes; a recurrent model has no attention to check."""
         if self.architecture != "decoder" and (self.head == "none" or not self.n_layer):
             yield Conflict(
                 ("architecture", "head", "n_layer"),
@@ -133,7 +134,10 @@ class ModelConfig(Config):
                 f"sinusoidal positions need an even width, not n_embd={self.n_embd} (--model.n-embd)",
             )
         if self.head == "none" and (self.n_layer or self.positions in ("learned", "sinusoidal")):
-            why = "head='none' is the bigram's table, which has no blocks and no positions; set n_layer=0 and positions='none' (--model.head)"
+            why = (
+                "head='none' is the bigram's table, which has no blocks and no positions; "
+                "set n_layer=0 and positions='none' (--model.head)"
+            )
             yield Conflict(("head", "n_layer", "positions"), why)
 
     def _conflicts_of_heads(self) -> Iterator[Conflict]:
@@ -142,17 +146,24 @@ class ModelConfig(Config):
             small = [d for d in range(1, isqrt(n_embd) + 1) if n_embd % d == 0]
             divisors = sorted({*small, *(n_embd // d for d in small)})
             near = [*[d for d in divisors if d < self.n_head][-1:], *[d for d in divisors if d > self.n_head][:1]]
-            why = f"n_head={self.n_head} does not divide n_embd={n_embd}; nearby: {', '.join(map(str, near))} (--model.n-head)"
+            nearby = ", ".join(map(str, near))
+            why = f"n_head={self.n_head} does not divide n_embd={n_embd}; nearby: {nearby} (--model.n-head)"
             yield Conflict(("n_head", "n_embd", "head_size"), why)
-            return  # what follows is about the width of a head, and there is none
+            return  # the rules below need a width per head
         if self.n_head % self.kv_heads:
             yield Conflict(
                 ("n_kv_head", "n_head"),
                 f"n_kv_head={self.kv_heads} does not divide n_head={self.n_head} (--model.n-kv-head)",
             )
         if self.positions == "rotary" and width % 2:
-            why = f"rotary positions need an even head width, and n_embd={n_embd} / n_head={self.n_head} gives {width} (--model.n-head)"
+            why = (
+                f"rotary positions need an even head width, and n_embd={n_embd} / n_head={self.n_head} "
+                f"gives {width} (--model.n-head)"
+            )
             yield Conflict(("positions", "n_embd", "n_head", "head_size"), why)
         if not self.output_projection and joined != n_embd:
-            why = f"without an output projection the heads must fill n_embd: {self.n_head} x {width} is not {n_embd} (--model.head-size)"
+            why = (
+                f"without an output projection the heads must fill n_embd: {self.n_head} x {width} "
+                f"is not {n_embd} (--model.head-size)"
+            )
             yield Conflict(("output_projection", "n_embd", "n_head", "head_size"), why)

@@ -1,4 +1,4 @@
-"""Every knob, typed, once. The flag, its help, the TOML key and the saved JSON all come from the fields below."""
+"""All settings of a run. Flags, help texts, TOML keys and the saved JSON are derived from these fields."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from gptloom.config.model import ModelConfig
 from gptloom.errors import nearest, shortened
 
 IGNORE_INDEX = -1
-"""A target with this value is not predicted and does not count: the one number that data and model agree on."""
+"""Targets with this value have no loss. Both data and models use it."""
 
 TORCH_OPTIMIZERS = (
     *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"),
@@ -31,35 +31,39 @@ Sampling = Literal["random", "shuffled", "documents"]
 
 
 class DataConfig(Config):
-    """What is read, how it becomes ids, and how they are cut into windows."""
+    """Settings of the text, the tokenizer and the training windows."""
 
     tokenizer: str = Field(
         "char",
-        description="char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or the path of a tokenizer.json or .model file",
+        description="char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, "
+        "or the path of a tokenizer.json or .model file",
     )
-    text_field: str = Field("text", description="The field (JSON Lines) or column (CSV) that holds the text")
-    encoding: str | None = Field(None, description="Text encoding (default: UTF-8, else detected)")
-    on_unknown: OnUnknown = Field("error", description="What to do with characters that the tokenizer does not have")
+    text_field: str = Field("text", description="Field (JSON Lines) or column (CSV) of the text")
+    encoding: str | None = Field(None, description="Text encoding (default: UTF-8 if it is valid, else detected)")
+    on_unknown: OnUnknown = Field("error", description="Treatment of characters that the tokenizer does not know")
     val_fraction: float = Field(
-        0.1, gt=0.0, lt=1.0, description="Share of the text, at its end, that is kept for validation"
+        0.1, gt=0.0, lt=1.0, description="Fraction of the text, at its end, that is used for validation"
     )
     val_tokens: int = Field(
-        500_000, ge=2, le=MOST, description="Longest validation share, in tokens: it is read whole at every evaluation"
+        500_000, ge=2, le=MOST, description="Maximum number of validation tokens; every evaluation reads all of them"
     )
-    val_text: str | None = Field(None, description="A file to validate on, instead of a share of the text")
+    val_text: str | None = Field(None, description="Validation file, instead of a part of the text")
     split: Literal["position", "document"] = Field(
-        "position", description="Cut off the validation share at a token, or at the nearest document"
+        "position", description="Split off the validation part at a token, or at the nearest document"
     )
     sampling: Sampling = Field(
-        "random", description="Training windows: random starts; each window once an epoch; or each within one document"
+        "random",
+        description="Training windows: random starts, each window once per epoch, or windows within one document",
     )
-    mask_fraction: float = Field(0.15, gt=0.0, lt=1.0, description="Share of the tokens that an encoder has to fill in")
+    mask_fraction: float = Field(
+        0.15, gt=0.0, lt=1.0, description="Fraction of the tokens that are masked for an encoder"
+    )
     cache: str | None = Field(
         None, description="Folder for token files and data sets (default: the user's cache folder)"
     )
 
     def conflicts(self) -> Iterator[Conflict]:
-        """A tokenizer's name has one of a few forms."""
+        """Check the form of the tokenizer's name."""
         kind, _, size = self.tokenizer.partition(":")
         learned = kind in ("bpe", "sentencepiece") and re.fullmatch(r"\d{0,7}", size)
         if not (
@@ -71,16 +75,16 @@ class DataConfig(Config):
             forms = "char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or a tokenizer.json or .model file"
             hint = nearest(kind, ("char", "byte", "bpe", "sentencepiece", "tiktoken")) or f"choose {forms}"
             yield Conflict(
-                ("tokenizer",), f"{shortened(self.tokenizer, 40)!r} is no tokenizer; {hint} (--data.tokenizer)"
+                ("tokenizer",), f"{shortened(self.tokenizer, 40)!r} is not a tokenizer; {hint} (--data.tokenizer)"
             )
 
 
 class TrainConfig(Config):
-    """How long, how fast, and what is reported on the way."""
+    """Settings of training: length, learning rate, and outputs."""
 
     steps: Count | None = Field(None, description="Stop after this many optimizer steps")
     minutes: Positive | None = Field(
-        None, description="Stop after this much training time; the schedule follows the clock to its end"
+        None, description="Stop after this much training time; the learning rate schedule follows the clock"
     )
     epochs: Positive | None = Field(None, description="Stop after this many passes over the training tokens")
     batch_size: Count = Field(16, description="Sequences per optimizer step")
@@ -89,76 +93,79 @@ class TrainConfig(Config):
     )
     optimizer: str = Field(
         "adamw",
-        description="adamw; muon for the matrices inside the blocks, with adamw for the rest; "
+        description="adamw for all parameters; muon for the matrices of the blocks and AdamW for the others; "
         "or torch:NAME, a class of torch.optim such as torch:SGD",
     )
     learning_rate: Positive = Field(1e-3, description="Peak learning rate of AdamW, or of the class of torch.optim")
     matrix_learning_rate: Positive = Field(0.02, description="Muon's peak learning rate")
     table_learning_rate: Positive = Field(
-        0.1, description="Peak learning rate of the rows of hashed n-grams, which AdaGrad trains"
+        0.1, description="Peak learning rate of the n-gram table, which AdaGrad trains"
     )
-    momentum: Probability = Field(
-        0.95, description="Muon's decay of the mean gradient, or the momentum of torch.optim's"
-    )
+    momentum: Probability = Field(0.95, description="Momentum of Muon, or of the class of torch.optim")
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse-root"] = Field(
         "cosine",
-        description="Learning rate after the warm-up; wsd stays at the peak, then falls; inverse-root is the first Transformer's",
+        description="Learning rate after the warm-up; wsd: constant, then linear decay; "
+        "inverse-root: as in the first Transformer",
     )
-    warmup_steps: Amount = Field(50, description="Steps over which the learning rate rises")
-    final_lr_fraction: Share = Field(0.1, description="Learning rate at the end, as a share of the peak")
+    warmup_steps: Amount = Field(50, description="Steps of linear warm-up")
+    final_lr_fraction: Share = Field(0.1, description="Final learning rate, as a fraction of the peak")
     decay_fraction: float = Field(
-        0.2, gt=0.0, le=1.0, description="Share of the steps after the warm-up over which wsd falls"
+        0.2, gt=0.0, le=1.0, description="Fraction of the steps after the warm-up in which wsd decays"
     )
     weight_decay: Weight = Field(
-        0.1, description="Decoupled decay of the weights that `decay` names, and of Muon's matrices"
+        0.1, description="Decoupled weight decay of the parameters that `decay` selects, and of Muon's matrices"
     )
     decay: Literal["matrices", "all"] = Field(
-        "matrices", description="Which parameters decay: the matrices of linear layers, or all but tables of n-grams"
+        "matrices",
+        description="Parameters with weight decay: the matrices of linear layers, or all but the n-gram table",
     )
-    beta1: Probability = Field(0.9, description="AdamW's decay of the mean gradient")
-    beta2: Probability = Field(0.99, description="AdamW's decay of the mean squared gradient")
+    beta1: Probability = Field(0.9, description="AdamW's decay rate of the first moment")
+    beta2: Probability = Field(0.99, description="AdamW's decay rate of the second moment")
     label_smoothing: Probability = Field(
-        0.0, description="Share of each target's probability that is spread over all tokens, in training"
+        0.0, description="Label smoothing in training: probability that is spread over all tokens"
     )
-    grad_clip: Weight = Field(1.0, description="Largest gradient norm; 0 switches clipping off")
-    patience: Count | None = Field(None, description="Stop after this many evaluations in a row without a new best")
+    grad_clip: Weight = Field(1.0, description="Maximum gradient norm; 0: no clipping")
+    patience: Count | None = Field(
+        None, description="Stop after this many evaluations in a row without a new best loss"
+    )
     eval_every: Count | None = Field(
-        None, description="Steps between evaluations (default: a tenth of the run; fewer where they would take long)"
+        None, description="Steps between evaluations (default: a tenth of the run; more if evaluations are slow)"
     )
     eval_batch_size: Count = Field(64, description="Sequences per forward pass in evaluation")
     on_divergence: Literal["stop", "rollback", "skip"] = Field(
         "stop",
-        description="When a loss or a gradient is not finite: end the run; go back to the last checkpoint and on at half the rate (3 times at most); "
-        "or pass over the batch (10 in a row at most)",
+        description="If a loss or gradient is not finite: stop the run; roll back to the last checkpoint and halve the "
+        "learning rate (at most 3 times); or skip the batch (at most 10 in a row)",
     )
     save_every: Count | None = Field(None, description="Steps between checkpoints (default: at each evaluation)")
-    keep: Count = Field(2, description="Checkpoints kept, besides the best")
+    keep: Count = Field(2, description="Number of checkpoints to keep, besides the best")
     on_save_failure: Literal["stop", "continue"] = Field(
         "stop",
-        description="When a checkpoint cannot be written: end the run with the last good one, or go on and try again at the next",
+        description="If a checkpoint cannot be written: stop the run with the last good one, "
+        "or continue and try again at the next",
     )
     log_every: Count | None = Field(
         None, description="Steps between lines of metrics.jsonl (default: a hundredth of the run)"
     )
-    sample_tokens: Amount = Field(400, description="Tokens sampled after each evaluation; 0 switches it off")
-    sample_prompt: str = Field("\n", description="What those samples continue")
+    sample_tokens: Amount = Field(400, description="Tokens to sample after each evaluation; 0: none")
+    sample_prompt: str = Field("\n", description="Prompt of these samples")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto is bfloat16 autocast where the hardware has matrix units for it"
+        "auto", description="auto: bfloat16 autocast if the hardware has bfloat16 matrix units, else float32"
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile; auto is on for CUDA runs of 1,000 steps or 5 minutes and more"
+        "auto", description="torch.compile; auto: on for CUDA runs of at least 1,000 steps or 5 minutes"
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="CPU threads of each process (default: one for small work, else PyTorch's choice)",
+        description="CPU threads of each process (default: 1 for small models, else PyTorch's choice)",
     )
-    ranks: int = Field(1, ge=1, le=1024, description="Processes that share each batch: one a GPU, or several on a CPU")
+    ranks: int = Field(1, ge=1, le=1024, description="Data-parallel processes: one per GPU, or several on a CPU")
     tensorboard: bool = Field(False, description="Also write TensorBoard events into the run folder (extra: track)")
 
     def conflicts(self) -> Iterator[Conflict]:
-        """One length, micro-batches that add up, and an optimizer that there is."""
+        """Check that the optimizer exists, that there is one run length, and that micro-batches add up to a batch."""
         if self.optimizer not in (*OPTIMIZERS, CUSTOM):
             yield Conflict(("optimizer",), _no_optimizer(self.optimizer))
         given = [name for name in ("steps", "minutes", "epochs") if getattr(self, name) is not None]
@@ -199,19 +206,17 @@ def _no_optimizer(name: str) -> str:
 
 
 class RunConfig(Config):
-    """A whole run: what `config.toml` in a run folder holds."""
+    """All settings of a run, as in `config.toml` of a run folder."""
 
-    recipe: str = Field("tiny", description="The named set of settings that the others start from")
-    seed: int = Field(
-        1337, ge=0, lt=2**63, description="The one source of randomness: weights, batches, dropout, samples"
-    )
+    recipe: str = Field("tiny", description="Recipe that provides the defaults of all other settings")
+    seed: int = Field(1337, ge=0, lt=2**63, description="Seed of all randomness: weights, batches, dropout, samples")
     device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     data: DataConfig = Field(default_factory=DataConfig, description="Text, tokens, windows")
     model: ModelConfig = Field(default_factory=lambda: ModelConfig(), description="The model's shape")
     train: TrainConfig = Field(default_factory=lambda: TrainConfig(), description="Training")
 
     def conflicts(self) -> Iterator[Conflict]:
-        """A device's name is one that PyTorch gives."""
+        """Check the name of the device."""
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             yield Conflict(
                 ("device",),
@@ -220,26 +225,31 @@ class RunConfig(Config):
 
 
 class SampleConfig(Config):
-    """How the next token is chosen. The order is fixed: repetition penalty, temperature, top-k, top-p, min-p."""
+    """Settings of sampling.
 
-    tokens: Count = Field(300, description="Tokens to write, at most")
+    They apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
+    """
+
+    tokens: Count = Field(300, description="Maximum number of tokens to generate")
     samples: int = Field(1, ge=1, le=10_000, description="Number of texts")
     repetition_penalty: float = Field(
-        1.0, ge=1.0, le=1000.0, description="Divide the score of tokens that have occurred (1: off)"
+        1.0, ge=1.0, le=1000.0, description="Divide the logits of tokens that already occurred (1: off)"
     )
-    temperature: Weight = Field(0.8, description="Divide the logits by this; 0 takes the likeliest token")
-    top_k: Count | None = Field(None, description="Keep the k likeliest tokens")
+    temperature: Weight = Field(0.8, description="Divide the logits by this; 0: always take the most likely token")
+    top_k: Count | None = Field(None, description="Sample from the k most likely tokens")
     top_p: float | None = Field(
-        None, gt=0.0, le=1.0, description="Keep the likeliest tokens that together reach this probability"
+        None, gt=0.0, le=1.0, description="Sample from the most likely tokens that together reach this probability"
     )
-    min_p: Share | None = Field(None, description="Keep tokens at least this probable relative to the likeliest")
-    seed: int = Field(1337, ge=0, lt=2**63, description="Seed of the draws")
+    min_p: Share | None = Field(
+        None, description="Sample from tokens with at least this probability, relative to the most likely one"
+    )
+    seed: int = Field(1337, ge=0, lt=2**63, description="Seed of the sampling")
     stop: tuple[str, ...] = Field((), description="End a text before this string (may be given several times)")
-    beams: int = Field(1, ge=1, le=10_000, description="Beam search with this many beams, instead of drawing")
-    length_penalty: float = Field(1.0, ge=0.0, le=10.0, description="Beam scores are divided by length to this power")
+    beams: int = Field(1, ge=1, le=10_000, description="Number of beams of a beam search; 1: sampling")
+    length_penalty: float = Field(1.0, ge=0.0, le=10.0, description="Divide beam scores by length to this power")
 
     def conflicts(self) -> Iterator[Conflict]:
-        """A search returns at most what it keeps."""
+        """A search returns at most as many texts as it has beams."""
         if 1 < self.beams < self.samples:
             yield Conflict(
                 ("beams", "samples"),
@@ -248,31 +258,32 @@ class SampleConfig(Config):
 
 
 class LadderConfig(Config):
-    """How far and how often the lecture's steps are trained."""
+    """Settings of a ladder: how long and how often each of the lecture's steps is trained."""
 
     steps: Count | None = Field(
         None,
-        description="Budget of every step, in the lecture's steps of 256 tokens; larger steps take fewer (default: 5000)",
+        description="Training length of every step, in optimizer steps of 256 tokens; "
+        "larger batches take fewer (default: 5000)",
     )
     minutes: Positive | None = Field(
-        None, description="Time for the whole ladder; what is left over buys seeds, up to 5, unless --seeds is given"
+        None, description="Time for the whole ladder; spare time goes to more seeds, up to 5, unless --seeds is given"
     )
     seeds: Count | None = Field(
         None,
-        description="Trainings of every step, each with a seed of its own (default: 2; with --minutes, more where they fit)",
+        description="Number of trainings of every step, each with its own seed (default: 2; "
+        "with --minutes, more if there is time)",
     )
-    only: str | None = Field(
-        None, description="Some steps, separated by commas, and the ones that they are compared with"
-    )
-    seed: int = Field(1337, ge=0, lt=2**62, description="The first seed; the next ones follow it")
+    only: str | None = Field(None, description="Comma-separated steps; the steps that they are compared with are added")
+    seed: int = Field(1337, ge=0, lt=2**62, description="First seed; the others follow it")
     device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     tokenizer: str = Field(
         "char",
-        description="char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or the path of a tokenizer.json or .model file",
+        description="char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, "
+        "or the path of a tokenizer.json or .model file",
     )
 
     def conflicts(self) -> Iterator[Conflict]:
-        """One length."""
+        """Check that there is one length."""
         if self.steps is not None and self.minutes is not None:
             yield Conflict(
                 ("steps", "minutes"), "steps and minutes exclude one another: give one length for the ladder"

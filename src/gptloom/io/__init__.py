@@ -1,1 +1,1 @@
-"""Files that survive what happens to a machine, and files from outside."""
+"""Atomic writes, and reads of untrusted files."""

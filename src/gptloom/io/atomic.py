@@ -1,4 +1,4 @@
-"""Files that survive: everything that must outlive a crash is written and synced here, and nowhere else."""
+"""Crash-safe files: everything that must survive a crash is written and synced here."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def sync(path: Path) -> None:
-    """Force a file or folder to the disk (folders cannot be synced on Windows, which writes them through)."""
+    """Flush a file or folder to disk. Windows cannot sync folders, and does not need to."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
@@ -22,12 +22,12 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file inside a folder that is not published yet; `publish` syncs it."""
+    """Write a file into a folder that is not published yet. `publish` syncs it."""
     path.write_text(text, encoding="utf-8")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it holds the old text or the new one, whatever happens."""
+    """Replace a file atomically: after a crash it has the old text or the new one."""
     temporary = path.with_name(f".{path.name}.writing")
     write_text(temporary, text)
     sync(temporary)
@@ -36,9 +36,9 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Give a folder its name once all of it is on the disk; one that has the name already makes way, and is not gone before.
+    """Sync a folder and rename it to its final name; an existing folder of that name is replaced.
 
-    A crash between the two renames leaves the old folder as .replaced-NAME, which `recover` brings back.
+    A crash between the two renames leaves the old folder as .replaced-NAME. `recover` restores it.
     """
     for path in (*sorted(temporary.iterdir()), temporary):
         sync(path)
@@ -51,28 +51,28 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a published folder; at no moment is a part of it left under its name."""
+    """Remove a published folder. It is renamed first, so a partly deleted folder never has its name."""
     going = folder.with_name(f".removing-{folder.name}")
-    with suppress(OSError):  # what cannot be removed takes up space, and does no other harm
+    with suppress(OSError):  # a leftover folder only takes up space
         folder.rename(going)
         shutil.rmtree(going)
 
 
 def set_aside(folder: Path, since: str) -> None:
-    """Hide a published folder until another one that comes after `since` is published; names are numbered."""
+    """Hide a published folder until a folder later than `since` is published. Names are numbered."""
     hidden = folder.with_name(f".aside-{since}")
     hidden.mkdir(exist_ok=True)
     folder.rename(hidden / folder.name)
 
 
 def forget(folder: Path) -> None:
-    """Remove all that was set aside below a folder."""
+    """Remove everything that `set_aside` hid below a folder."""
     for path in folder.glob(".aside-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
-    """Clear up what a killed writer left in a folder of published folders, and bring back what it hid to no purpose."""
+    """Clean up after a killed writer: remove partial folders, and restore hidden ones that are still needed."""
     for path in folder.glob(".replaced-*"):
         final = folder / path.name.removeprefix(".replaced-")
         if not final.exists():
@@ -80,9 +80,8 @@ def recover(folder: Path) -> None:
     newest = max((path.name for path in folder.glob("[!.]*")), key=_number, default="")
     for path in folder.glob(".aside-*"):
         if _number(newest) <= _number(path.name.removeprefix(".aside-")):
-            for name in sorted(
-                (hidden.name for hidden in path.iterdir()), key=_number, reverse=True
-            ):  # should this be cut short, the newest is back
+            # The newest comes first: if this is interrupted, the newest folder is restored.
+            for name in sorted((hidden.name for hidden in path.iterdir()), key=_number, reverse=True):
                 (path / name).rename(folder / name)
     for mark in (".replaced-", ".aside-", ".writing-", ".removing-"):
         for path in folder.glob(f"{mark}*"):
@@ -90,7 +89,7 @@ def recover(folder: Path) -> None:
 
 
 def _number(name: str) -> tuple[int, str]:
-    """Sorts numbered names, however many digits they have."""
+    """Sort key of numbered names with different numbers of digits."""
     return len(name), name
 
 
@@ -101,9 +100,9 @@ def file_hash(path: Path) -> str:
 
 
 class Log:
-    """A file of JSON objects, one a line.
+    """A JSON Lines file.
 
-    A line that the disk did not take is kept, and written before the next one.
+    A line that could not be written is kept, and written before the next one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +111,7 @@ class Log:
         self.pending = ""
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write the object after all that is still pending.
+        """Write the pending lines and the object.
 
         Raises:
             OSError: nothing was written; the line is pending.
@@ -130,7 +129,7 @@ class Log:
         self.pending = ""
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop all lines but the wanted ones; a line that a crash cut short is not wanted."""
+        """Remove all lines but the wanted ones, and lines that a crash cut short."""
         self.pending = ""
         if self.path.exists():
             lines = [
@@ -142,7 +141,7 @@ class Log:
 
 
 def logged(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in such a file, one at a time; a line that is none, such as one that a crash cut short, is passed over."""
+    """Yield the objects of a JSON Lines file. Lines that are not JSON objects are skipped."""
     with path.open(encoding="utf-8", errors="replace") as file:
         yield from filter(None, map(_parse, file))
 

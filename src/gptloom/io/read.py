@@ -1,4 +1,4 @@
-"""Files from outside, read with a bound: whatever lies there, reading ends, in memory that its size bounds, with a value or an error."""
+"""Bounded reads of untrusted files: they end with a value or an InputError, within bounded memory."""
 
 import json
 import stat
@@ -9,18 +9,18 @@ from typing import Any
 from gptloom.errors import InputError
 
 SMALL_FILE = 1 << 20
-"""Bytes that a file of settings or facts may have. Ours have a few thousand."""
+"""Default maximum size in bytes. Our own settings files have a few thousand."""
 
 CURE = "check the path"
 
 
 def regular_size(path: Path, *, cure: str = CURE) -> int:
-    """The size in bytes of a regular file.
+    """Return the size of a regular file in bytes.
 
-    A folder cannot be read, a pipe may never end and a device has no end, so none of them is opened.
+    Folders, pipes and devices are refused before they are opened; a pipe or device may have no end.
 
     Raises:
-        InputError: it is missing, cannot be looked at, or is no regular file.
+        InputError: the path is missing, cannot be read or is not a regular file.
     """
     try:
         about = path.stat()
@@ -35,10 +35,10 @@ def regular_size(path: Path, *, cure: str = CURE) -> int:
 
 
 def read_bytes(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> bytes:
-    """A whole file of at most `limit` bytes.
+    """Read a file of at most `limit` bytes.
 
     Raises:
-        InputError: it cannot be read, is no regular file, or is larger.
+        InputError: it cannot be read, is not a regular file, or is larger.
     """
     size = regular_size(path, cure=cure)
     try:
@@ -54,7 +54,7 @@ def read_bytes(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> byte
 
 
 def read_text(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> str:
-    """A whole UTF-8 file of at most `limit` bytes; errors as `read_bytes`, and for bytes that are not UTF-8."""
+    """Read a UTF-8 file of at most `limit` bytes. Raises InputError as `read_bytes`, and if it is not UTF-8."""
     try:
         return read_bytes(path, limit=limit, cure=cure).decode()
     except UnicodeDecodeError as error:
@@ -62,7 +62,7 @@ def read_text(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> str:
 
 
 def read_json(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> dict[str, Any]:
-    """The JSON object in a file; errors as `read_text`, and as `json_object`."""
+    """Read a JSON object from a file. Raises InputError as `read_text`, and if it is not a JSON object."""
     text = read_text(path, limit=limit, cure=cure)
     try:
         return json_object(text)
@@ -71,10 +71,10 @@ def read_json(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> dict[
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """A JSON object as RFC 8259 has it: without NaN and Infinity, and each key once.
+    """Parse a JSON object (RFC 8259): no NaN or Infinity, no duplicate keys.
 
     Raises:
-        ValueError: it is something else, holds a number of thousands of digits, or is nested too deeply.
+        ValueError: it is not such an object, has a number of thousands of digits, or is nested too deeply.
     """
     try:
         found = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_no_number)
@@ -89,9 +89,9 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {key[:40]!r} is there twice")
+        raise ValueError(f"the key {key[:40]!r} occurs twice")
     return found
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number in JSON")
+    raise ValueError(f"{word} is not a number in JSON")

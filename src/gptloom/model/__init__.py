@@ -1,1 +1,1 @@
-"""The models and what training minimises."""
+"""Models and the training loss. `transformer.py` is the best file to begin with."""

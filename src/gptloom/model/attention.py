@@ -1,4 +1,4 @@
-"""Causal self-attention: many heads in one product, with a cache, and an explicit path that yields the weights."""
+"""Multi-head self-attention and cross-attention, with a key-value cache (Vaswani et al. 2017, section 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,10 @@ from gptloom.model.layers import rotate
 
 
 class Heads(nn.Module):
-    """What self-attention and cross-attention share: the heads' number, width, scale and dropout, and the sum that they take."""
+    """Base class of self-attention and cross-attention: the attention itself. Subclasses add the projections."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Take the settings; the projections are the heirs' own."""
+        """Read the number of heads, their width, the scale and the dropout."""
         super().__init__()
         self.n_head, self.n_kv_head, self.width = config.n_head, config.kv_heads, config.width_per_head
         self.scale = (self.width if config.score_scale == "head" else config.n_embd) ** -0.5
@@ -29,29 +29,24 @@ class Heads(nn.Module):
         causal: bool,
         traced: list[Tensor] | None,
     ) -> Float[Tensor, "b t hd"]:
-        """The weighted sum of values, heads side by side: fused, or spelled out when a trace wants the weights.
+        """Compute attention for all heads and concatenate them.
+
+        A trace needs the attention weights. Then they are computed explicitly; otherwise the fused kernel is used.
 
         Args:
-            query: per head.
-            key: per group of heads.
-            value: likewise.
-            mask: which keys a query may see; None where `causal` says enough.
-            causal: without a mask, whether a query sees only the keys up to its own place.
-            traced: the weights are appended to it, which takes the explicit path.
+            query: (b, n_head, t, head_size).
+            key: (b, n_kv_head, s, head_size).
+            value: (b, n_kv_head, s, head_size).
+            mask: True where a query may attend to a key; None for no mask or the plain causal mask.
+            causal: if there is no mask, apply the causal mask.
+            traced: list to which the weights (b, h, t, s) are appended, or None.
         """
         drop = self.drop_weights if self.training else 0.0
         if traced is None:
             causal = mask is None and causal
             grouped = key.shape[1] != query.shape[1]
             found = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                dropout_p=drop,
-                is_causal=causal,
-                scale=self.scale,
-                enable_gqa=grouped,
+                query, key, value, mask, drop, causal, scale=self.scale, enable_gqa=grouped
             )
         else:
             weights = attention_weights(query, key, mask, causal, self.scale)
@@ -61,9 +56,9 @@ class Heads(nn.Module):
 
 
 class Attention(Heads):
-    """Scaled dot-product attention (Vaswani et al.
+    """Self-attention; n_head / n_kv_head query heads share one key-value head.
 
-    2017, section 3.2) with shared key-value heads (Ainslie et al. 2023).
+    Sources: Vaswani et al. 2017, section 3.2; grouped heads: Ainslie et al. 2023.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -71,21 +66,20 @@ class Attention(Heads):
         super().__init__(config)
         self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.width, bias=config.bias == "all")
         joined = self.n_head * self.width
-        self.out = (
-            nn.Linear(joined, config.n_embd, bias=config.bias != "none") if config.output_projection else nn.Identity()
-        )
+        bias = config.bias != "none"
+        self.out = nn.Linear(joined, config.n_embd, bias) if config.output_projection else nn.Identity()
         self.query_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
-        # Where no projection follows, the lecture has no dropout after the heads either.
+        # Without an output projection the lecture applies no dropout after the heads.
         self.dropout = nn.Dropout(config.dropout if config.output_projection else 0.0)
 
     def init_cache(self, batch: int, length: int, like: Tensor) -> LayerCache:
-        """Room for the keys and values of `length` tokens, and one spare place that padding may overwrite."""
+        """Zero keys and values for `length` tokens, and one extra place that padding may overwrite."""
         shape = (batch, self.n_kv_head, length + 1, self.width)
         return {"keys": like.new_zeros(shape), "values": like.new_zeros(shape)}
 
     def forward(self, x: Float[Tensor, "b t c"], context: Context, cache: LayerCache | None) -> Float[Tensor, "b t c"]:
-        """Let every position gather from those it may see."""
+        """Return the attention output for every position; append the new keys and values to the cache."""
         b, t, _ = x.shape
         widths = [self.n_head * self.width, self.n_kv_head * self.width, self.n_kv_head * self.width]
         query, key, value = (
@@ -102,10 +96,7 @@ class Attention(Heads):
 
 
 class CrossAttention(Heads):
-    """Queries from the decoder's stream, keys and values from what the encoder has read (Vaswani et al.
-
-    2017, section 3.2.3).
-    """
+    """Attention from the decoder to the encoder's output (Vaswani et al. 2017, section 3.2.3)."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Build one matrix for queries, one for keys and values (in this order), and the output projection."""
@@ -118,14 +109,14 @@ class CrossAttention(Heads):
         self.dropout = nn.Dropout(config.dropout)
 
     def read(self, memory: EncoderOutput) -> LayerCache:
-        """The keys and values of a memory, which stay the same however much is written."""
+        """Compute the keys and values of an encoder's output. They are the same for every decoding step."""
         key, value = (
             part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in self.kv(memory.vectors).chunk(2, dim=-1)
         )
         return {"cross_keys": self.key_norm(key), "cross_values": value, "cross_seen": memory.seen}
 
     def forward(self, x: Float[Tensor, "b t c"], context: Context, cache: LayerCache | None) -> Float[Tensor, "b t c"]:
-        """Let every position gather from the source."""
+        """Return the attention output for every position of the target."""
         source = cache if cache is not None and "cross_keys" in cache else self.read(_given(context.memory))
         query = self.query_norm(self.query(x).unflatten(-1, (self.n_head, self.width)).transpose(1, 2))
         traced = None if context.trace is None else context.trace.cross
@@ -140,7 +131,7 @@ def attention_weights(
     causal: bool,
     scale: float,
 ) -> Float[Tensor, "b h t s"]:
-    """softmax(scale q k^T) over the keys that each query may see; every row sums to 1."""
+    """softmax(scale * q k^T) over the keys that each query may see; each row sums to 1."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = scale * (query @ key.transpose(-2, -1))
     if seen is None and causal:
@@ -150,20 +141,20 @@ def attention_weights(
 
 def _given(memory: EncoderOutput | None) -> EncoderOutput:
     if memory is None:
-        raise ValueError("cross-attention needs an encoder's memory, in the context or in the cache")
+        raise ValueError("cross-attention needs an encoder's output, in the context or in the cache")
     return memory
 
 
 def append(
     cache: LayerCache, key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t d"], context: Context
 ) -> tuple[Tensor, Tensor]:
-    """Write the new keys and values behind each row's old ones; return all that may be looked at, (b, g, s, d)."""
+    """Write new keys and values after each row's old ones; return all that are in use, (b, g, s, d) each."""
     assert context.cache is not None
     t, keys, values = key.shape[2], cache["keys"], cache["values"]
     end = min(max(context.cache.lengths) + t, context.cache.capacity)
     if context.ragged:
         rows = torch.arange(len(key), device=key.device)[:, None]
-        places = context.positions.clamp(max=context.cache.capacity)  # padding behind the end lands in the spare place
+        places = context.positions.clamp(max=context.cache.capacity)  # padding goes to the extra place
         keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
         values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
     else:

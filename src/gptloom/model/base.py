@@ -1,4 +1,4 @@
-"""What training, generation and probing ask of any model."""
+"""The interface of every model: ids in, logits out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from gptloom.model.cache import Cache, Context
 
 
 class LanguageModel(nn.Module, ABC):
-    """Ids in, logits out.
+    """Base class of all models.
 
     Attributes:
-        config: the shape.
-        token_table: what each id looks like to the model.
+        config: the model's configuration.
+        token_table: the token embedding, (vocab_size, n_embd).
     """
 
     config: ModelConfig
@@ -25,51 +25,51 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """The last hidden vectors, ready for `unembed`.
+        """Return the final hidden states, the input of `unembed`.
 
         Args:
-            ids: token ids. With a cache they continue it, and the cache then holds them too.
-            context: cache, row counts, trace and memory; None means a fresh, uncached, untraced call.
+            ids: token ids. With a cache, they continue the cached tokens and are added to it.
+            context: cache, row counts, trace and encoder output; None means no cache and no trace.
 
         Raises:
-            ValueError: more tokens than the model's window, or than the cache has room for.
+            ValueError: there are more tokens than the context window or the cache can hold.
         """
 
     @abstractmethod
     def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
-        """Logits from hidden vectors, in the same floating-point type."""
+        """Map hidden states to logits; the dtype stays the same."""
 
     @abstractmethod
     def init_cache(self, batch: int, length: int) -> Cache:
-        """Empty memory for `batch` rows of up to `length` tokens, on the model's device and in its type."""
+        """Return an empty cache for `batch` rows of up to `length` tokens."""
 
     def for_rows(self, rows: Sequence[int]) -> "LanguageModel":
         """The model for a batch of these rows; only one that has read a source for each row makes a difference."""
         return self
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
-        """Logits at every position, never fewer."""
+        """Return the logits at every position."""
         return self.unembed(self.forward_hidden(ids))
 
     @property
     def window(self) -> int | None:
-        """The most tokens that it can look back on; None where there is no end to it."""
+        """Longest context, in tokens; None if there is no limit."""
         return self.config.block_size
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of the weights."""
         return self.token_table.weight.device
 
     def parameter_count(self) -> int:
-        """Number of trainable numbers; a tied head counts once."""
+        """Number of trainable parameters; tied weights count once."""
         return sum(p.numel() for p in self.parameters())
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off, and back to what it was afterwards."""
-    if not model.training:  # the usual case, and worth not walking through the model for every token
+    """Switch all modules to evaluation mode, and switch them back at the end."""
+    if not model.training:  # the usual case: avoid a walk over all modules for every token
         yield
         return
     training = [module for module in model.modules() if module.training]

@@ -1,7 +1,4 @@
-"""The model that a configuration describes, and what it takes before there is one.
-
-What a model's shape costs, counted on its outline: parameters by part, operations a token, bytes of memory a sequence.
-"""
+"""Build a model from its configuration; compute its size and cost, and check first that it fits into memory."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,53 +19,51 @@ from gptloom.model.transformer import Decoder, EncoderDecoder
 
 
 def build_model(config: ModelConfig) -> LanguageModel:
-    """A model with freshly drawn weights, from torch's global generator.
+    """Build a model and draw its weights from torch's global generator.
 
     Raises:
-        MachineError: the weights alone are more than the memory holds; nothing has been allocated.
+        MachineError: the weights alone do not fit into memory. Nothing has been allocated.
     """
     check_memory(config, torch.device("cpu"))
     return _build(config)
 
 
 def meta_model(config: ModelConfig) -> LanguageModel:
-    """The model's parameters without their numbers: names, shapes and types at any size, in no memory to speak of."""
-    # The tables of fixed positions are no parameters.
+    """Build a model on PyTorch's meta device: it has names, shapes and dtypes, and takes no memory."""
+    # Fixed position tables are not parameters.
     config = config if config.positions == "learned" else config.model_copy(update={"positions": "none"})
     with torch.device("meta"), _Undrawn():
         return _build(config)
 
 
 def check_memory(config: ModelConfig, device: torch.device, *, copies: int = 1, more: int = 0) -> None:
-    """See that a model fits, before anything is allocated.
+    """Check that a model fits into memory before anything is allocated.
 
     Args:
-        config: the shape.
-        device: whose memory is asked for.
-        copies: numbers kept for each weight; training keeps 4: weight, gradient, and AdamW's two means.
-        more: bytes needed besides.
+        config: the model's configuration.
+        device: the device whose memory is checked.
+        copies: numbers that are stored per weight. Training stores 4: weight, gradient and AdamW's two moments.
+        more: additional bytes.
 
     Raises:
-        MachineError: it does not fit even alone in all of the memory.
+        MachineError: the model does not fit, even if all of the memory were free.
     """
     have = memory_size(device)
     if have is None:
         return
-    # Layers are alike, so that two tell of a thousand.
+    # All layers have the same size, so two depths are enough to extrapolate.
     depths = sorted({min(config.n_layer, depth) for depth in (1, 2)})
     counts = [meta_model(config.model_copy(update={"n_layer": depth})).parameter_count() for depth in depths]
     numbers = counts[-1] + (config.n_layer - depths[-1]) * (counts[-1] - counts[0])
-    table = {"rotary": 2 * config.width_per_head, "sinusoidal": config.n_embd}.get(
-        config.positions, 0
-    ) * config.block_size
-    needed = 4 * (copies * numbers + table) + more
+    width = {"rotary": 2 * config.width_per_head, "sinusoidal": config.n_embd}.get(config.positions, 0)
+    needed = 4 * (copies * numbers + width * config.block_size) + more
     if needed > have:
-        what = f"{numbers:,} parameters and what goes with them take {needed / 1e9:,.1f} GB, and the memory has {have / 1e9:,.1f} GB"
-        raise MachineError(
-            what,
-            where=str(device),
-            cure="make the model (--model.n-embd, --model.n-layer, --model.block-size) or --train.batch-size smaller",
+        what = (
+            f"{numbers:,} parameters and what goes with them take {needed / 1e9:,.1f} GB, "
+            f"and the memory has {have / 1e9:,.1f} GB"
         )
+        cure = "make the model (--model.n-embd, --model.n-layer, --model.block-size) or --train.batch-size smaller"
+        raise MachineError(what, where=str(device), cure=cure)
 
 
 def _build(config: ModelConfig) -> LanguageModel:
@@ -78,7 +73,7 @@ def _build(config: ModelConfig) -> LanguageModel:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Nothing is drawn: an outline has no numbers, and PyTorch would load its compiler (2 seconds) to pretend."""
+    """Skip weight initialisation: on the meta device it has no effect, and it imports PyTorch's compiler (2 s)."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -86,11 +81,11 @@ class _Undrawn(TorchFunctionMode):
 
 
 PARTS = ("tables", "ngrams", "attention", "mlp", "recurrent", "norms", "head", "other")
-"""Where a parameter can be. A tied head is a table; tables and n-grams are looked up, and multiply nothing."""
+"""The parts of a model. A tied head counts as a table. Tables and n-grams are lookups: they take no multiplications."""
 
 
 def count_parts(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part, each counted once; the parts that there are add up to the model's `parameter_count`."""
+    """Number of parameters of each part. They add up to the model's `parameter_count`."""
     model = meta_model(config)
     found = Counter[str]()
     seen: set[int] = set()
@@ -104,17 +99,17 @@ def count_parts(config: ModelConfig) -> dict[str, int]:
 
 
 def operations_per_token(config: ModelConfig, context: int | None = None) -> int:
-    """Operations of the matrix products of one token's training, forward and backward: 6 N + 12 L T H Q.
+    """Return the FLOPs of the matrix products for one training token, forward and backward: 6 N + 12 L T H Q.
 
-    N are the weights that a token is multiplied with: every linear layer, the head with them, but no table that is only
-    looked up; a forward pass multiplies and adds once for each, and a backward pass twice as often (Kaplan et al. 2020,
-    section 2.1). L layers of H heads that are Q wide look at T places each, all of them, whether or not a mask then
-    takes half of it back (Chowdhery et al. 2022, appendix B). Norms, activations and the softmax are not counted. A
-    forward pass alone is a third of it.
+    N is the number of weights that a token is multiplied with: all linear layers and the head, but no lookup tables.
+    The forward pass takes one multiplication and one addition per weight, the backward pass twice as many (Kaplan et
+    al. 2020, section 2.1). L layers with H heads of width Q attend to T positions each; masked positions count too
+    (Chowdhery et al. 2022, appendix B). Norms, activations and softmax are not counted. The forward pass alone is one
+    third.
 
     Args:
-        config: the shape. Of an encoder-decoder, a token is one of the source and one of the target.
-        context: places that a token looks at (default: block_size).
+        config: the model's configuration. For an encoder-decoder, a token is one of the source and one of the target.
+        context: number of positions that a token attends to (default: block_size).
     """
     model, context = meta_model(config), config.block_size if context is None else context
     seen = sum(part.n_head * part.width for part in model.modules() if isinstance(part, Heads))
@@ -122,20 +117,20 @@ def operations_per_token(config: ModelConfig, context: int | None = None) -> int
 
 
 def cache_bytes(config: ModelConfig, length: int) -> int:
-    """Bytes in float32 of what a model remembers of one text of `length` tokens: keys and values, or a recurrent state."""
+    """Bytes of the cache of one sequence of `length` tokens, in float32."""
     cache = meta_model(config).init_cache(1, length)
     return sum(tensor.numel() * tensor.element_size() for layer in cache.layers for tensor in layer.values())
 
 
 def read_weights(config: ModelConfig) -> int:
-    """Parameters that writing one token reads: all but the tables that are only looked up, of which a row is read."""
+    """Number of weights that are read to sample one token: all but the lookup tables."""
     parts = count_parts(config)
     looked_up = parts.get("tables", 0) + parts.get("ngrams", 0)
     return sum(parts.values()) - looked_up + (config.vocab_size * config.n_embd if config.head == "tied" else 0)
 
 
 def _weights(model: LanguageModel) -> Iterator[int]:
-    """Sizes of the matrices that every token passes through."""
+    """Sizes of the matrices that every token is multiplied with."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             yield module.weight.numel()

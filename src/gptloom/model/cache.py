@@ -1,4 +1,7 @@
-"""What one call carries (`Context`), what a request keeps between calls (`Cache`), and what a curious caller gets back (`Trace`)."""
+"""State of a forward pass: `Context` (one call), `Cache` (between calls) and `Trace` (recorded activations).
+
+The cache belongs to the caller. A model holds no state between two calls.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,38 +11,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 LayerCache = dict[str, Tensor]
-"""One layer's memory: named tensors whose first axis is the batch. Only the layer that made it knows the names."""
+"""One layer's cache: named tensors whose first axis is the batch. Each layer chooses its own names."""
 
 
 class Cache:
-    """The memory of a batch of requests. The model makes it, the caller owns it, and each row has its own length.
+    """Cache of a batch of sequences: keys and values, or recurrent states. Each row has its own length.
 
     Args:
-        layers: one per layer, from that layer's `init_cache`.
-        batch: rows.
-        capacity: most tokens a row can hold.
+        layers: one `LayerCache` per layer, made by the layer's `init_cache`.
+        batch: number of rows.
+        capacity: maximum number of tokens in a row.
     """
 
     def __init__(self, layers: list[LayerCache], batch: int, capacity: int) -> None:
         """Start with empty rows."""
         self.layers, self.capacity = layers, capacity
-        # Plain numbers: what shapes and masks follow from must not wait for a device.
+        # Python integers: shapes and masks depend on them, and must not wait for the device.
         self.lengths = [0] * batch
         self.views: dict[int, list[LayerCache]] = {}
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Count the tokens that a call has added to each row."""
+        """Add to each row's length the number of tokens that a call has processed."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def clear(self) -> None:
-        """Forget all.
-
-        What the tensors still hold means nothing to the layers: they look at what lies within a row's length.
-        """
+        """Set all lengths to 0. Layers ignore tensor entries beyond a row's length."""
         self.lengths = [0] * len(self.lengths)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may be dropped or repeated (beam search, finished requests)."""
+        """Keep these rows in this order; a row may occur several times (beam search) or not at all."""
         index = torch.as_tensor(rows)
         self.lengths, self.views = [self.lengths[row] for row in rows], {}
         self.layers = [
@@ -47,7 +47,7 @@ class Cache:
         ]
 
     def write(self, rows: Sequence[int], other: "Cache") -> None:
-        """Replace these rows by the rows of another cache of the same model, whose capacity is at most this one's."""
+        """Overwrite these rows with the rows of another cache of the same model and at most the same capacity."""
         index = torch.as_tensor(rows)
         for row, length in zip(rows, other.lengths, strict=True):
             self.lengths[row] = length
@@ -80,23 +80,23 @@ class Cache:
 
 @dataclass
 class Trace:
-    """What happened inside one call. It is filled on request, and asking for it selects the explicit attention path."""
+    """Activations that a call records on request. A trace switches off the fused attention kernel."""
 
     attention: list[Float[Tensor, "b h t s"]] = field(default_factory=list)
-    """Attention weights, a tensor per layer; each row of each head sums to 1."""
+    """Self-attention weights, one tensor per layer; each row of each head sums to 1."""
     stream: list[Float[Tensor, "b t c"]] = field(default_factory=list)
     """The embeddings, then the residual stream after each block."""
     cross: list[Float[Tensor, "b h t s"]] = field(default_factory=list)
-    """Weights of the attention on the encoder's memory, a tensor per layer."""
+    """Cross-attention weights, one tensor per layer."""
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder leaves for a decoder to look at.
+    """Output of the encoder, which the decoder attends to.
 
     Attributes:
-        vectors: one for each place of the source.
-        seen: which places are not padding.
+        vectors: one vector per position of the source.
+        seen: True for positions that are not padding.
     """
 
     vectors: Float[Tensor, "b s c"]
@@ -105,19 +105,19 @@ class EncoderOutput:
 
 @dataclass
 class Context:
-    """Everything that one call needs besides the ids. The caller gives the first four; the model fills in the rest.
+    """Arguments of one call besides the ids. The caller sets the first four fields; the model sets the others.
 
     Attributes:
-        cache: memory of the tokens before these, extended by this call.
-        counts: how many of the ids in each row are real, the rest being padding on the right (default: all).
-        trace: to be filled with what happened inside.
-        memory: what an encoder has read, for layers with cross-attention; a cache that holds it already needs it no
-            more.
-        positions: (t,) where every row begins alike, else (b, t).
-        mask: (b, 1, t, s), or (b, 1, 1, s) for all queries alike: which keys a query may see; None where `causal` says
+        cache: the tokens before these; the call adds its own.
+        counts: number of real tokens in each row; the rest is padding on the right (default: all are real).
+        trace: receives the activations, or None.
+        memory: the encoder's output, for cross-attention. It is not needed if the cache already has its keys and
+            values.
+        positions: (t,) if all rows start at the same position, else (b, t).
+        mask: (b, 1, t, s), or (b, 1, 1, s) for all queries: True where a query may attend to a key; None if `causal` is
             enough.
-        causal: the queries are all the keys there are, so the plain causal mask applies.
-        rotation: cosines and sines of the positions for rotary attention.
+        causal: there are as many keys as queries, so the plain causal mask applies.
+        rotation: cosines and sines of the positions, for rotary embeddings.
     """
 
     cache: Cache | None = None
@@ -130,7 +130,7 @@ class Context:
     rotation: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     def place(self, tokens: int, device: torch.device) -> None:
-        """Find the positions of the next `tokens` tokens, and which earlier ones each may see."""
+        """Set the positions of the next `tokens` tokens and their causal mask."""
         steps = torch.arange(tokens, device=device)
         if self.cache is None:
             self.positions = steps
@@ -149,12 +149,12 @@ class Context:
         self.mask = (keys <= self.positions.expand(len(lengths), tokens)[..., None])[:, None]
 
     def open(self, seen: Bool[Tensor, "b s"]) -> None:
-        """Let every position see every other that is no padding: an encoder's view."""
+        """Set an encoder's positions and mask: every position sees all others except padding."""
         self.positions = torch.arange(seen.shape[1], device=seen.device)
         self.causal = False
         self.mask = None if bool(seen.all()) else seen[:, None, None]
 
     @property
     def ragged(self) -> bool:
-        """The rows begin at different lengths."""
+        """True if the rows start at different positions."""
         return self.positions.ndim == 2

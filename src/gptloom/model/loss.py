@@ -1,6 +1,6 @@
-"""What training minimises.
+"""The training loss.
 
-This is the module that is wrapped (compiled, distributed); the bare model inside stays clean.
+`torch.compile` and data parallelism wrap `Objective`; the model inside it stays unwrapped.
 """
 
 import torch
@@ -14,14 +14,14 @@ from gptloom.model.transformer import EncoderDecoder
 
 
 class Objective(nn.Module):
-    """Cross-entropy of the targets, summed.
+    """Cross-entropy, summed over the targets.
 
-    The sum and the count come back apart, so that micro-batches and ranks are divided once, by the global count.
+    Sum and count are returned separately. The caller divides once, by the count over all micro-batches and ranks.
 
     Args:
-        model: a language model; an encoder-decoder is given sources as well as inputs.
+        model: a language model. An encoder-decoder takes sources as well as inputs.
         label_smoothing: share of a target's probability that is spread over all tokens (Szegedy et al. 2016, section
-            7), in training only: a loss that is reported is never a smoothed one.
+            7). It applies in training mode only, so reported losses are never smoothed.
     """
 
     def __init__(self, model: LanguageModel, label_smoothing: float = 0.0) -> None:
@@ -30,11 +30,15 @@ class Objective(nn.Module):
         self.model, self.label_smoothing = model, label_smoothing
 
     def forward(self, *batch: Int[Tensor, "b _"]) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Summed loss in nats, and the number of targets that are not `IGNORE_INDEX`; `batch` is (inputs, targets) or (sources, inputs, targets)."""
+        """Return the summed loss in nats, and the number of targets that are not `IGNORE_INDEX`.
+
+        Args:
+            batch: (inputs, targets), or (sources, inputs, targets) for an encoder-decoder.
+        """
         *inputs, targets = batch
         logits = self.model.translate(*inputs) if isinstance(self.model, EncoderDecoder) else self.model(*inputs)
         smoothing = self.label_smoothing if self.training else 0.0
-        scores = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # never in half precision
+        scores = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # never in bfloat16
         nats = F.cross_entropy(
             scores, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
         )

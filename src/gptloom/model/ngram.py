@@ -1,4 +1,4 @@
-"""Embeddings of hashed n-grams: what the last few tokens are together, looked up in one table."""
+"""Embeddings of hashed n-grams: one table, indexed by a hash of the last few tokens."""
 
 from typing import Any
 
@@ -14,51 +14,49 @@ _SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 over the golden ratio, as a si
 
 
 class HashedNgrams(nn.Module):
-    """Adds up a vector for each n-gram that ends at a position, from pairs to n-grams of `longest` tokens.
+    """Sum of the embeddings of all n-grams, from pairs to `longest` tokens, that end at a position.
 
-    The rows are found by hashing, so that one table holds n-grams of all lengths, and rare ones share rows (bags of
-    n-grams: Joulin et al. 2016, section 2.3; n-gram embeddings beside a Transformer's: Clark et al. 2022). The model
-    reads its context as usual; what n-gram counts would know, it need not spend layers on.
+    Rows are found by hashing: one table serves all lengths, and rare n-grams share rows. Sources: bags of n-grams
+    (Joulin et al. 2016, section 2.3); n-gram embeddings added to a Transformer's token embeddings (Clark et al. 2022).
 
     Args:
-        longest: most tokens of an n-gram, at least 2.
-        rows: of the table.
-        width: of a row; they begin at zero.
-        dropout: share of positions that go without, in training.
+        longest: maximum number of tokens in an n-gram, at least 2.
+        rows: number of rows of the table.
+        width: size of an embedding; all start at zero.
+        dropout: probability that a position gets no n-gram embedding in training.
     """
 
     def __init__(self, longest: int, rows: int, width: int, dropout: float = 0.0) -> None:
-        """Make the table; gradients are dense until an optimizer asks for sparse ones."""
+        """Create the table. Gradients are dense unless an optimizer sets `sparse`."""
         super().__init__()
         self.longest, self.dropout, self.sparse = longest, dropout, False
         self.weight = nn.Parameter(torch.zeros(rows, width))
 
     def init_cache(self, batch: int) -> LayerCache:
-        """The tokens before the next one, (b, longest - 1); -1 where there are none."""
+        """The last `longest` - 1 tokens, (b, longest - 1); -1 where there is none."""
         return {"recent": torch.full((batch, self.longest - 1), -1, device=self.weight.device)}
 
     def forward(
         self, ids: Int[Tensor, "b t"], context: Context, cache: LayerCache | None = None
     ) -> Float[Tensor, "b t c"]:
-        """The sum at each position; when there is a cache, its tokens come before these, and then it holds these."""
+        """Return the sum of the embeddings at each position; with a cache, its tokens come first."""
         rows = self.rows(ids, context, cache)
         sparse = self.sparse and not torch.compiler.is_compiling()
-        found: Tensor = _Lookup.apply(self.weight, rows) if sparse else sum_rows(self.weight, rows)  # type: ignore[no-untyped-call]
+        found: Tensor = (_Lookup.apply if sparse else sum_rows)(self.weight, rows)
         kept = self.draw(found)
         return found if kept is None else found * kept
 
     def draw(self, sums: Float[Tensor, "b t c"]) -> Float[Tensor, "b t 1"] | None:
-        """1 for the positions that have their n-grams, 0 for those that go without; None where all have them.
+        """Draw the dropout mask: 1 keeps a position's embedding, 0 drops it; None if nothing is dropped.
 
-        What is kept is not scaled up, as other dropout does it: a sum is there as it will be when writing, or is not,
-        as if its n-grams were new.
+        Unlike `nn.Dropout`, it does not scale up the kept values: an n-gram is either known or new, as when sampling.
         """
-        return (
-            (torch.rand_like(sums[..., :1]) >= self.dropout).to(sums.dtype) if self.training and self.dropout else None
-        )
+        if not self.training or not self.dropout:
+            return None
+        return (torch.rand_like(sums[..., :1]) >= self.dropout).to(sums.dtype)
 
     def rows(self, ids: Int[Tensor, "b t"], context: Context, cache: LayerCache | None = None) -> Int[Tensor, "b t k"]:
-        """The rows that `forward` adds up."""
+        """Return the row indices that `forward` sums, k = longest - 1 per position."""
         before = self.longest - 1
         recent = ids.new_full((len(ids), before), -1)
         if cache is not None:
@@ -70,7 +68,7 @@ class HashedNgrams(nn.Module):
         return ngram_rows(known, self.longest, len(self.weight))
 
     def accumulate_grad(self, rows: Int[Tensor, "b t k"], grad: Float[Tensor, "b t c"], fresh: bool) -> None:
-        """Make the gradient of the sums the table's (`fresh`), or add it to the table's; what autograd does otherwise."""
+        """Write the table's gradient (`fresh`) or add to it, given the gradient of the sums."""
         if self.sparse:
             found = _sparse_gradient(rows, grad, self.weight.shape)
             self.weight.grad = found if fresh or self.weight.grad is None else self.weight.grad + found
@@ -84,14 +82,14 @@ class HashedNgrams(nn.Module):
 
 
 def sum_rows(weight: Float[Tensor, "r c"], rows: Int[Tensor, "b t k"]) -> Float[Tensor, "b t c"]:
-    """The sum of some rows at each position."""
+    """Sum the k rows of each position."""
     return F.embedding_bag(rows.flatten(0, 1), weight, mode="sum").view(*rows.shape[:2], -1)
 
 
 def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor, "b t k"]:
-    """The row of each n-gram of 2, 3, ...
+    """Return the row of each n-gram of 2, 3, ..., `longest` tokens that ends at each position.
 
-    `longest` tokens that ends at each place but the first `longest` - 1; ids below 0 are no token.
+    The first `longest` - 1 positions of `known` only provide context. Ids below 0 mean no token.
     """
     codes = known + 1
     end = codes.shape[1]
@@ -99,14 +97,19 @@ def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor
     found = []
     for back in range(1, longest):
         key = key * _SPREAD + codes[:, longest - 1 - back : end - back]
-        found.append(
-            ((key ^ key >> 32) * _SPREAD >> 33) % rows
-        )  # high bits: a product's low ones depend on few bits of its factors
+        # The high bits: the low bits of a product depend on few bits of its factors.
+        found.append(((key ^ key >> 32) * _SPREAD >> 33) % rows)
     return torch.stack(found, dim=-1)
 
 
 def ngram_rows_at(before: list[int], last: int, rows: int) -> list[int]:
-    """What `ngram_rows` finds at one place, `last`, in plain numbers, which begin sooner than tensors; `before` are the tokens before it."""
+    """Return the rows of `ngram_rows` at one position, computed with Python integers, which is faster for one token.
+
+    Args:
+        before: the tokens before it.
+        last: the token at this position.
+        rows: number of rows of the table.
+    """
     key, found = last + 1, []
     for one in reversed(before):
         key = _signed(key * _SPREAD + one + 1)
@@ -115,12 +118,12 @@ def ngram_rows_at(before: list[int], last: int, rows: int) -> list[int]:
 
 
 def _signed(number: int) -> int:
-    """What is left of a number in 64 bits."""
+    """Wrap an integer to 64 bits, two's complement."""
     return (number + (1 << 63) & (1 << 64) - 1) - (1 << 63)
 
 
 class _Lookup(torch.autograd.Function):
-    """Sums of rows, with a sparse gradient whose rows occur once each."""
+    """Sum of rows whose gradient is sparse and coalesced."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ class _Lookup(torch.autograd.Function):
 
 
 def _sparse_gradient(rows: Int[Tensor, "b t k"], grad: Float[Tensor, "b t c"], size: torch.Size) -> Tensor:
-    """The table's gradient, in which each row occurs once."""
+    """Return the sparse gradient of the table; each row occurs once."""
     unique, places = torch.unique(rows.flatten(0, 1), return_inverse=True)
     grad, values = grad.flatten(0, 1), grad.new_zeros(len(unique), size[1])
     for place in places.unbind(1):

@@ -1,4 +1,4 @@
-"""What came before the Transformer: language models whose memory is one vector a layer, carried from token to token."""
+"""Recurrent language models: RNN, LSTM and GRU."""
 
 from collections.abc import Sequence
 
@@ -15,20 +15,19 @@ LAYERS: dict[str, type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = {"rnn": nn.RNN,
 
 
 class Recurrent(LanguageModel):
-    """An Elman network (1990), an LSTM (Hochreiter and Schmidhuber 1997) or a GRU (Cho et al.
+    """Token embedding, recurrent layers, linear head.
 
-    2014) over token embeddings.
-
-    Its state has one size however long the text, so it has no window; what it can still know of the past is another
-    matter, and `inference.probe` measures it.
+    Sources: RNN (Elman 1990), LSTM (Hochreiter and Schmidhuber 1997), GRU (Cho et al. 2014). The cache has the same
+    size for any length, so there is no context window. `interpret.trace.gradient_by_distance` measures how far back the
+    model remembers.
 
     Args:
-        config: `architecture`, n_layer, n_embd, dropout (between the layers, and before the head), embd_dropout, head,
-            head_bias and init shape it.
+        config: uses architecture, n_layer, n_embd, dropout (between layers and before the head), embd_dropout, head,
+            head_bias and init.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build the layers and draw their weights; the recurrent ones keep PyTorch's."""
+        """Build the layers and draw their weights; the recurrent layers keep PyTorch's."""
         super().__init__()
         self.config = config
         self.token_table = nn.Embedding(config.vocab_size, config.n_embd)
@@ -45,11 +44,11 @@ class Recurrent(LanguageModel):
 
     @property
     def window(self) -> None:
-        """There is no end to what it may look back on."""
+        """None: there is no limit."""
         return None
 
     def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """The last layer's output; a row's state goes on from that of its last real token."""
+        """Return the last layer's output; with a cache, start from its states and store the new ones."""
         context = context or Context()
         x = self.embd_dropout(self.token_table(ids))
         if context.cache is None:
@@ -61,19 +60,19 @@ class Recurrent(LanguageModel):
         return self.dropout(out)  # type: ignore[no-any-return]
 
     def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
-        """Logits."""
+        """Map hidden states to logits."""
         return self.head(hidden)  # type: ignore[no-any-return]
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """Zero vectors; `length` only bounds what `Cache` counts, for a recurrent state does not grow."""
+        """Zero states, (b, n_layer, n_embd). Their size does not depend on `length`."""
         zeros = self.token_table.weight.new_zeros(batch, self.config.n_layer, self.config.n_embd)
         names = ("hidden", "cell") if self.config.architecture == "lstm" else ("hidden",)
         return Cache([{name: zeros.clone() for name in names}], batch, length)
 
     def _continue(self, x: Tensor, cache: Cache, counts: Sequence[int]) -> Tensor:
-        """Run from a state and leave the new one there.
+        """Run from the cached states and store the new ones.
 
-        Padding on the right is cut off, and a row without tokens stays as it is.
+        Padding on the right is skipped. A row without tokens keeps its state.
         """
         layer = cache.layers[0]
         rows = [row for row, count in enumerate(counts) if count]

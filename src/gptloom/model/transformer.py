@@ -1,9 +1,7 @@
-"""A stack of blocks over token and position embeddings: the body of decoders and encoders alike.
+"""The Transformer: decoder (GPT), encoder, and encoder-decoder (Vaswani et al. 2017).
 
-The decoder: one class from the bigram's table to a modern GPT, every difference a field of its configuration.
-
-The first Transformer: an encoder reads a source, a decoder writes a target and looks at what was read (Vaswani et al.
-2017).
+One `Decoder` class covers every model from the bigram table to a modern GPT. All differences are fields of
+`ModelConfig`.
 """
 
 from collections.abc import Sequence
@@ -25,16 +23,16 @@ from gptloom.model.ngram import HashedNgrams
 
 
 class Block(nn.Module):
-    """Exchange between positions, then work at each position; each a branch that is added to the stream.
+    """Transformer block: attention, then MLP, each with a residual connection and a norm.
 
-    pre:  x = x + mix(norm(x));  x = x + mlp(norm(x))        (GPT-2)
-    post: x = norm(x + mix(x));  x = norm(x + mlp(x))        (Vaswani et al. 2017)
+    pre:  x = x + attention(norm(x));  x = x + mlp(norm(x))        (GPT-2)
+    post: x = norm(x + attention(x));  x = norm(x + mlp(x))        (Vaswani et al. 2017)
 
-    With `cross`, what an encoder has read is looked at in between.
+    With `cross`, cross-attention to the encoder's output comes between the two.
     """
 
     def __init__(self, config: ModelConfig, *, cross: bool = False) -> None:
-        """Build the branches; one that the configuration leaves out is absent."""
+        """Build the sublayers; one that the configuration leaves out is None."""
         super().__init__()
         self.post, self.adds = config.norm_position == "post", config.residual == "add"
         self.mixer: Attention | CausalMean | None = None
@@ -49,7 +47,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t c"], context: Context, cache: LayerCache | None = None
     ) -> Float[Tensor, "b t c"]:
-        """One step along the residual stream."""
+        """Apply the sublayers."""
         if self.mixer is not None and self.norm1 is not None:
             x = self._join(x, self.mixer(x if self.post else self.norm1(x), context, cache), self.norm1)
         if self.cross is not None and self.norm_cross is not None:
@@ -59,7 +57,7 @@ class Block(nn.Module):
         return x
 
     def init_cache(self, batch: int, length: int, like: Tensor) -> LayerCache:
-        """Empty memory of this block's mixer, in the type and on the device of `like`."""
+        """Return the mixer's empty cache, with the dtype and device of `like`."""
         return self.mixer.init_cache(batch, length, like) if self.mixer else {}
 
     def _join(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
@@ -68,39 +66,36 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Embeddings, blocks and the last norm.
+    """Embeddings, blocks and the final norm: the body of a decoder or an encoder.
 
     Args:
-        config: the shape.
-        causal: whether a position sees only what came before it. That is all that makes a decoder of an encoder.
-        cross: whether the blocks also look at an encoder's memory.
+        config: the model's configuration.
+        causal: apply the causal mask (decoder) or not (encoder).
+        cross: add cross-attention to every block.
     """
 
     def __init__(self, config: ModelConfig, *, causal: bool = True, cross: bool = False) -> None:
-        """Build the layers; the weights are PyTorch's until `initialise`."""
+        """Build the layers; `initialise` draws the weights later."""
         super().__init__()
         self.config, self.causal = config, causal
         self.token_table = nn.Embedding(config.table_rows, config.stream_width)
         self.position_table = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
-        self.ngrams = (
-            HashedNgrams(config.ngrams, config.ngram_rows, config.stream_width, config.ngram_dropout)
-            if config.ngrams > 1
-            else None
-        )
+        self.ngrams: HashedNgrams | None = None
+        if config.ngrams > 1:
+            self.ngrams = HashedNgrams(config.ngrams, config.ngram_rows, config.stream_width, config.ngram_dropout)
         self.dropout = nn.Dropout(config.dropout if config.embd_dropout is None else config.embd_dropout)
         self.blocks = nn.ModuleList(Block(config, cross=cross) for _ in range(config.n_layer))
         has_final_norm = config.head != "none" and config.norm_position == "pre"
         self.final_norm = make_norm(config) if has_final_norm else nn.Identity()
-        # The tables follow from the configuration, so they are not part of the saved weights.
+        # Fixed tables are computed from the configuration, so they are not saved.
         if config.positions == "rotary":
-            self.register_buffer(
-                "rotary", rotary_table(config.block_size, config.width_per_head, config.rope_theta), persistent=False
-            )
+            table = rotary_table(config.block_size, config.width_per_head, config.rope_theta)
+            self.register_buffer("rotary", table, persistent=False)
         if config.positions == "sinusoidal":
             self.register_buffer("sinusoids", sinusoids(config.block_size, config.n_embd), persistent=False)
 
     def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """The normalised residual stream after the last block; ids below 0 are padding, which only an encoder takes."""
+        """Return the residual stream after the final norm. In an encoder, ids below 0 are padding."""
         context = context or Context()
         x = self.embed(ids, context)
         if context.trace is not None:
@@ -115,7 +110,7 @@ class Stack(nn.Module):
         return out
 
     def embed(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
-        """The residual stream before the first block."""
+        """Return the residual stream before the first block: all embeddings, after dropout."""
         self._check_room(ids.shape[1], context)
         if self.causal:
             context.place(ids.shape[1], ids.device)
@@ -128,7 +123,11 @@ class Stack(nn.Module):
         return self.dropout(x)  # type: ignore[no-any-return]
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """Empty memory for `batch` rows of up to `length` tokens (at most block_size), on the model's device and in its type."""
+        """Return an empty cache, with the model's device and dtype.
+
+        Raises:
+            ValueError: `length` is more than block_size.
+        """
         if length > self.config.block_size:
             raise ValueError(f"a cache for {length} tokens is longer than block_size={self.config.block_size}")
         like = self.token_table.weight.new_empty(0, self.config.n_embd)
@@ -136,9 +135,9 @@ class Stack(nn.Module):
         return Cache(layers + ([self.ngrams.init_cache(batch)] if self.ngrams is not None else []), batch, length)
 
     def embed_tokens(self, ids: Int[Tensor, "b t"], context: Context) -> Float[Tensor, "b t c"]:
-        """Token and position embeddings, once the context has its positions."""
+        """Return token plus position embeddings; `context` must already have its positions."""
         x: Tensor = self.token_table(ids)
-        # Padding behind a full row has no position; clamping keeps its (unused) result well defined.
+        # Padding after a full row has no position. Clamping keeps its result, which is not used, defined.
         positions = context.positions.clamp(max=self.config.block_size - 1) if context.ragged else context.positions
         if self.position_table is not None:
             x = x + self.position_table(positions)
@@ -162,61 +161,67 @@ class Stack(nn.Module):
 class Decoder(Stack, LanguageModel):
     """A causal language model: ids in, logits of the next id out.
 
-    With architecture="encoder" it is the same without the causal mask: every position sees all others, so what it can
-    learn is to fill in what has been masked (Devlin et al. 2019), and it cannot write on.
+    With architecture="encoder" there is no causal mask. Such a model learns to fill in masked tokens (Devlin et al.
+    2019), and cannot generate text.
 
     Args:
-        config: the shape. Weights are drawn from torch's global generator, as in any `nn.Module`.
+        config: the model's configuration. Weights are drawn from torch's global generator.
+        cross: as in `Stack`.
+
+    Raises:
+        ValueError: another class builds this architecture.
     """
 
     def __init__(self, config: ModelConfig, *, cross: bool = False) -> None:
-        """Build the layers and draw their weights; `cross` as in `Stack`. ValueError: the configuration is another class's."""
+        """Build the layers and draw their weights."""
         if config.architecture not in (("encoder-decoder",) if cross else ("decoder", "encoder")):
             raise ValueError(
                 f"architecture={config.architecture!r} is not built by this class; use model.build.build_model"
             )
         super().__init__(config, causal=config.architecture != "encoder", cross=cross)
-        self.head = (
-            nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias) if config.head != "none" else None
-        )
-        if self.head is not None and config.head == "tied":
-            self.head.weight = self.token_table.weight
+        self.head: nn.Linear | None = None
+        if config.head != "none":
+            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+            if config.head == "tied":
+                self.head.weight = self.token_table.weight
         self._build_more()
         initialise(self, config)
 
     @classmethod
     def from_recipe(cls, name: str, **changes: object) -> "Decoder":
-        """A freshly initialised model with a recipe's shape.
+        """Build a model with a recipe's configuration and new weights.
 
         Args:
-            name: tiny, baby, mingpt, gpt2, modern, modern-tiny or encoder; those of other models (translate, lstm) are
-                built by `model.build.build_model`.
-            changes: fields of `ModelConfig` to set differently, such as vocab_size=65.
+            name: tiny, baby, mingpt, gpt2, modern, modern-tiny or encoder. `model.build.build_model` builds the others
+                (translate, lstm).
+            changes: fields of `ModelConfig` to override, such as vocab_size=65.
 
         Raises:
-            ConfigError: no such recipe or field, or the fields do not fit together.
-            ValueError: the recipe is of another kind of model.
+            ConfigError: the recipe or a field does not exist, or the fields conflict.
+            ValueError: another class builds the recipe's architecture.
         """
         return cls(parse(ModelConfig, {**read_recipe(name).get("model", {}), **changes}, where=f"recipe {name}"))
 
     def _build_more(self) -> None:
-        """Parts that a kind of decoder has besides; built before the weights are drawn."""
+        """Build the parts that a subclass adds, before the weights are drawn."""
 
     def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
-        """Logits; where the table holds them already, they are passed on."""
+        """Map hidden states to logits. Without a head, the hidden states are the logits."""
         return hidden if self.head is None else self.head(hidden)
 
 
 def cut_rows(hidden: Float[Tensor, "b t c"], counts: Sequence[int]) -> Float[Tensor, "b c"]:
-    """The vector of each row's last real token."""
+    """Return the vector of each row's last real token."""
     return torch.stack([row[count - 1] for row, count in zip(hidden, counts, strict=True)])
 
 
 class EncoderDecoder(Decoder):
-    """A decoder whose blocks also attend to an encoder's memory. `forward_hidden` needs that memory in its context or cache.
+    """An encoder, and a decoder that attends to its output.
+
+    `forward_hidden` needs the encoder's output in its context or cache.
 
     Args:
-        config: the shape of both sides; each has n_layer blocks.
+        config: the configuration of both sides; each has n_layer blocks.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -229,33 +234,33 @@ class EncoderDecoder(Decoder):
             self.encoder.token_table.weight = self.token_table.weight
 
     def encode(self, sources: Int[Tensor, "b s"], context: Context | None = None) -> EncoderOutput:
-        """Read sources; ids below 0 are padding, which nobody looks at. A trace in the context gets the encoder's own weights."""
+        """Run the encoder. Ids below 0 are padding. A trace in the context records the encoder."""
         return EncoderOutput(self.encoder.forward_hidden(sources, context), (sources >= 0)[:, None, None])
 
     def translate(self, sources: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
-        """Logits of the token after each input, given the sources."""
+        """Return the logits of the token after each input, given the sources."""
         return self.unembed(self.forward_hidden(inputs, Context(memory=self.encode(sources))))
 
 
 class Conditioned(LanguageModel):
-    """A decoder that has read its sources, one for each row: to whoever writes with it, a language model like any other."""
+    """A decoder with fixed sources, one per row. It has the interface of any language model."""
 
     def __init__(self, model: EncoderDecoder, memory: EncoderOutput) -> None:
-        """Keep the model and what it has read."""
+        """Store the model and the encoder's output."""
         super().__init__()
         self.model, self.memory, self.config = model, memory, model.config
         self.token_table = model.token_table
         self.train(model.training)
 
     def forward_hidden(self, ids: Int[Tensor, "b t"], context: Context | None = None) -> Float[Tensor, "b t c"]:
-        """As the decoder's; without a cache, all rows are read from their beginning, beside their sources."""
+        """Run the decoder. Without a cache, each row is a whole target."""
         context = context or Context()
         if context.cache is None:
             context.memory = self.memory
         return self.model.forward_hidden(ids, context)
 
     def unembed(self, hidden: Float[Tensor, "*n c"]) -> Float[Tensor, "*n v"]:
-        """As the decoder's."""
+        """Map hidden states to logits."""
         return self.model.unembed(hidden)
 
     def for_rows(self, rows: Sequence[int]) -> "Conditioned":
@@ -267,7 +272,7 @@ class Conditioned(LanguageModel):
 
     @torch.no_grad()
     def init_cache(self, batch: int, length: int) -> Cache:
-        """The decoder's cache, which holds the sources' keys and values already.
+        """Return the decoder's cache, which already has the keys and values of the sources.
 
         Raises:
             ValueError: `batch` is not the number of sources.
@@ -275,14 +280,14 @@ class Conditioned(LanguageModel):
         if batch != len(self.memory.vectors):
             raise ValueError(f"{batch} rows need as many sources, not {len(self.memory.vectors)}")
         cache = self.model.init_cache(batch, length)
-        for block, layer in zip(self.model.blocks, cache.layers, strict=False):  # n-grams have one more
+        for block, layer in zip(self.model.blocks, cache.layers, strict=False):  # n-grams have one entry more
             assert isinstance(block, Block) and block.cross is not None
             layer.update(block.cross.read(self.memory))
         return cache
 
 
 def pad_sources(rows: list[list[int]], device: torch.device) -> Int[Tensor, "b s"]:
-    """Sources of different lengths as one tensor, padded with -1 on the right."""
+    """Stack sources of different lengths; -1 pads them on the right."""
     return nn.utils.rnn.pad_sequence(
         [torch.tensor(row, device=device) for row in rows], batch_first=True, padding_value=-1
     )
