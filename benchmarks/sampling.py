@@ -1,4 +1,4 @@
-"""How fast text is written: against the lecture's way, against nanoGPT's, 32 texts at once against one, and int8 weights against float32.
+"""How fast text is written: against the lecture's way and nanoGPT's, 32 texts against one, int8 against float32.
 
     python benchmarks/sampling.py [--nanogpt PATH] [--pairs 9] [--out FILE]
 

@@ -1,4 +1,4 @@
-"""What one call carries (`Context`), what a request keeps between calls (`State`), and what a curious caller gets back (`Trace`)."""
+"""What one call carries (`Context`), what a request keeps between calls (`State`), and what a call shows (`Trace`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -68,7 +68,7 @@ class HashedNgrams(nn.Module):
         return ngram_rows(known, self.longest, len(self.weight))
 
     def accumulate_grad(self, rows: Int[Tensor, "b t k"], grad: Float[Tensor, "b t c"], fresh: bool) -> None:
-        """Make the gradient of the sums the table's (`fresh`), or add it to the table's; what autograd does otherwise."""
+        """Make the gradient of the sums the table's (`fresh`), or add it to the table's, as autograd does otherwise."""
         if self.sparse:
             found = _sparse_gradient(rows, grad, self.weight.shape)
             self.weight.grad = found if fresh or self.weight.grad is None else self.weight.grad + found
@@ -104,7 +104,7 @@ def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor
 
 
 def ngram_rows_at(before: list[int], last: int, rows: int) -> list[int]:
-    """What `ngram_rows` finds at one place, `last`, in plain numbers, which begin sooner than tensors; `before` are the tokens before it."""
+    """What `ngram_rows` finds at the place of `last`, after the tokens `before`; in plain numbers, which begin sooner."""
     key, found = last + 1, []
     for one in reversed(before):
         key = _signed(key * _SPREAD + one + 1)

@@ -125,7 +125,7 @@ class Stack(nn.Module):
         return self.dropout(x)  # type: ignore[no-any-return]
 
     def init_state(self, batch: int, length: int) -> State:
-        """Empty memory for `batch` rows of up to `length` tokens (at most block_size), on the model's device and in its type."""
+        """Empty memory for `batch` rows of up to `length` (at most block_size) tokens, on the model's device."""
         if length > self.config.block_size:
             raise ValueError(f"a state for {length} tokens is longer than block_size={self.config.block_size}")
         like = self.token_table.weight.new_empty(0, self.config.n_embd)
@@ -167,7 +167,11 @@ class Decoder(Stack, LanguageModel):
     """
 
     def __init__(self, config: ModelConfig, *, cross: bool = False) -> None:
-        """Build the layers and draw their weights; `cross` as in `Stack`. ValueError: the configuration is another class's."""
+        """Build the layers and draw their weights; `cross` as in `Stack`.
+
+        Raises:
+            ValueError: the configuration is another class's.
+        """
         if config.architecture not in (("encoder-decoder",) if cross else ("decoder", "encoder")):
             raise ValueError(
                 f"architecture={config.architecture!r} is not built by this class; use model.build.build_model"
@@ -230,7 +234,7 @@ class EncoderDecoder(Decoder):
             self.encoder.token_table.weight = self.token_table.weight
 
     def encode(self, sources: Int[Tensor, "b s"], context: Context | None = None) -> Memory:
-        """Read sources; ids below 0 are padding, which nobody looks at. A trace in the context gets the encoder's own weights."""
+        """Read sources; ids below 0 are padding. A trace in the context gets the encoder's own weights."""
         return Memory(self.encoder.run(sources, context or Context()), (sources >= 0)[:, None, None])
 
     def translate(self, sources: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
@@ -239,7 +243,7 @@ class EncoderDecoder(Decoder):
 
 
 class Conditioned(LanguageModel):
-    """A decoder that has read its sources, one for each row: to whoever writes with it, a language model like any other."""
+    """A decoder that has read its sources, one for each row: a language model like any other."""
 
     def __init__(self, model: EncoderDecoder, memory: Memory) -> None:
         """Keep the model and what it has read."""
