@@ -225,7 +225,7 @@ def _score(model, source, found, penalty):
 
 def test_cross_attention_without_a_memory_is_refused():
     model = make(**PAIRS["original"])
-    with pytest.raises(ValueError, match="encoder.s output"):
+    with pytest.raises(ValueError, match=r"encoder.s output"):
         model.forward_hidden(ids(1, 3))
     with pytest.raises(ValueError, match="sources"):
         condition(model, [[1], [2]]).init_cache(3, T)

@@ -1,4 +1,4 @@
-"""A trained model as a folder (config.json, model.safetensors, tokenizer) and as an object that reads and writes text."""
+"""A trained model: a folder (config.json, model.safetensors, tokenizer), and an object that reads and writes text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

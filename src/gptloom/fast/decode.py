@@ -7,8 +7,8 @@ one row on a CPU. `Decoder` is the reference, and the tests hold the three toget
 one does; what none knows, the reference does.
 
 Which operations compute a row's scores: those of `ArrayKit` where a float32 model of less than `BIG_MODEL` parameters
-on a CPU steps one row, or up to `SINGLES` rows of unequal length, and there a row's scores are the same bits whatever
-stands beside it. `TensorKit` computes everything else; how many rows share a product then moves the last bits.
+on a CPU steps one row, or a few of unequal length (`SINGLES`, `SMALL_ROWS`), and there a row's scores are the same bits
+whatever stands beside it. `TensorKit` computes everything else; how many rows share a product then moves the last bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +36,8 @@ Layer = Callable[[Any, LayerCache, Any], Any]
 
 SINGLES = 4
 """Rows of unequal length up to which it is quicker to go from row to row than to compute them side by side."""
+SMALL_ROWS = 24_000_000
+"""Parameters, counted once for each such row, up to which that is true: larger weights are better read only once."""
 BIG_MODEL = 50_000_000
 """Parameters from which one row, too, is work enough for several threads."""
 COMPARED_TOKENS = 5
@@ -183,7 +185,7 @@ class Stepper:
     def uneven(self, ids: Sequence[int], state: Cache, going: Sequence[int] | None = None) -> Float[Tensor, "b v"]:
         """One token of each row, wherever it stands.
 
-        Up to `SINGLES` rows are computed one by one, by the operations of a row that is alone.
+        A few rows (`SINGLES`, `SMALL_ROWS`) are computed one by one, by the operations of a row that is alone.
 
         Args:
             ids: a token for each row.
@@ -195,7 +197,7 @@ class Stepper:
             The logits after each row's token.
         """
         going = range(len(ids)) if going is None else going
-        if self.alone and len(going) <= SINGLES:
+        if self.alone and (len(going) == 1 or (len(going) <= SINGLES and len(going) * self.size <= SMALL_ROWS)):
             with cores(1 if self.size < SMALL_STEP else None):
                 rows = {
                     row: self.single([ids[row : row + 1]], state.lengths[row], state.layers_of(row)) for row in going

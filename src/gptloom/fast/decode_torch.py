@@ -188,8 +188,8 @@ class TensorKit(Kit[Tensor, Place]):
                 values.narrow(2, position, tokens).copy_(value)
             else:
                 bias = uneven.bias
-                keys[uneven.row, :, uneven.where] = key[:, :, 0]
-                values[uneven.row, :, uneven.where] = value[:, :, 0]
+                _scatter(key, keys, uneven, self.on_cpu)
+                _scatter(value, values, uneven, self.on_cpu)
             if tokens == 1 and self.on_cpu:
                 return out(_look_back(query, keys, values, scale, bias))
             if ends:
@@ -235,6 +235,17 @@ def _ngrams(layer: HashedNgrams, ids: Tensor, recent: Tensor, begins: bool | Ten
     recent.copy_(known[:, 1 - layer.longest :])
     rows = ngram_rows(known, layer.longest, len(layer.weight)).flatten(0, 1)
     return F.embedding_bag(rows, layer.weight, mode="sum").view(*ids.shape, -1)
+
+
+def _scatter(new: Tensor, room: Tensor, uneven: Uneven, on_cpu: bool) -> None:
+    """Put each row's new vectors, (b, g, 1, d), at its place in the room, (b, g, s, d).
+
+    numpy does it by itself, where PyTorch wakes a second thread for it: 6 instead of 140 microseconds beside others.
+    """
+    if on_cpu:
+        room.numpy()[uneven.row.numpy(), :, uneven.where.numpy()] = new[:, :, 0].numpy()
+    else:
+        room[uneven.row, :, uneven.where] = new[:, :, 0]
 
 
 def _look_back(query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None) -> Tensor:

@@ -77,9 +77,9 @@ class DecodeBatch:
 
     Each row has its own length, its own settings and its own draws, which are a function of (seed, sample) alone. Its
     text is therefore the same whatever stands beside it, as far as the model's scores are. These are the same bits
-    where the same operations compute them (`fast.decode` says which those are): so for up to `fast.decode.SINGLES` rows
-    of unequal length on a CPU. Elsewhere products of more rows may round otherwise, by about 1e-6 of the largest score,
-    and a text may part from the one written alone only where a draw falls that close to the border of two tokens.
+    where the same operations compute them (`fast.decode` says which those are): so for up to four rows of unequal
+    length of a small model on a CPU. Elsewhere products of more rows round otherwise, by about 1e-6 of the largest
+    score; a text then parts from the one written alone where a draw falls that close to the border of two tokens.
 
     `logits`, `append` and `take` are for searches and comparisons that choose the tokens themselves.
 
@@ -234,7 +234,7 @@ class DecodeBatch:
                 capacity = max(most, pool.capacity)
             spare = self._names[:1] * (size - count)
             self._pool = self.model.for_rows(self._names + spare).init_cache(size, capacity)
-            if self._state is not None:
+            if self._state is not None and held:
                 self._pool.write(range(len(held)), self._state)
         elif (reader := self.model.for_rows([self._names[place] for place in new])) is not self.model:
             pool.write(new, reader.init_cache(len(new), pool.capacity))
