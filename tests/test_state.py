@@ -138,6 +138,14 @@ def test_a_second_interrupt_ends_at_once_and_harms_nothing(text, tmp_path):
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
 
 
+def test_a_run_that_was_interrupted_at_once_leaves_no_thread_that_writes(text, tmp_path, monkeypatch):
+    slow_save(monkeypatch, lambda step: step == 3)
+    with pytest.raises(KeyboardInterrupt):
+        begin(text, tmp_path / "run", At(5, lambda: (send(signal.SIGINT), send(signal.SIGINT))))
+    assert not [thread for thread in threading.enumerate() if thread.name == "saving"]
+    assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
+
+
 def test_many_terminations_are_one(text, tmp_path):
     stopped = begin(text, tmp_path / "run", At(5, lambda: [send(signal.SIGTERM) for _ in range(20)]))
     assert (stopped.end, stopped.steps) == ("stopped", 5)
@@ -302,6 +310,27 @@ def full_disk(monkeypatch, is_full):
         return save(content, path)
 
     monkeypatch.setattr(checkpoint, "save_file", failing)
+
+
+def slow_save(monkeypatch, is_slow):
+    """Let the saves of some steps take a while, but never longer than the trainer is willing to go on without them."""
+    save = checkpoint.save_file
+
+    def slow(content, path):
+        if is_slow(int(path.parent.name.removeprefix(".writing-"))):
+            time.sleep(0.5)
+        return save(content, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(manager.CheckpointManager, "_is_slow", lambda self: False)
+
+
+def test_a_slow_save_is_logged_though_the_next_one_fails(text, tmp_path, monkeypatch):
+    slow_save(monkeypatch, lambda step: step == 3)
+    full_disk(monkeypatch, lambda step: step > 3)
+    with pytest.raises(MachineError, match="No space left"):
+        begin(text, tmp_path / "run")
+    assert [line["step"] for line in metrics(tmp_path / "run", "save")] == [0, 3]
 
 
 def test_a_save_that_fails_ends_the_run_with_the_last_good_checkpoint(text, tmp_path, straight, monkeypatch):

@@ -21,9 +21,6 @@ from gptloom.errors import InputError, MachineError
 from gptloom.io.atomic import remove, replace_text
 from gptloom.model.base import LanguageModel
 
-Written = list[tuple[int, Path]]
-"""Step and folder of checkpoints that have come to exist."""
-
 
 class CheckpointManager:
     """Writes checkpoints of what trains into a run folder, and brings the latest one back.
@@ -44,6 +41,9 @@ class CheckpointManager:
         progress: how far the training is; looked at again at each save.
         horizon: how many steps there will be; looked at again at each save.
         say: tells the user what could not be saved where the run is to go on.
+
+    Attributes:
+        on_saved: called with step and folder of each finished checkpoint, in the training thread.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class CheckpointManager:
         """Nothing is written yet."""
         self.run, self.config, self.model, self.tokenizer = run, config, model, tokenizer
         self.optimizer, self.progress, self.horizon, self.say = optimizer, progress, horizon, say
+        self.on_saved: Callable[[int, Path], None] = lambda _step, _path: None
         self._thread: threading.Thread | None = None
-        self._written: Written = []
+        self._written: list[tuple[int, Path]] = []
         self._error: BaseException | None = None
         self._unsaved: MachineError | None = None
         self._writing = math.inf  # seconds that the last checkpoint took
@@ -72,10 +73,10 @@ class CheckpointManager:
         """Copy the state and begin to write it; `improved` says that it is the best so far.
 
         Raises:
-            MachineError: the checkpoint before could not be written, and `on_save_failure` is stop.
+            MachineError: the last checkpoint could not be written, and `on_save_failure` is stop.
         """
         waits = self._is_slow()
-        self._join()
+        self.wait()
         self._thread = threading.Thread(
             target=self._write, args=(self._snapshot(), improved), name="saving", daemon=True
         )
@@ -84,32 +85,47 @@ class CheckpointManager:
             self._thread.join()
         self._free_since = time.monotonic()
 
-    def written(self) -> Written:
-        """The checkpoints that have come to exist since they were last asked for.
+    def poll(self) -> None:
+        """Call `on_saved` for checkpoints that were finished since the last call, without waiting.
 
         Raises:
             MachineError: one could not be written, and `on_save_failure` is stop.
         """
         if self._thread is not None and not self._thread.is_alive():
-            self._join()
+            self.wait()
+
+    def wait(self) -> None:
+        """The same, after waiting for the checkpoint that is being written."""
+        self.abandon()
         written, self._written = self._written, []
-        return written
+        for step, path in written:
+            self.on_saved(step, path)
+        error, self._error = self._error, None
+        if isinstance(error, MachineError) and self.config.train.on_save_failure == "continue":
+            names = checkpoint_names(self.run)
+            last = names[-1] if names else "none"
+            self.say(f"warning: {error.where}: {error.what}; training goes on, and the last good checkpoint is {last}")
+        elif error is not None:
+            raise error
 
-    def wait(self) -> Written:
-        """The same, once the checkpoint that is being written is there."""
-        self._join()
-        return self.written()
-
-    def close(self) -> Written:
-        """The same at the end of a run, which may not end well without its last checkpoint.
+    def close(self) -> None:
+        """The same at the end of a run, whose last checkpoint must exist.
 
         Raises:
             MachineError: it could not be written.
         """
-        written = self.wait()
+        self.wait()
         if self._unsaved is not None:
             raise self._unsaved
-        return written
+
+    def abandon(self) -> None:
+        """Only wait for the thread: after an error or a second interrupt.
+
+        Otherwise the thread would still write into a run that the same process resumes.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def rollback(self) -> Progress | None:
         """Load weights and optimizer from the latest whole checkpoint; says how far that was, or None without one."""
@@ -162,20 +178,6 @@ class CheckpointManager:
             progress=replace(self.progress),
             horizon=replace(self.horizon, plans=list(self.horizon.plans)),
         )
-
-    def _join(self) -> None:
-        """Wait for the thread, and raise its error or warn of it."""
-        if self._thread is None:
-            return
-        self._thread.join()
-        self._thread = None
-        error, self._error = self._error, None
-        if isinstance(error, MachineError) and self.config.train.on_save_failure == "continue":
-            names = checkpoint_names(self.run)
-            last = names[-1] if names else "none"
-            self.say(f"warning: {error.where}: {error.what}; training goes on, and the last good checkpoint is {last}")
-        elif error is not None:
-            raise error
 
     def _write(self, snapshot: Snapshot, best_so_far: bool) -> None:
         """What the thread does."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,6 +49,8 @@ class Trainer:
         self._began = 0.0
         self._saved_at: int | None = progress.step or None
         self._views: dict[int, View] = {}  # at the steps whose checkpoints are being written
+        if job.checkpoints is not None:
+            job.checkpoints.on_saved = self._after_save
         self._evaluations = 10  # in the run, where the configuration does not say how often
 
     def rehearse(self) -> float:
@@ -80,8 +82,12 @@ class Trainer:
         try:
             end = self._loop()
             if self.job.checkpoints is not None:
-                self._announce(self.job.checkpoints.close())
+                self.job.checkpoints.close()
             return end
+        except BaseException:
+            if self.job.checkpoints is not None:
+                self.job.checkpoints.abandon()
+            raise
         finally:
             for callback in self.callbacks:
                 callback.on_end(self.view())
@@ -143,7 +149,7 @@ class Trainer:
         where = None
         if first and checkpoints is not None:
             where = checkpoints.keep_evidence(found, batch)
-            self._announce(checkpoints.wait())
+            checkpoints.wait()
         self.job.group.broadcast(0)  # nobody reads the checkpoint before it is whole
         back = checkpoints.rollback() if checkpoints is not None and action == "rollback" else None
         if action == "skip":
@@ -167,7 +173,7 @@ class Trainer:
     def _after_step(self) -> End | None:
         """Show the callbacks what happened, and do what is due."""
         if self.job.checkpoints is not None:
-            self._announce(self.job.checkpoints.written())
+            self.job.checkpoints.poll()
         view, request = self.view(logging=self._log_is_due()), Request.NOTHING
         for callback in self.callbacks:
             request |= callback.after_step(view)
@@ -227,12 +233,11 @@ class Trainer:
                 self._views[self.progress.step] = self.view()
                 self.job.checkpoints.save(improved)
 
-    def _announce(self, saved: Iterable[tuple[int, Path]]) -> None:
-        """Tell the callbacks of checkpoints that now exist."""
-        for step, path in saved:
-            view = self._views.pop(step, self.view())
-            for callback in self.callbacks:
-                callback.after_save(view, path)
+    def _after_save(self, step: int, path: Path) -> None:
+        """Tell the callbacks of a checkpoint that now exists."""
+        view = self._views.pop(step, self.view())
+        for callback in self.callbacks:
+            callback.after_save(view, path)
 
     def _evaluation_is_due(self) -> bool:
         """At the end of the run, at its beginning unless the clock is running, and every so many steps.
