@@ -30,7 +30,7 @@ from gptloom.fast.train import TrainingPass
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder
 from gptloom.reference.lecture import PlainGPT
-from gptloom.training.optim.build import make_optimizer
+from gptloom.training.optim import make_optimizer
 
 VOCABULARY, BLOCK, WIDTH, HEADS, LAYERS, BATCH = 65, 32, 64, 4, 4, 16
 ROUNDS, STEPS = 15, 20

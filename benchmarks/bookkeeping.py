@@ -26,7 +26,7 @@ from torch import nn
 
 from gptloom.data.batches import Batches
 from gptloom.training.gradients import Gradients
-from gptloom.training.optim.build import CombinedOptimizer
+from gptloom.training.optim import CombinedOptimizer
 from gptloom.training.trainer import Trainer
 
 STEPS = 600

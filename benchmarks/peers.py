@@ -13,7 +13,7 @@ from gptloom.model.loss import Objective
 from gptloom.fast.train import TrainingPass
 from gptloom.devices import threads
 from gptloom.config.load import resolve
-from gptloom.training.optim.build import make_optimizer
+from gptloom.training.optim import make_optimizer
 config = resolve("tiny")
 model = build_model(config.model)
 optimizer, ids = make_optimizer(model, config.train), torch.randint(65, (8, 128))

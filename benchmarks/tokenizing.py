@@ -23,8 +23,7 @@ import numpy as np
 import tokenizers
 
 from gptloom.config.run import DataConfig
-from gptloom.data.encodings import PIECE
-from gptloom.data.readers import Piece
+from gptloom.data.encodings import PIECE, Piece
 from gptloom.data.sources import fetch, open_corpus
 from gptloom.data.splits import prepare
 from gptloom.data.token_store import cache_folder

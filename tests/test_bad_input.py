@@ -18,7 +18,7 @@ from gptloom.checkpoint.find import write_sums
 from gptloom.cli.main import COMMANDS, main
 from gptloom.config.model import ModelConfig
 from gptloom.errors import InputError, MachineError
-from gptloom.io.read import json_object, read_json
+from gptloom.files import json_object, read_json
 from gptloom.model.build import build_model, check_memory, meta_model
 from training_helpers import small_run, write_text
 

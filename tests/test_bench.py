@@ -17,7 +17,7 @@ from gptloom.config.model import ModelConfig
 from gptloom.fast.train import TrainingPass
 from gptloom.model.build import build_model, operations_per_token
 from gptloom.model.loss import Objective
-from gptloom.studies.bench import bench as benching
+from gptloom.studies import bench as benching
 from gptloom.studies.bench import data, step, sweeps
 from gptloom.studies.bench.limits import (
     Budget,
@@ -31,7 +31,7 @@ from gptloom.studies.bench.limits import (
     repeat,
 )
 from gptloom.training.memory import activation_bytes
-from gptloom.training.optim.build import make_optimizer
+from gptloom.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
 SHAPE = {"vocab_size": 13, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "ngram_rows": 50}

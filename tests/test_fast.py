@@ -14,7 +14,7 @@ from gptloom.fast.decode import make_stepper
 from gptloom.fast.train import TrainingPass
 from gptloom.model.layers import MLP
 from gptloom.model.loss import Objective
-from gptloom.training.optim.build import make_optimizer
+from gptloom.training.optim import make_optimizer
 
 MORE = {
     "tanh": {"mlp": "gelu-tanh", "head": "tied", "score_scale": "embedding"},

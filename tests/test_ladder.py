@@ -16,8 +16,7 @@ from gptloom.model.build import build_model
 from gptloom.reference.build import PLAIN
 from gptloom.studies import ladder as ladder_module
 from gptloom.studies.check.exercises import EXERCISES
-from gptloom.studies.ladder.lessons import Rung, choose_lessons, configure_lesson, find_lesson, read_lessons
-from gptloom.studies.ladder.progress import Watch
+from gptloom.studies.ladder.lessons import Rung, Watch, choose_lessons, configure_lesson, find_lesson, read_lessons
 from gptloom.studies.ladder.report import describe_changes, monotone, one_line, summarise, table
 from gptloom.studies.ladder.show import product, shapes, show_lesson, sizes_of
 from gptloom.studies.trial import Pace, affordable_tokens
@@ -264,7 +263,7 @@ def test_the_budget_shrinks_for_all_alike_when_time_is_short():
 
 def test_the_time_left_follows_the_pace(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("gptloom.studies.ladder.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gptloom.studies.ladder.lessons.time.monotonic", lambda: now[0])
     lines = []
     watch = Watch(lines.append)
     watch.expect(100.0)

@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, build, random_ids
-from gptloom.checkpoint.optimizer_state import load_state_tensors, state_tensors
-from gptloom.checkpoint.progress import Horizon
+from gptloom.checkpoint.state import Horizon, load_state_tensors, state_tensors
 from gptloom.config.load import recipe_names, resolve
 from gptloom.config.run import TrainConfig
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
+from gptloom.training.optim import set_lr_scale
 from gptloom.training.optim.adamw import FlatAdamW, parameter_groups
-from gptloom.training.optim.build import set_lr_scale
 from gptloom.training.schedule import learning_rate, make_horizon
 
 # --- what decays --------------------------------------------------------------------------------------------------------------------

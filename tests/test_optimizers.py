@@ -6,12 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, build, random_ids
-from gptloom.checkpoint.optimizer_state import load_state_tensors, state_tensors
+from gptloom.checkpoint.state import load_state_tensors, state_tensors
 from gptloom.config.run import TrainConfig
 from gptloom.distributed.process_group import ProcessGroup
 from gptloom.model.loss import Objective
-from gptloom.training.optim import muon
-from gptloom.training.optim.build import hidden_matrices, make_optimizer, set_lr_scale
+from gptloom.training.optim import hidden_matrices, make_optimizer, muon, set_lr_scale
 from gptloom.training.optim.muon import Muon, orthogonalise
 
 MUON = TrainConfig(

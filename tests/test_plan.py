@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CONFIGS, SMALL
-from gptloom.checkpoint.optimizer_state import state_tensors
+from gptloom.checkpoint.state import state_tensors
 from gptloom.cli.main import main
 from gptloom.config.load import recipe_names, resolve
 from gptloom.config.model import ModelConfig
@@ -21,7 +21,7 @@ from gptloom.studies.plan import read_amount, show_amount
 from gptloom.studies.plan.compute_optimal import FITS, compute_optimal
 from gptloom.training import setup
 from gptloom.training.memory import activation_bytes, held_bytes
-from gptloom.training.optim.build import make_optimizer
+from gptloom.training.optim import make_optimizer
 from gptloom.training.progress import Display
 from gptloom.training.run import train
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_helpers import MIXED, PROSE, corpus_of, texts_of
 from gptloom.config.run import DataConfig
-from gptloom.data import encodings, readers, sources
+from gptloom.data import encodings, sources
 from gptloom.data.sources import open_corpus
 from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
 
@@ -323,5 +323,5 @@ def test_no_text_is_an_error():
 
 
 def test_suffixes_are_read_in_any_case(tmp_path):
-    assert set(readers.SUFFIXES.values()) == {"jsonl", "csv", "tsv"}
+    assert set(encodings.SUFFIXES.values()) == {"jsonl", "csv", "tsv"}
     assert texts_of(opened(written(tmp_path / "A.JSONL", b'{"text": "x"}'))) == ["x"]

@@ -20,11 +20,11 @@ from gptloom.api import configure
 from gptloom.checkpoint import manager
 from gptloom.checkpoint import state as checkpoint
 from gptloom.checkpoint.find import checkpoint_names, find_bundle
-from gptloom.checkpoint.progress import Horizon
+from gptloom.checkpoint.state import Horizon
 from gptloom.config.load import nest
 from gptloom.distributed import launch
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
-from gptloom.io.atomic import Log
+from gptloom.files import Log
 from gptloom.model.loss import Objective
 from gptloom.training import setup
 from gptloom.training.callbacks import Spikes, View

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_helpers import MIXED, PROSE, corpus_of
-from gptloom.data.readers import Piece
+from gptloom.data.encodings import Piece
 from gptloom.data.tokenizers import END_OF_TEXT, base, bpe, load_tokenizer, make_tokenizer
 from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
 from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer

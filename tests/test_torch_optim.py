@@ -8,7 +8,7 @@ from gptloom.config.load import nest, resolve
 from gptloom.config.run import TORCH_OPTIMIZERS, TrainConfig
 from gptloom.errors import ConfigError
 from gptloom.model.build import build_model
-from gptloom.training.optim.build import make_optimizer
+from gptloom.training.optim import make_optimizer
 from gptloom.training.run import resume, train
 from training_helpers import Quiet, checkpoint_bytes, losses, small_run, write_text
 

@@ -17,7 +17,7 @@ from gptloom.config.load import nest
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
 from gptloom.fast.train import TrainingPass
 from gptloom.training import setup
-from gptloom.training.plan import Plan
+from gptloom.training.progress import Plan
 from gptloom.training.run import resume, train
 from gptloom.training.setup import compile_mode
 from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text

@@ -5,8 +5,7 @@ import warnings
 from pathlib import Path
 
 from gptloom.errors import GptloomWarning, InputError
-from gptloom.io.atomic import file_hash, write_text
-from gptloom.io.read import read_bytes
+from gptloom.files import file_hash, read_bytes, write_text
 
 SUMS = "SHA256SUMS"
 _CURE = "give a run folder, a checkpoint folder or a bundle"

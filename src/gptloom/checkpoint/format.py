@@ -12,8 +12,7 @@ from gptloom.config.load import parse
 from gptloom.config.model import ModelConfig
 from gptloom.errors import InputError, shortened
 from gptloom.fast.int8 import is_quantised, refuse
-from gptloom.io.atomic import write_text
-from gptloom.io.read import json_object, read_json, regular_size
+from gptloom.files import json_object, read_json, regular_size, write_text
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model, meta_model
 

@@ -12,13 +12,22 @@ from torch import Tensor
 
 from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, find_bundle
 from gptloom.checkpoint.format import load_weights, weights
-from gptloom.checkpoint.optimizer_state import Optimizer, load_state_tensors, state_tensors
-from gptloom.checkpoint.progress import Divergence, Horizon, Progress
-from gptloom.checkpoint.state import Snapshot, prune, read_checkpoint, write_checkpoint
+from gptloom.checkpoint.state import (
+    Divergence,
+    Horizon,
+    Optimizer,
+    Progress,
+    Snapshot,
+    load_state_tensors,
+    prune,
+    read_checkpoint,
+    state_tensors,
+    write_checkpoint,
+)
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.errors import InputError, MachineError
-from gptloom.io.atomic import remove, replace_text
+from gptloom.files import remove, replace_text
 from gptloom.model.base import LanguageModel
 
 

@@ -1,25 +1,177 @@
-"""Checkpoints: a bundle plus optimizer and state, written whole or not at all."""
+"""How far a run is: what a checkpoint must remember besides weights and optimizer.
+
+An optimizer's memory as named tensors, which is how optimizer.safetensors holds it.
+
+Checkpoints: a bundle plus optimizer and state, written whole or not at all.
+"""
 
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, write_sums
 from gptloom.checkpoint.format import write_model
-from gptloom.checkpoint.progress import Horizon, Progress
 from gptloom.config.load import parse
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.errors import InputError, MachineError
-from gptloom.io.atomic import forget, publish, remove, replace_text, sync, write_text
-from gptloom.io.read import read_text, regular_size
+from gptloom.fast.flat import unfit
+from gptloom.files import forget, publish, read_text, regular_size, remove, replace_text, sync, write_text
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done, skipped ones included.
+        tokens: targets trained on.
+        seconds: training time.
+        best_loss: lowest validation loss.
+        best_step: its step.
+        stale: evaluations since then.
+        rows: sequences per forward pass, as memory allowed.
+        last_loss: validation loss at the latest evaluation.
+        last_evaluated: the step of the latest evaluation.
+        skipped: steps skipped in a row, up to now, because a loss or a gradient was not finite.
+        rollbacks: how often the run has gone back to a checkpoint for that reason; each time the learning rate is
+            halved.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    rows: int = 0
+    last_loss: float | None = None
+    last_evaluated: int | None = None
+    skipped: int = 0
+    rollbacks: int = 0
+
+
+@dataclass
+class Horizon:
+    """The number of steps of a run. It is known from the start, or planned from a time budget as that is used up.
+
+    Each plan is kept with the step from which it holds, so that the learning rates can be told from the plans.
+
+    Attributes:
+        seconds: the time budget, or None when `total` is simply the answer.
+        total: steps in all, by the latest plan.
+        plans: (step, total) for every plan made under a time budget.
+    """
+
+    seconds: float | None
+    total: int
+    plans: list[tuple[int, int]] = field(default_factory=list)
+
+    def plan(self, step: int, elapsed: float, per_step: float) -> None:
+        """Spend what is left of the budget at this pace (seconds a step)."""
+        if self.seconds is None:
+            return
+        total = step + max(0, round((self.seconds - elapsed) / max(per_step, 1e-9)))
+        self.total = max(1, total)
+        self.plans.append((step, self.total))
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to plan again: after 1, 2, 4, 8 ... steps, and a hundred times in the run."""
+        if self.seconds is None or step == 0:
+            return False
+        return step % max(1, self.total // 100) == 0 or step & (step - 1) == 0
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A step whose loss or gradient was not finite; it was not applied.
+
+    Attributes:
+        step: optimizer steps done before it; the batch is that of this number.
+        loss: training loss in nats per token.
+        gradient_norm: of all parameters together.
+        lr: the learning rate it would have been applied with.
+        action: what was done: stop, rollback or skip.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    lr: float
+    action: str
+
+    def __str__(self) -> str:
+        """In a sentence."""
+        rate = f"at learning rate {self.lr:.3g}"
+        return f"the training loss is {self.loss} and the gradient's norm {self.gradient_norm} {rate}"
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """What gptloom asks of an optimizer: the part of `torch.optim.Optimizer` that training needs.
+
+    gptloom's own optimizers answer to it without being a `torch.optim.Optimizer`, because to construct one loads
+    PyTorch's compiler and SymPy, most of a second before the first step.
+
+    Attributes:
+        param_groups: dictionaries with "params" (parameters), "param_names" (their names in the model), "lr" and
+            "weight_decay".
+    """
+
+    param_groups: list[dict[str, Any]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory: {"state": {number: {kind: value}}, "param_groups": [...]}, numbered in the groups' order."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Put such a memory back, and forget everything else."""
+
+    def step(self) -> Any:
+        """Apply the gradients."""
+
+    def zero_grad(self) -> None:
+        """Begin a new sum of gradients."""
+
+
+def parameter_names(optimizer: Optimizer) -> list[str]:
+    """The names of an optimizer's parameters in the order in which its state numbers them."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
+
+
+def state_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Copies of an optimizer's memory in the CPU's memory, as KIND/NAME, such as "exp_avg/head.weight"."""
+    names = parameter_names(optimizer)
+    return {
+        f"{kind}/{names[number]}": torch.as_tensor(value).to("cpu", copy=True).contiguous()
+        for number, memory in optimizer.state_dict()["state"].items()
+        for kind, value in memory.items()
+        if value is not None
+    }
+
+
+def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `state_tensors` gave back into an optimizer for the same parameters, and nothing else.
+
+    Raises:
+        ValueError: a tensor belongs to no parameter of the optimizer, or has another shape.
+    """
+    numbers = {name: number for number, name in enumerate(parameter_names(optimizer))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        if name not in numbers:
+            raise unfit(key)
+        state.setdefault(numbers[name], {})[kind] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
 
 VERSION = 2
 

@@ -51,8 +51,8 @@ def import_command(words: list[str]) -> int:
         from gptloom.bundle import Bundle
         from gptloom.data.sources import open_corpus
         from gptloom.data.tokenizers import make_tokenizer, ready_tokenizer
+        from gptloom.files import regular_size
         from gptloom.interop.nanogpt import import_nanogpt
-        from gptloom.io.read import regular_size
 
     _check(args)
     regular_size(args.file)
@@ -100,7 +100,7 @@ def _padded(tokenizer: Tokenizer, vocab_size: int, args: argparse.Namespace) -> 
 
 def _write(bundle: Bundle, out: Path) -> None:
     """Write the bundle into a temporary folder of the same disk, then rename it."""
-    from gptloom.io.atomic import publish
+    from gptloom.files import publish
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from gptloom.errors import ConfigError, ExitCode, InputError, nearest
 if TYPE_CHECKING:
     from gptloom.bundle import Bundle
     from gptloom.data.splits import Tokens
-    from gptloom.interpret.alignment import Alignment
+    from gptloom.interpret.statistics import Alignment
     from gptloom.interpret.views import Alternative, AttentionView, Reading, ScoredToken
     from gptloom.plots.core import TokenView
 
@@ -48,7 +48,7 @@ def inspect_command(words: list[str]) -> int:
     """Show attention maps, losses and statistics of a trained model on a text."""
     args = _read_words(words)
     with loading():
-        import gptloom.interpret.alignment
+        import gptloom.interpret.statistics
         import gptloom.plots.html
         import gptloom.plots.inspect
         import gptloom.plots.statistics  # noqa: F401
@@ -103,7 +103,7 @@ def _read_words(words: list[str]) -> argparse.Namespace:
 
 def _align(bundle: Bundle, args: argparse.Namespace) -> Alignment:
     """The translation of the prompt."""
-    from gptloom.interpret.alignment import align
+    from gptloom.interpret.statistics import align
 
     if args.prompt is None:
         what, cure = "an encoder-decoder is shown translating a prompt", "give the source with --prompt"

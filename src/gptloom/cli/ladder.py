@@ -68,7 +68,7 @@ def ladder_command(words: list[str]) -> int:
         return reproduce_and_print(args.reproduce, steps, as_json=args.json)
     with loading():
         from gptloom.studies.ladder import climb
-        from gptloom.studies.ladder.progress import make_watch
+        from gptloom.studies.ladder.lessons import make_watch
         from gptloom.studies.ladder.report import monotone, summarise, table
 
     climbed = climb(args.texts, asked, args.run, make_watch())

@@ -44,8 +44,8 @@ def plan_command(words: list[str]) -> int:
     check_early(args.recipe, {}, changes, where="the command line")
     with loading():
         from gptloom.api import configure
+        from gptloom.studies.plan import Goal, make_plan
         from gptloom.studies.plan.compute_optimal import HERE, find_rate
-        from gptloom.studies.plan.plan import Goal, make_plan
 
     if args.device.partition(":")[0] in HERE:
         config = configure(args.recipe, {}, {**changes, "device": args.device}, where="the command line")

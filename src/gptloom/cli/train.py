@@ -82,7 +82,7 @@ def report_run(result: Result, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(result)))
         return
-    from gptloom.io.atomic import logged
+    from gptloom.files import logged
 
     length = f"{result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.1f} s of training"
     print(f"{ENDS[result.end]} after {length}", file=sys.stderr)

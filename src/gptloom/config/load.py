@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from gptloom.config.base import Config, ConflictError, field_names
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, InputError, nearest, shortened
-from gptloom.io.read import read_text
+from gptloom.files import read_text
 
 _LIMITS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 

@@ -25,9 +25,18 @@ from typing import BinaryIO
 
 from gptloom.config.run import DataConfig
 from gptloom.data.corpus import Corpus, Scan, listed
-from gptloom.data.encodings import BinaryFileError, EmptyFileError, check_encoding, find_encoding, open_binary
+from gptloom.data.encodings import (
+    SUFFIXES,
+    BinaryFileError,
+    EmptyFileError,
+    PairSource,
+    Piece,
+    Source,
+    check_encoding,
+    find_encoding,
+    open_binary,
+)
 from gptloom.data.number_words import EXAMPLE, is_numbers, number_pairs
-from gptloom.data.readers import SUFFIXES, PairSource, Piece, Source
 from gptloom.data.token_store import cache_folder, replacing
 from gptloom.errors import InputError, MachineError, nearest
 

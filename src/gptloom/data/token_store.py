@@ -21,7 +21,7 @@ from gptloom.config.run import DataConfig
 from gptloom.data.corpus import Corpus
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.errors import InputError, MachineError
-from gptloom.io.read import json_object, regular_size
+from gptloom.files import json_object, regular_size
 
 VERSION = 2
 

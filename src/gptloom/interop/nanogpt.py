@@ -14,8 +14,8 @@ from gptloom.checkpoint.format import load_weights, read_header
 from gptloom.config.load import parse
 from gptloom.config.model import ModelConfig
 from gptloom.errors import InputError, MachineError
+from gptloom.files import read_json, regular_size
 from gptloom.interop.keymap import NANOGPT, NANOGPT_TABLES, rename
-from gptloom.io.read import read_json, regular_size
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
 

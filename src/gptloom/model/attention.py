@@ -46,7 +46,14 @@ class Heads(nn.Module):
             causal = mask is None and causal
             grouped = key.shape[1] != query.shape[1]
             found = F.scaled_dot_product_attention(
-                query, key, value, mask, drop, causal, scale=self.scale, enable_gqa=grouped
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                dropout_p=drop,
+                is_causal=causal,
+                scale=self.scale,
+                enable_gqa=grouped,
             )
         else:
             weights = attention_weights(query, key, mask, causal, self.scale)

@@ -18,7 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from gptloom.bundle import Bundle
-from gptloom.checkpoint.progress import Progress
+from gptloom.checkpoint.state import Progress
 from gptloom.config.load import merge, parse
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
@@ -27,14 +27,14 @@ from gptloom.data.token_store import replacing
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
 from gptloom.devices import autocast, pick_device, pick_precision, thread_count, threads
 from gptloom.errors import ConfigError, InputError
+from gptloom.files import read_json
 from gptloom.generate.evaluate import Score, evaluate
 from gptloom.generate.task import evaluation_batches, predicted_bytes, reads_pairs, training_batches
-from gptloom.io.read import read_json
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.interfaces import Job, Source
-from gptloom.training.optim.build import make_optimizer
+from gptloom.training.optim import make_optimizer
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gptloom.checkpoint.progress import Divergence
+from gptloom.checkpoint.state import Divergence
 from gptloom.generate.evaluate import Score
 
 

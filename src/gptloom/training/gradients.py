@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from gptloom.checkpoint.progress import Progress
+from gptloom.checkpoint.state import Progress
 from gptloom.config.run import IGNORE_INDEX
 from gptloom.devices import derive, is_out_of_memory, reseed
 from gptloom.errors import MachineError
 from gptloom.fast.train import TrainingPass
 from gptloom.training.interfaces import Interrupted, Job
-from gptloom.training.optim.build import all_reduce_gradients
+from gptloom.training.optim import all_reduce_gradients
 
 
 class Gradients:

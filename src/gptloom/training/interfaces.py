@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptloom.checkpoint.manager import CheckpointManager
-from gptloom.checkpoint.optimizer_state import Optimizer
+from gptloom.checkpoint.state import Optimizer
 from gptloom.distributed.process_group import ProcessGroup
 from gptloom.generate.evaluate import Score
 

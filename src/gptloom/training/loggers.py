@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from gptloom.checkpoint.progress import Divergence, Progress
+from gptloom.checkpoint.state import Divergence, Progress
 from gptloom.errors import GptloomWarning, MachineError
+from gptloom.files import Log
 from gptloom.generate.evaluate import Score
-from gptloom.io.atomic import Log
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.interfaces import Interrupted
 

@@ -25,7 +25,7 @@ from gptloom.model.build import meta_model
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
 from gptloom.model.transformer import Stack
-from gptloom.training.optim.build import hidden_matrices
+from gptloom.training.optim import hidden_matrices
 
 _LONGEST = 16  # steps that a recurrent network is followed for; after that each is like the last
 

@@ -9,7 +9,7 @@ from gptloom.config.load import merge, parse, read_toml
 from gptloom.config.run import RunConfig
 from gptloom.devices import describe_machine
 from gptloom.errors import ConfigError, GptloomError, GptloomWarning, InputError
-from gptloom.io.read import read_json
+from gptloom.files import read_json
 from gptloom.training.run_dir import code_hash
 
 _LENGTHS = ("steps", "minutes", "epochs")

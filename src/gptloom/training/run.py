@@ -9,8 +9,7 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
-from gptloom.checkpoint.progress import Progress
-from gptloom.checkpoint.state import State, read_checkpoint
+from gptloom.checkpoint.state import Progress, State, read_checkpoint
 from gptloom.config.load import merge, parse, to_toml
 from gptloom.config.run import CUSTOM, RunConfig
 from gptloom.data.sources import open_corpus
@@ -19,10 +18,10 @@ from gptloom.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from gptloom.devices import pick_device, thread_count, threads
 from gptloom.distributed.launch import launch
 from gptloom.errors import ConfigError, InputError
+from gptloom.files import recover, replace_text, set_aside
 from gptloom.generate.task import end_of_text, reads_pairs
-from gptloom.io.atomic import recover, replace_text, set_aside
 from gptloom.model.build import build_model, check_memory
-from gptloom.training.optim.build import OptimizerFactory
+from gptloom.training.optim import OptimizerFactory
 from gptloom.training.progress import Display, make_display
 from gptloom.training.resume import change, check_changes, code_notes, read_settings, same_length
 from gptloom.training.run_dir import check_empty, create_run, find_parts, make_folder, make_parts, only_writer

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gptloom.checkpoint.progress import Progress
+from gptloom.checkpoint.state import Progress
 from gptloom.config.load import to_toml
 from gptloom.config.run import RunConfig
 from gptloom.data.sources import open_corpus
@@ -26,9 +26,8 @@ from gptloom.data.token_store import TokenStore, open_store
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.devices import describe_machine
 from gptloom.errors import GptloomWarning, InputError, MachineError
+from gptloom.files import logged, read_json, replace_text
 from gptloom.generate.task import cut, reads_pairs
-from gptloom.io.atomic import logged, replace_text
-from gptloom.io.read import read_json
 from gptloom.plots.core import draw_losses
 
 LOCK = ".lock"

@@ -2,7 +2,7 @@
 
 import math
 
-from gptloom.checkpoint.progress import Horizon
+from gptloom.checkpoint.state import Horizon
 from gptloom.config.run import TrainConfig
 
 

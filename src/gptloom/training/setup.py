@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import find_bundle
 from gptloom.checkpoint.manager import CheckpointManager
-from gptloom.checkpoint.optimizer_state import load_state_tensors
-from gptloom.checkpoint.progress import Horizon, Progress
+from gptloom.checkpoint.state import Horizon, Progress, load_state_tensors
 from gptloom.config.run import RunConfig, SampleConfig, TrainConfig
 from gptloom.data.pair_batches import pair_texts
 from gptloom.data.splits import Split
@@ -31,9 +30,8 @@ from gptloom.model.loss import Objective
 from gptloom.training.callbacks import Callback, Signals, Spikes
 from gptloom.training.interfaces import End, Interrupted, Job
 from gptloom.training.loggers import Metrics, Samples, TensorBoard
-from gptloom.training.optim.build import OptimizerFactory, make_optimizer
-from gptloom.training.plan import Plan
-from gptloom.training.progress import Display
+from gptloom.training.optim import OptimizerFactory, make_optimizer
+from gptloom.training.progress import Display, Plan
 from gptloom.training.run_dir import draw_history, note_passes, read_history
 from gptloom.training.schedule import make_horizon
 from gptloom.training.trainer import Trainer

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gptloom.checkpoint.progress import Divergence, Horizon, Progress
+from gptloom.checkpoint.state import Divergence, Horizon, Progress
 from gptloom.config.run import TrainConfig
 from gptloom.errors import DivergedError
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.gradients import Gradients, clip_grads_with_norm_
 from gptloom.training.interfaces import End, Interrupted, Job
-from gptloom.training.optim.build import gradients_of, set_lr_scale
+from gptloom.training.optim import gradients_of, set_lr_scale
 from gptloom.training.schedule import rate_share
 
 MOST_SKIPPED = 10

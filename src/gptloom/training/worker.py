@@ -7,8 +7,7 @@ import threading
 from pathlib import Path
 
 from gptloom.bundle import Bundle
-from gptloom.checkpoint.progress import Progress
-from gptloom.checkpoint.state import State, read_checkpoint
+from gptloom.checkpoint.state import Progress, State, read_checkpoint
 from gptloom.config.load import parse, read_toml
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import load_tokenizer

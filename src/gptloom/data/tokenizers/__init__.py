@@ -6,7 +6,7 @@ from gptloom.data.corpus import Corpus
 from gptloom.data.tokenizers.base import CURE, END_OF_TEXT, FILE, EncodedPiece, Ids, Tokenizer, id_dtype, read_side_file
 from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer
 from gptloom.errors import ConfigError, InputError, nearest
-from gptloom.io.read import json_object
+from gptloom.files import json_object
 
 __all__ = [
     "END_OF_TEXT",

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Integer, UInt
 
 from gptloom.config.run import OnUnknown
-from gptloom.data.readers import Piece
+from gptloom.data.encodings import Piece
 from gptloom.errors import InputError
-from gptloom.io.read import read_bytes
+from gptloom.files import read_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from gptloom.checkpoint.progress import Horizon, Progress
+from gptloom.checkpoint.state import Horizon, Progress
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import RunConfig
 from gptloom.data.splits import Tokens

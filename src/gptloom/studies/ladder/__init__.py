@@ -22,12 +22,12 @@ from gptloom.studies.ladder.lessons import (
     Plan,
     Rung,
     RungStore,
+    Watch,
     choose_lessons,
     configure_lesson,
     fingerprint,
 )
 from gptloom.studies.ladder.ngram_counts import NGram
-from gptloom.studies.ladder.progress import Watch
 from gptloom.studies.trial import Material, Pace, affordable_tokens, open_material, rehearse, run_trial
 from gptloom.training.progress import duration
 from gptloom.training.run_dir import next_folder

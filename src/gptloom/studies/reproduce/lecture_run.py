@@ -27,7 +27,7 @@ from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder
 from gptloom.studies.reproduce.published import PublishedRun
 from gptloom.training.gradients import clip_grads_with_norm_
-from gptloom.training.optim.build import gradients_of, make_optimizer
+from gptloom.training.optim import gradients_of, make_optimizer
 
 Part = Literal["train", "val"]
 PARTS: tuple[Part, Part] = ("train", "val")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gptloom.checkpoint.progress import Horizon, Progress
+from gptloom.checkpoint.state import Horizon, Progress
 from gptloom.config.run import TrainConfig
 from gptloom.generate.evaluate import Score
 from gptloom.model.base import LanguageModel
@@ -18,7 +18,7 @@ from gptloom.reference.formulas import EPSILON, length, rate_at, reference_updat
 from gptloom.studies.verify.subject import Batch, Subject, gradients
 from gptloom.studies.verify.tolerance import DOUBLE, Outcome, norms, worst
 from gptloom.training.interfaces import Job
-from gptloom.training.optim.build import CombinedOptimizer, make_optimizer
+from gptloom.training.optim import CombinedOptimizer, make_optimizer
 from gptloom.training.trainer import Trainer
 
 

@@ -1,1 +1,0 @@
-"""Atomic writes, and reads of untrusted files."""
