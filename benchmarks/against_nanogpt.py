@@ -27,8 +27,8 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.data.batches import evaluation_windows
-from gptloom.data.splits import Tokens
-from gptloom.generate.evaluate import evaluate
+from gptloom.data.tokens import Tokens
+from gptloom.generate.task import evaluate
 from gptloom.model.loss import Objective
 
 README = (

@@ -29,7 +29,7 @@ import torch
 
 from gptloom.config.run import IGNORE_INDEX
 from gptloom.data.batches import Batches
-from gptloom.data.splits import Tokens
+from gptloom.data.tokens import Tokens
 from gptloom.devices import describe_machine
 from gptloom.model.loss import Objective
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from gptloom.cli.main import COMMANDS
 from gptloom.config.run import DataConfig
 from gptloom.data.sources import fetch
-from gptloom.data.token_store import cache_folder
+from gptloom.data.tokens import cache_folder
 
 GPTLOOM = [sys.executable, "-m", "gptloom"]
 

@@ -25,10 +25,9 @@ import tokenizers
 from gptloom.config.run import DataConfig
 from gptloom.data.encodings import PIECE, Piece
 from gptloom.data.sources import fetch, open_corpus
-from gptloom.data.splits import prepare
-from gptloom.data.token_store import cache_folder
 from gptloom.data.tokenizers import make_tokenizer
 from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
+from gptloom.data.tokens import cache_folder, prepare
 
 TOKENIZERS = ("char", "byte", "bpe:4096")
 BENGALI = "আমার সোনার বাংলা, আমি তোমায় ভালোবাসি। 🙂\n"

@@ -7,7 +7,7 @@ import numpy as np
 from gptloom.config.run import DataConfig
 from gptloom.data.corpus import Corpus
 from gptloom.data.sources import open_corpus
-from gptloom.data.splits import Tokens
+from gptloom.data.tokens import Tokens
 
 PROSE = "The quick brown fox doesn't jump over 13 lazy dogs; it sleeps, it dreams!\n\tAnd  then?\n\n" * 40
 MIXED = "নমস্কার দুনিয়া 👋🏽 café naïve “quotes”\n" * 20

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_helpers import positions
 from gptloom.config.run import IGNORE_INDEX
 from gptloom.data.batches import Batches, Draws, evaluation_windows
-from gptloom.data.splits import Tokens
+from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
 
 SAMPLINGS = ["random", "shuffled", "documents"]

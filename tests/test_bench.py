@@ -18,7 +18,7 @@ from gptloom.fast.train import TrainingPass
 from gptloom.model.build import build_model, operations_per_token
 from gptloom.model.loss import Objective
 from gptloom.studies import bench as benching
-from gptloom.studies.bench import data, step, sweeps
+from gptloom.studies.bench import data, speed, sweeps
 from gptloom.studies.bench.limits import (
     Budget,
     Memory,
@@ -261,7 +261,7 @@ def test_what_does_not_fit_into_the_time_is_left_out_and_named(monkeypatch):
 
 @pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), None])
 def test_memory_that_runs_out_at_a_point_is_reported_and_the_sweep_goes_on(monkeypatch, error):
-    real = step.time_steps
+    real = speed.time_steps
 
     def fragile(config, *rest):
         if config.model.block_size > 16 and error is not None:
@@ -302,7 +302,7 @@ def test_settings_that_hang_together_grow_together():
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_every_kind_of_model_takes_a_real_step(name):
     config = small(model=NEIGHBOURS[name], train={"optimizer": "adamw"})
-    steps = step.time_steps(config, CPU, Budget(0.001), lambda line: None)
+    steps = speed.time_steps(config, CPU, Budget(0.001), lambda line: None)
     assert steps.tokens == 4 * 16 and steps.passes == 1 and steps.seconds.median > 0
     assert operations(steps) == operations_per_token(config.model) * steps.tokens
 
@@ -313,7 +313,7 @@ def test_muons_products_are_seen_and_those_of_a_table_of_ngrams_are_not():
     update = 2 * 2 * (square + wide[48] + 2 * wide[64])
     for ngrams in (1, 4):
         config = small(model={"ngrams": ngrams})
-        steps = step.time_steps(config, CPU, Budget(0.001), lambda line: None)
+        steps = speed.time_steps(config, CPU, Budget(0.001), lambda line: None)
         assert operations(steps) == operations_per_token(config.model) * steps.tokens + update
 
 
@@ -329,7 +329,7 @@ def test_a_model_without_products_has_no_limit_but_a_time(monkeypatch):
 
 
 def test_passes_are_counted():
-    steps = step.time_steps(
+    steps = speed.time_steps(
         small(train={"micro_batch_size": 1, "optimizer": "adamw"}), CPU, Budget(0.001), lambda line: None
     )
     assert steps.passes == 4
@@ -339,7 +339,7 @@ def test_passes_are_counted():
 def test_the_trainer_trains_while_it_is_timed():
     """The timed steps change the weights, as the steps of a run do."""
     seen = []
-    real = step.Trainer
+    real = speed.Trainer
 
     class Watched(real):
         def fit(self):
@@ -350,8 +350,8 @@ def test_the_trainer_trains_while_it_is_timed():
             return end
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "Trainer", Watched)
-        step.time_steps(small(), CPU, Budget(0.01), lambda line: None)
+        patch.setattr(speed, "Trainer", Watched)
+        speed.time_steps(small(), CPU, Budget(0.01), lambda line: None)
     assert seen == [True]
 
 
@@ -444,7 +444,7 @@ def test_json_is_one_object_and_a_model_that_does_not_write_is_named(tmp_path, c
 
 
 def test_an_interrupt_keeps_what_has_been_measured(tmp_path, capsys, monkeypatch):
-    real, times = step.time_steps, []
+    real, times = speed.time_steps, []
 
     def interrupted(*words):
         times.append(1)
@@ -494,7 +494,7 @@ def test_a_model_beyond_all_memory_is_refused_in_one_line(capsys):
 
 def test_writing_reads_the_weights_once_and_the_cache_of_every_text():
     """Bytes by hand for the smallest GPT: matrices, norms, head, 16 keys and values, and the n-grams' first tokens."""
-    from gptloom.studies.bench.sampling import Writing, time_writing
+    from gptloom.studies.bench.speed import Writing, time_writing
 
     config = small(model={"block_size": 16, "vocab_size": 65})
     model = build(ModelConfig(**SMALL))  # does not change the global generator

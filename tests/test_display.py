@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from gptloom.generate.evaluate import Score
+from gptloom.generate.task import Score
 from gptloom.training.callbacks import Request, View
 from gptloom.training.live import LiveDisplay
 from gptloom.training.progress import Display, duration

@@ -11,8 +11,8 @@ from conftest import CONFIGS, SMALL, build, random_ids
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORE_INDEX, SampleConfig
 from gptloom.generate.batch import DecodeBatch, Token, window_start
-from gptloom.generate.evaluate import Score, evaluate
 from gptloom.generate.seq2seq import beam_search
+from gptloom.generate.task import Score, evaluate
 from gptloom.model.base import evaluating
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder

@@ -17,9 +17,9 @@ from torch import nn
 
 from gptloom.bundle import Bundle
 from gptloom.cli.main import main
-from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
+from gptloom.data.tokenizers.external import TiktokenTokenizer
 from gptloom.errors import InputError
-from gptloom.interop.keymap import NANOGPT, rename, reverse
+from gptloom.interop.nanogpt import NANOGPT, rename, reverse
 from gptloom.interop.pt_reader import Refused, read
 
 ALPHABET = "\n !abcdefghijklmnopqrstuvwxyz"

@@ -16,11 +16,11 @@ from gptloom.bundle import Bundle
 from gptloom.cli import terminal as colours
 from gptloom.cli.main import main
 from gptloom.data.batches import evaluation_windows
-from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers.char import CharTokenizer
+from gptloom.data.tokens import Tokens
 from gptloom.interpret import statistics
 from gptloom.interpret import trace as probe
-from gptloom.plots import html as pages
+from gptloom.plots import core as pages
 from gptloom.plots import inspect as maps
 from gptloom.plots.canvas import drawable
 from gptloom.plots.core import STEP_NAMES, STEPS, TokenView, kind, visible

@@ -10,8 +10,8 @@ from gptloom.cli.main import main
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORE_INDEX, RunConfig
 from gptloom.data.batches import Batches, MaskedBatches, masked_windows
-from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers import CharTokenizer
+from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
 from gptloom.generate.task import training_batches
 from gptloom.studies.ladder.neighbours import compare_neighbours, count_parameters, match_width

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptloom.studies.ladder.ngram_counts import NGram, discount
+from gptloom.studies.ladder.neighbours import NGram, discount
 
 TEXT = (
     np.array(list(b"the cat sat on the mat and the rat sat on the cat, then the bat ate the hat " * 3), dtype=np.uint8)
@@ -92,7 +92,7 @@ def test_a_text_that_repeats_itself_costs_nothing_once_the_context_tells_where_i
 def test_scoring_in_stretches_is_scoring_at_once(monkeypatch):
     model = NGram(TEXT, 29, 4)
     whole = model.score(TEXT, byte_count=10)
-    monkeypatch.setattr("gptloom.studies.ladder.ngram_counts._STRETCH", 7)
+    monkeypatch.setattr("gptloom.studies.ladder.neighbours._STRETCH", 7)
     again = model.score(TEXT, byte_count=10)
     assert again.nats == pytest.approx(whole.nats, rel=1e-12) and (again.tokens, again.bytes) == (len(TEXT) - 1, 10)
 

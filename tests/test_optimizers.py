@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from conftest import CONFIGS, build, random_ids
 from gptloom.checkpoint.state import load_state_tensors, state_tensors
 from gptloom.config.run import TrainConfig
-from gptloom.distributed.process_group import ProcessGroup
+from gptloom.distributed import ProcessGroup
 from gptloom.model.loss import Objective
 from gptloom.training.optim import hidden_matrices, make_optimizer, muon, set_lr_scale
 from gptloom.training.optim.muon import Muon, orthogonalise

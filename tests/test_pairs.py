@@ -24,8 +24,8 @@ from gptloom.data.pair_batches import (
     too_long,
 )
 from gptloom.data.sources import open_corpus
-from gptloom.data.splits import Tokens, prepare, split
 from gptloom.data.tokenizers import make_tokenizer
+from gptloom.data.tokens import Tokens, prepare, split
 from gptloom.errors import ConfigError, GptloomError, InputError
 
 END = 999

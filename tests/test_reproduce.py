@@ -15,7 +15,7 @@ from torch import nn
 from gptloom.cli.ladder import reproduce_and_print
 from gptloom.config.run import DataConfig
 from gptloom.data.sources import fetch
-from gptloom.data.token_store import cache_folder
+from gptloom.data.tokens import cache_folder
 from gptloom.errors import ConfigError, InputError, MachineError
 from gptloom.model.transformer import Decoder
 from gptloom.reference.lecture import PlainGPT

@@ -19,8 +19,7 @@ from gptloom.data.encodings import Piece
 from gptloom.data.tokenizers import END_OF_TEXT, base, bpe, load_tokenizer, make_tokenizer
 from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
 from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer
-from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
-from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
+from gptloom.data.tokenizers.external import SentencePieceTokenizer, TiktokenTokenizer
 from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
 
 LECTURE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -540,7 +539,7 @@ def test_importing_the_package_is_cheap():
         == "[]"
     )
     program = (
-        "import sys, gptloom.data.tokenizers, gptloom.data.splits; "
+        "import sys, gptloom.data.tokenizers, gptloom.data.tokens; "
         "print([n for n in ('torch', 'tokenizers', 'sentencepiece', 'tiktoken') if n in sys.modules])"
     )
     assert (

@@ -11,10 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from data_helpers import MIXED, PROSE, corpus_of, positions
 from gptloom.config.run import DataConfig
-from gptloom.data.splits import prepare, split, store_path
-from gptloom.data.token_store import TokenStore, open_store
 from gptloom.data.tokenizers import make_tokenizer
 from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer
+from gptloom.data.tokens import TokenStore, open_store, prepare, split, store_path
 from gptloom.errors import InputError, MachineError
 
 

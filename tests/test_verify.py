@@ -27,7 +27,7 @@ from gptloom.fast import decode_torch, flat, train
 from gptloom.fast import layers as handwritten
 from gptloom.fast.decode_numpy import ArrayKit
 from gptloom.fast.decode_torch import TensorKit
-from gptloom.generate import evaluate
+from gptloom.generate import task
 from gptloom.model import attention, layers, loss, ngram, transformer
 from gptloom.model import init as initialise
 from gptloom.model.cache import Context
@@ -193,7 +193,7 @@ BUGS = {
     "evaluation forgets its mode": (
         "evaluation",
         "tiny",
-        edit(evaluate, "evaluate", ("evaluating(objective)", "torch.no_grad()")),
+        edit(task, "evaluate", ("evaluating(objective)", "torch.no_grad()")),
     ),
     "a reported loss is smoothed": (
         "evaluation",
@@ -346,7 +346,7 @@ BUGS = {
     "ragged rows are one position late": (
         "cached",
         "mingpt",
-        edit(Context, "place", ("[:, None] + steps", "[:, None] + steps - 1")),
+        edit(decode.Stepper, "uneven", ("state.lengths[row], state", "state.lengths[row] - 1, state")),
     ),
     "the gradient is averaged in each micro-batch": (
         "micro-batches",

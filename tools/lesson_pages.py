@@ -11,8 +11,8 @@ from typing import Any
 
 from lesson_figures import Measured, bought_of, draw, loss_of, read_measured
 
+from gptloom.studies.check import MESSAGES
 from gptloom.studies.check.exercises import EXERCISES
-from gptloom.studies.check.messages import MESSAGES
 from gptloom.studies.ladder.lessons import Lesson, read_lessons
 from gptloom.studies.ladder.report import Row, describe_changes
 from gptloom.studies.ladder.show import ABOUT, show_architecture, show_lesson
@@ -265,7 +265,7 @@ def code_part(lesson: Lesson, code: str | None) -> list[str]:
         return [
             "## The code",
             "",
-            "The counting and the smoothing are in `src/gptloom/studies/ladder/ngram_counts.py`.",
+            "The counting and the smoothing are in `src/gptloom/studies/ladder/neighbours.py`.",
             "",
         ]
     return [

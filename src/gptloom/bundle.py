@@ -11,16 +11,15 @@ from gptloom.checkpoint.find import find_bundle, write_sums
 from gptloom.checkpoint.format import load_model, weights, write_model
 from gptloom.config.load import parse
 from gptloom.config.run import OnUnknown, SampleConfig, Weights
-from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
+from gptloom.data.tokens import Tokens
 from gptloom.devices import pick_device, threads
 from gptloom.errors import ConfigError, InputError
 from gptloom.fast.int8 import quantise
 from gptloom.generate.batch import DecodeBatch, Token
-from gptloom.generate.evaluate import Score, evaluate
 from gptloom.generate.seq2seq import beam_search, condition, fill_masks
 from gptloom.generate.stream import TextStream
-from gptloom.generate.task import end_of_text, evaluation_batches, predicted_bytes, reads_pairs
+from gptloom.generate.task import Score, end_of_text, evaluate, evaluation_batches, predicted_bytes, reads_pairs
 from gptloom.model.base import LanguageModel
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import EncoderDecoder

@@ -20,10 +20,9 @@ from gptloom.config.load import parse, read_toml, to_toml
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.splits import prepare
-from gptloom.data.token_store import open_store
 from gptloom.data.tokenizers import load_tokenizer, make_tokenizer
-from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
+from gptloom.data.tokenizers.external import TiktokenTokenizer
+from gptloom.data.tokens import open_store, prepare
 from gptloom.errors import GptloomError, GptloomWarning
 from gptloom.interop.nanogpt import import_nanogpt
 from gptloom.model.build import build_model

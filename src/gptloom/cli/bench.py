@@ -102,7 +102,7 @@ def _say(line: str) -> None:
 
 def _draw(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
     """Draw both pictures; returns the paths of all files."""
-    from gptloom.plots.studies import draw_bench
+    from gptloom.plots.bench import draw_bench
 
     title = f"{found['recipe']}: {found['model']['parameters']:,} parameters on {found['device']}, {found['dtype']}"
     draw_bench(out / "bench.png", found, title=title)

@@ -16,7 +16,7 @@ from gptloom.errors import ConfigError, ExitCode, InputError, nearest
 
 if TYPE_CHECKING:
     from gptloom.bundle import Bundle
-    from gptloom.data.splits import Tokens
+    from gptloom.data.tokens import Tokens
     from gptloom.interpret.statistics import Alignment
     from gptloom.interpret.views import Alternative, AttentionView, Reading, ScoredToken
     from gptloom.plots.core import TokenView
@@ -49,7 +49,7 @@ def inspect_command(words: list[str]) -> int:
     args = _read_words(words)
     with loading():
         import gptloom.interpret.statistics
-        import gptloom.plots.html
+        import gptloom.plots.core
         import gptloom.plots.inspect
         import gptloom.plots.statistics  # noqa: F401
         from gptloom.bundle import Bundle
@@ -121,7 +121,7 @@ def _read_tokens(args: argparse.Namespace, bundle: Bundle, notes: list[str]) -> 
     import numpy as np
 
     from gptloom.data.sources import open_corpus
-    from gptloom.data.splits import Tokens, prepare
+    from gptloom.data.tokens import Tokens, prepare
 
     if args.text is not None:
         config = DataConfig(encoding=args.encoding, on_unknown=args.on_unknown)
@@ -258,8 +258,7 @@ class Writer:
         self._page(view.tokens, f"{self.name}: the loss of each token", f"{losses} ({view.predicted:,} tokens)")
 
     def _page(self, tokens: Sequence[ScoredToken], title: str, summary: str) -> None:
-        from gptloom.plots.core import TokenView
-        from gptloom.plots.html import tokens_page
+        from gptloom.plots.core import TokenView, tokens_page
 
         self.summary = summary
         self.tokens = [

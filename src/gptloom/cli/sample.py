@@ -28,7 +28,7 @@ from gptloom.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from gptloom.bundle import Bundle, Written
-    from gptloom.data.splits import Tokens
+    from gptloom.data.tokens import Tokens
     from gptloom.generate.batch import Token
 
 SAMPLING = """\
@@ -177,7 +177,7 @@ def _model_and_text(args: argparse.Namespace) -> tuple[Bundle, Tokens]:
     """The model, and the tokens of the text of --text."""
     from gptloom.bundle import Bundle
     from gptloom.data.sources import open_corpus
-    from gptloom.data.splits import Tokens, prepare
+    from gptloom.data.tokens import Tokens, prepare
     from gptloom.generate.task import reads_pairs
 
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)

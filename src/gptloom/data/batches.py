@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int, Int64, UInt, UInt64
 
 from gptloom.config.run import IGNORE_INDEX, Sampling
-from gptloom.data.splits import Tokens
+from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gptloom.data.token_store import replacing
+from gptloom.data.tokens import replacing
 from gptloom.errors import InputError, nearest
 
 PREFIX = "numbers:"

@@ -10,8 +10,7 @@ from jaxtyping import Int, Int64
 
 from gptloom.config.run import IGNORE_INDEX, DataConfig
 from gptloom.data.batches import Draws
-from gptloom.data.splits import Split, Tokens
-from gptloom.data.token_store import TokenStore
+from gptloom.data.tokens import Split, Tokens, TokenStore
 from gptloom.errors import InputError
 
 _WINDOW = 32  # batches whose pairs are sorted by length together: more would pad little less

@@ -37,7 +37,7 @@ from gptloom.data.encodings import (
     open_binary,
 )
 from gptloom.data.number_words import EXAMPLE, is_numbers, number_pairs
-from gptloom.data.token_store import cache_folder, replacing
+from gptloom.data.tokens import cache_folder, replacing
 from gptloom.errors import InputError, MachineError, nearest
 
 _CONNECT_SECONDS = 5

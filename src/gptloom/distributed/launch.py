@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from gptloom.distributed.process_group import ProcessGroup, TorchProcessGroup
+from gptloom.distributed import ProcessGroup, TorchProcessGroup
 from gptloom.errors import MachineError
 
 _PATIENCE = 10.0

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gptloom.bundle import Bundle
 from gptloom.data.batches import evaluation_windows
-from gptloom.data.splits import Tokens
+from gptloom.data.tokens import Tokens
 from gptloom.generate.batch import Token
-from gptloom.generate.evaluate import Score
+from gptloom.generate.task import Score
 from gptloom.interpret.statistics import Vitals, gradient_by_distance, vitals
 from gptloom.interpret.trace import (
     hidden_tokens,

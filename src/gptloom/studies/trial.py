@@ -22,14 +22,12 @@ from gptloom.checkpoint.state import Progress
 from gptloom.config.load import merge, parse
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.splits import Split, Tokens, prepare, split
-from gptloom.data.token_store import replacing
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
+from gptloom.data.tokens import Split, Tokens, prepare, replacing, split
 from gptloom.devices import autocast, pick_device, pick_precision, thread_count, threads
 from gptloom.errors import ConfigError, InputError
 from gptloom.files import read_json
-from gptloom.generate.evaluate import Score, evaluate
-from gptloom.generate.task import evaluation_batches, predicted_bytes, reads_pairs, training_batches
+from gptloom.generate.task import Score, evaluate, evaluation_batches, predicted_bytes, reads_pairs, training_batches
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
 from gptloom.training.callbacks import Callback, Request, View

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gptloom.checkpoint.manager import CheckpointManager
 from gptloom.checkpoint.state import Optimizer
-from gptloom.distributed.process_group import ProcessGroup
-from gptloom.generate.evaluate import Score
+from gptloom.distributed import ProcessGroup
+from gptloom.generate.task import Score
 
 End = Literal["finished", "patience", "stopped"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from gptloom.config.run import RunConfig
-from gptloom.generate.evaluate import Score
+from gptloom.generate.task import Score
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.memory import held_bytes
 

@@ -21,9 +21,8 @@ from gptloom.checkpoint.state import Progress
 from gptloom.config.load import to_toml
 from gptloom.config.run import RunConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.splits import Split, prepare
-from gptloom.data.token_store import TokenStore, open_store
 from gptloom.data.tokenizers import Tokenizer
+from gptloom.data.tokens import Split, TokenStore, open_store, prepare
 from gptloom.devices import describe_machine
 from gptloom.errors import GptloomWarning, InputError, MachineError
 from gptloom.files import logged, read_json, replace_text

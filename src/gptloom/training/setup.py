@@ -19,17 +19,23 @@ from gptloom.checkpoint.manager import CheckpointManager
 from gptloom.checkpoint.state import Horizon, Progress, load_state_tensors
 from gptloom.config.run import RunConfig, SampleConfig, TrainConfig
 from gptloom.data.pair_batches import pair_texts
-from gptloom.data.splits import Split
+from gptloom.data.tokens import Split
 from gptloom.devices import autocast, derive, peak_memory, pick_precision, published_peak
-from gptloom.distributed.process_group import ProcessGroup
+from gptloom.distributed import ProcessGroup
 from gptloom.errors import InputError
-from gptloom.generate.evaluate import Score, evaluate
-from gptloom.generate.task import evaluation_batches, exact_match, predicted_bytes, reads_pairs, training_batches
+from gptloom.generate.task import (
+    Score,
+    evaluate,
+    evaluation_batches,
+    exact_match,
+    predicted_bytes,
+    reads_pairs,
+    training_batches,
+)
 from gptloom.model.build import operations_per_token
 from gptloom.model.loss import Objective
-from gptloom.training.callbacks import Callback, Signals, Spikes
+from gptloom.training.callbacks import Callback, Metrics, Samples, Signals, Spikes, TensorBoard
 from gptloom.training.interfaces import End, Interrupted, Job
-from gptloom.training.loggers import Metrics, Samples, TensorBoard
 from gptloom.training.optim import OptimizerFactory, make_optimizer
 from gptloom.training.progress import Display, Plan
 from gptloom.training.run_dir import draw_history, note_passes, read_history

@@ -12,8 +12,8 @@ from gptloom.config.load import parse, read_toml
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import load_tokenizer
 from gptloom.devices import thread_count, threads
+from gptloom.distributed import TorchProcessGroup
 from gptloom.distributed.launch import own_device, ready
-from gptloom.distributed.process_group import TorchProcessGroup
 from gptloom.errors import DivergedError, GptloomError
 from gptloom.training.progress import Display
 from gptloom.training.run import begin

@@ -47,7 +47,7 @@ def make_tokenizer(spec: str, corpus: Corpus) -> Tokenizer:
 
         return HuggingFaceTokenizer.train(corpus, _size(spec, detail))
     if kind == "sentencepiece":
-        from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
+        from gptloom.data.tokenizers.external import SentencePieceTokenizer
 
         return SentencePieceTokenizer.train(corpus, _size(spec, detail))
     return ready_tokenizer(spec)
@@ -64,7 +64,7 @@ def ready_tokenizer(spec: str) -> Tokenizer:
     """
     kind, _, detail = spec.partition(":")
     if kind == "tiktoken" and detail:
-        from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
+        from gptloom.data.tokenizers.external import TiktokenTokenizer
 
         return TiktokenTokenizer.named(detail)
     return _from_path(spec)
@@ -96,7 +96,7 @@ def _from_path(spec: str) -> Tokenizer:
     if path.suffix == ".json":
         return _from_json(path)
     if path.suffix == ".model":
-        from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
+        from gptloom.data.tokenizers.external import SentencePieceTokenizer
 
         return SentencePieceTokenizer(read_side_file(path, None), str(path))
     cure = (
@@ -119,11 +119,11 @@ def _from_json(path: Path) -> Tokenizer:
         case "byte":
             return ByteTokenizer.load(path, content)
         case "sentencepiece":
-            from gptloom.data.tokenizers.sentencepiece import SentencePieceTokenizer
+            from gptloom.data.tokenizers.external import SentencePieceTokenizer
 
             return SentencePieceTokenizer.load(path, content)
         case "tiktoken":
-            from gptloom.data.tokenizers.tiktoken import TiktokenTokenizer
+            from gptloom.data.tokenizers.external import TiktokenTokenizer
 
             return TiktokenTokenizer.load(path, content)
         case None:

@@ -13,7 +13,7 @@ from gptloom.errors import MachineError
 from gptloom.model.build import count_parts, operations_per_token
 from gptloom.studies.bench.data import time_preparing, time_starts
 from gptloom.studies.bench.limits import Budget, Clock, Memory, Multiplier, Say, square
-from gptloom.studies.bench.sampling import Writing, time_writing, why_not
+from gptloom.studies.bench.speed import Writing, time_writing, why_not
 from gptloom.studies.bench.sweeps import MOST_SHARE, STEPS, Sweeper
 
 GROUPS = {"step": 0.6, "sampling": 0.17, "data": 0.13, "start": 0.1}

@@ -10,8 +10,8 @@ import torch
 
 from gptloom.config.run import DataConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.splits import prepare
 from gptloom.data.tokenizers import make_tokenizer
+from gptloom.data.tokens import prepare
 from gptloom.devices import peak_memory
 from gptloom.errors import GptloomError
 

@@ -14,7 +14,7 @@ from gptloom.devices import is_out_of_memory, memory_size, pick_precision
 from gptloom.errors import ConfigError, DivergedError, MachineError
 from gptloom.model.build import operations_per_token
 from gptloom.studies.bench.limits import Budget, Multiplier, Say, ending_exponent, exponent
-from gptloom.studies.bench.step import Steps, time_steps
+from gptloom.studies.bench.speed import Steps, time_steps
 from gptloom.training.memory import activation_bytes
 
 

@@ -1,7 +1,7 @@
 """Mutants: references with one known mistake. If a learner's output equals a mutant's, the mistake is known.
 
 Each function recomputes a class of `gptloom.reference` from its weights, with the mistake that `slip` names. Without a
-slip, it equals the reference. The descriptions of the slips are in `messages.py`.
+slip, it equals the reference. The descriptions of the slips are in `studies/check/__init__.py`.
 """
 
 import copy

@@ -27,7 +27,7 @@ from gptloom.studies.ladder.lessons import (
     configure_lesson,
     fingerprint,
 )
-from gptloom.studies.ladder.ngram_counts import NGram
+from gptloom.studies.ladder.neighbours import NGram
 from gptloom.studies.trial import Material, Pace, affordable_tokens, open_material, rehearse, run_trial
 from gptloom.training.progress import duration
 from gptloom.training.run_dir import next_folder

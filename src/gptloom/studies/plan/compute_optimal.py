@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from gptloom.config.run import RunConfig
-from gptloom.devices import memory_size, pick_device, pick_precision, thread_count, threads
-from gptloom.hardware import find_peak
+from gptloom.devices import find_peak, memory_size, pick_device, pick_precision, thread_count, threads
 from gptloom.model.build import operations_per_token
 from gptloom.studies.bench.limits import Budget, Multiplier, square
-from gptloom.studies.bench.step import time_steps
+from gptloom.studies.bench.speed import time_steps
 
 MFU = 0.40
 """Assumed model FLOPs utilization of an accelerator; see `MFU_SOURCE`."""
@@ -68,7 +67,7 @@ def find_rate(name: str, config: RunConfig, mfu: float | None) -> Rate:
     """Find the rate of a known device, or measure that of this machine.
 
     Args:
-        name: a name from `hardware.PEAKS`; or auto, cpu, cuda, cuda:N or mps for a device of this machine.
+        name: a name from `devices.PEAKS`; or auto, cpu, cuda, cuda:N or mps for a device of this machine.
         config: the model and its batch.
         mfu: the share of the peak rate; the default is a typical or a measured share.
 

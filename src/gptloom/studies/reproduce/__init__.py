@@ -9,8 +9,8 @@ import torch
 
 from gptloom.config.run import DataConfig
 from gptloom.data.sources import open_corpus
-from gptloom.data.splits import Split, prepare, split
 from gptloom.data.tokenizers import make_tokenizer
+from gptloom.data.tokens import Split, prepare, split
 from gptloom.devices import pick_device, thread_count, threads
 from gptloom.errors import ConfigError, InputError, nearest
 from gptloom.studies.reproduce.lecture_run import LectureRun, expected_seconds

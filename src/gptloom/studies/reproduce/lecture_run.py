@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gptloom.data.batches import Batch
-from gptloom.data.splits import Split
+from gptloom.data.tokens import Split
 from gptloom.errors import DivergedError
 from gptloom.fast.train import TrainingPass
-from gptloom.generate.evaluate import evaluate
+from gptloom.generate.task import evaluate
 from gptloom.model.attention import Attention
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder

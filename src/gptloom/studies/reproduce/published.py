@@ -20,8 +20,8 @@ from gptloom.config.load import merge, parse, read_recipe
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import RunConfig
 from gptloom.data.corpus import Corpus
-from gptloom.data.splits import Split
 from gptloom.data.tokenizers import Tokenizer
+from gptloom.data.tokens import Split
 from gptloom.devices import thread_count, threads
 from gptloom.model.attention import Attention, attention_weights
 from gptloom.model.cache import Context, Trace

@@ -11,11 +11,10 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.config.run import IGNORE_INDEX
-from gptloom.data.splits import Tokens
 from gptloom.data.tokenizers import CharTokenizer
+from gptloom.data.tokens import Tokens
 from gptloom.devices import derive
-from gptloom.generate.evaluate import evaluate
-from gptloom.generate.task import evaluation_batches, reads_pairs
+from gptloom.generate.task import evaluate, evaluation_batches, reads_pairs
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
 from gptloom.reference.formulas import Reference

@@ -18,15 +18,14 @@ from gptloom.config.load import merge, parse
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.pair_batches import pair_texts
 from gptloom.data.sources import DATASETS, open_corpus
-from gptloom.data.splits import Split, Tokens, prepare
-from gptloom.data.token_store import cache_folder
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
+from gptloom.data.tokens import Split, Tokens, cache_folder, prepare
 from gptloom.devices import pick_device
 from gptloom.errors import GptloomError, InputError
 from gptloom.generate.task import cut, reads_pairs
 from gptloom.model.build import build_model
 from gptloom.studies.verify.subject import Subject
-from gptloom.training.resume import read_settings
+from gptloom.training.run import read_settings
 from gptloom.training.run_dir import find_parts
 
 TEXT = 100_000

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptloom.bundle import Bundle
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORE_INDEX, RunConfig
-from gptloom.data.splits import Split, Tokens
+from gptloom.data.tokens import Split, Tokens
 from gptloom.devices import derive
 from gptloom.generate.task import reads_pairs, training_batches
 from gptloom.model.base import LanguageModel

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gptloom.checkpoint.state import Horizon, Progress
 from gptloom.config.run import TrainConfig
-from gptloom.generate.evaluate import Score
+from gptloom.generate.task import Score
 from gptloom.model.base import LanguageModel
 from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gptloom.checkpoint.state import Optimizer
 from gptloom.config.run import CUSTOM, TrainConfig
-from gptloom.distributed.process_group import ProcessGroup
+from gptloom.distributed import ProcessGroup
 from gptloom.errors import ConfigError
 from gptloom.fast.flat import packed_groups
 from gptloom.model.ngram import HashedNgrams

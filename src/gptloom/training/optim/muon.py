@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gptloom.config.run import TrainConfig
-from gptloom.distributed.process_group import ProcessGroup
+from gptloom.distributed import ProcessGroup
 from gptloom.fast.flat import Flat, FlatOptimizer, Named
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
