@@ -17,7 +17,7 @@ from gptloom.errors import ConfigError, ExitCode, InputError, nearest
 if TYPE_CHECKING:
     from gptloom.bundle import Bundle
     from gptloom.data.tokens import Tokens
-    from gptloom.interpret.statistics import Alignment
+    from gptloom.interpret.alignment import Alignment
     from gptloom.interpret.views import Alternative, AttentionView, Reading, ScoredToken
     from gptloom.plots.core import TokenView
 
@@ -103,7 +103,7 @@ def _read_words(words: list[str]) -> argparse.Namespace:
 
 def _align(bundle: Bundle, args: argparse.Namespace) -> Alignment:
     """The translation of the prompt."""
-    from gptloom.interpret.statistics import align
+    from gptloom.interpret.alignment import align
 
     if args.prompt is None:
         what, cure = "an encoder-decoder is shown translating a prompt", "give the source with --prompt"
