@@ -13,17 +13,9 @@ from gptloom.data.tokenizers import make_tokenizer
 from gptloom.data.tokens import Split, prepare, split
 from gptloom.devices import pick_device, thread_count, threads
 from gptloom.errors import ConfigError, InputError, nearest
+from gptloom.studies.reproduce.facts import FACTS, Text, deviation
 from gptloom.studies.reproduce.lecture_run import LectureRun, expected_seconds
-from gptloom.studies.reproduce.published import (
-    FACTS,
-    PublishedRun,
-    Text,
-    Tolerance,
-    deviation,
-    published,
-    published_runs,
-    tolerances,
-)
+from gptloom.studies.reproduce.published import PublishedRun, Tolerance, published, published_runs, tolerances
 
 Say = Callable[[str], None]
 Measured = tuple[int, float | None, float | None, float, float]

@@ -11,8 +11,7 @@ from gptloom.devices import SMALL_MODEL, is_out_of_memory, threads
 from gptloom.errors import ConfigError, GptloomError, MachineError, nearest
 from gptloom.fast import why_not
 from gptloom.model.loss import Objective
-from gptloom.studies.verify import forward, measurement, runs, training
-from gptloom.studies.verify import tolerance as precision
+from gptloom.studies.verify import forward, measurement, precision, runs, training
 from gptloom.studies.verify.subject import Subject
 from gptloom.studies.verify.tolerance import Impossible, Outcome
 
