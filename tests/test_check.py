@@ -8,8 +8,8 @@ import torch
 from gptloom.errors import InputError
 from gptloom.reference import lecture, modern, steps
 from gptloom.studies.check import check, report_lines
-from gptloom.studies.check.messages import MESSAGES
 from gptloom.studies.check.exercises import EXERCISES, run
+from gptloom.studies.check.formulas import MESSAGES
 from gptloom.studies.check.judge import _Judge
 from gptloom.studies.check.mutants import attention, block
 

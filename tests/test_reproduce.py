@@ -20,8 +20,8 @@ from gptloom.errors import ConfigError, InputError, MachineError
 from gptloom.model.transformer import Decoder
 from gptloom.reference.lecture import PlainGPT
 from gptloom.studies import reproduce
-from gptloom.studies.reproduce import lecture_run as lecture_draws
 from gptloom.studies.reproduce import facts as unit_facts
+from gptloom.studies.reproduce import lecture_run as lecture_draws
 from gptloom.studies.reproduce.lecture_run import (
     LectureRun,
     LectureSampler,

@@ -17,8 +17,7 @@ from gptloom.errors import ConfigError, ExitCode, InputError, nearest
 if TYPE_CHECKING:
     from gptloom.bundle import Bundle
     from gptloom.data.tokens import Tokens
-    from gptloom.interpret.alignment import Alignment
-    from gptloom.interpret.views import Alternative, AttentionView, Reading, ScoredToken
+    from gptloom.interpret.views import Alignment, Alternative, AttentionView, Reading, ScoredToken
     from gptloom.plots.core import TokenView
 
 VIEWS = ("attention", "lens", "tokens", "embedding", "statistics", "distance")
@@ -103,7 +102,7 @@ def _read_words(words: list[str]) -> argparse.Namespace:
 
 def _align(bundle: Bundle, args: argparse.Namespace) -> Alignment:
     """The translation of the prompt."""
-    from gptloom.interpret.alignment import align
+    from gptloom.interpret.views import align
 
     if args.prompt is None:
         what, cure = "an encoder-decoder is shown translating a prompt", "give the source with --prompt"

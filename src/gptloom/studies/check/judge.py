@@ -15,8 +15,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from gptloom.errors import nearest
-from gptloom.studies.check.messages import MESSAGES
 from gptloom.studies.check.exercises import Exercise, Failure, UnknownArgumentError, attempt, build, run
+from gptloom.studies.check.formulas import MESSAGES
 from gptloom.studies.check.match import Match, Unit, fill, match
 from gptloom.studies.check.mutants import rescaled
 

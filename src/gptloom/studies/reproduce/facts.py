@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gptloom.config.model import ModelConfig
 from gptloom.data.corpus import Corpus
-from gptloom.data.tokens import Split
 from gptloom.data.tokenizers import Tokenizer
+from gptloom.data.tokens import Split
 from gptloom.devices import thread_count, threads
 from gptloom.model.attention import Attention, attention_weights
 from gptloom.model.cache import Context, Trace

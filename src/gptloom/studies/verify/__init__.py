@@ -11,7 +11,7 @@ from gptloom.devices import SMALL_MODEL, is_out_of_memory, threads
 from gptloom.errors import ConfigError, GptloomError, MachineError, nearest
 from gptloom.fast import why_not
 from gptloom.model.loss import Objective
-from gptloom.studies.verify import forward, measurement, precision, runs, training
+from gptloom.studies.verify import forward, measurement, runs, training
 from gptloom.studies.verify.subject import Subject
 from gptloom.studies.verify.tolerance import Impossible, Outcome
 
@@ -111,13 +111,11 @@ CHECKS = (
         _is_by_hand,
     ),
     Check("compiled", "compiled = eager", "compiled runs train another model", forward.compiled),
-    Check("precision", "float32 = float64, logits and a step", "rounding changes what is learned", precision.precision),
+    Check("precision", "float32 = float64, logits and a step", "rounding changes what is learned", forward.precision),
     Check(
-        "accelerator", "accelerator = CPU, logits and a step", "the accelerator computes wrongly", precision.accelerator
+        "accelerator", "accelerator = CPU, logits and a step", "the accelerator computes wrongly", forward.accelerator
     ),
-    Check(
-        "gradients", "gradients = finite differences", "some weights learn from wrong gradients", precision.gradcheck
-    ),
+    Check("gradients", "gradients = finite differences", "some weights learn from wrong gradients", forward.gradcheck),
     Check(
         "future",
         "no place sees what comes after it",
