@@ -22,8 +22,8 @@ from gptloom.data import batches
 from gptloom.data.pair_batches import _Pairs
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokenizers.char import CharTokenizer
-from gptloom.distributed import process_group
-from gptloom.fast import decode_torch, flat, train
+from gptloom.distributed import TorchProcessGroup
+from gptloom.fast import decode, decode_torch, flat, train
 from gptloom.fast import layers as handwritten
 from gptloom.fast.decode_numpy import ArrayKit
 from gptloom.fast.decode_torch import TensorKit
@@ -364,7 +364,7 @@ BUGS = {
         "ranks",
         "tiny",
         edit(
-            process_group.TorchProcessGroup,
+            TorchProcessGroup,
             "all_reduce",
             ("dist.all_reduce(moved", "dist.all_reduce(moved.div_(self.world)"),
         ),
