@@ -17,7 +17,7 @@ from gptloom.config.model import ModelConfig
 from gptloom.fast.train import TrainingPass
 from gptloom.model.build import build_model, operations_per_token
 from gptloom.model.loss import Objective
-from gptloom.studies import bench as benching
+from gptloom.studies.bench import bench as benching
 from gptloom.studies.bench import data, speed, sweeps
 from gptloom.studies.bench.limits import (
     Budget,

@@ -532,8 +532,7 @@ def test_the_first_loss_is_that_of_guessing(recipe):
             pieces = list(zip(ids[:-1].split(64), ids[1:].split(64), strict=True))
             with torch.no_grad():
                 logits = [
-                    model.translate(x[None], x[None]) if isinstance(model, EncoderDecoder) else model(x[None])
-                    for x, _ in pieces
+                    model(x[None], x[None]) if isinstance(model, EncoderDecoder) else model(x[None]) for x, _ in pieces
                 ]
             losses.append(
                 sum(

@@ -144,7 +144,7 @@ def test_the_first_transformer_is_the_papers(name):
     model = make(**PAIRS[name])
     source, inputs = ids(1, 7, seed=1), ids(1, 5, seed=2)
     torch.testing.assert_close(
-        model.translate(source, inputs)[0], textbook_translate(model, source[0], inputs[0]), atol=1e-5, rtol=1e-5
+        model(source, inputs)[0], textbook_translate(model, source[0], inputs[0]), atol=1e-5, rtol=1e-5
     )
 
 
@@ -157,17 +157,15 @@ def test_shared_tables_are_one():
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_source_counts_whole_and_its_padding_not_at_all(name):
     model, source, inputs = make(**PAIRS[name]), ids(2, 6, seed=1), ids(2, 5, seed=2)
-    logits = model.translate(source, inputs)
+    logits = model(source, inputs)
     padded = F.pad(source, (0, 4), value=-1)
-    torch.testing.assert_close(model.translate(padded, inputs), logits)
+    torch.testing.assert_close(model(padded, inputs), logits)
     changed = source.clone()
     changed[:, -1] = (source[:, -1] + 1) % V
-    assert not torch.allclose(model.translate(changed, inputs)[:, 0], logits[:, 0])
+    assert not torch.allclose(model(changed, inputs)[:, 0], logits[:, 0])
     later = inputs.clone()
     later[:, 3:] = (inputs[:, 3:] + 1) % V
-    torch.testing.assert_close(
-        model.translate(source, later)[:, :3], logits[:, :3]
-    )  # and no position sees the target's future
+    torch.testing.assert_close(model(source, later)[:, :3], logits[:, :3])  # and no position sees the target's future
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -181,7 +179,7 @@ def test_writing_step_by_step_equals_reading_at_once(name):
         conditioned.unembed(conditioned.forward_hidden(inputs[:, t : t + 1], Context(cache=state))) for t in range(6)
     ]
     for row, source in enumerate(sources):
-        whole = model.translate(torch.tensor([source]), inputs[row : row + 1])[0]
+        whole = model(torch.tensor([source]), inputs[row : row + 1])[0]
         torch.testing.assert_close(torch.cat(steps, dim=1)[row], whole, atol=1e-5, rtol=1e-5)
 
 
@@ -190,7 +188,7 @@ def test_asking_for_a_trace_changes_nothing_and_its_rows_sum_to_one(name):
     model, sources, inputs = make(**PAIRS[name]), F.pad(ids(2, 4, seed=1), (0, 2), value=-1), ids(2, 5, seed=2)
     memory, trace = model.encode(sources), Trace()
     traced = model.unembed(model.forward_hidden(inputs, Context(memory=memory, trace=trace)))
-    torch.testing.assert_close(traced, model.translate(sources, inputs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(traced, model(sources, inputs), atol=1e-5, rtol=1e-5)
     assert [tuple(weights.shape) for weights in trace.cross] == [(2, 4, 5, 6)] * 2
     for weights in trace.cross:
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 5))
@@ -219,7 +217,7 @@ def _score(model, source, found, penalty):
     ends = len(found) < T - 1
     targets = [*found, 0] if ends else found
     with torch.no_grad():
-        logits = model.translate(torch.tensor([source]), torch.tensor([[0, *found][: len(targets)]]))[0].log_softmax(-1)
+        logits = model(torch.tensor([source]), torch.tensor([[0, *found][: len(targets)]]))[0].log_softmax(-1)
     return float(logits[torch.arange(len(targets)), torch.tensor(targets)].sum()) / len(targets) ** penalty
 
 
@@ -236,7 +234,7 @@ def test_label_smoothing_is_the_papers_mixture_and_only_in_training():
     sources, inputs, targets = ids(2, 4), ids(2, 5, seed=1), ids(2, 5, seed=2)
     targets[0, 3:] = IGNORE_INDEX
     objective = Objective(model, 0.1)
-    logp = model.translate(sources, inputs).log_softmax(-1)
+    logp = model(sources, inputs).log_softmax(-1)
     mixed = 0.0
     plain = 0.0
     for b in range(2):

@@ -206,8 +206,8 @@ BUGS = {
         edit(
             *ATTEND,
             (
-                "query, key, value, mask, drop",
-                "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), mask, drop",
+                "query, key, value, attn_mask=mask",
+                "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), attn_mask=mask",
             ),
         ),
     ),
@@ -258,7 +258,7 @@ BUGS = {
     "values get no gradient": (
         "gradients",
         "modern-tiny",
-        edit(*ATTEND, ("query, key, value, mask, drop", "query, key, value.detach(), mask, drop")),
+        edit(*ATTEND, ("query, key, value, attn_mask=mask", "query, key, value.detach(), attn_mask=mask")),
     ),
     "rotary pairs are neighbours": (
         "formula",

@@ -17,15 +17,11 @@ from gptloom.devices import pick_device, threads
 from gptloom.errors import ConfigError, InputError
 from gptloom.fast.int8 import quantise
 from gptloom.generate.batch import DecodeBatch, Token
-from gptloom.generate.seq2seq import beam_search, condition, fill_masks
+from gptloom.generate.seq2seq import beam_search, fill_masks
 from gptloom.generate.stream import TextStream
-from gptloom.generate.task import Score, end_of_text, evaluate, evaluation_batches, predicted_bytes, reads_pairs
+from gptloom.generate.task import MASK, Score, Task, evaluate, prompt_ids, task_of
 from gptloom.model.base import LanguageModel
 from gptloom.model.loss import Objective
-from gptloom.model.transformer import EncoderDecoder
-
-MASK = "[MASK]"
-"""Stands in a text for a token that an encoder is to fill in."""
 
 
 class Piece(NamedTuple):
@@ -65,6 +61,11 @@ class Bundle:
 
     model: LanguageModel
     tokenizer: Tokenizer
+
+    @property
+    def task(self) -> Task:
+        """What this kind of model does with text."""
+        return task_of(self.model.config)
 
     @classmethod
     def load(
@@ -134,7 +135,7 @@ class Bundle:
         """
         config = parse(SampleConfig, settings, where="generate")
         text = self.write(prompt, config)[0].text
-        return text if reads_pairs(self.model.config) else prompt + text
+        return prompt + text if self.task.continues else text
 
     def write(
         self,
@@ -156,7 +157,7 @@ class Bundle:
             InputError: the prompt cannot be read, or the model is an encoder.
         """
         if config.beams > 1:
-            model, ids, config = self._begin(prompt, 1, config, on_unknown)
+            model, ids, config = self.task.start(self.model, self.tokenizer, prompt, 1, config, on_unknown)
             found = beam_search(model, ids, config, end=self.tokenizer.end_of_text)[: config.samples]
             return [Written(prompt, self._text(ids, new), [Token(one) for one in new], score) for new, score in found]
         written = [Written(prompt) for _ in range(config.samples)]
@@ -184,7 +185,7 @@ class Bundle:
             raise ConfigError(
                 "a beam search knows its texts only when it is done", where="beams", cure="use Bundle.write, or beams=1"
             )
-        model, ids, config = self._begin(prompt, config.samples, config, on_unknown)
+        model, ids, config = self.task.start(self.model, self.tokenizer, prompt, config.samples, config, on_unknown)
         batch = DecodeBatch(model, end=self.tokenizer.end_of_text)
         batch.extend([ids] * config.samples, config, details=details)
         return self._pieces(batch, [TextStream(self.tokenizer.decode, ids, config.stop) for _ in range(config.samples)])
@@ -203,13 +204,8 @@ class Bundle:
                     yield Piece(row, None, rest)
 
     def prompt_ids(self, prompt: str, on_unknown: OnUnknown = "error") -> list[int]:
-        """The ids to go on from; never empty."""
-        ids: list[int] = self.tokenizer.encode(prompt, on_unknown).tolist()
-        if ids:
-            return ids
-        if self.tokenizer.end_of_text is not None:
-            return [self.tokenizer.end_of_text]
-        return self.tokenizer.encode("\n", "skip").tolist()[:1] or [0]
+        """The ids of a prompt; see `task.prompt_ids`."""
+        return prompt_ids(self.tokenizer, prompt, on_unknown)
 
     def score(self, text: str, on_unknown: OnUnknown = "error") -> Score:
         """The loss on a text, read in fixed windows of block_size; its first token is given, not predicted."""
@@ -219,9 +215,8 @@ class Bundle:
         """The loss on token ids, with bits per byte from the bytes that the predicted tokens stand for."""
         if len(tokens.ids) < 2:
             raise InputError("at least two tokens are needed to measure a loss", cure="give a longer text")
-        config = self.model.config
-        batches = evaluation_batches(config, tokens, self.tokenizer, batch_size)
-        count = predicted_bytes(config, tokens, self.tokenizer)
+        batches = self.task.evaluation_batches(tokens, self.tokenizer, batch_size)
+        count = self.task.predicted_bytes(tokens, self.tokenizer)
         with threads(None):  # the matrix products that a run's own evaluation has
             return evaluate(Objective(self.model), batches, device=self.model.device, byte_count=count)
 
@@ -231,7 +226,7 @@ class Bundle:
         Raises:
             InputError: the model is no encoder, the text has no mask, or it is longer than block_size.
         """
-        if self.model.config.architecture != "encoder":
+        if self.task.causal:
             raise InputError(
                 "is no encoder, so it does not fill in masks",
                 where=self.model.config.architecture,
@@ -250,26 +245,6 @@ class Bundle:
                 cure=f'write {MASK} where a token is missing, such as "the qu{MASK}ck fox"',
             )
         return fill_masks(self.model, ids)
-
-    def _begin(
-        self, prompt: str, rows: int, config: SampleConfig, on_unknown: OnUnknown
-    ) -> tuple[LanguageModel, list[int], SampleConfig]:
-        """Who writes, what it goes on from, and how: an encoder-decoder reads the prompt and begins afresh."""
-        if self.model.config.architecture == "encoder":
-            raise InputError(
-                "an encoder sees both sides of a token, so it cannot write on",
-                where="the model",
-                cure=f"let it fill in {MASK}: Bundle.fill",
-            )
-        if not isinstance(self.model, EncoderDecoder):
-            return self.model, self.prompt_ids(prompt, on_unknown), config
-        source: list[int] = self.tokenizer.encode(prompt, on_unknown).tolist()
-        if not 0 < len(source) <= self.model.config.block_size:
-            what = f"an encoder-decoder needs a source of 1 to {self.model.config.block_size} tokens, not {len(source)}"
-            raise InputError(what, where="the prompt", cure="give the text to translate as the prompt")
-        # A translation ends where the decoder's window does.
-        config = config.model_copy(update={"tokens": min(config.tokens, max(1, self.model.config.block_size - 1))})
-        return condition(self.model, [source] * rows), [end_of_text(self.tokenizer)], config
 
     def _text(self, before: list[int], ids: list[int]) -> str:
         stream = TextStream(self.tokenizer.decode, before, ())

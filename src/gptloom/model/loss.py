@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from gptloom.config.run import IGNORE_INDEX
 from gptloom.model.base import LanguageModel
-from gptloom.model.transformer import EncoderDecoder
 
 
 class Objective(nn.Module):
@@ -36,7 +35,7 @@ class Objective(nn.Module):
             batch: (inputs, targets), or (sources, inputs, targets) for an encoder-decoder.
         """
         *inputs, targets = batch
-        logits = self.model.translate(*inputs) if isinstance(self.model, EncoderDecoder) else self.model(*inputs)
+        logits = self.model(*inputs)
         smoothing = self.label_smoothing if self.training else 0.0
         scores = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))  # never in bfloat16
         nats = F.cross_entropy(

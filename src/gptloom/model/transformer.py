@@ -237,7 +237,9 @@ class EncoderDecoder(Decoder):
         """Run the encoder. Ids below 0 are padding. A trace in the context records the encoder."""
         return EncoderOutput(self.encoder.forward_hidden(sources, context), (sources >= 0)[:, None, None])
 
-    def translate(self, sources: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
+    def forward(  # type: ignore[override]
+        self, sources: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]
+    ) -> Float[Tensor, "b t v"]:
         """Return the logits of the token after each input, given the sources."""
         return self.unembed(self.forward_hidden(inputs, Context(memory=self.encode(sources))))
 

@@ -1,21 +1,10 @@
-"""What a run is about to do, said before it does it, and warnings where the settings cannot be meant.
-
-What a person sees during training, on standard error: a live panel on a terminal, plain lines elsewhere.
-
-The live panel that a terminal shows during training.
-"""
+"""What a user sees of a training on standard error: the plan and its warnings, then a line for each event."""
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
-from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn
 
 from gptloom.config.run import RunConfig
 from gptloom.generate.task import Score
@@ -199,59 +188,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
 
 
-class LiveDisplay(Display):
-    """A progress bar with the figures beside it and the latest sample below."""
-
-    def __init__(self, console: Console) -> None:
-        """Draw on this console."""
-        super().__init__(lambda line: console.print(line, markup=False, highlight=False))
-        self.console = console
-        self.bar = Progress(
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.description}"),
-            console=console,
-        )
-        self.task = self.bar.add_task("starting", total=1.0)
-        self.sample = ""
-        self.live = Live(self._draw(), console=console, refresh_per_second=4)
-        self._drawn = 0.0
-
-    def on_start(self, view: View) -> None:
-        """Open the panel."""
-        super().on_start(view)
-        self.live.start()
-
-    def after_step(self, view: View) -> Request:
-        """Move the bar, at most a few times a second."""
-        self._measure(view)
-        now = time.monotonic()
-        if view.logging or now - self._drawn > 0.3:
-            self._drawn = now
-            self.bar.update(self.task, completed=view.step / view.total, description=escape(self.line(view)))
-        return Request.NOTHING
-
-    def show_sample(self, text: str) -> None:
-        """Put the sample into the panel."""
-        self.sample = text
-        self.live.update(self._draw())
-
-    def on_end(self, view: View) -> None:
-        """Close the panel."""
-        self.live.stop()
-
-    def _draw(self) -> Group:
-        lines = self.sample.strip("\n").splitlines()[: max(4, self.console.height - 8)]
-        return Group(
-            self.bar, *([Panel(escape("\n".join(lines)), title="latest sample", border_style="dim")] if lines else [])
-        )
-
-
 def make_display() -> Display:
-    """Return a live panel on a terminal, and plain lines where standard error is piped or cannot move its cursor."""
+    """Return a live panel on a terminal, and plain lines where standard error is piped."""
     if sys.stderr is not None and sys.stderr.isatty():
-        console = Console(stderr=True)
-        if console.is_terminal:
-            return LiveDisplay(console)
-        return Display(lambda line: print(line, file=console.file, flush=True))
+        from gptloom.training.live import live_display  # imports rich, which is not needed otherwise
+
+        return live_display()
     return Display(lambda line: print(line, file=sys.stderr, flush=True))

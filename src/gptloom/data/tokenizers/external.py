@@ -6,7 +6,6 @@ Sentencepiece: a unigram model trained on the text, or a given .model file.
 import base64
 import binascii
 import hashlib
-import importlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -261,8 +260,12 @@ def _library(name: str) -> Any:
         InputError: it is not installed.
     """
     try:
-        return importlib.import_module(name)
+        if name == "tiktoken":
+            import tiktoken as library
+        else:
+            import sentencepiece as library
     except ImportError:
         raise InputError(
             f"needs the package {name}", where="--data.tokenizer", cure='pip install "gptloom[tokenizers]"'
         ) from None
+    return library

@@ -198,7 +198,7 @@ def _influence(subject: Subject) -> tuple[Tensor, tuple[Tensor, ...]]:
 
     hook = model.token_table.register_forward_hook(keep)
     try:
-        scores = model.translate(*inputs) if isinstance(model, EncoderDecoder) else model(*inputs)
+        scores = model(*inputs)
     finally:
         hook.remove()
     weights = torch.randn(scores.shape, generator=torch.Generator().manual_seed(subject.seed), dtype=scores.dtype)

@@ -215,7 +215,8 @@ def logits(model: LanguageModel, *inputs: Tensor) -> Tensor:
     """Logits (b, t, vocab) of inputs (ids,) or (sources, ids), without gradients; ids have the shape (b, t)."""
     with torch.no_grad():
         here = [ids.to(model.device) for ids in inputs]
-        return model.translate(*here) if isinstance(model, EncoderDecoder) else model(*here)
+        found: Tensor = model(*here)
+        return found
 
 
 def _logit_list(model: LanguageModel, *inputs: Tensor) -> list[Tensor]:
@@ -234,7 +235,7 @@ def gradients(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> dic
 def mean_loss(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The mean of -ln p over the targets, by its definition; `smoothing` mixes in the mean over all tokens."""
     *inputs, targets = (part.to(model.device) for part in batch)
-    scores = model.translate(*inputs) if isinstance(model, EncoderDecoder) else model(*inputs)
+    scores = model(*inputs)
     counted = targets != IGNORE_INDEX
     scores = scores[counted]
     logprobs = scores - torch.logsumexp(scores, -1, keepdim=True)
