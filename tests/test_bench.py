@@ -30,6 +30,7 @@ from gptloom.studies.bench.limits import (
     exponent,
     repeat,
 )
+from gptloom.training import setup
 from gptloom.training.memory import activation_bytes
 from gptloom.training.optim import make_optimizer
 
@@ -339,18 +340,18 @@ def test_passes_are_counted():
 def test_the_trainer_trains_while_it_is_timed():
     """The timed steps change the weights, as the steps of a run do."""
     seen = []
-    real = speed.Trainer
+    real = setup.Trainer
 
     class Watched(real):
         def fit(self):
-            parameters = list(self.job.objective.parameters())
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             before = [parameter.clone() for parameter in parameters]
             end = super().fit()
             seen.append(any(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True)))
             return end
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "Trainer", Watched)
+        patch.setattr(setup, "Trainer", Watched)
         speed.time_steps(small(), CPU, Budget(0.01), lambda line: None)
     assert seen == [True]
 

@@ -13,7 +13,7 @@ from gptloom.data.batches import Batches, MaskedBatches, masked_windows
 from gptloom.data.tokenizers import CharTokenizer
 from gptloom.data.tokens import Tokens
 from gptloom.errors import InputError
-from gptloom.generate.task import training_batches
+from gptloom.generate.task import task_of
 from gptloom.studies.ladder.neighbours import compare_neighbours, count_parameters, match_width
 from gptloom.studies.trial import open_material
 from gptloom.training.run import resume
@@ -126,8 +126,8 @@ def test_ranks_hide_the_tokens_that_one_would_hide():
     tokens = Tokens(np.arange(1, 101, dtype=np.uint8), np.zeros(1, np.int64))
     config = RunConfig(model={"architecture": "encoder", "vocab_size": 200, "block_size": 20}, train={"batch_size": 6})
     tokenizer = CharTokenizer("ab", ends=False)
-    whole = training_batches(config, tokens, tokenizer)
-    ranks = [training_batches(config, tokens, tokenizer, rank, 3) for rank in range(3)]
+    whole = task_of(config.model).training_batches(config, tokens, tokenizer)
+    ranks = [task_of(config.model).training_batches(config, tokens, tokenizer, rank=rank, world=3) for rank in range(3)]
     for step in range(5):
         for wanted, *parts in zip(whole.batch(step), *(one.batch(step) for one in ranks), strict=True):
             assert torch.equal(torch.cat(parts), wanted)

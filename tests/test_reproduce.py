@@ -172,7 +172,7 @@ def test_an_evaluation_draws_all_of_train_before_all_of_val():
     sampler = LectureSampler(parts, 10, 3)
     torch.manual_seed(2)
     drawn = sampler.evaluation(4, rows=5)
-    after = sampler.batch()
+    after = sampler.draw("train")
     torch.manual_seed(2)
     for part, (low, high) in (("train", (0, 600)), ("val", (600, 1_000))):
         expected = [torch.randint(high - low - 10, (3,)) + low for _ in range(4)]
@@ -189,7 +189,7 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_its_batches(text, small):
     measured = run.evaluate()
     torch.manual_seed(3)
     for part, loss in zip(("train", "val"), measured, strict=True):
-        batches = [run.sampler.batch(part) for _ in range(7)]
+        batches = [run.sampler.draw(part) for _ in range(7)]
         losses = [
             F.cross_entropy(run.model(inputs).flatten(0, 1), targets.flatten()).item() for inputs, targets in batches
         ]

@@ -399,7 +399,7 @@ BUGS = {
     "the learning rate is a step late": (
         "learning-rate",
         "tiny",
-        edit(trainer.Trainer, "_step", ("self.config, progress.step,", "self.config, max(0, progress.step - 1),")),
+        edit(trainer.Trainer, "step", ("self.config, progress.step,", "self.config, max(0, progress.step - 1),")),
     ),
     "AdamW's betas are swapped": ("update", "tiny", replace(adamw.FlatAdamW, "__init__", swap_betas)),
     "Muon forgets to look ahead": (

@@ -53,13 +53,12 @@ def inspect_command(words: list[str]) -> int:
         import gptloom.plots.statistics  # noqa: F401
         from gptloom.bundle import Bundle
         from gptloom.devices import SMALL_MODEL, threads
-        from gptloom.generate.task import reads_pairs
 
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
     is_run = (Path(args.run) / "checkpoints").is_dir()
     out = args.out or (Path(args.run) / "inspect" if is_run else Path("inspect"))
     writer = Writer(Path(args.run).resolve().name, out)
-    if reads_pairs(bundle.model.config):
+    if bundle.task.pairs:
         writer.write_alignment(_align(bundle, args), layer=args.layer, head=args.head)
     else:
         tokens = _read_tokens(args, bundle, writer.notes)
@@ -236,7 +235,7 @@ class Writer:
         """The page of the tokens with their losses."""
         from gptloom.interpret.views import view_tokens
 
-        if reading.bundle.model.config.architecture == "encoder":
+        if not reading.bundle.task.causal:
             both = "each token is guessed with it alone hidden and both sides seen"
             self.notes.append(f"{both}; such losses do not compare with those of a decoder")
         view = view_tokens(reading, top=top)

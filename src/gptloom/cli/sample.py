@@ -60,7 +60,7 @@ def sample_command(words: list[str]) -> int:
 
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint, weights=args.weights)
     prompt = read_prompt(args.prompt)
-    if bundle.model.config.architecture == "encoder":
+    if not bundle.task.causal:
         _fill_masks(bundle, prompt, args)
     else:
         _continue(bundle, prompt, config, args)
@@ -70,9 +70,8 @@ def sample_command(words: list[str]) -> int:
 def _continue(bundle: Bundle, prompt: str, config: SampleConfig, args: argparse.Namespace) -> None:
     """Print texts that continue the prompt; a single text is printed token by token."""
     from gptloom.bundle import Written
-    from gptloom.generate.task import reads_pairs
 
-    translates, window = reads_pairs(bundle.model.config), bundle.model.window
+    translates, window = not bundle.task.continues, bundle.model.window
     # An encoding error must come before the prompt is printed.
     length = 0 if translates else len(bundle.prompt_ids(prompt, args.on_unknown))
     if window and not translates and length + config.tokens > window:
@@ -104,7 +103,8 @@ def _continue(bundle: Bundle, prompt: str, config: SampleConfig, args: argparse.
 
 def _fill_masks(bundle: Bundle, text: str, args: argparse.Namespace) -> None:
     """Print the text with the encoder's guesses in place of its masks."""
-    from gptloom.bundle import MASK, Written
+    from gptloom.bundle import Written
+    from gptloom.generate.task import MASK
 
     tokens, name = bundle.fill(text, args.on_unknown), bundle.tokenizer.token_text
     pieces = text.split(MASK)
@@ -153,7 +153,6 @@ def eval_command(words: list[str]) -> int:
     _add_weights_flag(parser, "int8 measures both and prints the difference")
     args = parser.parse(words)
     with loading():
-        from gptloom.generate.task import exact_match
         from gptloom.training.run import validation_split
 
     if args.text is None:
@@ -161,7 +160,7 @@ def eval_command(words: list[str]) -> int:
     else:
         trained, tokens = _model_and_text(args)
     bundle = trained.with_weights(args.weights)
-    score, exact = bundle.score_tokens(tokens), exact_match(bundle.model, tokens, bundle.tokenizer)
+    score, exact = bundle.score_tokens(tokens), bundle.task.exact_match(bundle.model, tokens, bundle.tokenizer)
     values: dict[str, Any] = {"loss": score.loss, "perplexity": score.perplexity, "bpb": score.bpb}
     values |= {"tokens": score.tokens, "bytes": score.bytes}
     if exact is not None:
@@ -178,11 +177,10 @@ def _model_and_text(args: argparse.Namespace) -> tuple[Bundle, Tokens]:
     from gptloom.bundle import Bundle
     from gptloom.data.sources import open_corpus
     from gptloom.data.tokens import Tokens, prepare
-    from gptloom.generate.task import reads_pairs
 
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint)
     config = DataConfig(encoding=args.encoding, on_unknown=args.on_unknown)
-    corpus = open_corpus(args.text, config, pairs=reads_pairs(bundle.model.config))
+    corpus = open_corpus(args.text, config, pairs=bundle.task.pairs)
     store = prepare(corpus, bundle.tokenizer, config)
     for note in corpus.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -229,9 +229,18 @@ def read_recipe(name: str) -> dict[str, Any]:
     ) | {"recipe": name}
 
 
-def resolve(recipe: str, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
-    """Apply the layers to the recipe, in order. A run length in a layer replaces an earlier one of any kind."""
-    values = read_recipe(recipe)
+def resolve(base: str | RunConfig, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:
+    """Apply layers of nested settings to a recipe or to other settings, and check the result.
+
+    Args:
+        base: the name of a recipe, or settings.
+        layers: nested settings, in order. A run length in a layer replaces an earlier one of any kind.
+        where: the file or command line that the layers came from.
+
+    Raises:
+        ConfigError: there is no such recipe, or a setting is wrong.
+    """
+    values = read_recipe(base) if isinstance(base, str) else base.model_dump()
     for layer in layers:
         lengths = {"steps", "minutes", "epochs"}
         if isinstance(layer.get("train"), Mapping) and lengths & set(layer["train"]):

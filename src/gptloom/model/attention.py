@@ -44,16 +44,9 @@ class Heads(nn.Module):
         drop = self.drop_weights if self.training else 0.0
         if traced is None:
             causal = mask is None and causal
-            grouped = key.shape[1] != query.shape[1]
+            gqa = key.shape[1] != query.shape[1]
             found = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                dropout_p=drop,
-                is_causal=causal,
-                scale=self.scale,
-                enable_gqa=grouped,
+                query, key, value, attn_mask=mask, dropout_p=drop, is_causal=causal, scale=self.scale, enable_gqa=gqa
             )
         else:
             weights = attention_weights(query, key, mask, causal, self.scale)

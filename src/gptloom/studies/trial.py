@@ -7,9 +7,8 @@ One training without a run folder: what every study repeats by the dozen.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,22 +18,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.state import Progress
-from gptloom.config.load import merge, parse
+from gptloom.config.load import resolve
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
 from gptloom.data.tokens import Split, Tokens, prepare, replacing, split
-from gptloom.devices import autocast, pick_device, pick_precision, thread_count, threads
+from gptloom.devices import pick_device, thread_count, threads
 from gptloom.errors import ConfigError, InputError
 from gptloom.files import read_json
-from gptloom.generate.task import Score, evaluate, evaluation_batches, predicted_bytes, reads_pairs, training_batches
+from gptloom.generate.task import Score, evaluate, task_of
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.interfaces import Job, Source
-from gptloom.training.optim import make_optimizer
 from gptloom.training.schedule import make_horizon
-from gptloom.training.trainer import Trainer
+from gptloom.training.setup import setup
 
 Record = TypeVar("Record")
 
@@ -158,56 +155,38 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         ConfigError: the model would need pairs.
         DivergedError: the loss is no longer a number.
     """
-    if reads_pairs(config.model):
+    task = task_of(config.model)
+    if task.pairs:
         raise ConfigError(
             "studies read running text, not pairs",
             where="architecture=encoder-decoder",
             cure="use `gptloom train` for pairs",
         )
-    config = parse(
-        RunConfig,
-        merge(config.model_dump(), {"model": {"vocab_size": material.tokenizer.vocab_size}}),
-        where="the tokenizer",
-    )
-    device = pick_device(config.device)
+    config = resolve(config, {"model": {"vocab_size": material.tokenizer.vocab_size}}, where="the tokenizer")
+    device, parts, tokenizer = pick_device(config.device), material.parts, material.tokenizer
     torch.manual_seed(config.seed)
-    bundle = Bundle(build_model(config.model).to(device), material.tokenizer)
-    train, model = config.train, config.model
-    batches = training_batches(config, material.parts.train, material.tokenizer)
-    horizon = make_horizon(train, batches.tokens_per_epoch, train.batch_size * model.block_size)
-    objective = Objective(bundle.model, train.label_smoothing)
-    val_bytes = predicted_bytes(model, material.parts.val, material.tokenizer)
+    bundle = Bundle(build_model(config.model).to(device), tokenizer)
+    train, model = config.train, bundle.model
+    batches = task.training_batches(config, parts.train, tokenizer)
+    horizon = make_horizon(train, batches.tokens_per_epoch, train.batch_size * config.model.block_size)
+    objective, val_bytes = Objective(model), task.predicted_bytes(parts.val, tokenizer)
 
     def score() -> Score:
-        windows = evaluation_batches(model, material.parts.val, material.tokenizer, train.eval_batch_size)
+        windows = task.evaluation_batches(parts.val, tokenizer, train.eval_batch_size)
         return evaluate(objective, windows, device=device, byte_count=val_bytes)
 
-    job = make_job(config, objective, batches, score, device)
     record = _Record()
-    trainer = Trainer(job, train, horizon, Progress(), [record, *callbacks])
-    bundle.model.train()
+    trainer = setup(
+        config, model=model, batches=batches, horizon=horizon, evaluate=score, callbacks=[record, *callbacks]
+    )
+    model.train()
     with threads(thread_count(config)):
         per_step = trainer.rehearse()
         if horizon.seconds is not None:
             horizon.plan(0, 0.0, per_step)
         trainer.fit()
-    bundle.model.eval()
+    model.eval()
     return record.trial(bundle, trainer.progress), bundle
-
-
-def make_job(
-    config: RunConfig, objective: Objective, source: Source, score: Callable[[], Score], device: torch.device
-) -> Job:
-    """What a trainer works on in a study: as in a run, with nothing kept and nobody else taking part."""
-    return Job(
-        objective=objective,
-        optimizer=make_optimizer(objective.model, config.train),
-        source=source,
-        evaluate=score,
-        autocast=partial(autocast, device, pick_precision(config.train.precision, device)),
-        device=device,
-        seed=config.seed,
-    )
 
 
 class _Record(Callback):
@@ -299,7 +278,7 @@ def rehearse(config: RunConfig, material: Material) -> Pace:
     }
     clock, began = _Clock(), time.perf_counter()
     run_trial(
-        parse(RunConfig, merge(config.model_dump(), short), where="rehearsal"),
+        resolve(config, short, where="rehearsal"),
         replace(material, parts=Split(material.parts.train, few)),
         callbacks=[clock],
     )

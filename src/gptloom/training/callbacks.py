@@ -18,7 +18,13 @@ from gptloom.checkpoint.state import Divergence, Progress
 from gptloom.errors import GptloomWarning, MachineError
 from gptloom.files import Log
 from gptloom.generate.task import Score
-from gptloom.training.interfaces import Interrupted
+
+
+class Interrupted(BaseException):
+    """A signal asks to stop during work that can be abandoned without harm.
+
+    It is not an Exception, so that no handler of errors catches it.
+    """
 
 
 class Request(Flag):

@@ -1,50 +1,85 @@
-"""The gradient of one global batch: in as many passes as memory needs, over as many ranks as take part."""
+"""The gradient of one global batch: in as many passes as memory requires, over all ranks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gptloom.checkpoint.state import Progress
+from gptloom.checkpoint.state import Optimizer, Progress
 from gptloom.config.run import IGNORE_INDEX
 from gptloom.devices import derive, is_out_of_memory, reseed
+from gptloom.distributed import ProcessGroup
 from gptloom.errors import MachineError
 from gptloom.fast.train import TrainingPass
-from gptloom.training.interfaces import Interrupted, Job
+from gptloom.training.callbacks import Interrupted
 from gptloom.training.optim import all_reduce_gradients
 
 
 class Gradients:
-    """Fills the optimizer's gradients with those of the mean loss over a batch's targets, wherever they lie."""
+    """Computes the gradient of the mean loss over a batch's targets, and writes it into the parameters' `.grad`.
 
-    def __init__(self, job: Job, progress: Progress) -> None:
-        """`progress` tells the step, and remembers how many rows memory allows at once."""
-        self.job, self.progress = job, progress
-        self.passes = TrainingPass(job.objective, job.optimizer.zero_grad, job.autocast, job.say)
+    Args:
+        objective: maps a batch to (summed nats, count).
+        optimizer: holds the objective's parameters.
+        autocast: makes the context of each forward pass.
+        device: where batches are moved.
+        seed: dropout is a function of (seed, step, rank); None leaves the random state as it is.
+        progress: the step, and the number of sequences per pass. That number is halved when memory runs out.
+        group: the ranks that train together.
+        interrupted: whether the passes are to be abandoned.
+        say: reports which pass is used; see `TrainingPass`.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: Optimizer,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        *,
+        device: torch.device,
+        seed: int | None,
+        progress: Progress,
+        group: ProcessGroup,
+        interrupted: Callable[[], bool],
+        say: Callable[[str], None] | None,
+    ) -> None:
+        """Nothing is computed yet."""
+        self.optimizer, self.device, self.seed, self.progress = optimizer, device, seed, progress
+        self.group, self.interrupted = group, interrupted
+        self.passes = TrainingPass(objective, optimizer.zero_grad, autocast, say)
 
     def of(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, int]:
-        """The mean loss over the global batch and its count of targets; `batch` is this rank's part.
+        """Compute the gradient of the global batch.
+
+        Args:
+            batch: this rank's part: ids (b, t), the targets last.
+
+        Returns:
+            The mean loss in nats per token, and the number of targets, both of the global batch.
 
         Raises:
             MachineError: not even one sequence fits into memory.
-            Interrupted: a signal came between two passes, and no other rank waits.
+            Interrupted: a signal came between two passes, and there is only one rank.
         """
-        group = self.job.group
         count = (batch[-1] != IGNORE_INDEX).sum().to(torch.float64)
-        group.all_reduce(count)
+        self.group.all_reduce(count)
         targets = max(1, int(count))
         loss = self.local(batch, targets)
-        if group.world > 1:
-            group.all_reduce(loss)
-            all_reduce_gradients(self.job.optimizer, group)
+        if self.group.world > 1:
+            self.group.all_reduce(loss)
+            all_reduce_gradients(self.optimizer, self.group)
         return loss, targets
 
     def local(self, batch: tuple[Tensor, ...], targets: int, limit: int | None = None) -> Tensor:
-        """This rank's share of the mean loss over `targets`, its gradients in place; at most `limit` passes are made."""
-        job, progress = self.job, self.progress
-        others = (job.group.rank,) if job.group.rank else ()
+        """This rank's share of the mean loss over `targets`, and of its gradient; at most `limit` passes are made."""
+        progress = self.progress
+        ranks = (self.group.rank,) if self.group.rank else ()
         while True:
             try:
-                # Dropout is a function of (seed, step, rank): the same after a resume, or when a batch is tried again.
-                reseed(derive(job.seed, "dropout", progress.step, *others), job.device)
+                if self.seed is not None:  # the same dropout after a resume, and when a batch is tried again
+                    reseed(derive(self.seed, "dropout", progress.step, *ranks), self.device)
                 return self._passes(batch, targets, limit)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -57,25 +92,25 @@ class Gradients:
             progress.rows = -(-progress.rows // 2)
 
     def _passes(self, batch: tuple[Tensor, ...], targets: int, limit: int | None) -> Tensor:
-        job, rows = self.job, self.progress.rows
-        parts = [_send(part, job.device) for part in batch]
-        total = torch.zeros((), device=job.device)
+        rows = self.progress.rows
+        parts = [_send(part, self.device) for part in batch]
+        total = torch.zeros((), device=self.device)
         for start in list(range(0, len(batch[0]), rows))[:limit]:
-            if start and job.group.world == 1 and job.interrupted():
+            if start and self.group.world == 1 and self.interrupted():
                 raise Interrupted
             total += self.passes([part[start : start + rows] for part in parts], 1.0 / targets, fresh=not start)
         return total / targets
 
 
 def _send(part: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; a GPU fetches it from pinned memory while the CPU goes on."""
+    """Copy to the device; for a GPU asynchronously, from pinned memory."""
     return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
 
 
 def clip_grads_with_norm_(gradients: list[Tensor], max_norm: float, total_norm: float) -> None:
-    """Scale gradients whose common norm is known so that it is at most `max_norm`, as torch's function of this name.
+    """Scale gradients with a known total norm so that it is at most `max_norm`, as the function of this name in torch.
 
-    The small number is PyTorch's, against division by 0.
+    The small constant is PyTorch's; it avoids a division by 0.
     """
     if total_norm > max_norm:
         torch._foreach_mul_(gradients, max_norm / (total_norm + 1e-6))

@@ -1,42 +1,91 @@
-"""From a configuration and a text to a finished run folder, and on from where one stopped.
-
-What has changed since a run began: settings that may, settings that may not, and the code.
-"""
+"""Train a model from a configuration and texts into a run folder, and resume a run."""
 
 import importlib.util
-import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
 from gptloom.checkpoint.state import Progress, State, read_checkpoint
-from gptloom.config.load import merge, parse, read_toml, to_toml
-from gptloom.config.run import CUSTOM, RunConfig
+from gptloom.config.load import resolve, to_toml
+from gptloom.config.run import CUSTOM, RunConfig, SampleConfig
+from gptloom.data.pair_batches import pair_texts
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
-from gptloom.data.tokens import Tokens, prepare
-from gptloom.devices import describe_machine, pick_device, thread_count, threads
+from gptloom.data.tokens import Split, Tokens, prepare
+from gptloom.devices import derive, peak_memory, pick_device, pick_precision, published_peak, thread_count, threads
+from gptloom.distributed import ProcessGroup
 from gptloom.distributed.launch import launch
-from gptloom.errors import ConfigError, GptloomError, GptloomWarning, InputError
-from gptloom.files import read_json, recover, replace_text, set_aside
-from gptloom.generate.task import end_of_text, reads_pairs
-from gptloom.model.build import build_model, check_memory
-from gptloom.training.optim import OptimizerFactory
-from gptloom.training.progress import Display, make_display
+from gptloom.errors import ConfigError, InputError
+from gptloom.files import recover, replace_text, set_aside
+from gptloom.generate.task import Score, evaluate, task_of
+from gptloom.model.build import build_model, check_memory, operations_per_token
+from gptloom.model.loss import Objective
+from gptloom.training.callbacks import Callback, Interrupted, Metrics, Samples, Signals, Spikes, TensorBoard
+from gptloom.training.optim import OptimizerFactory, make_optimizer
+from gptloom.training.progress import Display, Plan, make_display
 from gptloom.training.run_dir import (
+    check_changes,
     check_empty,
-    code_hash,
+    code_notes,
     create_run,
+    draw_history,
     find_parts,
     make_folder,
     make_parts,
+    note_passes,
     only_writer,
+    read_history,
+    read_settings,
+    same_length,
 )
-from gptloom.training.setup import Result, Session
+from gptloom.training.schedule import make_horizon
+from gptloom.training.setup import setup
+from gptloom.training.trainer import End, Trainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a run. Losses are in nats per token.
+
+    Attributes:
+        run: the run folder.
+        checkpoint: the folder of the best checkpoint.
+        parameters: number of the model's parameters.
+        steps: optimizer steps.
+        tokens: targets trained on.
+        seconds: training time.
+        train_loss: loss of the last batch.
+        val_loss: the lowest loss of all evaluations on the whole validation split; the best checkpoint has it.
+        val_bpb: the same in bits per byte.
+        exact_match: the fraction of validation targets that the best checkpoint of an encoder-decoder writes exactly.
+        best_step: step of the best checkpoint.
+        last_val_loss: loss of the last evaluation.
+        end: finished, patience or stopped.
+        signal: the signal that stopped the run.
+    """
+
+    run: str
+    checkpoint: str
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    train_loss: float
+    val_loss: float | None
+    val_bpb: float | None
+    exact_match: float | None
+    best_step: int | None
+    last_val_loss: float | None
+    end: End
+    signal: int | None
+
+
+Item = TypeVar("Item")
 
 
 def train(
@@ -71,10 +120,10 @@ def train(
     device = _prepare_machine(config)
     if run is not None:
         check_empty(run)
-    corpus = open_corpus(texts, config.data, pairs=reads_pairs(config.model))
+    task = task_of(config.model)
+    corpus = open_corpus(texts, config.data, pairs=task.pairs)
     tokenizer = make_tokenizer(config.data.tokenizer, corpus)
-    if reads_pairs(config.model):
-        end_of_text(tokenizer)
+    task.check_tokenizer(tokenizer)
     store = prepare(corpus, tokenizer, config.data)
     for note in corpus.notes:
         display.say(f"note: {note}")
@@ -83,7 +132,7 @@ def train(
         "model": {"vocab_size": tokenizer.vocab_size},
         "data": {"val_text": config.data.val_text and str(Path(config.data.val_text).absolute())},
     }
-    config = parse(RunConfig, merge(config.model_dump(), known), where="the tokenizer")
+    config = resolve(config, known, where="the tokenizer")
     bundle = begin(config, tokenizer, device)
     run = make_folder(run, f"{corpus.name}-{config.recipe}")
     with only_writer(run):
@@ -92,8 +141,9 @@ def train(
             run, config, tokenizer, texts=texts, store=store, val_text_sha256=val_text_sha256, device=str(device)
         )
         with threads(thread_count(config)), launch(run, config.train.ranks, device) as group:
-            session = Session(run, config, bundle, parts, device, display, group, optimizer)
-            return session.go(Progress(), None, {})
+            session = Session(run, config, bundle, parts, display=display, group=group, optimizer=optimizer)
+            state = State(config, Progress(), None, {})
+            return session.result(state.progress, *session.fit(state))
 
 
 def begin(config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> Bundle:
@@ -124,7 +174,7 @@ def resume(
             recover(place / "checkpoints")
         folder, state = _last_state(run, checkpoint)
         _point(run, folder, state.progress)
-        config = change(read_settings(run, state.config), changes)
+        config = resolve(read_settings(run, state.config), changes, where="resume")
         for line in [*check_changes(state.config, config), *code_notes(run)]:
             display.say(f"note: {line}")
         device = _prepare_machine(config)
@@ -149,7 +199,9 @@ def resume(
                 set_aside(run / "checkpoints" / name, checkpoint_name(progress.step))
         display.say(f"continuing {run} from step {progress.step:,}")
         with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as group:
-            return Session(run, config, bundle, parts, device, display, group).go(progress, horizon, state.optimizer)
+            session = Session(run, config, bundle, parts, display=display, group=group)
+            state = replace(state, horizon=horizon)
+            return session.result(progress, *session.fit(state))
 
 
 def _point(run: Path, folder: Path | None, progress: Progress) -> None:
@@ -205,86 +257,160 @@ def _prepare_machine(config: RunConfig) -> torch.device:
     return device
 
 
-_LENGTHS = ("steps", "minutes", "epochs")
-_FIXED = ("model", "data", "seed", "recipe", "train.optimizer")
+class Session:
+    """One process's part of a run: the first rank's also evaluates, saves, logs and reports.
 
-
-def read_settings(run: Path, kept: RunConfig | None) -> RunConfig:
-    """The settings in a run's config.toml, which the user may have edited; where it is damaged, the checkpoint's own copy.
-
-    Raises:
-        GptloomError: it cannot be read, and there is no copy.
-
-    Warns:
-        GptloomWarning: the copy is used.
+    Args:
+        run: the run folder.
+        config: all settings.
+        bundle: the model on its device, and its tokenizer.
+        parts: training and validation tokens.
+        display: shows the progress.
+        group: the ranks that train together.
+        optimizer: makes the optimizer of parameter groups, in place of the one that `config` names.
     """
-    path = run / "config.toml"
-    try:
-        return parse(RunConfig, read_toml(path), where=str(path))
-    except GptloomError as error:
-        if kept is None:
-            raise
-        warnings.warn(
-            f"{error.line()}; the settings that the checkpoint was written with are used instead",
-            GptloomWarning,
-            stacklevel=2,
+
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        bundle: Bundle,
+        parts: Split,
+        *,
+        display: Display,
+        group: ProcessGroup,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        """Make the batches; nothing is computed yet."""
+        self.run, self.config, self.bundle, self.parts = run, config, bundle, parts
+        self.display, self.group, self.factory, self.task = display, group, optimizer, bundle.task
+        self.batches = self.task.training_batches(
+            config, parts.train, bundle.tokenizer, rank=group.rank, world=group.world
         )
-        return kept
+        self.val_bytes = self.task.predicted_bytes(parts.val, bundle.tokenizer)
+        self.signals = Signals()
 
+    def fit(self, state: State) -> tuple[End, float]:
+        """Train from a checkpoint's state on; returns how the training ended and the last batch's loss.
 
-def change(settings: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """Settings with changes (nested) laid over them; a new length for the run replaces the old."""
-    values = settings.model_dump()
-    if set(_LENGTHS) & set(changes.get("train", {})):
-        values["train"] |= dict.fromkeys(_LENGTHS)
-    return parse(RunConfig, merge(values, changes), where="resume")
+        Without a horizon in `state`, the configuration says how long the run is.
+        """
+        config, model, progress = self.config, self.bundle.model, state.progress
+        per_step = config.train.batch_size * config.model.block_size
+        horizon = state.horizon or make_horizon(config.train, self.batches.tokens_per_epoch, per_step)
+        model.train()
+        trainer = setup(
+            config,
+            model=model,
+            batches=self.batches,
+            horizon=horizon,
+            evaluate=self._evaluate,
+            optimizer=make_optimizer(model, config.train, self.group, factory=self.factory),
+            optimizer_state=state.optimizer,
+            progress=progress,
+            group=self.group,
+            callbacks=self._callbacks(progress) if self.group.rank == 0 else (),
+            run=self.run,
+            tokenizer=self.bundle.tokenizer,
+            interrupted=self.signals.stopping,
+            validation_tokens=len(self.parts.val.ids),
+            epoch_steps=-(-self.batches.tokens_per_epoch // per_step),
+            say=self.display.say,
+        )
+        seconds = trainer.rehearse()
+        if horizon.seconds is not None and not horizon.plans:
+            horizon.plan(progress.step, progress.seconds, seconds)
+        if self.group.rank == 0:
+            self._announce(trainer, seconds)
+        return trainer.fit(), trainer.train_loss
 
+    def result(self, progress: Progress, end: End, train_loss: float) -> Result:
+        """Draw loss.png and return the result."""
+        history = read_history(self.run)
+        if end != "stopped":  # after a signal, nobody should wait for a picture
+            draw_history(self.run, history, self.config, progress)
+        evaluations = [line for line in history if line["event"] == "evaluation"]
+        bits = [line.get("bpb") for line in evaluations if line["step"] == progress.best_step]
+        return Result(
+            run=str(self.run),
+            checkpoint=str(find_bundle(self.run, "best")),
+            parameters=self.bundle.model.parameter_count(),
+            steps=progress.step,
+            tokens=progress.tokens,
+            seconds=round(progress.seconds, 3),
+            train_loss=train_loss,
+            val_loss=progress.best_loss,
+            val_bpb=bits[-1] if bits else None,
+            exact_match=None if end == "stopped" else self._exact_match(),
+            best_step=progress.best_step,
+            last_val_loss=progress.last_loss,
+            end=end,
+            signal=self.signals.received if end == "stopped" else None,
+        )
 
-def check_changes(before: RunConfig, after: RunConfig) -> list[str]:
-    """A line for every setting that differs.
+    def _announce(self, trainer: Trainer, per_step: float) -> None:
+        """Print the plan, its warnings, and which passes train; note the latter in run.json."""
+        config, device = self.config, trainer.device
+        dtype = pick_precision(config.train.precision, device)
+        plan = Plan(
+            config=config,
+            parameters=self.bundle.model.parameter_count(),
+            train_tokens=len(self.parts.train.ids),
+            val_tokens=len(self.parts.val.ids),
+            steps=trainer.horizon.total - trainer.progress.step,
+            per_step=per_step,
+            device=device,
+            dtype=dtype,
+            memory=peak_memory(device),
+        )
+        for line in [f"run      {self.run}", *plan.lines(), *(f"warning: {warning}" for warning in plan.warnings())]:
+            self.display.say(line)
+        passes = trainer.gradients.passes
+        self.display.say(f"passes   {passes.describe()}")
+        note_passes(self.run, path=passes.path, why=passes.why, deviation=passes.deviation)
+        peak, operations = published_peak(device, dtype), operations_per_token(config.model)
+        self.display.peak = self.group.world * peak.rate / operations if peak is not None and operations else None
 
-    Raises:
-        ConfigError: what the weights, the data order or the optimizer's memory follow from differs.
-    """
-    lines = []
-    for key, old, new in _differences(before.model_dump(), after.model_dump()):
-        if {key, key.partition(".")[0]} & set(_FIXED) and key != "data.cache":
-            raise ConfigError(
-                f"{key} was {old} when the run began and cannot become {new}", where="resume", cure="start a new run"
-            )
-        lines.append(f"{key} was {old} and is now {new}")
-    return lines
-
-
-def same_length(before: RunConfig, after: RunConfig) -> bool:
-    """Whether both say the same about how long the run is."""
-    return all(getattr(before.train, name) == getattr(after.train, name) for name in _LENGTHS)
-
-
-def code_notes(run: Path) -> list[str]:
-    """Lines about gptloom's code and PyTorch, where they are not what the run began with: then the bits may differ."""
-    try:
-        about = read_json(run / "run.json")
-        pairs = [
-            ("gptloom's code", about["code_sha256"], code_hash()),
-            ("PyTorch", about["versions"]["torch"], describe_machine()["versions"]["torch"]),
+    def _callbacks(self, progress: Progress) -> list[Callback]:
+        train = self.config.train
+        found: list[Callback] = [
+            self.signals,
+            Metrics(self.run / "metrics.jsonl", train.on_save_failure, progress),
+            self.display,
+            Spikes(self.display.say),
         ]
-    except (InputError, KeyError, TypeError):
-        return []  # whoever needs run.json says what is wrong with it
-    return [
-        f"{name} is not what the run began with, so its numbers may differ in the last digits"
-        for name, old, new in pairs
-        if old != new
-    ]
+        if train.sample_tokens and self.task.causal:
+            path, show = self.run / "samples.jsonl", self.display.show_sample
+            found.append(Samples(path, train.on_save_failure, progress, self._sample, show))
+        if train.tensorboard:
+            found.append(TensorBoard(self.run / "tensorboard", progress))
+        return found
 
+    def _sample(self) -> str:
+        """A text after the sample prompt; of an encoder-decoder, the translation of the first validation source."""
+        if self.task.pairs:
+            source = self.bundle.tokenizer.decode(pair_texts(self.parts.val)[0][0])
+            return f"{source} -> {self.bundle.generate(source, temperature=0.0)}"
+        config = SampleConfig(tokens=self.config.train.sample_tokens, seed=derive(self.config.seed, "sample"))
+        pieces = self.bundle.stream(self.config.train.sample_prompt, config, on_unknown="skip")
+        return "".join(piece.text for piece in map(self._unless_interrupted, pieces))
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old, new) for every setting that differs."""
-    found = []
-    for key, old in before.items():
-        new = after[key]
-        if isinstance(old, Mapping):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append((prefix + key, old, new))
-    return found
+    def _evaluate(self) -> Score:
+        """The loss on the whole validation split, in float32, as `gptloom eval` measures it."""
+        model, rows = self.bundle.model, self.config.train.eval_batch_size
+        batches = self.task.evaluation_batches(self.parts.val, self.bundle.tokenizer, rows)
+        batches = map(self._unless_interrupted, batches)
+        return evaluate(Objective(model), batches, device=model.device, byte_count=self.val_bytes)
+
+    def _unless_interrupted(self, item: Item) -> Item:
+        """Return `item`, unless a signal asks to stop."""
+        if self.signals.stopping():
+            raise Interrupted
+        return item
+
+    def _exact_match(self) -> float | None:
+        """Of the best checkpoint, which need not be the last."""
+        if not self.task.pairs:
+            return None
+        best = Bundle.load(self.run, device=str(self.bundle.model.device))
+        return self.task.exact_match(best.model, self.parts.val, best.tokenizer)

@@ -18,15 +18,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gptloom.checkpoint.state import Progress
-from gptloom.config.load import to_toml
+from gptloom.config.load import parse, read_toml, to_toml
 from gptloom.config.run import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokens import Split, TokenStore, open_store, prepare
 from gptloom.devices import describe_machine
-from gptloom.errors import GptloomWarning, InputError, MachineError
+from gptloom.errors import ConfigError, GptloomError, GptloomWarning, InputError, MachineError
 from gptloom.files import logged, read_json, replace_text
-from gptloom.generate.task import cut, reads_pairs
+from gptloom.generate.task import task_of
 from gptloom.plots.core import draw_losses
 
 LOCK = ".lock"
@@ -146,11 +146,13 @@ def _unwritable(run: Path, error: OSError) -> MachineError:
 
 def make_parts(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> tuple[Split, str | None]:
     """What trains and what validates, and the hash of a validation text of its own."""
-    val_text, pairs = config.data.val_text, reads_pairs(config.model)
+    val_text, task = config.data.val_text, task_of(config.model)
     val_store = (
-        None if val_text is None else prepare(open_corpus([val_text], config.data, pairs=pairs), tokenizer, config.data)
+        None
+        if val_text is None
+        else prepare(open_corpus([val_text], config.data, pairs=task.pairs), tokenizer, config.data)
     )
-    return cut(config, store, val_store), None if val_store is None else val_store.text_sha256
+    return task.split(store, config.data, val_store), None if val_store is None else val_store.text_sha256
 
 
 def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
@@ -178,7 +180,7 @@ def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
                 where=str(tokens),
                 cure="start a new run",
             )
-        store = prepare(open_corpus(texts, config.data, pairs=reads_pairs(config.model)), tokenizer, config.data)
+        store = prepare(open_corpus(texts, config.data, pairs=task_of(config.model).pairs), tokenizer, config.data)
     parts, found = make_parts(config, store, tokenizer)
     if store.text_sha256 != sha256 or found != val_sha256:
         changed = ", ".join(texts) if store.text_sha256 != sha256 else str(config.data.val_text)
@@ -239,3 +241,84 @@ def _is_point(step: Any, loss: Any) -> bool:
 
 
 _CURVES = ("train", "evaluation")
+
+
+_LENGTHS = ("steps", "minutes", "epochs")
+_FIXED = ("model", "data", "seed", "recipe", "train.optimizer")
+
+
+def read_settings(run: Path, kept: RunConfig | None) -> RunConfig:
+    """Read the settings of a run from its config.toml, which the user may have edited.
+
+    Args:
+        run: the run folder.
+        kept: the checkpoint's copy, which replaces a damaged file.
+
+    Raises:
+        GptloomError: the file cannot be read, and there is no copy.
+
+    Warns:
+        GptloomWarning: the copy is used.
+    """
+    path = run / "config.toml"
+    try:
+        return parse(RunConfig, read_toml(path), where=str(path))
+    except GptloomError as error:
+        if kept is None:
+            raise
+        warnings.warn(
+            f"{error.line()}; the settings that the checkpoint was written with are used instead",
+            GptloomWarning,
+            stacklevel=2,
+        )
+        return kept
+
+
+def check_changes(before: RunConfig, after: RunConfig) -> list[str]:
+    """Return a line for every setting that differs.
+
+    Raises:
+        ConfigError: the weights, the data order or the optimizer's state depend on a setting that differs.
+    """
+    lines = []
+    for key, old, new in _differences(before.model_dump(), after.model_dump()):
+        if {key, key.partition(".")[0]} & set(_FIXED) and key != "data.cache":
+            raise ConfigError(
+                f"{key} was {old} when the run began and cannot become {new}", where="resume", cure="start a new run"
+            )
+        lines.append(f"{key} was {old} and is now {new}")
+    return lines
+
+
+def same_length(before: RunConfig, after: RunConfig) -> bool:
+    """Whether the run length is the same."""
+    return all(getattr(before.train, name) == getattr(after.train, name) for name in _LENGTHS)
+
+
+def code_notes(run: Path) -> list[str]:
+    """Return a line each if gptloom's code or PyTorch's version has changed since the run began."""
+    try:
+        about = read_json(run / "run.json")
+        pairs = [
+            ("gptloom's code", about["code_sha256"], code_hash()),
+            ("PyTorch", about["versions"]["torch"], describe_machine()["versions"]["torch"]),
+        ]
+    except (InputError, KeyError, TypeError):
+        return []  # `find_parts` reports a damaged run.json
+    return [
+        f"{name} is not what the run began with, so its numbers may differ in the last digits"
+        for name, old, new in pairs
+        if old != new
+    ]
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old, new) for every setting that differs."""
+    found = []
+    for key, old in before.items():
+        new = after[key]
+        if isinstance(old, Mapping):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((prefix + key, old, new))
+    return found

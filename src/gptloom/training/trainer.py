@@ -1,129 +1,204 @@
-"""The loop. Nothing here has to do with GPT: it minimises any objective that returns a summed loss and a count."""
+"""The training loop. Nothing in it is specific to GPT: it minimizes any objective that returns (summed loss, count)."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from gptloom.checkpoint.state import Divergence, Horizon, Progress
+from gptloom.checkpoint.manager import CheckpointManager
+from gptloom.checkpoint.state import Divergence, Horizon, Optimizer, Progress
 from gptloom.config.run import TrainConfig
+from gptloom.distributed import ProcessGroup
 from gptloom.errors import DivergedError
-from gptloom.training.callbacks import Callback, Request, View
+from gptloom.generate.task import Score
+from gptloom.training.callbacks import Callback, Interrupted, Request, View
 from gptloom.training.gradients import Gradients, clip_grads_with_norm_
-from gptloom.training.interfaces import End, Interrupted, Job
 from gptloom.training.optim import gradients_of, set_lr_scale
 from gptloom.training.schedule import rate_share
 
 MOST_SKIPPED = 10
-"""Batches passed over in a row, after which a run is as good as stopped."""
+"""Consecutive batches without a finite loss, after which a run that skips them ends."""
 
 MOST_ROLLBACKS = 3
-"""Times that a run goes back to a checkpoint, at half the rate each, before it gives up."""
+"""Times that a run returns to a checkpoint before it ends; each time the learning rate is halved."""
 
 MANY_EPOCHS = 8
-"""From which a text is small for its run."""
+"""Epochs in a run from which its text counts as small."""
 
 EVALUATING = 0.03
-"""Share of a time budget that may go into evaluations, and the samples that are written with them."""
+"""Fraction of a time budget for evaluations and the samples that are written with them."""
+
+End = Literal["finished", "patience", "stopped"]
+"""How a training ends."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Training batches by step."""
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """The objective's arguments at a step: ids (b, t), the targets last."""
 
 
 class Trainer:
-    """Takes steps until the horizon, the patience or a callback ends the run.
+    """Takes steps until the horizon, the patience or a callback ends the training. `setup.setup` makes one.
 
-    The first rank evaluates, saves and decides; the others only take the steps that it agrees on.
+    The first rank evaluates, saves and decides. The other ranks only take the steps that it announces.
+
+    Args:
+        config: the settings of steps, evaluations and saves.
+        objective: maps a batch to (summed nats, count); it may be compiled.
+        optimizer: holds the objective's parameters.
+        batches: this rank's batches.
+        evaluate: measures the validation loss without drawing random numbers.
+        device: where batches are moved.
+        seed: dropout is a function of (seed, step, rank); None leaves the random state as it is.
+        horizon: the number of steps.
+        progress: how far the training is, from a checkpoint.
+        autocast: makes the context of each forward pass.
+        group: the ranks that train together.
+        callbacks: called by the first rank.
+        checkpoints: saves the state; None for a training that is not saved.
+        interrupted: whether a signal asks to stop.
+        validation_tokens: the number that `evaluate` reads, to estimate its time.
+        epoch_steps: steps per epoch; 0 if unknown.
+        say: reports which pass is used; see `TrainingPass`.
     """
 
     def __init__(
-        self, job: Job, config: TrainConfig, horizon: Horizon, progress: Progress, callbacks: Sequence[Callback] = ()
+        self,
+        config: TrainConfig,
+        *,
+        objective: nn.Module,
+        optimizer: Optimizer,
+        batches: Source,
+        evaluate: Callable[[], Score],
+        device: torch.device,
+        seed: int | None,
+        horizon: Horizon,
+        progress: Progress,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        group: ProcessGroup | None = None,
+        callbacks: Sequence[Callback] = (),
+        checkpoints: CheckpointManager | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+        validation_tokens: int = 0,
+        epoch_steps: int = 0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        """Prepare; `progress` may come from a checkpoint."""
-        self.job, self.config, self.horizon, self.progress, self.callbacks = job, config, horizon, progress, callbacks
+        """Nothing is computed yet."""
+        self.config, self.optimizer, self.batches, self.evaluate = config, optimizer, batches, evaluate
+        self.device, self.horizon, self.progress, self.group = device, horizon, progress, group or ProcessGroup()
+        self.callbacks, self.checkpoints, self.interrupted = callbacks, checkpoints, interrupted
+        self.validation_tokens, self.epoch_steps = validation_tokens, epoch_steps
         self.progress.rows = self.progress.rows or config.rows
-        self.gradients = Gradients(job, progress)
+        self.gradients = Gradients(
+            objective,
+            optimizer,
+            autocast,
+            device=device,
+            seed=seed,
+            progress=progress,
+            group=self.group,
+            interrupted=interrupted,
+            say=say,
+        )
         self.train_loss = math.nan
         self.lr = 0.0
         self._began = 0.0
         self._saved_at: int | None = progress.step or None
         self._views: dict[int, View] = {}  # at the steps whose checkpoints are being written
-        if job.checkpoints is not None:
-            job.checkpoints.on_saved = self._after_save
         self._evaluations = 10  # in the run, where the configuration does not say how often
+        if checkpoints is not None:
+            checkpoints.on_saved = self._after_save
 
     def rehearse(self) -> float:
-        """Run a batch forward and backward without an update; returns seconds a step, before memory can run out mid-run."""
-        batch = self.job.source.batch(self.progress.step)
+        """Run a batch forward and backward without an update, so that memory runs out now or never.
+
+        Returns:
+            Seconds per step.
+        """
+        batch = self.batches.batch(self.progress.step)
         targets = batch[-1].numel()
         self.gradients.local(batch, targets, limit=1)
         tries = []
         for _ in range(3):
             start = time.perf_counter()
             self.gradients.local(batch, targets, limit=1)
-            if self.job.device.type == "cuda":
-                torch.cuda.synchronize(self.job.device)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             tries.append(time.perf_counter() - start)
             if tries[-1] > 1.0:
                 break
-        self.job.optimizer.zero_grad()
+        self.optimizer.zero_grad()
         per_step = min(tries) * -(-len(batch[0]) // self.progress.rows)
-        self._limit_evaluations(
-            per_step * self.job.validation / (2.0 * targets)
-        )  # a forward pass is a third of a step, and a sample follows
+        # A forward pass takes a third of a step; a sample follows each evaluation.
+        self._limit_evaluations(per_step * self.validation_tokens / (2.0 * targets))
         return per_step
 
     def fit(self) -> End:
-        """Train to the end; says which end it was. All that was saved is on the disk when this returns."""
+        """Train to the end, and return how it ended. All checkpoints are then on the disk."""
         for callback in self.callbacks:
             callback.on_start(self.view())
         self._began = time.perf_counter() - self.progress.seconds
         try:
             end = self._loop()
-            if self.job.checkpoints is not None:
-                self.job.checkpoints.close()
+            if self.checkpoints is not None:
+                self.checkpoints.close()
             return end
         except BaseException:
-            if self.job.checkpoints is not None:
-                self.job.checkpoints.abandon()
+            if self.checkpoints is not None:
+                self.checkpoints.abandon()
             raise
         finally:
             for callback in self.callbacks:
                 callback.on_end(self.view())
 
     def view(self, *, logging: bool = False) -> View:
-        """What callbacks are shown."""
+        """The state that callbacks see."""
         p, loss = self.progress, self.train_loss if math.isfinite(self.train_loss) else None
         return View(p.step, self.horizon.total, self.lr, p.tokens, p.seconds, loss, logging, p.best_loss, p.best_step)
 
     def _loop(self) -> End:
-        job, progress, horizon = self.job, self.progress, self.horizon
-        # At step 0 this measures and saves the untrained model; later it makes up for what an interrupted run still
-        # owes.
-        end = self._close(Request.NOTHING) if job.group.rank == 0 else None
+        group, progress, horizon = self.group, self.progress, self.horizon
+        # At step 0 this evaluates and saves the untrained model; later, whatever an interrupted run did not finish.
+        end = self._close(Request.NOTHING) if group.rank == 0 else None
         while True:
-            horizon.total, ended = job.group.broadcast(horizon.total, int(end is not None))
+            horizon.total, ended = group.broadcast(horizon.total, int(end is not None))
             if ended or progress.step >= horizon.total:
                 return end or "finished"
             try:
-                forward = self._step()
-            except Interrupted:  # between two passes, so the weights are those after the last whole step
+                forward = self.step()
+            except Interrupted:  # between two passes: the weights are those after the last complete step
                 end = self._stop()
                 continue
             progress.seconds = time.perf_counter() - self._began
-            if forward and job.group.rank == 0:
+            if forward and group.rank == 0:
                 if horizon.due(progress.step):
                     horizon.plan(progress.step, progress.seconds, progress.seconds / progress.step)
                 end = self._after_step()
 
-    def _step(self) -> bool:
-        """One optimizer step on one global batch; a loss or gradient that is not finite is caught before the update. False after going back."""
-        progress, optimizer = self.progress, self.job.optimizer
+    def step(self) -> bool:
+        """Take one optimizer step on one global batch.
+
+        Returns:
+            Whether the training is one step further; False after a rollback.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite, and `on_divergence` says stop. The weights are
+                unchanged.
+        """
+        progress, optimizer = self.progress, self.optimizer
         share = rate_share(self.config, progress.step, self.horizon.total) * 0.5**progress.rollbacks
         self.lr = self.config.learning_rate * share
         set_lr_scale(optimizer, share)
-        batch = self.job.source.batch(progress.step)
+        batch = self.batches.batch(progress.step)
         loss, count = self.gradients.of(batch)
         gradients = gradients_of(optimizer)
         norm, self.train_loss = float(nn.utils.get_total_norm(gradients)), float(loss)
@@ -138,8 +213,8 @@ class Trainer:
         return True
 
     def _diverge(self, norm: float, batch: tuple[Tensor, ...]) -> bool:
-        """Pass over the step (True), go back (False), or end, as the configuration says; every rank has seen the same numbers."""
-        progress, checkpoints, first = self.progress, self.job.checkpoints, self.job.group.rank == 0
+        """Skip the step (True), roll back (False) or stop, as `on_divergence` says. All ranks have the same numbers."""
+        progress, checkpoints, first = self.progress, self.checkpoints, self.group.rank == 0
         action = self.config.on_divergence
         if (action == "skip" and progress.skipped >= MOST_SKIPPED) or (
             action == "rollback" and progress.rollbacks >= MOST_ROLLBACKS
@@ -150,7 +225,7 @@ class Trainer:
         if first and checkpoints is not None:
             where = checkpoints.keep_evidence(found, batch)
             checkpoints.wait()
-        self.job.group.broadcast(0)  # nobody reads the checkpoint before it is whole
+        self.group.broadcast(0)  # no rank reads the checkpoint before it is complete
         back = checkpoints.rollback() if checkpoints is not None and action == "rollback" else None
         if action == "skip":
             progress.step += 1
@@ -162,32 +237,31 @@ class Trainer:
         for callback in self.callbacks:
             callback.after_divergence(self.view(), found)
         if action == "stop" or (action == "rollback" and back is None):
-            replay = f"; what is needed to replay it lies in {where}" if where else ""
-            rates = "--train.learning-rate" + (
-                " and --train.matrix-learning-rate" if self.config.optimizer == "muon" else ""
-            )
+            replay = f"; the state and the batch are in {where}, to replay the step" if where else ""
+            muon = " and --train.matrix-learning-rate" if self.config.optimizer == "muon" else ""
+            rates = f"--train.learning-rate{muon}"
             cure = f"try a tenth of {rates}, or --train.on-divergence rollback{replay}"
             raise DivergedError(str(found), where=f"step {found.step + 1}", cure=cure)
         return back is None
 
     def _after_step(self) -> End | None:
-        """Show the callbacks what happened, and do what is due."""
-        if self.job.checkpoints is not None:
-            self.job.checkpoints.poll()
+        """Call the callbacks, then evaluate and save if that is due."""
+        if self.checkpoints is not None:
+            self.checkpoints.poll()
         view, request = self.view(logging=self._log_is_due()), Request.NOTHING
         for callback in self.callbacks:
             request |= callback.after_step(view)
         return self._close(request)
 
     def _close(self, request: Request) -> End | None:
-        """Evaluate and save if that is due or asked for; says whether the run has come to its end."""
+        """Evaluate and save if that is due or requested. Returns how the run ends, or None if it continues."""
         step = self.progress.step
-        if self.job.interrupted() or (Request.STOP in request and Request.EVALUATE not in request):
+        if self.interrupted() or (Request.STOP in request and Request.EVALUATE not in request):
             return self._stop()
         try:
             looks = self._evaluation_is_due() or Request.EVALUATE in request
             improved = self._evaluate() if looks else False
-        except Interrupted:  # the evaluation is made up for when the run is resumed
+        except Interrupted:  # the evaluation takes place when the run is resumed
             return self._stop()
         saves = looks if self.config.save_every is None else step % self.config.save_every == 0
         if improved or saves or step >= self.horizon.total or Request.SAVE in request:
@@ -204,12 +278,12 @@ class Trainer:
         return "stopped"
 
     def _evaluate(self) -> bool:
-        """Read the validation split; says whether it was the best so far."""
+        """Measure the validation loss. Returns whether it is the lowest so far."""
         progress, start = self.progress, time.perf_counter()
-        score = self.job.evaluate()
+        score = self.evaluate()
         progress.last_loss, progress.last_evaluated = score.loss, progress.step
-        self._saved_at = None  # a checkpoint of this step, written before, knows nothing of it
-        # The untrained model is measured, but it is no candidate for the best.
+        self._saved_at = None  # an earlier checkpoint of this step does not contain the loss
+        # The untrained model is measured, but it cannot be the best.
         improved = progress.step > 0 and (progress.best_loss is None or score.loss < progress.best_loss)
         if improved:
             progress.best_loss, progress.best_step, progress.stale = score.loss, progress.step, 0
@@ -221,17 +295,17 @@ class Trainer:
         return improved
 
     def _limit_evaluations(self, seconds: float) -> None:
-        """Evaluating, which takes so long, changes no training loss; so here the clock may decide how often."""
+        """Limit the number of evaluations by their time. They change no training loss, so the clock may decide."""
         if self.horizon.seconds is not None:
             self._evaluations = min(10, max(1, int(EVALUATING * self.horizon.seconds / max(seconds, 1e-9))))
 
     def _save(self, improved: bool) -> None:
-        """Have a checkpoint written, unless this step's has been."""
+        """Save a checkpoint, unless this step has one."""
         if self._saved_at != self.progress.step:
             self._saved_at = self.progress.step
-            if self.job.checkpoints is not None:
+            if self.checkpoints is not None:
                 self._views[self.progress.step] = self.view()
-                self.job.checkpoints.save(improved)
+                self.checkpoints.save(improved)
 
     def _after_save(self, step: int, path: Path) -> None:
         """Tell the callbacks of a checkpoint that now exists."""
@@ -240,36 +314,31 @@ class Trainer:
             callback.after_save(view, path)
 
     def _evaluation_is_due(self) -> bool:
-        """At the end of the run, at its beginning unless the clock is running, and every so many steps.
+        """Whether to evaluate: at the end, at the beginning of a run without a time limit, and every `eval_every` steps.
 
-        Where that number is not set: when the run's share for one has gone by since the last, and after the first
-            epochs of many.
+        Without `eval_every`: after a fixed fraction of the run since the last evaluation, and after the epochs of
+        `_epochs_have_doubled`.
         """
         step, last, every = self.progress.step, self.progress.last_evaluated, self.config.eval_every
         if last == step:
             return False
         if step >= self.horizon.total:
             return True
-        if (
-            step == 0
-        ):  # what it would say, the first training loss says, too; where time is short, it is not spent on that
+        if step == 0:  # the first training loss says the same, so a timed run skips it
             return every is not None or self.horizon.seconds is None
         if every is not None:
             return step % every == 0
         return (step - (last or 0)) * self._evaluations >= self.horizon.total or self._epochs_have_doubled(step)
 
     def _epochs_have_doubled(self, step: int) -> bool:
-        """After 1, 2, 4, ...
-
-        epochs of many: a small text is learned by heart, and the model is at its best long before the run's end.
-        """
-        epoch = self.job.epoch
+        """Whether 1, 2, 4, ... epochs of many have passed: a small text is overfitted long before the run ends."""
+        epoch = self.epoch_steps
         if not epoch or step % epoch or self.horizon.total < MANY_EPOCHS * epoch:
             return False
         return (step // epoch).bit_count() == 1
 
     def _log_is_due(self) -> bool:
-        """At the first and the last step, and every so many steps, or a hundred times in the run."""
+        """Whether to log: at the first and the last step, and every `log_every` steps, or a hundred times in a run."""
         step, total, every = self.progress.step, self.horizon.total, self.config.log_every
         regular = step % every == 0 if every is not None else step * 100 // total > (step - 1) * 100 // total
         return regular or step in (1, total)

@@ -1,4 +1,4 @@
-"""A rank other than the first: python -m gptloom.training.worker, started by `launch.launch`, never by hand."""
+"""A rank other than the first. `launch.launch` starts it as `python -m gptloom.training.worker`."""
 
 import os
 import signal
@@ -16,9 +16,8 @@ from gptloom.distributed import TorchProcessGroup
 from gptloom.distributed.launch import own_device, ready
 from gptloom.errors import DivergedError, GptloomError
 from gptloom.training.progress import Display
-from gptloom.training.run import begin
+from gptloom.training.run import Session, begin
 from gptloom.training.run_dir import find_parts
-from gptloom.training.setup import Session
 
 
 def main(words: list[str]) -> int:
@@ -44,9 +43,7 @@ def main(words: list[str]) -> int:
     ready(meeting, rank).touch()
     group = TorchProcessGroup(rank, world, meeting, device)
     with threads(thread_count(config)):
-        Session(run, config, bundle, parts, device, Display(lambda _line: None), group).fit(
-            state.progress, state.horizon, state.optimizer
-        )
+        Session(run, config, bundle, parts, display=Display(lambda _line: None), group=group).fit(state)
     group.destroy()
     return 0
 

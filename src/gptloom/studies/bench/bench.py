@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gptloom.config.load import merge, parse
+from gptloom.config.load import resolve
 from gptloom.config.run import RunConfig
 from gptloom.devices import describe_machine, pick_precision, published_peak, thread_count, threads
 from gptloom.errors import MachineError
@@ -140,7 +140,7 @@ class _Bench:
                 "ranks": 1,
             }
         }
-        return parse(RunConfig, merge(config.model_dump(), smaller), where="bench")
+        return resolve(config, smaller, where="bench")
 
     def _sampling(self, budget: Budget) -> None:
         found: dict[str, Any] = {"points": [], "left_out": []}

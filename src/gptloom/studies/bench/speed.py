@@ -5,30 +5,28 @@ Benchmark of sampling: the time per token as the context grows, compared with th
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from gptloom.bundle import Bundle
-from gptloom.checkpoint.state import Horizon, Progress
+from gptloom.checkpoint.state import Horizon
+from gptloom.config.load import resolve
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import RunConfig, SampleConfig
 from gptloom.data.tokenizers import CharTokenizer
 from gptloom.data.tokens import Tokens
 from gptloom.devices import derive, is_out_of_memory, pick_precision, thread_count, threads
-from gptloom.fast.train import TrainingPass
-from gptloom.generate.task import Score, reads_pairs, training_batches
+from gptloom.generate.task import task_of
+from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model, cache_bytes, operations_per_token, read_weights
-from gptloom.model.loss import Objective
 from gptloom.studies.bench.limits import Budget, Memory, Product, Products, Say, Spread
-from gptloom.studies.trial import make_job
 from gptloom.training.callbacks import Callback, Request, View
-from gptloom.training.interfaces import Job, Source
 from gptloom.training.schedule import make_horizon
-from gptloom.training.setup import compile_or_not
-from gptloom.training.trainer import Trainer
+from gptloom.training.setup import setup, wants_compile
+from gptloom.training.trainer import Source
 
 _LEAST, _MOST = 3, 200  # steps of one measurement; where they are long, one is enough
 MAX_STEPS = 1_000_000
@@ -72,17 +70,17 @@ def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say
         DivergedError: the loss is no longer a number.
     """
     torch.manual_seed(config.seed)
-    train, model = config.train, build_model(config.model).to(device)
-    source = made_batches(config)
-    job = make_job(config, Objective(model, train.label_smoothing), source, lambda: Score(0.0, 1), device)
-    batch = tuple(source.batch(0))
+    train, model, source = config.train, build_model(config.model).to(device), made_batches(config)
+    batch = source.batch(0)
+    compiles = wants_compile(train, make_horizon(train, _TOKENS, batch[-1].numel()), device)
+    config = resolve(config, {"train": {"compile": "on" if compiles else "off"}}, where="bench")
     model.train()
     with threads(thread_count(config)):
-        products = _observe(job, batch, train.rows)
-        horizon = make_horizon(train, _TOKENS, batch[-1].numel())
-        job = replace(job, objective=compile_or_not(job.objective, train, horizon, device, batch, job.autocast, say))
-        stamps = _StepStamps(budget.again())
-        trainer = Trainer(job, train, Horizon(None, MAX_STEPS), Progress(), [stamps])
+        products = _observe(config, model, batch)
+        stamps = _StepStamps(budget)
+        horizon = Horizon(None, MAX_STEPS)
+        trainer = setup(config, model=model, batches=source, horizon=horizon, callbacks=[stamps], say=say)
+        stamps.budget = budget.again()
         trainer.fit()
         return Steps(
             seconds=Spread.of(np.diff(stamps.times).tolist()),
@@ -97,18 +95,17 @@ def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say
 
 def made_batches(config: RunConfig) -> Source:
     """Batches of tokens drawn from a generator of their own: windows of text, or pairs as long as the model takes."""
-    model, several = config.model, reads_pairs(config.model)
+    model, task = config.model, task_of(config.model)
     # An end of text follows each side of a pair, and counts as a token of the target.
     sides = (
         [model.block_size + 1, model.block_size] * config.train.batch_size
-        if several
+        if task.pairs
         else [max(_TOKENS, 2 * model.block_size)]
     )
     ids = np.random.default_rng(derive(config.seed, "bench")).integers(0, model.vocab_size, sum(sides))
     tokens = Tokens(ids.astype(np.uint32), np.cumsum([0, *sides[:-1]]))
-    return training_batches(
-        config, tokens, made_tokenizer(model, ends=True) if several else CharTokenizer("a", ends=False)
-    )
+    tokenizer = made_tokenizer(model, ends=True) if task.pairs else CharTokenizer("a", ends=False)
+    return task.training_batches(config, tokens, tokenizer)
 
 
 def made_tokenizer(config: ModelConfig, *, ends: bool) -> CharTokenizer:
@@ -117,19 +114,21 @@ def made_tokenizer(config: ModelConfig, *, ends: bool) -> CharTokenizer:
     return CharTokenizer("".join(map(chr, points[: config.vocab_size - ends])), ends=ends)
 
 
-def _observe(job: Job, batch: tuple[torch.Tensor, ...], rows: int) -> Counter[Product]:
-    """The products of a step, seen in one pass and one update."""
+def _observe(config: RunConfig, model: LanguageModel, batch: tuple[torch.Tensor, ...]) -> Counter[Product]:
+    """The matrix products of a step, observed in one pass and one update of a separate trainer."""
+    rows, once = config.train.rows, resolve(config, {"train": {"compile": "off"}}, where="bench")
+    trainer = setup(once, model=model, batches=made_batches(config), horizon=Horizon(None, MAX_STEPS))
     inside, update = Products(), Products()
-    parts = [part[:rows].to(job.device) for part in batch]
-    both = TrainingPass(job.objective, job.optimizer.zero_grad, job.autocast)
-    both.check(parts)  # or the comparison would be counted, too
+    parts = [part[:rows].to(model.device) for part in batch]
+    passes = trainer.gradients.passes
+    passes.check(parts)  # before counting: this compares the passes
     with inside:
-        both(parts, 1.0 / parts[-1].numel())
+        passes(parts, 1.0 / parts[-1].numel())
     with update:
-        job.optimizer.step()
-    job.optimizer.zero_grad()
-    passes = -(-len(batch[0]) // rows)
-    return Counter({product: times * passes for product, times in inside.found.items()}) + update.found
+        trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    count = -(-len(batch[0]) // rows)
+    return Counter({product: times * count for product, times in inside.found.items()}) + update.found
 
 
 class _StepStamps(Callback):
@@ -202,7 +201,7 @@ class Writing:
 
 def why_not(config: RunConfig) -> str | None:
     """The reason why a model cannot continue a text; None if it can."""
-    if config.model.architecture in ("encoder", "encoder-decoder"):
+    if not task_of(config.model).continues:
         return f"an {config.model.architecture} does not continue a text"
     if config.model.vocab_size > LARGEST_ALPHABET:
         return f"there are no characters for {config.model.vocab_size:,} tokens"

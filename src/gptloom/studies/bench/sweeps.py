@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gptloom.config.base import MOST
-from gptloom.config.load import merge, nest, parse
+from gptloom.config.load import nest, resolve
 from gptloom.config.run import RunConfig
 from gptloom.devices import is_out_of_memory, memory_size, pick_precision
 from gptloom.errors import ConfigError, DivergedError, MachineError
@@ -54,7 +54,7 @@ class Factor:
         micro = config.train.micro_batch_size
         if self.key == "train.batch_size" and micro is not None and changes[self.key] % micro:
             changes["train.micro_batch_size"] = None
-        return parse(RunConfig, merge(config.model_dump(), nest(changes)), where=f"{self.name} {changes[self.key]:,}")
+        return resolve(config, nest(changes), where=f"{self.name} {changes[self.key]:,}")
 
 
 FACTORS = (

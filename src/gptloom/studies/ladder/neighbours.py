@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64, Integer
 
-from gptloom.config.load import merge, parse
+from gptloom.config.load import parse, resolve
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError
@@ -133,7 +133,7 @@ def compare_neighbours(
         changes: Mapping[str, object] = {"model": shape.model_dump()}
         if config.train.steps is not None and config.train.eval_every is None:
             changes = {**changes, "train": {"eval_every": max(1, config.train.steps // EVALUATIONS)}}
-        trial, bundle = run_trial(parse(RunConfig, merge(config.model_dump(), changes), where=name), material)
+        trial, bundle = run_trial(resolve(config, changes, where=name), material)
         distances, gradients = gradient_by_distance(bundle.model, _windows(material, shape.block_size))
         found.append(Neighbour(name, shape.n_embd, trial, distances, gradients))
         say(

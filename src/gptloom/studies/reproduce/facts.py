@@ -112,7 +112,7 @@ def bigram_trained(text: Text) -> Fact:
             PublishedRun("bigram-trained", config, True, 1, 1, [], known["source"]), text.parts, torch.device("cpu")
         )
         training.advance(given["steps"] - 100)
-        measured = float(torch.stack([training.step() for _ in range(100)]).mean())
+        measured = float(torch.tensor([training.step() for _ in range(100)]).mean())
     why = "single batches of 256 characters, drawn from a generator in an unknown state: a ballpark (published.json)"
     return Fact(known["last_batch_loss"], [measured] * len(known["last_batch_loss"]), 0.1, why)
 
@@ -191,7 +191,7 @@ def deviation(published: Any, measured: Any) -> float:
 def _first_batch(text: Text) -> tuple[Tensor, Tensor]:
     known = published()["first_batch"]
     torch.manual_seed(known["seed"])
-    return LectureSampler(text.parts, known["block_size"], known["batch_size"]).batch()
+    return LectureSampler(text.parts, known["block_size"], known["batch_size"]).draw("train")
 
 
 def _lecture_head() -> tuple[Attention, Float[Tensor, "4 8 32"]]:

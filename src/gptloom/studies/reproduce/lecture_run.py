@@ -1,11 +1,9 @@
-"""The lecture's random numbers: every draw comes from torch's global CPU generator, in one fixed order.
+"""A training as the documents ran theirs: gptloom's model and trainer, with the lecture's random numbers.
 
-Everywhere else in gptloom a batch is a function of (seed, step). The published tables were measured differently:
-weights, training batches and evaluation batches share one generator, so a run can only meet them if it draws the same
-things in the same order. The order was checked against the tables (shared/lecture/PROTOCOL.md); the layers that the
-draws end up in are the production model's.
-
-A training as the documents ran theirs: the production model, objective and optimizer, with the lecture's sampler.
+Everywhere else in gptloom, a batch is a function of (seed, step). The published tables were measured differently:
+weights, training batches and evaluation batches were drawn from torch's global CPU generator. A run reproduces the
+tables only if it draws the same numbers in the same order. The order was checked against the tables
+(shared/lecture/PROTOCOL.md).
 """
 
 import time
@@ -19,15 +17,13 @@ from torch import Tensor, nn
 
 from gptloom.data.batches import Batch
 from gptloom.data.tokens import Split
-from gptloom.errors import DivergedError
-from gptloom.fast.train import TrainingPass
 from gptloom.generate.task import evaluate
 from gptloom.model.attention import Attention
 from gptloom.model.loss import Objective
 from gptloom.model.transformer import Decoder
 from gptloom.studies.reproduce.published import PublishedRun
-from gptloom.training.gradients import clip_grads_with_norm_
-from gptloom.training.optim import gradients_of, make_optimizer
+from gptloom.training.schedule import make_horizon
+from gptloom.training.setup import setup
 
 Part = Literal["train", "val"]
 PARTS: tuple[Part, Part] = ("train", "val")
@@ -56,8 +52,12 @@ class LectureSampler:
         """Where the windows of the next batch begin: one draw from the global generator."""
         return torch.randint(len(self.ids[part]) - self.block_size, (self.batch_size,))
 
-    def batch(self, part: Part = "train") -> Batch:
-        """The next batch."""
+    def batch(self, step: int) -> Batch:
+        """Draw the next training batch. It does not depend on the step, but on all draws before it."""
+        return self.draw("train")
+
+    def draw(self, part: Part) -> Batch:
+        """Draw the next batch of one part."""
         return self._read(part, self.starts(part))
 
     def evaluation(self, batches: int, rows: int) -> dict[Part, Iterator[Batch]]:
@@ -139,16 +139,16 @@ EVAL_TOKENS = 4096
 
 
 class LectureRun:
-    """Weights first, then training and evaluation batches in the order in which they are asked for, all from one generator.
+    """A training that draws weights, training batches and evaluation batches from one generator, as the documents do.
 
-    `Trainer` cannot serve here: its batches are a function of (seed, step), and its evaluations draw nothing, so that
-        resuming is
-    exact and evaluating changes no training loss. In the documents' runs each evaluation moves the batches after it.
+    In gptloom's own runs, batches are a function of (seed, step) and evaluations draw nothing, so that resuming is
+    exact and evaluating changes no training loss. In the documents' runs each evaluation moves the batches after it:
+    so this class calls `Trainer.step`, and evaluates between the steps.
 
     Args:
-        run: whose settings.
+        run: the published run.
         parts: the text's ids.
-        device: where the model is; data are drawn on the CPU anyway.
+        device: where the model is; batches are always drawn on the CPU.
     """
 
     def __init__(self, run: PublishedRun, parts: Split, device: torch.device) -> None:
@@ -156,18 +156,17 @@ class LectureRun:
         config, self.device = run.config, device
         torch.manual_seed(config.seed)
         self.model = Decoder(config.model)
-        if run.lecture_weights:  # from the beginning again: the constructor has drawn as well, in an order of its own
+        if run.lecture_weights:  # the constructor has drawn weights in another order
             torch.manual_seed(config.seed)
             draw_lecture_weights(self.model)
         self.model.to(device).train()
         self.sampler = LectureSampler(parts, config.model.block_size, config.train.batch_size, device)
-        self.objective = Objective(self.model)
-        self.optimizer = make_optimizer(self.model, config.train)
-        self.passes = TrainingPass(self.objective, self.optimizer.zero_grad)
-        self.eval_iters, self.clip = run.eval_iters, config.train.grad_clip
+        self.objective, self.eval_iters = Objective(self.model), run.eval_iters
+        horizon = make_horizon(config.train, len(parts.train), config.train.batch_size * config.model.block_size)
+        self.trainer = setup(config, model=self.model, batches=self.sampler, horizon=horizon, reseed=False)
 
     def evaluate(self) -> tuple[float, float]:
-        """Train and validation loss, nats per character, each the mean over `eval_iters` batches drawn now."""
+        """Training and validation loss in nats per character, each the mean over `eval_iters` new batches."""
         rows = max(1, EVAL_TOKENS // self.sampler.block_size)
         scores = [
             evaluate(self.objective, batches, device=self.device)
@@ -175,32 +174,19 @@ class LectureRun:
         ]
         return scores[0].loss, scores[1].loss
 
-    def step(self) -> Tensor:
-        """Draw a batch and take one optimizer step; the loss before it, nats per character (a scalar, on the device)."""
-        batch = self.sampler.batch()
-        targets = batch[-1].numel()
-        loss = self.passes(batch, 1.0 / targets) / targets
-        if self.clip:
-            gradients = gradients_of(self.optimizer)
-            clip_grads_with_norm_(gradients, self.clip, float(nn.utils.get_total_norm(gradients)))
-        self.optimizer.step()
-        return loss
-
-    def advance(self, steps: int) -> None:
-        """Take so many steps.
+    def step(self) -> float:
+        """Take one optimizer step on a new batch; returns the loss before it, in nats per character.
 
         Raises:
-            DivergedError: the last loss is not a number.
+            DivergedError: the loss is not finite.
         """
-        loss = torch.zeros(())
+        self.trainer.step()
+        return self.trainer.train_loss
+
+    def advance(self, steps: int) -> None:
+        """Take this many steps."""
         for _ in range(steps):
-            loss = self.step()
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                "the loss is no longer a number",
-                where="ladder --reproduce",
-                cure="this is a fault of gptloom or of this machine's torch",
-            )
+            self.step()
 
 
 def expected_seconds(run: PublishedRun, parts: Split, device: torch.device, steps: int | None = None) -> float:
@@ -212,7 +198,7 @@ def expected_seconds(run: PublishedRun, parts: Split, device: torch.device, step
     seconds: list[float] = []
     while sum(seconds[1:]) < 0.2:  # the first step is always slower
         start = time.perf_counter()
-        float(rehearsal.step())
+        rehearsal.step()
         seconds.append(time.perf_counter() - start)
     step = min(seconds[1:]) * train.batch_size / rows
     due = run.due(steps)

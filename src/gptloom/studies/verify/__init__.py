@@ -85,7 +85,7 @@ def _writes(subject: Subject) -> bool:
 
 
 def _reads_text(subject: Subject) -> bool:
-    return subject.model.architecture not in ("encoder", "encoder-decoder")
+    return subject.task.continues
 
 
 CHECKS = (

@@ -69,7 +69,7 @@ def cached(subject: Subject) -> Outcome:
     block = subject.model.block_size
     ids = subject.batch(rows=2, time=min(block, len(subject.parts.train) - 1))[-2].clamp(min=0)
     row: list[int] = (ids.flatten().tolist() * (2 * block // ids.numel() + 2))[: 2 * block]
-    translates = subject.model.architecture == "encoder-decoder"
+    translates = subject.task.pairs
     near = max(1, block - 3)
     # A translation never slides: its window is as long as its longest target.
     trips = [

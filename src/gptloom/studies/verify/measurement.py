@@ -14,11 +14,11 @@ from gptloom.config.run import IGNORE_INDEX
 from gptloom.data.tokenizers import CharTokenizer
 from gptloom.data.tokens import Tokens
 from gptloom.devices import derive
-from gptloom.generate.task import evaluate, evaluation_batches, reads_pairs
+from gptloom.generate.task import evaluate
 from gptloom.model.build import build_model
 from gptloom.model.loss import Objective
 from gptloom.reference.formulas import Reference
-from gptloom.studies.verify.subject import Batch, Subject, first_tokens, logits, mean_loss
+from gptloom.studies.verify.subject import Batch, Subject, logits, mean_loss
 from gptloom.studies.verify.tolerance import SAFETY, SINGLE, Outcome, perturb, worst
 
 FIRST_SPREAD, DRAWN_SPREAD = 0.1, 0.02
@@ -37,7 +37,7 @@ def targets(subject: Subject) -> Outcome:
     wrong = 0
     for step in range(3):
         batch = subject.batch(step)
-        if reads_pairs(subject.model):
+        if subject.task.pairs:
             known = _documents(subject.parts.train)
             wrong += sum(pair not in known for pair in _pairs(batch, subject))
             continue
@@ -60,15 +60,15 @@ def targets(subject: Subject) -> Outcome:
 def windows(subject: Subject) -> Outcome:
     """Count the targets that an evaluation misses or reads more than once."""
     tokens, found = subject.eval_tokens, list[Any]()
-    for batch in evaluation_batches(subject.model, tokens, subject.bundle.tokenizer, 3):
-        if reads_pairs(subject.model):
+    for batch in subject.task.evaluation_batches(tokens, subject.bundle.tokenizer, 3):
+        if subject.task.pairs:
             found += _pairs(batch, subject)
         elif subject.causal:
             found += batch[1][batch[1] != IGNORE_INDEX].tolist()
         else:
             inputs, wanted = batch
             found += torch.where(wanted != IGNORE_INDEX, wanted, inputs)[inputs >= 0].tolist()
-    if reads_pairs(subject.model):
+    if subject.task.pairs:
         gap = Counter(found)
         gap.subtract(_documents(tokens))
         return Outcome(float(sum(map(abs, gap.values()))), 0.0)
@@ -133,8 +133,8 @@ def evaluation(subject: Subject) -> Outcome:
     model = build_model(subject.model.model_copy(update=update))
     model.load_state_dict(subject.drawn.state_dict())
     objective = Objective(subject.placed(model), label_smoothing=0.1).train()
-    tokens = first_tokens(subject.eval_tokens, max(256, subject.time), pairs=reads_pairs(subject.model))
-    batches = list(evaluation_batches(subject.model, tokens, subject.bundle.tokenizer, subject.rows))
+    tokens = subject.task.first_tokens(subject.eval_tokens, max(256, subject.time))
+    batches = list(subject.task.evaluation_batches(tokens, subject.bundle.tokenizer, subject.rows))
     first, second = (evaluate(objective, batches, device=subject.device) for _ in range(2))
     plain, count, peak = 0.0, 0, 0.0
     for batch in batches:

@@ -14,7 +14,7 @@ from gptloom.api import configure
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import find_bundle
 from gptloom.checkpoint.state import read_checkpoint
-from gptloom.config.load import merge, parse
+from gptloom.config.load import merge, resolve
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.data.pair_batches import pair_texts
 from gptloom.data.sources import DATASETS, open_corpus
@@ -22,11 +22,10 @@ from gptloom.data.tokenizers import Tokenizer, make_tokenizer
 from gptloom.data.tokens import Split, Tokens, cache_folder, prepare
 from gptloom.devices import pick_device
 from gptloom.errors import GptloomError, InputError
-from gptloom.generate.task import cut, reads_pairs
+from gptloom.generate.task import task_of
 from gptloom.model.build import build_model
 from gptloom.studies.verify.subject import Subject
-from gptloom.training.run import read_settings
-from gptloom.training.run_dir import find_parts
+from gptloom.training.run_dir import find_parts, read_settings
 
 TEXT = 100_000
 """Characters that are read of a text."""
@@ -77,7 +76,7 @@ def open_recipe(recipe: str | None, changes: Mapping[str, Any], *, seed: int) ->
     """
     config = configure(recipe, {}, merge(changes, {"seed": seed}), where="the command line")
     known, notes = cache_folder(config.data) / "datasets" / "shakespeare.txt", []
-    pairs = reads_pairs(config.model)
+    pairs = task_of(config.model).pairs
     if not pairs and known.is_file() and known.stat().st_size == DATASETS["shakespeare"].size:
         text = known.read_text(encoding="utf-8")[:TEXT]
     else:
@@ -86,9 +85,7 @@ def open_recipe(recipe: str | None, changes: Mapping[str, Any], *, seed: int) ->
             "the text is synthetic" if pairs else "tiny Shakespeare has not been downloaded yet; the text is synthetic"
         )
     tokenizer, parts = _read(text, config, None)
-    config = parse(
-        RunConfig, merge(config.model_dump(), {"model": {"vocab_size": tokenizer.vocab_size}}), where="the tokenizer"
-    )
+    config = resolve(config, {"model": {"vocab_size": tokenizer.vocab_size}}, where="the tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config.model).to(pick_device(config.device)).eval()
@@ -129,14 +126,14 @@ def write_text(folder: Path, text: str, *, pairs: bool) -> Path:
 
 def _read(text: str, config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, Split]:
     """Tokenize and split a text through the usual data pipeline, in a temporary folder."""
-    pairs = reads_pairs(config.model)
+    pairs = task_of(config.model).pairs
     with tempfile.TemporaryDirectory() as name:
         data = DataConfig(
             cache=name, on_unknown="skip", val_fraction=config.data.val_fraction, sampling=config.data.sampling
         )
         corpus = open_corpus([str(write_text(Path(name), text, pairs=pairs))], data, pairs=pairs)
         tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, corpus)
-        parts = cut(config.model_copy(update={"data": data}), prepare(corpus, tokenizer, data))
+        parts = task_of(config.model).split(prepare(corpus, tokenizer, data), data)
         return tokenizer, Split(_copied(parts.train), _copied(parts.val))
 
 
@@ -151,7 +148,7 @@ def _made_up_for(tokenizer: Tokenizer, config: RunConfig, seed: int) -> tuple[st
             .replace("\n", "")
         )
 
-    if reads_pairs(config.model):
+    if task_of(config.model).pairs:
         pairs = [pair for pair in ((word(), word()) for _ in range(2_000)) if all(pair)]
         return "", _read("".join(f"{one}\t{other}\n" for one, other in pairs), config, tokenizer)[1]
     text = tokenizer.decode([draw.randrange(tokenizer.vocab_size) for _ in range(20_000)])
@@ -171,7 +168,7 @@ def _beginning(run: Path, config: RunConfig) -> str:
     texts = json.loads((run / "run.json").read_text(encoding="utf-8"))["texts"]
     if config.data.on_unknown != "error" or "-" in texts:
         return ""
-    pieces: Iterator[tuple[str, bool]] = open_corpus(texts, config.data, pairs=reads_pairs(config.model)).pieces()
+    pieces: Iterator[tuple[str, bool]] = open_corpus(texts, config.data, pairs=task_of(config.model).pairs).pieces()
     found = ""
     for piece, _ in pieces:
         found += piece[:TEXT]
@@ -186,7 +183,7 @@ def _excerpt(parts: Split, tokenizer: Tokenizer, config: RunConfig) -> str:
     Raises:
         InputError: a text of pairs has no pairs.
     """
-    if not reads_pairs(config.model):
+    if not task_of(config.model).pairs:
         return tokenizer.decode(parts.train.ids[:EXCERPT])
     lines = [
         f"{tokenizer.decode(source)}\t{tokenizer.decode(target)}\n"

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import find_bundle
 from gptloom.config.run import DataConfig, RunConfig
-from gptloom.generate.task import reads_pairs
 from gptloom.model.base import LanguageModel
 from gptloom.reference.formulas import length
 from gptloom.studies.verify.open import write_text
@@ -28,8 +27,7 @@ from gptloom.studies.verify.subject import Subject, gradients, logits
 from gptloom.studies.verify.tolerance import Impossible, Outcome, worst
 from gptloom.training.callbacks import Request, View
 from gptloom.training.progress import Display
-from gptloom.training.run import begin, resume, train
-from gptloom.training.setup import Result
+from gptloom.training.run import Result, begin, resume, train
 
 STEPS = 4
 
@@ -43,7 +41,7 @@ def temporary_run(subject: Subject) -> Iterator[tuple[Path, str]]:
     with tempfile.TemporaryDirectory() as name, redirect_stderr(StringIO()), torch.random.fork_rng(devices=[]):
         folder = Path(name)
         subject.bundle.tokenizer.save(folder)
-        yield folder, str(write_text(folder, subject.excerpt, pairs=reads_pairs(subject.model)))
+        yield folder, str(write_text(folder, subject.excerpt, pairs=subject.task.pairs))
 
 
 def settings(subject: Subject, folder: Path, *, dropout: float, ranks: int = 1) -> RunConfig:
@@ -77,7 +75,7 @@ def settings(subject: Subject, folder: Path, *, dropout: float, ranks: int = 1) 
         | {"eval_batch_size": 2 * subject.rows, "ranks": ranks, "on_divergence": "stop", "on_save_failure": "stop"}
     )
     # A pair must fit into the block; a window may be shorter than the block.
-    block_size = subject.model.block_size if reads_pairs(subject.model) else subject.time
+    block_size = subject.model.block_size if subject.task.pairs else subject.time
     model = subject.model.model_copy(
         update={"dropout": dropout, "attn_dropout": None, "embd_dropout": None, "block_size": block_size}
     )

@@ -2,12 +2,10 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +14,9 @@ from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORE_INDEX, RunConfig
 from gptloom.data.tokens import Split, Tokens
 from gptloom.devices import derive
-from gptloom.generate.task import reads_pairs, training_batches
+from gptloom.generate.task import Task, task_of
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
-from gptloom.model.transformer import EncoderDecoder
 from gptloom.studies.verify.tolerance import RELU_SAFETY, SAFETY, allowance, in_double, largest, norms
 
 WORK = 2**29
@@ -66,6 +63,11 @@ class Subject:
         return self.config.model
 
     @property
+    def task(self) -> Task:
+        """What this kind of model reads and predicts."""
+        return task_of(self.model)
+
+    @property
     def device(self) -> torch.device:
         """The model's device."""
         return self.bundle.model.device
@@ -73,7 +75,7 @@ class Subject:
     @property
     def causal(self) -> bool:
         """Whether a position must not see later tokens."""
-        return self.model.architecture != "encoder"
+        return self.task.causal
 
     @cached_property
     def drawn(self) -> LanguageModel:
@@ -123,7 +125,7 @@ class Subject:
         train = self.config.train.model_copy(update={"batch_size": rows or self.rows, "micro_batch_size": None})
         model = self.model.model_copy(update={"block_size": time or self.time})
         config = self.config.model_copy(update={"train": train, "model": model, "seed": self.seed})
-        batches = training_batches(config, self.parts.train, self.bundle.tokenizer)
+        batches = task_of(model).training_batches(config, self.parts.train, self.bundle.tokenizer)
         tries = (tuple(batches.batch(step + LATER * number)) for number in count())
         return next(batch for batch in tries if _has_targets(batch))
 
@@ -137,7 +139,7 @@ class Subject:
 
     def _cut_short(self, batch: Batch) -> Batch:
         *inputs, targets = (part.clone() for part in batch)
-        padded = [targets] if self.model.architecture not in ("encoder", "encoder-decoder") else [targets, inputs[0]]
+        padded = [targets] if self.task.continues else [targets, inputs[0]]
         for part in padded:
             for row in range(1, len(part)):
                 end = max(1, part.shape[1] * (len(part) - row) // (2 * len(part)))
@@ -147,7 +149,7 @@ class Subject:
     @cached_property
     def eval_tokens(self) -> Tokens:
         """The first tokens of the validation part, about `EVALUATED`."""
-        return first_tokens(self.parts.val, EVALUATED, pairs=reads_pairs(self.model))
+        return self.task.first_tokens(self.parts.val, EVALUATED)
 
     @property
     def relu_tolerance(self) -> float:
@@ -235,18 +237,9 @@ def gradients(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> dic
 def mean_loss(model: LanguageModel, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The mean of -ln p over the targets, by its definition; `smoothing` mixes in the mean over all tokens."""
     *inputs, targets = (part.to(model.device) for part in batch)
-    scores = model(*inputs)
+    scores: Tensor = model(*inputs)
     counted = targets != IGNORE_INDEX
     scores = scores[counted]
     logprobs = scores - torch.logsumexp(scores, -1, keepdim=True)
     hits = logprobs.gather(-1, targets[counted][:, None])[:, 0]
     return -((1.0 - smoothing) * hits + smoothing * logprobs.mean(-1)).mean()
-
-
-def first_tokens(tokens: Tokens, most: int, *, pairs: bool) -> Tokens:
-    """The first `most` tokens of a text; of pairs, as many whole pairs as fit, but at least one."""
-    starts = tokens.document_starts
-    if pairs:
-        ends: Sequence[int] = [*starts[2::2].tolist(), len(tokens)]
-        most = max([ends[0], *(end for end in ends if end <= most)])
-    return Tokens(np.array(tokens.ids[:most]), starts[starts < most])

@@ -2,24 +2,21 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gptloom.checkpoint.state import Horizon, Progress
-from gptloom.config.run import TrainConfig
-from gptloom.generate.task import Score
+from gptloom.config.run import RunConfig, TrainConfig
 from gptloom.model.base import LanguageModel
-from gptloom.model.loss import Objective
 from gptloom.model.ngram import HashedNgrams
 from gptloom.reference.formulas import EPSILON, length, rate_at, reference_update, shrinking
 from gptloom.studies.verify.subject import Batch, Subject, gradients
 from gptloom.studies.verify.tolerance import DOUBLE, Outcome, norms, worst
-from gptloom.training.interfaces import Job
 from gptloom.training.optim import CombinedOptimizer, make_optimizer
-from gptloom.training.trainer import Trainer
+from gptloom.training.setup import setup
 
 
 @dataclass
@@ -91,21 +88,18 @@ def walk(
         frozen: the weights do not change.
     """
     model, found = copy.deepcopy(model), Walk()
+    alone: dict[str, Any] = {"batch_size": len(batches[0][0]), "micro_batch_size": None, "patience": None, "ranks": 1}
+    train = train.model_copy(update=alone | {"precision": "float32", "compile": "off"})
     optimizer = Watched(model, train, found, frozen=frozen)
     found.before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    job = Job(
-        objective=Objective(model, train.label_smoothing),
+    setup(
+        RunConfig(model=model.config, train=train),
+        model=model,
+        batches=Listed(batches),
+        horizon=Horizon(None, len(batches)),
         optimizer=optimizer,
-        source=Listed(batches),
-        evaluate=lambda: Score(0.0, 1),
-        autocast=nullcontext,
-        device=model.device,
-        seed=0,
-    )
-    train = train.model_copy(
-        update={"batch_size": len(batches[0][0]), "micro_batch_size": None, "patience": None, "ranks": 1}
-    )
-    Trainer(job, train, Horizon(None, len(batches)), Progress(rows=rows)).fit()
+        progress=Progress(rows=rows),
+    ).fit()
     found.after = {name: p.detach().clone() for name, p in model.named_parameters()}
     return found
 
