@@ -159,7 +159,7 @@ def test_a_user_signal_saves_and_training_goes_on(text, tmp_path, straight):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(training_run.Session, "go", lambda self, *_: 1 / 0)
+        patch.setattr(training_run.Session, "fit", lambda self, *_: 1 / 0)
         begin(text, tmp_path / "run")
     assert not checkpoint_names(tmp_path / "run")
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
@@ -229,7 +229,7 @@ def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(te
     begin(text, tmp_path / "run", train_settings={"keep": 9})
     names = checkpoint_names(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(training_run.Session, "go", lambda self, *_: 1 / 0)
+        patch.setattr(training_run.Session, "fit", lambda self, *_: 1 / 0)
         resume(tmp_path / "run", {}, checkpoint="step-000006", display=Quiet())
     assert checkpoint_names(tmp_path / "run")[-1] == "step-000006"
     with pytest.raises(InputError, match="has finished"):
