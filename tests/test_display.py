@@ -7,8 +7,7 @@ from rich.console import Console
 
 from gptloom.generate.task import Score
 from gptloom.training.callbacks import Request, View
-from gptloom.training.live import LiveDisplay
-from gptloom.training.progress import Display, duration
+from gptloom.training.progress import Display, LiveDisplay, duration
 
 
 def view(step, *, logging=True, best_step=None, seconds=10.0):

@@ -1,4 +1,4 @@
-"""A trained model: a folder (config.json, model.safetensors, tokenizer), and an object that reads and writes text."""
+"""A trained model and its tokenizer: loaded from and saved to a folder, and used to generate and score text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,12 +25,12 @@ from gptloom.model.loss import Objective
 
 
 class Piece(NamedTuple):
-    """What a growing text gains at once.
+    """One step of `Bundle.stream`.
 
     Attributes:
-        row: which of the texts, 0 to `samples` - 1.
-        token: the new token; None where a text ends and only what was held back comes.
-        text: the text that is certain now: whole characters, and nothing of a stop string; often empty.
+        row: index of the text, 0 to `samples` - 1.
+        token: the new token; None for the rest of the text at its end.
+        text: the new complete characters, without any part of a stop string; often empty.
     """
 
     row: int
@@ -40,13 +40,13 @@ class Piece(NamedTuple):
 
 @dataclass
 class Written:
-    """A text that a model wrote.
+    """A generated text.
 
     Attributes:
-        prompt: what it continues.
-        text: what was written, without the prompt.
-        tokens: the new tokens, with details where they were asked for.
-        score: a beam search's score, in nats; None for drawn texts.
+        prompt: the prompt.
+        text: the text without the prompt.
+        tokens: the new tokens, with details if they were requested.
+        score: the score of a beam search in nats; None for sampled texts.
     """
 
     prompt: str
@@ -57,14 +57,14 @@ class Written:
 
 @dataclass
 class Bundle:
-    """A model together with the tokenizer that it was trained with."""
+    """A model and the tokenizer that it was trained with."""
 
     model: LanguageModel
     tokenizer: Tokenizer
 
     @property
     def task(self) -> Task:
-        """What this kind of model does with text."""
+        """The task of this kind of model."""
         return task_of(self.model.config)
 
     @classmethod
@@ -90,7 +90,7 @@ class Bundle:
 
     @classmethod
     def read(cls, folder: Path, *, device: str = "auto") -> "Bundle":
-        """Load exactly this folder, which `find_bundle` has found whole."""
+        """Load exactly this folder, which `find_bundle` has checked."""
         tokenizer, model = load_tokenizer(folder), load_model(folder)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
@@ -101,12 +101,12 @@ class Bundle:
         return cls(model.to(pick_device(device)).eval(), tokenizer)
 
     def with_weights(self, weights: Weights) -> "Bundle":
-        """The same model with its matrices held as float32 numbers, as they were trained, or as int8.
+        """Return the bundle with weight matrices in float32, as trained, or in int8, which samples faster on a CPU.
 
-        int8 is for writing faster on a CPU; see `fast.int8`.
+        See `fast.int8`.
 
         Raises:
-            ConfigError: there is no such kind, or not for this model or this device.
+            ConfigError: the name is unknown, or this model or device has no int8 weights.
         """
         if weights not in get_args(Weights):
             raise ConfigError(
@@ -125,7 +125,7 @@ class Bundle:
         write_sums(folder)
 
     def generate(self, prompt: str = "", **settings: Any) -> str:
-        """The prompt continued, or translated by an encoder-decoder.
+        """Continue the prompt, or translate it with an encoder-decoder.
 
         `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
 
@@ -145,13 +145,13 @@ class Bundle:
         on_unknown: OnUnknown = "error",
         details: int | None = None,
     ) -> list[Written]:
-        """Continue the prompt `config.samples` times, side by side; or, with beams, return the best continuations.
+        """Continue the prompt `config.samples` times in one batch; or, with beams, return the best continuations.
 
         Args:
-            prompt: may be empty: then the model starts after an end of text, or a new line, or its first token.
+            prompt: if it is empty, the model starts after an end of text, a new line, or its first token.
             config: how tokens are chosen. A stop string ends a text and is not part of it.
-            on_unknown: what to do with characters of the prompt that the tokenizer does not have.
-            details: alternatives to list with each token; None leaves out probabilities altogether.
+            on_unknown: what happens to characters of the prompt that the tokenizer does not know.
+            details: number of alternatives per token; None: no probabilities at all.
 
         Raises:
             InputError: the prompt cannot be read, or the model is an encoder.
@@ -170,15 +170,15 @@ class Bundle:
     def stream(
         self, prompt: str, config: SampleConfig, *, on_unknown: OnUnknown = "error", details: int | None = None
     ) -> Iterator[Piece]:
-        """Continue the prompt as `write` does, and hand each token out as it comes.
+        """Continue the prompt as `write` does, and yield each token as soon as it is chosen.
 
-        The arguments are those of `write`. Whoever stops asking ends the writing.
+        The arguments are those of `write`. Closing the generator ends the sampling.
 
         Returns:
-            A generator of pieces: each row's texts, joined, are its whole text.
+            A generator of pieces. The pieces of a row, joined, are its text.
 
         Raises:
-            ConfigError: a beam search knows its texts only when it is done.
+            ConfigError: the settings ask for a beam search, whose texts are known only at its end.
             InputError: as `write`.
         """
         if config.beams > 1:
@@ -192,7 +192,7 @@ class Bundle:
 
     @staticmethod
     def _pieces(batch: DecodeBatch, streams: list[TextStream]) -> Iterator[Piece]:
-        """Write until every row has ended."""
+        """Sample until every row has ended."""
         while tokens := batch.step():
             for row, token in tokens.items():
                 stream = streams[row]
@@ -208,29 +208,29 @@ class Bundle:
         return prompt_ids(self.tokenizer, prompt, on_unknown)
 
     def score(self, text: str, on_unknown: OnUnknown = "error") -> Score:
-        """The loss on a text, read in fixed windows of block_size; its first token is given, not predicted."""
+        """Measure the loss on a text, in fixed windows of block_size. Its first token is given, not predicted."""
         return self.score_tokens(Tokens(self.tokenizer.encode(text, on_unknown), np.zeros(1, dtype=np.int64)))
 
     def score_tokens(self, tokens: Tokens, batch_size: int = 64) -> Score:
-        """The loss on token ids, with bits per byte from the bytes that the predicted tokens stand for."""
+        """Measure the loss on token ids; bits per byte refer to the bytes of the predicted tokens."""
         if len(tokens.ids) < 2:
             raise InputError("at least two tokens are needed to measure a loss", cure="give a longer text")
         batches = self.task.evaluation_batches(tokens, self.tokenizer, batch_size)
         count = self.task.predicted_bytes(tokens, self.tokenizer)
-        with threads(None):  # the matrix products that a run's own evaluation has
+        with threads(None):  # as many threads as an evaluation in a run has
             return evaluate(Objective(self.model), batches, device=self.model.device, byte_count=count)
 
     def fill(self, text: str, on_unknown: OnUnknown = "error") -> list[Token]:
-        """An encoder's guess at each `[MASK]` in a text, with the likeliest alternatives.
+        """Predict each `[MASK]` in a text with an encoder; returns the tokens with the most likely alternatives.
 
         Raises:
-            InputError: the model is no encoder, the text has no mask, or it is longer than block_size.
+            InputError: the model is not an encoder, the text has no mask, or it is longer than block_size.
         """
         if self.task.causal:
             raise InputError(
-                "is no encoder, so it does not fill in masks",
+                "is not an encoder, so it does not fill in masks",
                 where=self.model.config.architecture,
-                cure="let it write with a prompt instead",
+                cure="continue a prompt instead",
             )
         pieces = text.split(MASK)
         ids: list[int] = self.tokenizer.encode(pieces[0], on_unknown).tolist()

@@ -153,7 +153,7 @@ def eval_command(words: list[str]) -> int:
     _add_weights_flag(parser, "int8 measures both and prints the difference")
     args = parser.parse(words)
     with loading():
-        from gptloom.training.run import validation_split
+        from gptloom.training.run_dir import validation_split
 
     if args.text is None:
         trained, tokens = validation_split(args.run, device=args.device, checkpoint=args.checkpoint)

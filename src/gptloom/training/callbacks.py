@@ -1,8 +1,6 @@
-"""Six hooks, in minGPT's spirit: a callback is shown what happened and may ask for something; it never touches the trainer.
+"""Callbacks of the trainer, as in minGPT: signals, loss spikes, metrics.jsonl, samples.jsonl and TensorBoard.
 
-Callbacks that keep watch: signals from outside, and loss spikes from inside.
-
-Callbacks that write down what happened: metrics.jsonl, samples.jsonl, TensorBoard.
+A callback sees a `View` of the training and may return a `Request`. It never changes the trainer.
 """
 
 import signal
@@ -28,7 +26,7 @@ class Interrupted(BaseException):
 
 
 class Request(Flag):
-    """What a callback may ask of the trainer after a step."""
+    """A callback's request to the trainer after a step."""
 
     NOTHING = 0
     EVALUATE = auto()
@@ -38,18 +36,18 @@ class Request(Flag):
 
 @dataclass(frozen=True)
 class View:
-    """What the trainer shows its callbacks.
+    """The state of a training, as callbacks see it.
 
     Attributes:
         step: optimizer steps done.
-        total: steps in all, by the present plan.
+        total: steps of the whole training, by the latest plan.
         lr: learning rate of the last step.
         tokens: targets trained on so far.
         seconds: training time so far, earlier parts of a resumed run included.
-        loss: training loss of the last step in nats per token; None before the first, and where it is not finite.
-        logging: a line of metrics is due at this step.
-        best_loss: lowest validation loss so far.
-        best_step: where that was.
+        loss: training loss of the last step in nats per token; None before the first step, or if it is not finite.
+        logging: whether metrics are to be logged at this step.
+        best_loss: lowest validation loss so far, in nats per token.
+        best_step: its step.
     """
 
     step: int
@@ -64,7 +62,7 @@ class View:
 
 
 class Callback:
-    """Does nothing; override the hooks that matter."""
+    """Base class: every hook does nothing."""
 
     def on_start(self, view: View) -> None:
         """Before the first step of this process."""
@@ -74,38 +72,38 @@ class Callback:
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        """After the validation split has been read."""
+        """After an evaluation on the validation split."""
 
     def after_save(self, view: View, checkpoint: Path) -> None:
-        """After a checkpoint has been written whole."""
+        """After a checkpoint is complete on the disk."""
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
-        """After a step whose loss or gradient was not finite; the view is already that of what was done about it."""
+        """After a step whose loss or gradient was not finite. The view is that after the rollback or skip."""
 
     def on_end(self, view: View) -> None:
-        """After the last step, also when the run was stopped early or failed."""
+        """After the last step, also if the run was stopped or failed."""
 
 
 class Signals(Callback):
-    """SIGINT and SIGTERM end the run with its state saved; a second SIGINT ends it at once; SIGUSR1 saves, and the run goes on.
+    """Handles SIGINT and SIGTERM (save and end), a second SIGINT (end now), and SIGUSR1 (save and continue).
 
-    The handlers only take notes, which are read between steps, forward passes, batches of an evaluation and tokens of a
-    sample, so that nothing is left half done.
+    The handlers only set flags. They are read between steps, forward passes, batches of an evaluation and tokens of a
+    sample, so that no work is left incomplete.
     """
 
     def __init__(self) -> None:
-        """No signal yet."""
+        """No signal has come yet."""
         self.received: int | None = None
         self._interrupts = 0
         self._wants_save = False
         self._before: dict[int, Any] = {}
 
     def stopping(self) -> bool:
-        """Whether the run has been asked to end."""
+        """Whether a signal has asked to end the run."""
         return self.received is not None
 
     def on_start(self, view: View) -> None:
-        """Listen (only the main thread may)."""
+        """Install the handlers; only the main thread can."""
         numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
         try:
             self._before = {number: signal.signal(number, self._note) for number in numbers}
@@ -113,12 +111,12 @@ class Signals(Callback):
             self._before = {}
 
     def after_step(self, view: View) -> Request:
-        """Pass the wish on."""
+        """Request what the signals ask for."""
         saves, self._wants_save = self._wants_save, False
         return Request.STOP | Request.SAVE if self.stopping() else Request.SAVE if saves else Request.NOTHING
 
     def on_end(self, view: View) -> None:
-        """Stop listening."""
+        """Restore the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -133,10 +131,9 @@ class Signals(Callback):
 
 
 class Spikes(Callback):
-    """Notices a training loss far above what it has lately been: more than six standard deviations, and 0.1 nats, with a memory of 50 steps.
+    """Warns of a training loss more than six standard deviations, and 0.1 nats, above its mean over about 50 steps.
 
-    It changes nothing; a spike is often the first sign that a learning rate is too high (Chowdhery et al. 2022, section
-    5.1).
+    A spike is often the first sign of a too high learning rate (Chowdhery et al. 2022, section 5.1).
     """
 
     MEMORY = 50
@@ -144,7 +141,7 @@ class Spikes(Callback):
     LEAST = 0.1
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        """`say` tells the user."""
+        """`say` prints a line."""
         self.say = say
         self._mean = self._variance = 0.0
         self._seen = self._told = 0
@@ -157,9 +154,8 @@ class Spikes(Callback):
         ripe = self._seen >= self.MEMORY and view.step - self._told >= self.MEMORY
         if ripe and away > max(self.LEAST, self.DEVIATIONS * self._variance**0.5):
             self._told = view.step
-            self.say(
-                f"warning: the training loss jumped to {view.loss:.3f} at step {view.step:,}; lately it was {self._mean:.3f} on average"
-            )
+            jump = f"the training loss jumped to {view.loss:.3f} at step {view.step:,}"
+            self.say(f"warning: {jump}; lately it was {self._mean:.3f} on average")
         self._mean += share * away
         self._variance = (1.0 - share) * (self._variance + share * away * away)
         self._seen += 1

@@ -1,8 +1,10 @@
 """What a user sees of a training on standard error: the plan and its warnings, then a line for each event."""
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,26 +17,26 @@ LONG_RUN = 12 * 3600.0
 """Seconds from which a run is called long."""
 
 EPOCHS_OF_NGRAMS = 3
-"""Epochs after which the n-grams of a text harm more than they help, unless some positions go without (docs/recipes.md)."""
+"""Epochs after which n-gram embeddings without dropout harm more than they help (docs/recipes.md)."""
 
 SMALL_TEXT = 10_000
-"""Training tokens below which a model learns the text by heart."""
+"""Training tokens below which a model overfits at once."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures that a run can be judged by before it starts.
+    """Size, length, time and memory of a run, known before its first step.
 
     Attributes:
         config: the settings.
-        parameters: of the model.
-        train_tokens: in the training split.
-        val_tokens: in the validation split.
-        steps: still to take, by what is known now.
-        per_step: measured seconds a step.
-        device: where it runs.
-        dtype: of the matrix products.
-        memory: peak bytes so far, or None where the system does not tell.
+        parameters: number of the model's parameters.
+        train_tokens: tokens of the training split.
+        val_tokens: tokens of the validation split.
+        steps: remaining steps, as far as known.
+        per_step: measured seconds per step.
+        device: the device.
+        dtype: dtype of the matrix products.
+        memory: peak bytes so far, or None if the system does not report them.
     """
 
     config: RunConfig
@@ -49,16 +51,16 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """How long training will take."""
+        """Expected training time in seconds."""
         return self.per_step * self.steps
 
     @property
     def tokens(self) -> int:
-        """How many tokens will be trained on."""
+        """Training tokens, repeated ones included."""
         return self.steps * self.config.train.batch_size * self.config.model.block_size
 
     def lines(self) -> list[str]:
-        """The plan, a line a fact."""
+        """Return one line per fact."""
         m, t = self.config.model, self.config.train
         state = held_bytes(self.config, on_cpu=self.device.type == "cpu").total
         memory = f"memory   {_size(state)} for weights, gradients and optimizer" + (
@@ -66,58 +68,51 @@ class Plan:
         )
         steps = f"{'about ' if t.minutes else ''}{self.steps:,} steps"
         passes = self.tokens / max(1, self.train_tokens)
-        shape = f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.block_size}, vocabulary {m.vocab_size:,}"
-        pace = f"{1000 * self.per_step:.1f} ms a step, measured, on {self.device} in {str(self.dtype).removeprefix('torch.')}"
+        shape = f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide"
+        sizes = f"context {m.block_size}, vocabulary {m.vocab_size:,}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        pace = f"{1000 * self.per_step:.1f} ms a step, measured, on {self.device} in {dtype}"
+        tokens = f"{self.tokens:,} tokens, {passes:.1f} passes over the text"
         return [
-            f"model    {self.parameters:,} parameters: {shape}",
+            f"model    {self.parameters:,} parameters: {shape}, {sizes}",
             f"text     {self.train_tokens:,} tokens to train on, {self.val_tokens:,} to validate on",
-            f"training {steps} of {t.batch_size} x {m.block_size} tokens: {self.tokens:,} tokens, {passes:.1f} passes over the text",
+            f"training {steps} of {t.batch_size} x {m.block_size} tokens: {tokens}",
             memory,
             f"time     about {duration(self.seconds)} ({pace})",
         ]
 
     def warnings(self) -> list[str]:
-        """Settings that can hardly be meant, each with a cure."""
-        block, found = self.config.model.block_size, []
+        """Return a warning for each setting that is probably a mistake, with a cure."""
+        model, block, found = self.config.model, self.config.model.block_size, []
+        epochs = self.tokens / max(1, self.train_tokens)
         if self.seconds > LONG_RUN:
-            found.append(
-                f"this run will take about {duration(self.seconds)}; --minutes 60 fits it into an hour, a smaller --recipe learns sooner"
-            )
+            long = f"this run will take about {duration(self.seconds)}"
+            found.append(f"{long}; --minutes 60 fits it into an hour, a smaller --recipe learns sooner")
         if self.val_tokens <= block:
             short = f"the validation split ({self.val_tokens:,} tokens) is not longer than one context ({block})"
             found.append(f"{short}: its loss will say little; lower --model.block-size or add text")
         if self.train_tokens < SMALL_TEXT:
-            few = f"{self.train_tokens:,} training tokens are very few: the model will learn them by heart"
+            few = f"{self.train_tokens:,} training tokens are very few: the model will overfit"
             found.append(f"{few}; trust the validation loss only, or add text")
         elif self.train_tokens < self.parameters / 100:
-            found.append(
-                f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens; try a smaller model, or dropout"
-            )
-        if (
-            self.config.model.ngrams > 1
-            and not self.config.model.ngram_dropout
-            and self.tokens / max(1, self.train_tokens) > EPOCHS_OF_NGRAMS
-        ):
-            often = "the text will be read several times, and its n-grams learned by heart"
+            many = f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens"
+            found.append(f"{many}; try a smaller model, or dropout")
+        if model.ngrams > 1 and not model.ngram_dropout and epochs > EPOCHS_OF_NGRAMS:
+            often = "the text will be read several times, and the n-gram embeddings will overfit"
             found.append(f"{often}; --model.ngrams 3 --model.ngram-dropout 0.5 may reach a lower validation loss")
-        if (
-            self.tokens / max(1, self.train_tokens) > 200
-            and self.config.train.patience is None
-            and self.train_tokens >= SMALL_TEXT
-        ):
-            found.append(
-                "the text will be read over 200 times; --train.patience 3 stops when the validation loss no longer falls"
-            )
+        if epochs > 200 and self.config.train.patience is None and self.train_tokens >= SMALL_TEXT:
+            often = "the text will be read over 200 times"
+            found.append(f"{often}; --train.patience 3 stops when the validation loss no longer falls")
         return found
 
 
 def _size(count: int) -> str:
-    """Bytes as MB or GB."""
+    """Format bytes as MB or GB."""
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
 class Display(Callback):
-    """Plain lines; the base of the live panel too."""
+    """Prints plain lines; the base class of the live panel."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         """`say` prints a line."""
@@ -133,7 +128,7 @@ class Display(Callback):
         self._mark = (view.seconds, view.tokens)
 
     def after_step(self, view: View) -> Request:
-        """A line ten times in the run and after the first step."""
+        """Print a line after the first step and ten times in the run."""
         self._measure(view)
         progress = view.step / view.total
         if view.logging and (view.step == 1 or progress - self._shown >= 0.1 or progress == 1.0):
@@ -142,16 +137,16 @@ class Display(Callback):
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        """The validation loss, and whether it is the best."""
-        self._mark = None  # the time that evaluating took is not training time
+        """Print the validation loss, and whether it is the best."""
+        self._mark = None  # evaluation time is not training time
         self.say(self.evaluation_line(view, score))
 
     def show_sample(self, text: str) -> None:
-        """The sample's first lines, set in."""
+        """Print the first lines of a sample, indented."""
         self.say("\n".join("    | " + line for line in text.strip("\n").splitlines()[:8]))
 
     def line(self, view: View) -> str:
-        """Where the run is."""
+        """Format the state of the run."""
         loss = "" if view.loss is None else f"  training loss {view.loss:.4f}"
         share = f" ({self._rate / self.peak:.0%} MFU)" if self.peak else ""
         rate = f"  {self._rate:,.0f} tokens/s{share}" if self._rate else ""
@@ -159,7 +154,7 @@ class Display(Callback):
         return f"step {view.step:,} of {view.total:,}{loss}  lr {view.lr:.2e}{rate}  {duration(left)} left"
 
     def evaluation_line(self, view: View, score: Score) -> str:
-        """What the whole validation split says."""
+        """Format an evaluation."""
         bits = "" if score.bpb is None else f" ({score.bpb:.3f} bits per byte)"
         if view.step == 0:
             return f"step 0: validation loss {score.loss:.4f}{bits}, untrained"
@@ -178,20 +173,83 @@ class Display(Callback):
             self._mark = (view.seconds, view.tokens)
 
 
+class LiveDisplay(Display):
+    """A progress bar on a terminal, with the figures to its right and the latest sample below it.
+
+    rich is imported only where the panel is shown.
+
+    Args:
+        console: a `rich.console.Console`.
+    """
+
+    def __init__(self, console: Any) -> None:
+        """Nothing is drawn yet."""
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        super().__init__(lambda line: console.print(line, markup=False, highlight=False))
+        self.console = console
+        percentage, description = TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}")
+        self.bar = Progress(BarColumn(bar_width=30), percentage, description, console=console)
+        self.task = self.bar.add_task("starting", total=1.0)
+        self.sample = ""
+        self.live = Live(self._draw(), console=console, refresh_per_second=4)
+        self._drawn = 0.0
+
+    def on_start(self, view: View) -> None:
+        """Show the panel."""
+        super().on_start(view)
+        self.live.start()
+
+    def after_step(self, view: View) -> Request:
+        """Move the bar, at most a few times per second."""
+        from rich.markup import escape
+
+        self._measure(view)
+        now = time.monotonic()
+        if view.logging or now - self._drawn > 0.3:
+            self._drawn = now
+            self.bar.update(self.task, completed=view.step / view.total, description=escape(self.line(view)))
+        return Request.NOTHING
+
+    def show_sample(self, text: str) -> None:
+        """Show the sample in the panel."""
+        self.sample = text
+        self.live.update(self._draw())
+
+    def on_end(self, view: View) -> None:
+        """Close the panel."""
+        self.live.stop()
+
+    def _draw(self) -> Any:
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.panel import Panel
+
+        lines = self.sample.strip("\n").splitlines()[: max(4, self.console.height - 8)]
+        samples = [Panel(escape("\n".join(lines)), title="latest sample", border_style="dim")] if lines else []
+        return Group(self.bar, *samples)
+
+
+def make_display() -> Display:
+    """Return a live panel on a terminal, and plain lines where standard error is piped or cannot move its cursor."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return Display(lambda line: print(line, file=sys.stderr, flush=True))
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return (
+        LiveDisplay(console)
+        if console.is_terminal
+        else Display(lambda line: print(line, file=console.file, flush=True))
+    )
+
+
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min."""
+    """Format seconds: 45 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
-
-
-def make_display() -> Display:
-    """Return a live panel on a terminal, and plain lines where standard error is piped."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        from gptloom.training.live import live_display  # imports rich, which is not needed otherwise
-
-        return live_display()
-    return Display(lambda line: print(line, file=sys.stderr, flush=True))

@@ -16,7 +16,7 @@ from gptloom.config.run import CUSTOM, RunConfig, SampleConfig
 from gptloom.data.pair_batches import pair_texts
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
-from gptloom.data.tokens import Split, Tokens, prepare
+from gptloom.data.tokens import Split, prepare
 from gptloom.devices import derive, peak_memory, pick_device, pick_precision, published_peak, thread_count, threads
 from gptloom.distributed import ProcessGroup
 from gptloom.distributed.launch import launch
@@ -96,13 +96,13 @@ def train(
     display: Display | None = None,
     optimizer: OptimizerFactory | None = None,
 ) -> Result:
-    """Train a model on texts, from the beginning.
+    """Train a new model on texts.
 
     Args:
         texts: files, folders, globs, `-` or `shakespeare`.
         config: all settings; the vocabulary's size is taken from the tokenizer.
         run: a new or empty folder for the run; by default the next free name under runs/.
-        display: who shows the progress (default: standard error).
+        display: shows the progress (default: on standard error).
         optimizer: makes the optimizer of parameter groups, in place of the one that `config` names.
 
     Raises:
@@ -147,7 +147,7 @@ def train(
 
 
 def begin(config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> Bundle:
-    """The untrained model, a function of the settings alone."""
+    """Return the untrained model. It depends only on the settings."""
     torch.manual_seed(config.seed)
     return Bundle(build_model(config.model).to(device), tokenizer)
 
@@ -161,10 +161,10 @@ def resume(
         run: the run folder.
         changes: settings to change, nested; every one is reported.
         checkpoint: latest, best, or a name.
-        display: who shows the progress.
+        display: shows the progress (default: on standard error).
 
     Raises:
-        GptloomError: no such run, it has finished, its text has changed, or a setting cannot change any more.
+        GptloomError: there is no such run, it has finished, its text has changed, or a setting cannot be changed.
     """
     display = display or make_display()
     if not run.is_dir():
@@ -193,9 +193,7 @@ def resume(
         parts = find_parts(run, config, bundle.tokenizer)
         replace_text(run / "config.toml", to_toml(config))
         for name in checkpoint_names(run):
-            if (
-                checkpoint_step(name) > progress.step
-            ):  # what came after an older checkpoint is given up as soon as there is a new one
+            if checkpoint_step(name) > progress.step:  # later checkpoints are deleted with the next save
                 set_aside(run / "checkpoints" / name, checkpoint_name(progress.step))
         display.say(f"continuing {run} from step {progress.step:,}")
         with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as group:
@@ -205,7 +203,7 @@ def resume(
 
 
 def _point(run: Path, folder: Path | None, progress: Progress) -> None:
-    """Name the latest and the best: a killed writer may not have come to it, and an older checkpoint knows nothing of a best one that came after it."""
+    """Write the files `latest` and `best`. A killed process may not have, and an older checkpoint may be resumed."""
     if folder is not None and folder.parent.parent == run:
         replace_text(run / "latest", folder.name + "\n")
     if progress.best_step is not None and (run / "checkpoints" / checkpoint_name(progress.best_step)).exists():
@@ -213,39 +211,15 @@ def _point(run: Path, folder: Path | None, progress: Progress) -> None:
 
 
 def _last_state(run: Path, checkpoint: str) -> tuple[Path | None, State]:
-    """The checkpoint to go on from; or, where a run was killed before its first, none and the beginning."""
+    """The checkpoint to resume from and its state; None and the initial state if the run was killed before its first."""
     if checkpoint_names(run) or checkpoint != "latest" or not (run / "run.json").exists():
         folder = find_bundle(run, checkpoint)
         return folder, read_checkpoint(folder)
     return None, State(read_settings(run, None), Progress(), None, {})
 
 
-def validation_split(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> tuple[Bundle, Tokens]:
-    """A run's checkpoint, and the run's own validation split.
-
-    Args:
-        path: a run folder, or a checkpoint inside one.
-        device: see `devices.pick_device`.
-        checkpoint: of a run folder: best, latest or a name.
-
-    Raises:
-        InputError: the folder is not part of a run, or its text is gone or has changed.
-    """
-    folder = find_bundle(Path(path), checkpoint)
-    run = folder.parent.parent
-    if not (run / "run.json").exists():
-        raise InputError(
-            "is not part of a run, so it has no validation split of its own",
-            where=str(path),
-            cure="give a text with --text FILE",
-        )
-    config = read_settings(run, read_checkpoint(folder).config)
-    bundle = Bundle.read(folder, device=device)
-    return bundle, find_parts(run, config, bundle.tokenizer).val
-
-
 def _prepare_machine(config: RunConfig) -> torch.device:
-    """Check what can be checked before any text is read."""
+    """Check the settings against this machine before any text is read, and return the device."""
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
             "TensorBoard is not installed",

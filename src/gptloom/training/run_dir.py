@@ -17,12 +17,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gptloom.checkpoint.state import Progress
+from gptloom.bundle import Bundle
+from gptloom.checkpoint.find import find_bundle
+from gptloom.checkpoint.state import Progress, read_checkpoint
 from gptloom.config.load import parse, read_toml, to_toml
 from gptloom.config.run import RunConfig
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer
-from gptloom.data.tokens import Split, TokenStore, open_store, prepare
+from gptloom.data.tokens import Split, Tokens, TokenStore, open_store, prepare
 from gptloom.devices import describe_machine
 from gptloom.errors import ConfigError, GptloomError, GptloomWarning, InputError, MachineError
 from gptloom.files import logged, read_json, replace_text
@@ -188,6 +190,30 @@ def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
             "the text has changed since the run began", where=changed, cure="restore it, or start a new run"
         )
     return parts
+
+
+def validation_split(path: str | Path, *, device: str = "auto", checkpoint: str = "best") -> tuple[Bundle, Tokens]:
+    """Load a run's checkpoint and its validation tokens.
+
+    Args:
+        path: a run folder, or a checkpoint inside one.
+        device: see `devices.pick_device`.
+        checkpoint: of a run folder: best, latest or a name.
+
+    Raises:
+        InputError: the folder is not part of a run, or its text is gone or has changed.
+    """
+    folder = find_bundle(Path(path), checkpoint)
+    run = folder.parent.parent
+    if not (run / "run.json").exists():
+        raise InputError(
+            "is not part of a run, so it has no validation split",
+            where=str(path),
+            cure="give a text with --text FILE",
+        )
+    config = read_settings(run, read_checkpoint(folder).config)
+    bundle = Bundle.read(folder, device=device)
+    return bundle, find_parts(run, config, bundle.tokenizer).val
 
 
 def _stored(path: Path, text_sha256: str, fingerprint: str) -> TokenStore | None:

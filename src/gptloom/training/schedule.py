@@ -1,4 +1,4 @@
-"""The learning rate at a step, and how many steps there will be when the clock decides."""
+"""Learning rate schedules, and the number of steps that a configuration asks for."""
 
 import math
 
@@ -7,12 +7,12 @@ from gptloom.config.run import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """`rate_share` of `learning_rate`."""
+    """The learning rate at step `step` (from 0) of `total`; see `rate_share`."""
     return config.learning_rate * rate_share(config, step, total)
 
 
 def rate_share(config: TrainConfig, step: int, total: int) -> float:
-    """The share of every peak rate at step `step` (from 0) of `total`: a linear warm-up, then the schedule down to its last value.
+    """The learning rate at step `step` (from 0) of `total`, as a fraction of the peak: a linear warm-up, then the schedule.
 
     The warm-up takes at most half the run. cosine is Loshchilov and Hutter 2017 without restarts; wsd is warm-up,
     stable, decay (Hu et al. 2024, section 4), its decay linear over the last `decay_fraction`; inverse-root is Vaswani
@@ -37,7 +37,7 @@ def rate_share(config: TrainConfig, step: int, total: int) -> float:
 
 
 def make_horizon(config: TrainConfig, tokens_per_epoch: int, tokens_per_step: int) -> Horizon:
-    """The horizon that the configuration asks for: steps, minutes or epochs; without any of them, one epoch."""
+    """The number of steps that the configuration asks for with steps, minutes or epochs; by default, one epoch."""
     if config.minutes is not None:
         return Horizon(config.minutes * 60.0, total=1_000_000)
     if config.steps is not None:
