@@ -11,8 +11,8 @@ from typing import Any
 
 from lesson_figures import Measured, bought_of, draw, loss_of, read_measured
 
-from gptloom.studies.check.formulas import MESSAGES
 from gptloom.studies.check.exercises import EXERCISES
+from gptloom.studies.check.formulas import MESSAGES
 from gptloom.studies.ladder.lessons import Lesson, read_lessons
 from gptloom.studies.ladder.report import Row, describe_changes
 from gptloom.studies.ladder.show import ABOUT, show_architecture, show_lesson
