@@ -91,10 +91,8 @@ BUGS = {
         "modern-tiny",
         edit(
             *ATTEND,
-            (
-                "query, key, value, mask, drop",
-                "query, *(x.repeat(1, query.shape[1] // x.shape[1], 1, 1) for x in (key, value)), mask, drop",
-            ),
+            (" key,\n", " key.repeat(1, query.shape[1] // key.shape[1], 1, 1),\n"),
+            (" value,\n", " value.repeat(1, query.shape[1] // value.shape[1], 1, 1),\n"),
         ),
     ),
     "by hand, a norm's gradient forgets its length": (
@@ -144,7 +142,7 @@ BUGS = {
     "values get no gradient": (
         "gradients",
         "modern-tiny",
-        edit(*ATTEND, ("query, key, value, mask, drop", "query, key, value.detach(), mask, drop")),
+        edit(*ATTEND, (" value,\n", " value.detach(),\n")),
     ),
     "rotary pairs are neighbours": (
         "formula",
