@@ -151,7 +151,7 @@ def test_texts_are_the_same_with_the_cache_and_without(name):
 def test_neighbours_with_blocks_have_int8_weights_too(architecture):
     trained = build_model(ModelConfig(**SMALL, architecture=architecture)).eval()
     model, ids = quantise(trained), random_ids(2, T)
-    call = (lambda one: one.translate(ids, ids)) if architecture == "encoder-decoder" else (lambda one: one(ids))
+    call = (lambda one: one(ids, ids)) if architecture == "encoder-decoder" else (lambda one: one(ids))
     with torch.inference_mode():
         assert 0 < (call(model) - call(trained)).abs().max() < 0.05
 

@@ -155,8 +155,7 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         ConfigError: the model would need pairs.
         DivergedError: the loss is no longer a number.
     """
-    task = task_of(config.model)
-    if task.pairs:
+    if task_of(config.model).pairs:
         raise ConfigError(
             "studies read running text, not pairs",
             where="architecture=encoder-decoder",
@@ -164,6 +163,7 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
         )
     config = resolve(config, {"model": {"vocab_size": material.tokenizer.vocab_size}}, where="the tokenizer")
     device, parts, tokenizer = pick_device(config.device), material.parts, material.tokenizer
+    task = task_of(config.model)  # it depends on the vocabulary's size
     torch.manual_seed(config.seed)
     bundle = Bundle(build_model(config.model).to(device), tokenizer)
     train, model = config.train, bundle.model
