@@ -60,11 +60,11 @@ class Kit(ABC, Generic[X, P]):
 
     @abstractmethod
     def norm(self, layer: nn.Module | None) -> Callable[[X], X]:
-        """Return the function of a LayerNorm or RMSNorm; the identity for None."""
+        """Return the function of a LayerNorm or RMSNorm; the identity for None or `nn.Identity`."""
 
     @abstractmethod
     def linear(self, layer: nn.Module | None) -> Callable[[X], X]:
-        """Return the function of a linear layer; the identity for None."""
+        """Return the function of a linear layer; the identity for None or `nn.Identity`."""
 
     @abstractmethod
     def mlp(self, layer: MLP) -> Callable[[X], X]:
