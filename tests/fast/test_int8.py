@@ -157,9 +157,9 @@ def test_neighbours_with_blocks_have_int8_weights_too(architecture):
 
 
 def test_a_recurrent_model_and_another_device_are_refused():
-    with pytest.raises(ConfigError, match="not made for an architecture like lstm"):
+    with pytest.raises(ConfigError, match="not supported for the architecture lstm"):
         quantise(build_model(ModelConfig(**SMALL, architecture="lstm")))
-    with pytest.raises(ConfigError, match="for a CPU, not for meta"):
+    with pytest.raises(ConfigError, match="on a CPU, not on meta"):
         quantise(build(CONFIGS["gpt2"]).to("meta"))
 
 
@@ -173,7 +173,7 @@ def run(tmp_path_factory):
 def test_a_bundle_with_int8_weights_is_not_saved(run, tmp_path):
     bundle = gptloom.load(run, device="cpu", weights="int8")
     for save in (lambda: bundle.save(tmp_path), bundle.model.state_dict):
-        with pytest.raises(ConfigError, match="int8 weights are for writing and measuring, and are not saved"):
+        with pytest.raises(ConfigError, match="int8 weights are for sampling and evaluation; they cannot be saved"):
             save()
     assert list(tmp_path.iterdir()) == []
 

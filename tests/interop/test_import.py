@@ -285,7 +285,7 @@ def hostile(kind, path):
 HOSTILE = {
     "a bomb": "holds more than tensors and plain values: it calls",
     "a whole model object": "holds more than tensors and plain values: it calls torch.nn",
-    "a truncated archive": "not a whole one",
+    "a truncated archive": "or is truncated",
     "a compressed bomb": "is compressed",
     "an old pickle": "is not a .pt file",
     "no archive": "is not a .pt file",
@@ -302,7 +302,7 @@ HOSTILE = {
     "settings at odds": "n_embd=32, but its tensors say 16",
     "heads that do not divide": "n_head=3 does not divide n_embd=16",
     "heads without end": "n_head: expected a whole number",
-    "complex numbers": "no dense tensor of real numbers",
+    "complex numbers": "not a dense tensor of real numbers",
     "another alphabet": "29 different characters",
     "layers without end": "n_layer: expected a whole number",
 }

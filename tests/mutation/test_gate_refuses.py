@@ -117,8 +117,8 @@ def run(folder, hook="none", **model):
     ("changes", "model", "reason"),
     [
         (SOFTCAP, {"softcap": 0.5}, "softcap is not known to fast/"),
-        (Z_LOSS, {}, "its loss or gradients differ from the model's own"),
-        (SCALED, {}, "its loss or gradients differ from the model's own"),
+        (Z_LOSS, {}, "its loss or gradients differ from the model's"),
+        (SCALED, {}, "its loss or gradients differ from the model's"),
     ],
     ids=["soft cap", "z-loss", "scaled embedding"],
 )

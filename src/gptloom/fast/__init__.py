@@ -1,8 +1,8 @@
-"""The gate of the hand-written passes: `why_not` for training, `why_not_decode` for sampling.
+"""Checks whether the hand-written passes support a model: `why_not` for training, `why_not_decode` for sampling.
 
-Both are whitelists. What they do not know (a field of `ModelConfig`, a value of one, a type of module, a patched
-method, a hook) is trained and sampled by the model itself. A new field is refused until somebody adds it to the tables
-below.
+Both are whitelists. A model with an unknown field of `ModelConfig`, an unknown value or module class, a patched method
+or a hook is trained and sampled by the reference: the model itself, with autograd. A new field is refused until it is
+added to the tables below.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +22,10 @@ from gptloom.model.ngram import HashedNgrams
 from gptloom.model.transformer import Block, Decoder, Stack
 
 LONGEST = 256
-"""Context up to which it pays to keep the attention weights for the backward pass: their number grows with its square."""
+"""Maximum context of the training pass. It stores all attention weights; their number is quadratic in the context."""
 
 ANY = object()
-"""Every value of a field is known: it is a size or a rate that the passes read, or only shapes the first weights."""
+"""Marks a field of which every value is supported, for example a size or a rate that the passes read."""
 
 _BOOL = frozenset((True, False))
 _MLPS = frozenset(("relu", "gelu", "gelu-tanh", "swiglu", "relu2"))
@@ -70,7 +70,7 @@ TRAINED: dict[str, Any] = _BOTH | {
     "attn_dropout": frozenset((None, 0.0)),
     "embd_dropout": frozenset((None, 0.0)),
 }
-"""The values of each field of `ModelConfig` that the training pass computes."""
+"""Values of each field of `ModelConfig` that the training pass supports."""
 
 DECODED: dict[str, Any] = _BOTH | {
     "architecture": frozenset(("decoder",)),
@@ -81,25 +81,25 @@ DECODED: dict[str, Any] = _BOTH | {
     "norm": frozenset(("none", "layernorm", "rmsnorm")),
     "norm_position": frozenset(("pre", "post")),
     "head": frozenset(("linear", "tied", "none")),
-    "dropout": ANY,  # a model that samples is in evaluation mode
+    "dropout": ANY,  # sampling uses evaluation mode
     "attn_dropout": ANY,
     "embd_dropout": ANY,
 }
-"""The values of each field of `ModelConfig` that the decoder's fast steps compute."""
+"""Values of each field of `ModelConfig` that the fast decoder steps support."""
 
 _OURS = (Objective, Decoder, Stack, Block, Attention, CausalMean, MLP, HashedNgrams)
 _TORCHS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Dropout, nn.ModuleList)
 _KNOWN = {*_OURS, *_TORCHS, Int8Linear} - {Stack}
 _METHODS = {kind: dict(vars(kind)) for kind in (*_OURS, *_TORCHS, Int8Linear)}
-"""The methods of each class as they were when this module was loaded, to notice one that has been replaced since."""
+"""The methods of each class at import time, to detect methods that are replaced later."""
 
 
 def why_not(objective: nn.Module, batch: Sequence[Tensor] | None = None) -> str | None:
-    """Why the training pass of `fast.train` cannot stand in for an objective's own forward and backward pass; None if it can.
+    """Return the reason why `fast.train` cannot compute an objective's forward and backward pass; None if it can.
 
     Args:
-        objective: what training minimises; only an `Objective` on a `Decoder` is known.
-        batch: inputs and targets, (b, t) each; where it is given, its length is looked at, too.
+        objective: the module that training minimises; only an `Objective` with a `Decoder` is supported.
+        batch: inputs and targets, (b, t) each. If given, its length is checked, too.
     """
     if type(objective) is not Objective:
         return f"the objective is a {type(objective).__name__}"
@@ -125,14 +125,14 @@ def why_not(objective: nn.Module, batch: Sequence[Tensor] | None = None) -> str 
 
 
 def why_not_decode(model: LanguageModel) -> str | None:
-    """Why the decoder's fast steps cannot stand in for a model's own; None if they can."""
+    """Return the reason why the fast steps of `fast.decode` cannot compute a model's logits; None if they can."""
     if type(model) is not Decoder:
         return f"the model is a {type(model).__name__}"
     return unknown_field(model.config, DECODED) or unknown_module(model)
 
 
 def unknown_field(config: ModelConfig, known: Mapping[str, Any]) -> str | None:
-    """The first field of a configuration whose value is not among those of the table `known`, in words."""
+    """Describe the first field whose value is not in the table `known`; None if all are."""
     for name in type(config).model_fields:
         if name not in known:
             return f"{name} is not known to fast/"
@@ -142,7 +142,7 @@ def unknown_field(config: ModelConfig, known: Mapping[str, Any]) -> str | None:
 
 
 def unknown_module(root: nn.Module) -> str | None:
-    """The first module below `root` that is of another class, has a method replaced or has a hook, in words."""
+    """Describe the first module of `root` with an unknown class, a replaced method or a hook; None if there is none."""
     if any(hooks for hooks in _global_hooks()):
         return "a hook is registered on all modules"
     for name, module in root.named_modules():
@@ -162,7 +162,7 @@ def unknown_module(root: nn.Module) -> str | None:
 
 
 def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
-    """A module's dictionaries of hooks; they stay the same objects, so they can be kept and looked at later."""
+    """Return a module's dictionaries of hooks. The objects never change, so callers can store and check them later."""
     return [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
 
 
@@ -173,7 +173,7 @@ def _global_hooks() -> Iterator[dict[int, Any]]:
 
 
 def _unknown_shape(config: ModelConfig) -> str | None:
-    """What no single value of a field tells."""
+    """Describe an unsupported combination of values; None if there is none."""
     if not config.n_layer:
         return "the model has no blocks"
     if config.kv_heads != config.n_head:

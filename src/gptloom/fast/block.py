@@ -1,4 +1,4 @@
-"""A block's forward and backward pass on a CPU, each in a straight line, put together from the parts of `handwritten`."""
+"""Hand-written forward and backward pass of a Transformer block on a CPU, made of the parts in `fast/layers.py`."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from gptloom.fast.layers import NormPlan
 
 
 class Plan(NamedTuple):
-    """What a block does besides its weights.
+    """Configuration of a block.
 
     Attributes:
-        norm: of the branches' inputs.
-        heads: their number; keys and values have as many as queries.
-        scale: of the scores.
+        norm: norm of each branch's input.
+        heads: number of heads; queries, keys and values have the same number.
+        scale: factor of the attention scores.
         head_norm: RMSNorm of queries and keys, or None.
         mlp: the activation's name in `ModelConfig.mlp`.
     """
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A block's parameters, as `Block` holds them, None where it has none; and the rotation of its positions."""
+    """Parameters of a `Block`, and the rotary table (`cos`, `sin`); None for those that the block does not have."""
 
     norm1: Tensor
     norm1_bias: Tensor | None
@@ -50,17 +50,17 @@ class Weights(NamedTuple):
 
 
 class Scratch:
-    """Memory that the passes of a block may overwrite, so that all blocks of a shape can share it.
+    """Scratch memory of the passes of a block. All blocks of a model share it.
 
     Args:
-        like: of the type, and on the device, of the residual stream.
-        plan: what the blocks do.
-        weights: one block's.
-        shape: batch and time.
+        like: a tensor with the dtype and device of the residual stream.
+        plan: the blocks' configuration.
+        weights: the parameters of one block; only shapes are used.
+        shape: batch size and sequence length.
     """
 
     def __init__(self, like: Tensor, plan: Plan, weights: Weights, shape: tuple[int, int]) -> None:
-        """Lay it out."""
+        """Allocate the tensors."""
         self.shape = shape
         (b, t), h, d, n = shape, plan.heads, weights.out.shape[1] // plan.heads, shape[0] * shape[1]
         self.three, self.qkv = like.new_empty(3, h * b, t, d), like.new_empty(n, 3 * h * d)
@@ -76,18 +76,18 @@ class Scratch:
 
 
 class Forward:
-    """A block's forward pass over windows of one shape, in memory of its own.
+    """Forward pass of a block for one batch shape, in preallocated memory.
 
     Args:
-        plan: what the block does.
-        w: its weights, of which views are taken.
-        shape: batch and time.
-        causal: whether a position sees only itself and what came before.
+        plan: the block's configuration.
+        w: the block's parameters; the pass keeps views of them.
+        shape: batch size and sequence length.
+        causal: True if a position sees only itself and earlier positions.
         scratch: shared memory.
     """
 
     def __init__(self, plan: Plan, w: Weights, shape: tuple[int, int], causal: bool, scratch: Scratch) -> None:
-        """Resolve all that is the same from call to call."""
+        """Allocate memory and create all views."""
         (b, t), h, d, like = shape, plan.heads, scratch.three.shape[-1], scratch.narrow
         self.plan, self.w, self.shape, self.scratch = plan, w, shape, scratch
         self.norm1, self.norm2 = (
@@ -105,7 +105,7 @@ class Forward:
         self.inner = torch.empty_like(scratch.inner)
         self.active = self.inner if plan.mlp == "relu" else torch.empty_like(scratch.active)
         self.activation = by_hand.Activation(plan.mlp, self.inner, self.active)
-        # Heads come first, so that queries and keys are one half-open range.
+        # The head axis comes first, so that queries and keys are one slice.
         self.mixed, self.split = scratch.qkv.view(b, t, 3 * h, d).permute(2, 0, 1, 3), three.view(3 * h, b, t, d)
         pair, turned = self.split[: 2 * h], self.mixed[: 2 * h]
         if plan.head_norm is not None:
@@ -121,9 +121,10 @@ class Forward:
         self.mixed_pair, self.mixed_value, self.value = self.mixed[: 2 * h], self.mixed[2 * h :], self.split[2 * h :]
 
     def run(self, x: Float[Tensor, "n c"], middle: Float[Tensor, "n c"], out: Float[Tensor, "n c"]) -> None:
-        """From x to `out`, by way of `middle`.
+        """Compute `out` from x; `middle` is the residual stream after attention.
 
-        With RMSNorm the three may be one place; with LayerNorm x and `middle` must stay.
+        With RMSNorm the three may be the same tensor. With LayerNorm, x and `middle` must not change until the backward
+        pass.
         """
         self.seen = self.norm1.forward(x)
         self.qkv.forward(self.seen, self.scratch.qkv)
@@ -137,7 +138,7 @@ class Forward:
         self.down.forward_onto(middle, self.active, out)
 
     def _split(self) -> None:
-        """Queries, keys and values, normalised and rotated, to where attention looks for them."""
+        """Split qkv, apply head norms and rotation, and write queries, keys and values to attention's input."""
         norm, w = self.plan.head_norm, self.w
         if norm is None and self.rotation is None:
             self.split.copy_(self.mixed)
@@ -153,15 +154,15 @@ class Forward:
 
 
 class Backward:
-    """A block's backward pass, after its forward pass.
+    """Backward pass of a block.
 
     Args:
-        there: the forward pass.
-        grads: places for the gradients of its weights.
+        there: the forward pass, which must run first.
+        grads: tensors that receive the gradients of the parameters.
     """
 
     def __init__(self, there: Forward, grads: Weights) -> None:
-        """Resolve all that is the same from call to call."""
+        """Create all views."""
         (b, t), w, h, scratch = there.shape, there.w, there.plan.heads, there.scratch
         self.there, self.grads, self.scratch, d = there, grads, scratch, scratch.three.shape[-1]
         self.joined, self.heads = scratch.joined.view(b, t, h, d).permute(2, 0, 1, 3), scratch.values.view(h, b, t, d)
@@ -180,7 +181,7 @@ class Backward:
         )
 
     def run(self, grad: Float[Tensor, "n c"], out: Float[Tensor, "n c"], fresh: bool) -> None:
-        """From the gradient of what came out to that of x, in `out`, which may be the same place."""
+        """Compute the gradient of x in `out`, given that of the output in `grad`; may be in place."""
         there, to, scratch, narrow = self.there, self.grads, self.scratch, self.scratch.narrow
         there.down.accumulate_grad(grad, there.active, to.down, to.down_bias, fresh)
         torch.mm(grad, there.w.down, out=scratch.active)
@@ -198,7 +199,7 @@ class Backward:
         torch.add(there.norm1.backward(narrow, to.norm1, to.norm1_bias, fresh), middle, out=out)
 
     def _split(self, fresh: bool) -> None:
-        """The gradient of qkv from those of queries, keys and values, and those of the heads' gains."""
+        """Compute the gradients of qkv and of the head norms' gains from those of queries, keys and values."""
         there, to = self.there, self.grads
         if there.plan.head_norm is None and self.rotation is None:
             self.mixed.copy_(self.split)

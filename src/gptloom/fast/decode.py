@@ -1,14 +1,14 @@
-"""The next token's scores as one straight line of operations.
+"""Fast computation of next-token logits for a decoder with a cache.
 
-Everything is resolved beforehand that stays the same from token to token. A step of a small model costs what its
-Python costs, and one of a larger model what reading its weights costs. So the order of a decoder's operations stands
-here once, and a kit says how each is done: `TensorKit` for many rows, for a prompt and for accelerators, `ArrayKit` for
-one row on a CPU. `Decoder` is the reference, and the tests hold the three together. What a kit does not know, the next
-one does; what none knows, the reference does.
+The constructor resolves everything that does not change from token to token. Python overhead dominates a step of a
+small model; reading the weights dominates a step of a large one. `Line` therefore defines the order of a decoder's
+operations once, and a `Kit` implements the operations: `TensorKit` for many rows, for prompts and for accelerators,
+`ArrayKit` for one row on a CPU. The tests compare both with `Decoder`, the reference. If a model has a part that
+`ArrayKit` does not support, `TensorKit` is used; if `TensorKit` does not support it either, `Reference` is used.
 
-Which operations compute a row's scores: those of `ArrayKit` where a float32 model of less than `BIG_MODEL` parameters
-on a CPU steps one row, or a few of unequal length (`SINGLES`, `SMALL_ROWS`), and there a row's scores are the same bits
-whatever stands beside it. `TensorKit` computes everything else; how many rows share a product then moves the last bits.
+`ArrayKit` computes steps of a float32 model with less than `BIG_MODEL` parameters on a CPU, for one row or for a few
+rows of unequal length (`SINGLES`, `SMALL_ROWS`). A row's logits are then bitwise independent of the other rows.
+`TensorKit` computes everything else; there the number of rows in a matrix product changes the last bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,34 +31,34 @@ from gptloom.model.layers import CausalMean
 from gptloom.model.transformer import Block, Decoder, cut_rows
 
 Ids = Sequence[Sequence[int]]
-"""What each row reads next; all rows equally much."""
+"""Next token ids of each row; the same number of ids for all rows."""
 Layer = Callable[[Any, LayerCache, Any], Any]
 
 SINGLES = 4
-"""Rows of unequal length up to which it is quicker to go from row to row than to compute them side by side."""
+"""Up to this number of rows of unequal length, computing them one by one is faster than computing them together."""
 SMALL_ROWS = 24_000_000
-"""Parameters, counted once for each such row, up to which that is true: larger weights are better read only once."""
+"""Upper limit of rows times parameters for one-by-one computation: large weights should be read only once."""
 BIG_MODEL = 50_000_000
-"""Parameters from which one row, too, is work enough for several threads."""
+"""Number of parameters from which several threads speed up a single row."""
 COMPARED_TOKENS = 5
-"""Tokens that are read both ways before the first step."""
+"""Number of tokens in the comparison with the reference before the first step."""
 TOLERANCE = 2000.0
-"""Units of rounding (`torch.finfo.eps`) that the two ways may be apart."""
+"""Allowed relative difference from the reference, in units of rounding (`torch.finfo.eps`)."""
 CACHED = 1_000_000
-"""Numbers that are soon needed again, a few megabytes."""
+"""Number of activations that fit into the processor's cache (a few megabytes)."""
 
 
 def make_stepper(model: LanguageModel, *, compare: bool = True) -> "Stepper | Reference":
-    """The quickest way to a model's next-token scores.
+    """Return the fastest function that computes a model's next-token logits.
 
     Args:
-        model: its weights are taken as they are now; after training it further, make another stepper.
-        compare: compute a few tokens both ways first, and leave the steps alone if they differ; False is for whoever
-            looks for such differences.
+        model: the model with its current weights. Make a new stepper after further training.
+        compare: compare a few tokens with the reference first, and fall back to the reference if they differ. Code
+            that measures such differences sets it to False.
 
     Returns:
-        A function of what each row reads, (b lists of t ids), and a state whose rows are equally long, and empty where
-        t is not 1. It gives the logits (b, v) after the last ids; the state then holds the ids too.
+        A function of the next ids, (b, t), and a cache. All rows of the cache have the same length, which is 0 if
+        t > 1. The function returns the logits (b, v) after the last ids and adds the ids to the cache.
     """
     keep_memory()
     try:
@@ -68,10 +68,10 @@ def make_stepper(model: LanguageModel, *, compare: bool = True) -> "Stepper | Re
 
 
 class Reference:
-    """The model's own way."""
+    """The model's own forward pass, with the interface of `Stepper`."""
 
     def __init__(self, model: LanguageModel) -> None:
-        """Keep the model."""
+        """Store the model."""
         self.model, self.size = model, model.parameter_count()
 
     @torch.inference_mode()
@@ -83,7 +83,7 @@ class Reference:
 
     @torch.inference_mode()
     def uneven(self, ids: Sequence[int], state: Cache, going: Sequence[int] | None = None) -> Float[Tensor, "b v"]:
-        """As `Stepper.uneven`."""
+        """See `Stepper.uneven`."""
         chosen = set(range(len(ids)) if going is None else going)
         context = Context(cache=state, counts=[int(row in chosen) for row in range(len(ids))])
         with threads(1 if len(ids) * self.size < SMALL_STEP else None):
@@ -91,7 +91,7 @@ class Reference:
             return self.model.unembed(hidden[:, -1])
 
     def read(self, views: Ids, state: Cache | None) -> Float[Tensor, "b v"]:
-        """As `Stepper.read`; without a state nothing is kept."""
+        """See `Stepper.read`; if `state` is None, nothing is cached."""
         counts = [len(view) for view in views]
         if state is not None and min(counts) == max(counts):
             return self(views, state)
@@ -106,14 +106,14 @@ class Reference:
 
 
 class Stepper:
-    """The straight line, in evaluation mode (no dropout).
+    """The fast path, in evaluation mode (no dropout). Arguments as in `make_stepper`.
 
     Raises:
-        Unknown: the model has something that the lines do not follow.
+        Unknown: the model has an unsupported part, or its logits differ from the reference.
     """
 
     def __init__(self, model: LanguageModel, *, compare: bool = True) -> None:
-        """Resolve the layers."""
+        """Resolve the layers and compare with the reference."""
         reason = why_not_decode(model)
         if reason is not None or not isinstance(model, Decoder):
             raise Unknown(reason)
@@ -133,16 +133,14 @@ class Stepper:
             return
         apart = self.compare()
         if not apart <= self.limit:
-            raise Unknown(f"its scores differ from the model's own by {apart:.1e} (rounding explains {self.limit:.1e})")
+            raise Unknown(f"its logits differ from the model's by {apart:.1e} (rounding explains {self.limit:.1e})")
 
     @torch.inference_mode()
     def compare(self) -> float:
-        """How far the steps are from the model's own forward pass.
-
-        A few made-up tokens are read at once, and one more by itself.
+        """Compare the fast path with the model's forward pass: a short arbitrary prompt, then one more token.
 
         Returns:
-            The largest difference of scores, relative to the largest score.
+            The maximum absolute difference of the logits, relative to the largest logit.
         """
         tokens = max(1, min(COMPARED_TOKENS, self.model.config.block_size))
         ids = [one % self.model.config.vocab_size for one in range(tokens)]
@@ -156,7 +154,7 @@ class Stepper:
 
     @torch.inference_mode()
     def compare_uneven(self, rows: int) -> float:
-        """As `compare`, for a step of so many rows of unequal length; each row has tokens of its own."""
+        """Do the same comparison for one step of this number of rows, with different tokens and unequal lengths."""
         tokens = min(COMPARED_TOKENS, self.model.config.block_size)
         if tokens < 2:
             return 0.0
@@ -183,18 +181,18 @@ class Stepper:
 
     @torch.inference_mode()
     def uneven(self, ids: Sequence[int], state: Cache, going: Sequence[int] | None = None) -> Float[Tensor, "b v"]:
-        """One token of each row, wherever it stands.
+        """Process one token of each row; the rows may have different lengths.
 
-        A few rows (`SINGLES`, `SMALL_ROWS`) are computed one by one, by the operations of a row that is alone.
+        A few rows (`SINGLES`, `SMALL_ROWS`) are computed one by one, with the same operations as a single row.
 
         Args:
-            ids: a token for each row.
-            state: what the rows hold; those that go on then hold their token, too.
-            going: the rows that go on (default: all). What the state holds of the others is lost, and their scores
-                mean nothing: whoever leaves a row out is about to read it anew.
+            ids: one token per row.
+            state: the cache; the tokens of the selected rows are added to it.
+            going: indices of the selected rows (default: all). The cache and the logits of all other rows become
+                invalid, so the caller must read these rows again.
 
         Returns:
-            The logits after each row's token.
+            The logits (b, v) after each row's token.
         """
         going = range(len(ids)) if going is None else going
         if self.alone and (len(going) == 1 or (len(going) <= SINGLES and len(going) * self.size <= SMALL_ROWS)):
@@ -218,10 +216,10 @@ class Stepper:
 
     @torch.inference_mode()
     def read(self, views: Ids, state: Cache) -> Float[Tensor, "b v"]:
-        """The logits after whole texts, whatever the lengths; the state is empty, and then holds them.
+        """Process complete texts of any lengths into an empty cache; return the logits (b, v) after each text.
 
-        Neighbours of one length are read together. A row whose neighbours have other lengths is read by itself, so its
-        scores and its memory are the same bits as if it were alone.
+        Adjacent rows of equal length are processed together. A row between rows of other lengths is processed alone,
+        so its logits and its cache are bitwise equal to those of a batch of one.
         """
         found, start = [], 0
         for _, group in groupby(views, len):
@@ -233,14 +231,14 @@ class Stepper:
         return torch.cat(found) if len(found) > 1 else found[0]
 
     def _trusts_uneven(self, rows: int) -> bool:
-        """Whether the steps of uneven rows are the model's own; they are compared before the first one is used."""
+        """True if steps of rows of unequal length agree with the reference; compared once, before the first use."""
         many = rows >= MANY
         if many not in self.trusted:
             self.trusted[many] = self.compare_uneven(MANY if many else min(3, MANY - 1)) <= self.limit
         return self.trusted[many]
 
     def _line(self, rows: int) -> "Line":
-        """The line for one token of each of so many rows."""
+        """Return the line for one token in each of `rows` rows."""
         if rows < MANY:
             return self.tensors
         if self.many is None:
@@ -249,9 +247,9 @@ class Stepper:
 
     @torch.inference_mode()
     def _several(self, rows: Ids, position: int, slots: list[LayerCache]) -> Tensor:
-        """One token of each of many rows; or prompts.
+        """Process one token of each row, or prompts.
 
-        Prompts are read few enough at a time for what lies between two operations to stay in the processor's cache.
+        On a CPU, prompts are split into chunks of rows, so that the activations stay in the processor's cache.
         """
         if len(rows[0]) == 1:
             return self._line(len(rows))(rows, position, slots)
@@ -272,23 +270,26 @@ class Stepper:
 
 
 class Line:
-    """A decoder's operations in their order, each done by a kit."""
+    """A decoder's operations in order, implemented by a kit."""
 
     def __init__(self, model: Decoder, kit: Kit[Any, Any], parameters: set[int]) -> None:
         """Resolve the layers.
 
         Raises:
-            Unknown: a layer is not the kit's, or one of the model's `parameters` (their `id`) is not used.
+            Unknown: the kit does not support a layer, or one of the model's `parameters` (their `id`) is not used.
         """
         self.kit = kit
         last = len(model.blocks) - 1
         self.layers = [_layer(kit, block, ends=index == last) for index, block in enumerate(model.blocks)]
         self.final_norm, self.head = kit.norm(model.final_norm), kit.linear(model.head)
         if not parameters <= kit.taken:
-            raise Unknown("a parameter that no layer has")
+            raise Unknown("a parameter that no layer uses")
 
     def __call__(self, rows: Ids, position: int | Sequence[int], slots: list[LayerCache]) -> Tensor:
-        """Logits (b, v) after the last id of each row; the first stands at `position`, or at each row's own."""
+        """Return the logits (b, v) after the last id of each row.
+
+        `position` is the position of each row's first id: one for all rows, or a list with one per row.
+        """
         x, place = self.kit.begin(rows, position, slots[-1] if slots else {})
         for layer, slot in zip(self.layers, slots, strict=False):
             x = layer(x, slot, place)
@@ -296,7 +297,7 @@ class Line:
 
 
 def _layer(kit: Kit[Any, Any], block: object, *, ends: bool) -> Layer:
-    """A block's operations, as in `Block.forward`; of the last one each row's last token is all that is wanted."""
+    """Return a block's operations, as in `Block.forward`. `ends`: it is the last block; keep only the last token."""
     if type(block) is not Block or block.cross is not None:
         raise Unknown(type(block).__name__)
     mixer = block.mixer

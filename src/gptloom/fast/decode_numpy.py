@@ -1,10 +1,7 @@
-"""What happens inside a layer, on numpy's arrays (c,). Each function writes its result into an array of its own.
+"""`ArrayKit`: decoder operations on NumPy arrays (c,), for one token of one row on a CPU.
 
-Operations on numpy's arrays (c,): one token of one row, on a CPU.
-
-An operation of numpy's on so few numbers takes a third of the time of one of PyTorch's. Every function writes its
-result into an array of its own, which holds until its next call. Weights and the state's tensors are looked at where
-they are, not copied.
+On arrays of this size, a NumPy operation takes a third of the time of a PyTorch operation. Every function writes its
+result to a preallocated array, which is valid until the next call. Arrays share memory with the weights and the cache.
 """
 
 import math
@@ -30,7 +27,7 @@ Map = Callable[[Array], Array]
 
 
 def layer_norm(layer: nn.LayerNorm) -> Map:
-    """As `nn.LayerNorm`."""
+    """Return the function of an `nn.LayerNorm`."""
     width, gain, bias = (
         layer.weight.numel(),
         as_array(layer.weight),
@@ -59,7 +56,7 @@ def layer_norm(layer: nn.LayerNorm) -> Map:
 
 
 def rms_norm(layer: nn.RMSNorm) -> Map:
-    """As `nn.RMSNorm`."""
+    """Return the function of an `nn.RMSNorm`."""
     width, gain = layer.weight.numel(), as_array(layer.weight)
     out, rate, multiply, root = np.empty(width, np.float32), np.empty((), np.float32), np.multiply, math.sqrt
     of_width, least = math.sqrt(width), width * epsilon(layer)
@@ -72,7 +69,7 @@ def rms_norm(layer: nn.RMSNorm) -> Map:
 
 
 def normalise_rows(x: Array, gains: Array, eps: float) -> Callable[[int], object]:
-    """RMSNorm of each row of one array, in place."""
+    """Return a function that applies RMSNorm to each row of `x` in place; it ignores its argument."""
     rows, width = x.shape
     squares = np.empty((rows, 1, 1), np.float32)
     lying, standing, roots = x[:, None, :], x[:, :, None], squares.reshape(rows, 1)
@@ -88,7 +85,10 @@ def normalise_rows(x: Array, gains: Array, eps: float) -> Callable[[int], object
 
 
 def activation(kind: str, width: int) -> Map:
-    """An MLP's non-linearity on `width` numbers, as `layers.activate`; it may overwrite what it is given."""
+    """Return the activation function of an MLP for input size `width`, as in `layers.activate`.
+
+    The function may overwrite its input.
+    """
     zero, other, multiply, add, maximum = (
         np.zeros((), np.float32),
         np.empty(width, np.float32),
@@ -100,9 +100,9 @@ def activation(kind: str, width: int) -> Map:
         return lambda x: maximum(x, zero, out=x)
     if kind == "relu2":
         return lambda x: multiply(maximum(x, zero, out=x), x, x)
-    with torch.inference_mode(False):  # a tensor made in that mode could be written to in no other
+    with torch.inference_mode(False):  # an inference tensor cannot be written to outside inference mode
         tensor = torch.from_numpy(other)
-    if kind == "gelu":  # by its formula: PyTorch's own needs 5 microseconds to begin
+    if kind == "gelu":  # the formula, because torch.gelu has an overhead of 5 microseconds
         half, one, root = np.array(0.5, np.float32), np.array(1.0, np.float32), np.array(math.sqrt(0.5), np.float32)
 
         def gelu(x: Array) -> Array:
@@ -118,9 +118,8 @@ def activation(kind: str, width: int) -> Map:
         )
 
         def gelu_tanh(x: Array) -> Array:
-            multiply(
-                multiply(x, x, other), cubic, other
-            )  # sqrt(2 / pi) (x + 0.044715 x^3) = sqrt(2 / pi) x (1 + 0.044715 x^2)
+            # sqrt(2 / pi) (x + 0.044715 x^3) = sqrt(2 / pi) x (1 + 0.044715 x^2)
+            multiply(multiply(x, x, other), cubic, other)
             multiply(multiply(add(other, one, other), x, other), inner, other)
             add(np.tanh(other, other), one, other)
             return multiply(multiply(other, half, other), x, x)
@@ -141,11 +140,14 @@ def activation(kind: str, width: int) -> Map:
 
 
 def digit_product(layer: Int8Linear) -> Callable[[Array, Array], Array]:
-    """As `int8.digit_product` of one vector, without the bias; the second argument is where the result shall stand. The layer `takes_digits`."""
+    """Return `int8.digit_product` for one vector, without bias, for a layer that `takes_digits`.
+
+    The function's arguments are the vector and the output array.
+    """
     width, scale, matrix, product = layer.in_features, as_array(layer.scale), layer.numbers.detach().t(), torch._int_mm
     scaled, whole, digits = np.empty(width, np.float32), np.empty(width, np.int32), np.empty((DIGITS, width), np.int8)
     signed, parts = whole.view(np.int8).reshape(width, 4).T[:DIGITS], np.empty((DIGITS, layer.out_features), np.float32)
-    with torch.inference_mode(False):  # a tensor made in that mode could be written to in no other
+    with torch.inference_mode(False):  # an inference tensor cannot be written to outside inference mode
         left, sums = torch.from_numpy(digits), torch.empty(parts.shape, dtype=torch.int32)
     found, places, halves = sums.numpy(), np.array((1, 256, 65536), np.float32), np.int32(HALVES)
     absolute, multiply, add, xor, copy = np.abs, np.multiply, np.add, np.bitwise_xor, np.copyto
@@ -164,35 +166,42 @@ def digit_product(layer: Int8Linear) -> Callable[[Array, Array], Array]:
 
 
 def epsilon(layer: nn.RMSNorm) -> float:
-    """What is added to the mean square."""
+    """Return the epsilon of an RMSNorm."""
     if layer.eps is None:
         raise Unknown("RMSNorm without eps")
     return layer.eps
 
 
 def as_array(tensor: Tensor) -> Array:
-    """The numbers where they are."""
+    """Return a tensor as an array that shares its memory."""
     return tensor.detach().numpy()
 
 
 def same(x: Array) -> Array:
-    """Nothing."""
+    """Identity."""
     return x
 
 
 LARGE = 400_000
-"""Numbers in a matrix from which OpenBLAS shares a product with a vector out over threads that, on a busy machine, wait up to a
-hundredth of a second for one another. A row at a time is as fast by itself, for memory is the limit."""
+"""Number of weights from which a matrix-vector product is computed row by row (`np.vecdot`).
+
+OpenBLAS would distribute it over threads, which wait for each other up to 10 ms on a busy machine. Row by row is as
+fast, because memory bandwidth is the limit.
+"""
 
 SMALL = 100_000
-"""Numbers in an int8 matrix below which it is quicker to keep them as float32: what is read is in the processor's cache anyway."""
+"""Number of weights below which an int8 matrix is faster as float32: it fits into the processor's cache anyway."""
 
 
 class ArrayKit(Kit[Array, int]):
-    """See `Kit`. Unknown: the weights are not float32 numbers in the CPU's memory."""
+    """Implements `Kit` for one row on a CPU.
+
+    Raises:
+        Unknown: the weights are not float32 on a CPU.
+    """
 
     def __init__(self, model: Decoder) -> None:
-        """Take the tables."""
+        """Store the embedding tables."""
         super().__init__()
         table = model.token_table.weight
         if table.device.type != "cpu" or table.dtype != torch.float32:
@@ -257,7 +266,7 @@ class ArrayKit(Kit[Array, int]):
         raise Unknown(type(layer).__name__)
 
     def linear(self, layer: nn.Module | None, out: Array | None = None) -> Map:
-        """See `Kit.linear`; `out` is where the result shall stand."""
+        """See `Kit.linear`; `out` is the array for the result (default: a new one)."""
         if layer is None or type(layer) is nn.Identity:
             return same
         dot: Callable[[Array, Array], Array]
@@ -330,7 +339,10 @@ class ArrayKit(Kit[Array, int]):
         return mix
 
     def _prepare(self, layer: Attention, turned: Array) -> Callable[[int], object]:
-        """What happens to the queries and keys, (heads, width), before they meet: norms, and turning by the position's angle."""
+        """Return a function of the position that applies head norms and rotation to queries and keys in place.
+
+        `turned` holds the queries and keys, (heads, width).
+        """
         heads, width = len(turned), turned.shape[1]
         steps: list[Callable[[int], object]] = []
         if type(layer.query_norm) is nn.RMSNorm and type(layer.key_norm) is nn.RMSNorm:
@@ -367,11 +379,15 @@ class ArrayKit(Kit[Array, int]):
         return lambda position: (first(position), second(position))
 
     def _views(self, keys: Array, values: Array, position: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """Where a position's key and value go, all keys and values up to it, and room for the scores, as an array and as a tensor."""
+        """Return views of the cache for a position, and memory for the scores.
+
+        These are: the position's key and value, all keys and values up to it, and the scores as an array and as a
+        tensor.
+        """
         seen = position + 1
         if seen not in self.score_views:
             scores = self.scores[: shape[0] * shape[1] * seen].reshape(shape[0], shape[1], seen)
-            with torch.inference_mode(False):  # a tensor made in that mode could be written to in no other
+            with torch.inference_mode(False):  # an inference tensor cannot be written to outside inference mode
                 self.score_views[seen] = scores, torch.from_numpy(scores)
         return (
             keys[:, position],

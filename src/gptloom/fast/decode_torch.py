@@ -1,4 +1,4 @@
-"""Operations on tensors (n, c): many rows side by side, or a whole prompt; on any device."""
+"""`TensorKit`: decoder operations on tensors (n, c), for many rows or for prompts, on any device."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,23 +20,23 @@ from gptloom.model.transformer import Decoder
 Map = Callable[[Tensor], Tensor]
 
 LARGE = 1_500_000
-"""Multiplications in a product from which oneDNN pays.
+"""Number of multiplications in a product from which oneDNN is faster than MKL.
 
-It is quicker than MKL, which does without AVX-512 on AMD's processors, but begins later.
+oneDNN uses AVX-512 on AMD processors, MKL does not; but oneDNN has a larger overhead per call.
 """
 
 MANY = 8
-"""Rows from which it pays to copy matrices for them."""
+"""Number of rows from which a transposed copy of the matrices is worth its memory."""
 
 
 class Uneven(NamedTuple):
-    """Where the tokens of rows of unequal length stand, one of each row.
+    """Positions of one token per row, for rows of unequal length.
 
     Attributes:
-        where: each row's position, (b,).
-        row: the rows' numbers, (b,).
-        bias: 0 for the keys that a row may see, minus infinity for the others, (b, 1, 1, s).
-        begins: the rows at position 0, (b, 1), or None where there are none.
+        where: position of each row's token, (b,).
+        row: row indices 0 to b - 1, (b,).
+        bias: additive mask, (b, 1, 1, s): 0 for keys that the row may see, minus infinity for the others.
+        begins: True for rows at position 0, (b, 1); None if no row is.
     """
 
     where: Tensor
@@ -46,7 +46,10 @@ class Uneven(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the vectors stand: `tokens` of each of `rows`, from `position` on; for uneven rows, the last one's."""
+    """Positions of the hidden states: `tokens` tokens in each of `rows` rows, starting at `position`.
+
+    For rows of unequal length, `position` is the largest position.
+    """
 
     position: int
     rows: int
@@ -56,16 +59,16 @@ class Place(NamedTuple):
 
 
 class TensorKit(Kit[Tensor, Place]):
-    """See `Kit`.
+    """Implements `Kit` for many rows, prompts and accelerators.
 
     Args:
-        model: whose layers.
-        turned: keep copies of the larger matrices, input by input, as oneDNN reads them a quarter faster, and of int8
-            as float32: for many steps.
+        model: the model.
+        turned: store transposed copies of the larger matrices, which oneDNN reads a quarter faster, and float32 copies
+            of int8 matrices. It pays for many steps.
     """
 
     def __init__(self, model: Decoder, *, turned: bool = False) -> None:
-        """Take the tables."""
+        """Store the embedding tables."""
         super().__init__()
         self.turned = turned
         self.device, self.table = model.device, model.token_table.weight
@@ -106,7 +109,7 @@ class TensorKit(Kit[Tensor, Place]):
         return x.flatten(0, 1), Place(position, len(rows), tokens, rotation, uneven)
 
     def _uneven(self, positions: Sequence[int]) -> Uneven:
-        """What attention and the other layers need to know about rows at different positions."""
+        """Return positions and mask for rows of unequal length."""
         where = torch.tensor(positions, device=self.device)
         hidden = torch.arange(max(positions) + 1, device=self.device) > where[:, None]
         bias = torch.zeros(hidden.shape, dtype=self.table.dtype, device=self.device)
@@ -222,9 +225,9 @@ class TensorKit(Kit[Tensor, Place]):
 
 
 def _ngrams(layer: HashedNgrams, ids: Tensor, recent: Tensor, begins: bool | Tensor | None) -> Tensor:
-    """The sum of each token's n-grams, (b, t, c); `recent`, the tokens before them, then holds the last of these.
+    """Return the sum of each token's n-gram embeddings, (b, t, c), and update `recent`, the cache of previous tokens.
 
-    `begins`: whether there are no tokens before these, for all rows or for each, (b, 1).
+    `begins`: True if no tokens come before these; one bool for all rows, or (b, 1).
     """
     before = recent
     if isinstance(begins, Tensor):
@@ -238,9 +241,9 @@ def _ngrams(layer: HashedNgrams, ids: Tensor, recent: Tensor, begins: bool | Ten
 
 
 def _scatter(new: Tensor, room: Tensor, uneven: Uneven, on_cpu: bool) -> None:
-    """Put each row's new vectors, (b, g, 1, d), at its place in the room, (b, g, s, d).
+    """Write each row's new keys or values, (b, g, 1, d), to its position in the cache `room`, (b, g, s, d).
 
-    numpy does it by itself, where PyTorch wakes a second thread for it: 6 instead of 140 microseconds beside others.
+    On a CPU, NumPy uses one thread; PyTorch wakes a second one. On a busy machine: 6 instead of 140 microseconds.
     """
     if on_cpu:
         room.numpy()[uneven.row.numpy(), :, uneven.where.numpy()] = new[:, :, 0].numpy()
@@ -249,9 +252,9 @@ def _scatter(new: Tensor, room: Tensor, uneven: Uneven, on_cpu: bool) -> None:
 
 
 def _look_back(query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """Attention of one query a row, (b, h, 1, d) to (b, h d); `bias` is added to the scores, (b, g, h / g, s).
+    """Compute attention for one query per row, (b, h, 1, d) to (b, h d); `bias` is added to the scores, (b, g, h/g, s).
 
-    numpy's products of a matrix and a vector begin sooner than PyTorch's and read memory faster.
+    NumPy's matrix-vector products have less overhead than PyTorch's and read memory faster.
     """
     rows, shared, _, width = keys.shape
     scores = torch.from_numpy(np.matmul(query.mul(scale).view(rows, shared, -1, width).numpy(), keys.mT.numpy()))

@@ -1,4 +1,4 @@
-"""Parameters laid side by side in one buffer, and their gradients in another."""
+"""Parameters in one flat buffer and gradients in another, and the base class of the optimizers that use them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +10,14 @@ Named = Sequence[tuple[str, nn.Parameter]]
 
 
 class Flat:
-    """One flat tensor, of which some of the model's parameters become views.
+    """Flat buffers for parameters and gradients. The parameters become views of the buffer.
 
-    A small model has dozens of small tensors, and on a CPU it is their number that costs: laid out like this, an
-    update, a gradient's norm and its zeroing are one operation each.
+    A small model has dozens of small tensors. On a CPU, their number determines the cost of an update. With flat
+    buffers, the update, the gradient norm and zeroing the gradients are one operation each.
 
     Args:
-        named: parameters by name, on their device and in their type; moving them later would cut the views off.
+        named: names and parameters, on their final device and with their final dtype. Moving a parameter later breaks
+            the view.
     """
 
     def __init__(self, named: Named) -> None:
@@ -34,16 +35,16 @@ class Flat:
         self.zero()
 
     def zero(self) -> None:
-        """Zero the gradients, and see to it that each is a view of the buffer."""
+        """Set all gradients to zero, and make each a view of the buffer."""
         self.grad.zero_()
         for parameter, view in self._views:
             if parameter.grad is not view:
                 parameter.grad = view
 
     def gather(self) -> None:
-        """Bring gradients back that others have replaced.
+        """Copy replaced gradients into the buffer, and make them views again.
 
-        `nn.Module.zero_grad` sets them to None, and a backward pass then makes new ones.
+        `nn.Module.zero_grad` sets gradients to None; the next backward pass then creates new tensors.
         """
         for parameter, view in self._views:
             if parameter.grad is not view:
@@ -52,38 +53,38 @@ class Flat:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters that lie in the buffer, in order."""
+        """The parameters in the buffer, in order."""
         return [parameter for parameter, _ in self._views]
 
     def split(self, memory: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The part of each parameter in tensors by kind: views of those as long as the buffer, and the scalars."""
+        """Split optimizer state into one dict per parameter: views of flat tensors; scalars are shared."""
         return [
             {kind: value if value.ndim == 0 else value[place].view(shape) for kind, value in memory.items()}
             for place, shape in self.places.values()
         ]
 
     def fill(self, buffer: Tensor, name: str, values: Tensor) -> None:
-        """Put the part of the parameter `name` back into a tensor as long as the buffer."""
+        """Write the values of parameter `name` to its place in a flat tensor."""
         buffer[self.places[name][0]] = values.flatten().to(buffer)
 
 
 class FlatOptimizer:
-    """What the optimizers share whose parameters lie in buffers. They answer to torch's protocol by duck typing.
+    """Base class of optimizers on flat buffers. It has the interface of `torch.optim.Optimizer` without inheriting it.
 
     Args:
-        flats: the buffers, one a group.
-        groups: the settings of each group: "lr", "weight_decay" and what the kind of optimizer needs besides.
+        flats: the buffers, one per group.
+        groups: the settings of each group: "lr", "weight_decay" and those of the subclass.
 
     Attributes:
-        param_groups: the groups, with "params", "param_names" and "initial_lr", the peak learning rate.
-        memory: what the optimizer remembers of each group: tensors by kind, each as long as the buffer or a scalar.
-        kinds: the kinds of tensors that may be remembered.
+        param_groups: the groups, with "params", "param_names" and "initial_lr" (the peak learning rate).
+        memory: optimizer state of each group: tensors by kind, flat or scalar.
+        kinds: allowed kinds of tensors in `memory`.
     """
 
     kinds: tuple[str, ...] = ()
 
     def __init__(self, flats: list[Flat], groups: Sequence[Mapping[str, Any]]) -> None:
-        """Begin at the peak learning rate, with an empty memory."""
+        """Start at the peak learning rate, with empty state."""
         self.flats = flats
         self.param_groups = [
             {"params": flat.parameters, "param_names": list(flat.places), "initial_lr": group["lr"], **group}
@@ -92,31 +93,31 @@ class FlatOptimizer:
         self.memory = self.empty_memory()
 
     def empty_memory(self) -> list[dict[str, Tensor]]:
-        """The memory before the first step."""
+        """Return the optimizer state before the first step."""
         return [{} for _ in self.flats]
 
     def zero_grad(self) -> None:
-        """Zero the buffers; gradients stay views of them, so that they are never None."""
+        """Set all gradients to zero. They stay views of the buffers and are never None."""
         for flat in self.flats:
             flat.zero()
 
     def gradients(self) -> list[Tensor]:
-        """The gradients, one tensor a buffer, which may be changed in place."""
+        """Return the flat gradients, one tensor per buffer. They may be changed in place."""
         for flat in self.flats:
             flat.gather()
         return [flat.grad for flat in self.flats]
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory in torch's form, a parameter a number; the tensors are views of the buffers."""
+        """Return the state in PyTorch's format, with parameters as numbers; tensors are views of the buffers."""
         parts = [part for flat, memory in zip(self.flats, self.memory, strict=True) for part in flat.split(memory)]
         state = {number: part for number, part in enumerate(parts) if part}
         return {"state": state, "param_groups": packed_groups(self.param_groups)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put a memory back, and forget everything else.
+        """Load state; clears the previous state.
 
         Raises:
-            ValueError: a tensor is of a kind that this optimizer does not remember, or has another shape.
+            ValueError: a tensor has an unknown kind or a wrong shape.
         """
         homes = [(place, name) for place, flat in enumerate(self.flats) for name in flat.places]
         found = self.empty_memory()
@@ -135,7 +136,7 @@ class FlatOptimizer:
 
 
 def packed_groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Parameter groups as a state_dict holds them: with the parameters' numbers in place of the parameters."""
+    """Return parameter groups as in a `state_dict`: with numbers in place of the parameters."""
     start, packed = 0, []
     for group in groups:
         packed.append({**group, "params": list(range(start, start := start + len(group["params"])))})
@@ -143,17 +144,17 @@ def packed_groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load_groups(groups: Sequence[dict[str, Any]], packed: Sequence[Mapping[str, Any]]) -> None:
-    """Put the settings of packed groups back.
+    """Load the settings of packed groups.
 
     Raises:
-        ValueError: there are more or fewer groups, or they hold more or fewer parameters.
+        ValueError: the number of groups or of parameters in a group differs.
     """
     for group, saved in zip(groups, packed, strict=True):
         if len(group["params"]) != len(saved["params"]):
-            raise ValueError("the optimizer's groups hold other parameters than the saved ones")
+            raise ValueError("the optimizer's groups have a different number of parameters than the saved ones")
         group.update({key: value for key, value in saved.items() if key != "params"})
 
 
 def unfit(key: str) -> ValueError:
-    """The error for a part of an optimizer's memory, KIND/NAME, that does not belong to the model."""
-    return ValueError(f"the optimizer's {key} fits no parameter of this model")
+    """Return the error for optimizer state (KIND/NAME) that does not match the model."""
+    return ValueError(f"the optimizer state {key} does not match any parameter of this model")

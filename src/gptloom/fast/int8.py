@@ -1,9 +1,12 @@
-"""Weights as int8: a quarter of the bytes, which is what a token costs on a CPU, for a little loss (`gptloom eval --weights int8` tells how much).
+"""Linear layers with int8 weights, for sampling and evaluation on a CPU.
 
-A row of a matrix is held as whole numbers from -127 to 127 and one float32 scale (symmetric, rounded to nearest); what
-flows through the model stays float32. PyTorch's own product of int8 weights is quick on a CPU for bfloat16 alone, so
-few vectors are written in three digits of base 256 instead, a digit an int8, and oneDNN multiplies those exactly: the
-result is as near as that of float32 numbers.
+The weights need a quarter of the memory, and reading them dominates the time per token. The loss increases a little
+(`gptloom eval --weights int8` prints by how much). Quantisation is symmetric, to nearest: integers from -127 to 127 and
+one float32 scale per row of the matrix. Activations stay float32.
+
+PyTorch's int8 weight product is fast on a CPU only for bfloat16 activations. Therefore up to `FEW` activation vectors
+are converted to integers of three digits in base 256, one int8 per digit, which oneDNN multiplies exactly. The result
+is as accurate as a float32 product.
 """
 
 import copy
@@ -21,32 +24,35 @@ from gptloom.model.transformer import Stack
 
 DIGITS = 3
 HALVES = 0x808080
-"""128 in each digit; added and taken away again (by xor), it turns three unsigned bytes into three signed ones."""
+"""128 in each digit. Adding it and removing it by xor converts three unsigned bytes to three signed bytes."""
 LARGEST = 0x7F7F00
-"""What a vector's largest number is scaled to.
+"""A vector's largest absolute value is scaled to this integer.
 
-Three signed digits go up to 0x7F7F7F, which rounding must not pass; float32 has as many bits.
+Three signed digits represent at most 0x7F7F7F, which rounding must not exceed. A float32 has as many bits.
 """
 SMALLEST = 1e-30
-"""Vectors whose largest number is below this are as good as nothing; larger ones can be scaled to `LARGEST`."""
+"""A vector whose largest absolute value is below this counts as zero; larger ones can be scaled to `LARGEST`."""
 NARROWEST, WIDEST = 16, 1 << 17
-"""Numbers in a vector from which digits pay (of a single one, PyTorch 2.13's product is wrong, too), and up to which a sum of
-products of int8 fits an int32: 2^17 times 127 times 128."""
+"""Limits of the vector size for the product in digits.
+
+Below the minimum it does not pay (and PyTorch 2.13 computes a wrong product for size 1). Up to the maximum, a sum of
+int8 products fits into an int32: 2^17 * 127 * 128.
+"""
 FEW = 12
-"""Vectors up to which digits pay; for more it is quicker to make the matrix anew as float32 numbers."""
+"""Up to this number of vectors, the product in digits is faster than converting the matrix to float32."""
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose matrix is held as int8.
+    """Linear layer with an int8 matrix.
 
     Attributes:
-        numbers: (out, in), int8.
-        scale: (out,), float32: what one of them stands for; max |w| / 127 of the row.
+        numbers: quantised matrix, (out, in), int8.
+        scale: max |w| / 127 of each row, (out,), float32; the weight is `numbers` times `scale`.
         bias: (out,), or None.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        """Round a layer's matrix; its bias is shared."""
+        """Quantise a layer's matrix; the bias is shared with the layer."""
         super().__init__()
         self.out_features, self.in_features = layer.weight.shape
         weight = layer.weight.detach()
@@ -58,11 +64,11 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "o i"]:
-        """The matrix as float32 numbers, made anew each time."""
+        """The matrix as float32; every access computes a new tensor."""
         return torch.mul(self.numbers, self.scale[:, None])
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-        """As `nn.Linear` with `weight`, which is the reference."""
+        """Compute x W^T + bias. The reference is `nn.Linear` with `weight`."""
         if x.numel() <= FEW * self.in_features and self.takes_digits and x.dtype == torch.float32:
             out = digit_product(x.reshape(-1, self.in_features), self.numbers, self.scale).view(*x.shape[:-1], -1)
             return out if self.bias is None else out.add_(self.bias)
@@ -70,7 +76,7 @@ class Int8Linear(nn.Module):
 
     @property
     def takes_digits(self) -> bool:
-        """Whether this machine multiplies whole numbers exactly, and there are neither too few of these nor too many."""
+        """True if this machine multiplies int8 exactly and the matrix has a suitable width."""
         return NARROWEST <= self.in_features <= WIDEST and self.numbers.is_cpu and multiplies_integers()
 
     def _save_to_state_dict(self, *_args: Any) -> None:
@@ -80,7 +86,10 @@ class Int8Linear(nn.Module):
 def digit_product(
     x: Float[Tensor, "n i"], numbers: Int8[Tensor, "o i"], scale: Float[Tensor, " o"]
 ) -> Float[Tensor, "n o"]:
-    """`x @ (numbers * scale).T`, by products of whole numbers; `x` is rounded to 2^-23 of its row's largest number."""
+    """Compute `x @ (numbers * scale).T` with integer products.
+
+    `x` is rounded to 2^-23 of the largest absolute value of its row.
+    """
     largest = x.abs().amax(dim=1, keepdim=True).clamp_min_(SMALLEST)
     whole = (x * (LARGEST / largest)).round_().to(torch.int32).add_(HALVES).bitwise_xor_(HALVES)
     digits = whole.view(torch.int8).view(*x.shape, 4)[..., :DIGITS].movedim(2, 0).reshape(-1, x.shape[1])
@@ -91,7 +100,7 @@ def digit_product(
 
 @cache
 def multiplies_integers() -> bool:
-    """Whether `digit_product` is right on this machine: older processors' int8 products cut off sums that are too large, so one such is looked at first."""
+    """Test whether `digit_product` is correct on this machine: int8 products of older processors saturate."""
     if not hasattr(torch, "_int_mm"):
         return False
     signs = torch.linspace(-1.0, 1.0, 64 * 256).mul(1e4).sin().sign().view(64, 256)
@@ -104,22 +113,24 @@ def multiplies_integers() -> bool:
 
 
 def quantise(model: LanguageModel) -> LanguageModel:
-    """The same model with the matrices of all its linear layers as int8, a tied head's too; tables, norms and biases are shared with the given one.
+    """Return a copy of the model with int8 matrices in all linear layers, including a tied head.
+
+    Embedding tables, norms and biases are shared with the given model.
 
     Raises:
-        ConfigError: it is recurrent, or not in the CPU's memory.
+        ConfigError: the model is recurrent or not on a CPU.
     """
     if not isinstance(model, Stack):
         raise ConfigError(
-            f"int8 weights are not made for an architecture like {model.config.architecture}",
+            f"int8 weights are not supported for the architecture {model.config.architecture}",
             where="--weights int8",
-            cure="leave it out",
+            cure="omit it",
         )
     if model.device.type != "cpu":
         raise ConfigError(
-            f"int8 weights are for a CPU, not for {model.device.type}",
+            f"int8 weights are supported on a CPU, not on {model.device.type}",
             where="--weights int8",
-            cure="add --device cpu, or leave it out",
+            cure="add --device cpu, or omit it",
         )
     kept: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     kept |= {id(layer): Int8Linear(layer) for layer in model.modules() if type(layer) is nn.Linear}
@@ -127,14 +138,14 @@ def quantise(model: LanguageModel) -> LanguageModel:
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Whether some of its weights are int8."""
+    """Return True if a layer of the model has int8 weights."""
     return any(isinstance(layer, Int8Linear) for layer in model.modules())
 
 
 def refuse() -> None:
-    """ConfigError: int8 weights are not saved."""
+    """Raise the ConfigError for saving int8 weights."""
     raise ConfigError(
-        "int8 weights are for writing and measuring, and are not saved",
+        "int8 weights are for sampling and evaluation; they cannot be saved",
         where="weights",
-        cure='load it with weights="float32", and save that',
+        cure='load the model with weights="float32" and save that',
     )

@@ -1,14 +1,11 @@
-"""Forward and backward passes written by hand, for the CPU; `fast/block.py` makes a block of them, and `fast/train.py` a training step.
+"""Hand-written forward and backward passes of single layers on a CPU: linear, activation, attention, rotation, norms.
 
-PyTorch's own passes are many small operations there, each of which asks for memory, and each of which the autograd
-engine has to call: on a small model that is most of a training step. Here each part owns its memory, laid out once for
-one shape, so that a pass is a list of products and sums into places that are known. N stands for batch times time.
+`fast/block.py` combines them to a block, and `fast/train.py` to a training step. With autograd, each of many small
+operations allocates memory and is called by the engine; for a small model that is most of a training step. Here each
+layer allocates its memory once for one shape, and a pass writes its results there. In shapes, n is batch times time.
 
-`forward` keeps what `backward` needs. `backward` may overwrite the gradient that it is given, but nothing that was
-kept; where it finds gradients of parameters, it replaces what is in their places if they are `fresh`, and else adds to
-it.
-
-LayerNorm and RMSNorm by hand, as `handwritten` has the other parts.
+`forward` stores what `backward` needs. `backward` may overwrite its incoming gradient, but no stored tensor. It writes
+parameter gradients: `fresh` replaces the old values, otherwise it adds to them.
 """
 
 from collections.abc import Sequence
@@ -23,29 +20,29 @@ from torch import Tensor
 from gptloom.devices import small_products
 
 SMALL_PRODUCTS = 2_000_000
-"""Multiplications of a batch of products up to which the work is less than what it takes to begin it with oneDNN."""
+"""Up to this number of multiplications in a batched product, oneDNN's start-up takes longer than the product."""
 
 
 class Linear:
-    """A matrix and perhaps a bias.
+    """Linear layer.
 
     Args:
-        weight: the matrix.
-        bias: or None.
+        weight: matrix, (out, in).
+        bias: vector, (out,), or None.
     """
 
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> None:
-        """Take a view of the matrix."""
+        """Store the parameters and a transposed view of the matrix."""
         self.weight, self.weight_t, self.bias = weight, weight.t(), bias
 
     def forward(self, x: Float[Tensor, "n i"], out: Float[Tensor, "n o"]) -> None:
-        """The product, to `out`."""
+        """Write x W^T + bias to `out`."""
         torch.mm(x, self.weight_t, out=out)
         if self.bias is not None:
             out.add_(self.bias)
 
     def forward_onto(self, stream: Float[Tensor, "n o"], x: Float[Tensor, "n i"], out: Float[Tensor, "n o"]) -> None:
-        """The sum of a stream and the product, to `out`, which may be the stream."""
+        """Write stream + x W^T + bias to `out`, which may be `stream`."""
         if self.bias is None:
             torch.addmm(stream, x, self.weight_t, out=out)
         else:
@@ -59,7 +56,7 @@ class Linear:
         bias: Float[Tensor, " o"] | None,
         fresh: bool,
     ) -> None:
-        """The gradients of matrix and bias, to `weight` and `bias`, from that of the product and what went into it."""
+        """Write the gradients of the parameters to `weight` and `bias`; `grad` is the output's, `x` the input."""
         if fresh:
             torch.mm(grad.t(), x, out=weight)
         else:
@@ -69,7 +66,7 @@ class Linear:
 
 
 def write_grad(found: Tensor, out: Tensor, fresh: bool) -> None:
-    """A gradient to its place."""
+    """Copy a gradient to `out` (`fresh`) or add it."""
     if fresh:
         out.copy_(found)
     else:
@@ -77,7 +74,7 @@ def write_grad(found: Tensor, out: Tensor, fresh: bool) -> None:
 
 
 def write_grad_sum(x: Float[Tensor, "n *c"], out: Float[Tensor, "*c"], fresh: bool) -> None:
-    """The sum over the first axis, to its place."""
+    """Write the sum over the first axis to `out` (`fresh`) or add it."""
     if fresh:
         torch.sum(x, 0, out=out)
     else:
@@ -85,22 +82,22 @@ def write_grad_sum(x: Float[Tensor, "n *c"], out: Float[Tensor, "*c"], fresh: bo
 
 
 class Activation:
-    """The non-linearity of an MLP by its name in `ModelConfig.mlp`, from what the first matrix made to what the second takes.
+    """Activation function of an MLP.
 
     Args:
-        kind: the name.
-        given: where the first matrix writes.
-        out: where the second reads; the same place for relu.
+        kind: its name in `ModelConfig.mlp`.
+        given: input: the first matrix writes its result here.
+        out: output: the second matrix reads it; the same tensor as `given` for relu.
     """
 
     def __init__(self, kind: str, given: Float[Tensor, "n g"], out: Float[Tensor, "n h"]) -> None:
-        """Cut the gate off, where there is one."""
+        """Split the input into gate and value for swiglu."""
         self.kind, self.given, self.out = kind, given, out
         self.gate, self.value = given.chunk(2, dim=-1) if kind == "swiglu" else (given, given)
         self.how = "tanh" if kind == "gelu-tanh" else "none"
 
     def forward(self) -> None:
-        """From `given` to `out`."""
+        """Compute `out` from `given`."""
         match self.kind:
             case "relu":
                 self.out.relu_()
@@ -112,7 +109,7 @@ class Activation:
                 torch.ops.aten.gelu.out(self.given, approximate=self.how, out=self.out)
 
     def backward(self, grad: Float[Tensor, "n h"], out: Float[Tensor, "n g"]) -> None:
-        """From the gradient of `out` to that of `given`; both may lie in one place, except for swiglu."""
+        """Compute the gradient of `given` in `out`, given that of the output; may be in place, except for swiglu."""
         aten = torch.ops.aten
         match self.kind:
             case "relu":
@@ -128,14 +125,14 @@ class Activation:
 
 
 class Attention:
-    """softmax(scale q k^T) v for n heads of n texts (Vaswani et al. 2017, section 3.2.1).
+    """softmax(scale q k^T) v for n = heads times rows (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        three: where queries, keys and values will lie.
-        scale: of the scores.
-        causal: whether a query sees only the keys up to its own place.
-        scores: memory that anybody may overwrite between two calls.
-        values: likewise; what comes out lies here, and the gradient of it is looked for here.
+        three: tensor with queries, keys and values; the caller fills it before `forward`.
+        scale: factor of the scores.
+        causal: True if a query sees only the keys up to its position.
+        scores: scratch memory; others may overwrite it between two calls.
+        values: scratch memory for the output of `forward` and its gradient, the input of `backward`.
     """
 
     def __init__(
@@ -146,7 +143,7 @@ class Attention:
         scores: Float[Tensor, "n t t"],
         values: Float[Tensor, "n t d"],
     ) -> None:
-        """Lay out the memory of the weights, (n, t, t)."""
+        """Allocate the attention weights, (n, t, t)."""
         self.query, self.key, self.value = three.unbind()
         self.key_t, self.value_t = self.key.transpose(1, 2), self.value.transpose(1, 2)
         self.scale, self.scores, self.values = scale, scores, values
@@ -156,14 +153,14 @@ class Attention:
         self.products = small_products() if scores.numel() * self.query.shape[-1] <= SMALL_PRODUCTS else nullcontext()
 
     def forward(self) -> None:
-        """From `three` to `values`."""
+        """Compute `values` from `three`."""
         with self.products:
             torch.baddbmm(self.mask, self.query, self.key_t, alpha=self.scale, out=self.scores)
             torch._softmax(self.scores, -1, False, out=self.weights)
             torch.bmm(self.weights, self.value, out=self.values)
 
     def backward(self, out: Sequence[Float[Tensor, "n t d"]]) -> None:
-        """From the gradient in `values` to those of queries, keys and values."""
+        """Write the gradients of queries, keys and values to `out`, given that of the output in `values`."""
         query, key, value = out
         with self.products:
             torch.bmm(self.values, self.value_t, out=self.scores)
@@ -174,7 +171,10 @@ class Attention:
 
 
 class Rotation:
-    """As `layers.rotate`, from one place to another; with sign = -1 the way back, which is also the backward pass."""
+    """Rotary embedding as in `layers.rotate`, from `x` to `out`.
+
+    With sign = -1 it is the inverse, which is also the backward pass.
+    """
 
     def __init__(
         self,
@@ -184,13 +184,13 @@ class Rotation:
         x: Float[Tensor, "*n t d"],
         out: Float[Tensor, "*n t d"],
     ) -> None:
-        """Cut everything in halves."""
+        """Create views of the halves."""
         half = x.shape[-1] // 2
         self.cos, self.sin, self.sign = cos[:, :half], sin[:, :half], sign
         self.given, self.made = ((y[..., :half], y[..., half:]) for y in (x, out))
 
     def run(self) -> None:
-        """Turn each pair of features."""
+        """Rotate each pair of features."""
         (first, second), (left, right) = self.given, self.made
         torch.mul(first, self.cos, out=left).addcmul_(second, self.sin, value=-self.sign)
         torch.mul(second, self.cos, out=right).addcmul_(first, self.sin, value=self.sign)
@@ -198,16 +198,16 @@ class Rotation:
 
 @cache
 def _future(t: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "t t"]:
-    """Minus infinity where a key comes after the query."""
+    """Return the additive causal mask: minus infinity where a key comes after the query, otherwise 0."""
     return torch.full((t, t), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
 class NormPlan(NamedTuple):
-    """A normalisation: LayerNorm, or RMSNorm where there is no mean to take off.
+    """Kind of a norm.
 
     Attributes:
-        centred: LayerNorm.
-        eps: under the root.
+        centred: True for LayerNorm, False for RMSNorm.
+        eps: added under the root.
     """
 
     centred: bool
@@ -215,17 +215,17 @@ class NormPlan(NamedTuple):
 
 
 class LayerNorm:
-    """LayerNorm (Ba et al. 2016). x must stay as it is between the two passes.
+    """LayerNorm (Ba et al. 2016). The input must not change between the two passes.
 
     Args:
-        eps: under the root.
-        weight: the gains.
-        bias: or None.
-        x: something of the shape that will be normalised.
+        eps: added under the root.
+        weight: gains, (c,).
+        bias: (c,), or None.
+        x: example of the input; only its shape is used.
     """
 
     def __init__(self, eps: float, weight: Tensor, bias: Tensor | None, x: Float[Tensor, "n c"]) -> None:
-        """PyTorch's kernels make the memory of their results themselves."""
+        """Store the parameters. PyTorch's kernels allocate their results, so no memory is allocated here."""
         self.eps, self.weight, self.bias, self.shape = eps, weight, bias, x.shape[-1:]
         self.mask = [True, True, bias is not None]
 
@@ -238,7 +238,7 @@ class LayerNorm:
     def backward(
         self, grad: Float[Tensor, "n c"], weight: Tensor, bias: Tensor | None, fresh: bool
     ) -> Float[Tensor, "n c"]:
-        """The gradient of x; those of the gains and the bias go to `weight` and `bias`."""
+        """Return the gradient of the input; write those of gains and bias to `weight` and `bias`."""
         found = torch.ops.aten.native_layer_norm_backward(
             grad, self.x, self.shape, self.mean, self.rate, self.weight, self.bias, self.mask
         )
@@ -249,16 +249,16 @@ class LayerNorm:
 
 
 class RMSNorm:
-    """RMSNorm (Zhang and Sennrich 2019). Once x is normalised, it may be overwritten.
+    """RMSNorm (Zhang and Sennrich 2019). The input may be overwritten after the forward pass.
 
     Args:
-        eps: under the root.
-        weight: the gains.
-        x: something of the shape that will be normalised.
+        eps: added under the root.
+        weight: gains, (c,).
+        x: example of the input; only its shape, dtype and device are used.
     """
 
     def __init__(self, eps: float, weight: Tensor, x: Float[Tensor, "n c"]) -> None:
-        """Lay out the memory."""
+        """Allocate the memory."""
         self.eps, self.weight = eps, weight
         self.unit, self.out, self.rate = torch.empty_like(x), torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
 
@@ -271,23 +271,26 @@ class RMSNorm:
     def backward(
         self, grad: Float[Tensor, "n c"], weight: Tensor, _bias: Tensor | None, fresh: bool
     ) -> Float[Tensor, "n c"]:
-        """The gradient of x, in the place of `grad`; that of the gains goes to `weight`."""
+        """Return the gradient of the input, in the memory of `grad`; write that of the gains to `weight`."""
         write_grad_sum(grad * self.unit, weight, fresh)
         return rms_backward(grad.mul_(self.weight), self.unit).mul_(self.rate)
 
 
 def make_norm(plan: NormPlan, weight: Tensor, bias: Tensor | None, x: Float[Tensor, "n c"]) -> LayerNorm | RMSNorm:
-    """The normalisation that a plan names."""
+    """Build the norm of a plan."""
     return LayerNorm(plan.eps, weight, bias, x) if plan.centred else RMSNorm(plan.eps, weight, x)
 
 
 def rms_rate(x: Float[Tensor, "*n c"], eps: float, out: Float[Tensor, "*n 1"]) -> None:
-    """1 / sqrt(mean(x ** 2) + eps)."""
+    """Write 1 / sqrt(mean(x ** 2) + eps) to `out`."""
     torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=out)
     out.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
 
 
 def rms_backward(grad: Float[Tensor, "*n c"], unit: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
-    """What of the gradient of `unit` = x * rate stands across it, in its place; times rate it is the gradient of x."""
+    """Remove from the gradient of `unit` = x * rate the part parallel to `unit`, in place.
+
+    The result times rate is the gradient of x.
+    """
     along = torch.linalg.vecdot(grad, unit).mul_(-1.0 / unit.shape[-1]).unsqueeze(-1)
     return grad.addcmul_(unit, along)

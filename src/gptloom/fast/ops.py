@@ -1,4 +1,4 @@
-"""What a kit of operations offers to `stepping`, which knows their order."""
+"""`Kit`: interface of the operations from which `fast/decode.py` builds a decoder step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,75 +13,75 @@ from gptloom.model.layers import MLP, CausalMean
 from gptloom.model.ngram import HashedNgrams
 
 X = TypeVar("X")
-"""What flows down the line: vectors of one row or of many."""
+"""Hidden states of one row or of many rows."""
 P = TypeVar("P")
-"""Where in the text they stand."""
+"""Positions of the hidden states."""
 
 
 class Unknown(Exception):
-    """A kit has no operation for a part of a model."""
+    """The fast path does not support a model, or a kit does not support a part of it."""
 
 
 class Kit(ABC, Generic[X, P]):
-    """A model's layers as plain functions.
+    """Returns a model's layers as plain functions.
 
-    Each method that takes a layer raises `Unknown` where it is none that the kit knows.
+    Each method that takes a layer raises `Unknown` if the kit does not support it.
 
     Attributes:
-        taken: the ids (`id`) of all parameters that the functions use.
+        taken: `id` of each parameter that the functions use.
     """
 
     def __init__(self) -> None:
-        """Nothing taken yet."""
+        """Start without parameters."""
         self.taken: set[int] = set()
 
     @abstractmethod
     def begin(self, rows: Sequence[Sequence[int]], position: Any, slot: LayerCache) -> tuple[X, P]:
-        """The embeddings of some ids of each row.
+        """Return the embeddings of the next ids, and their positions.
 
         Args:
-            rows: the ids, equally many of each row.
-            position: of the first of them, an int; or a list with one for each row, which then has one id (only
+            rows: ids of each row; the same number for all rows.
+            position: position of the first id. Or a list with one position per row; each row then has one id (only
                 `TensorKit`).
-            slot: that of the n-grams, if there are any.
+            slot: cache of the n-grams, if the model has any.
         """
 
     @abstractmethod
     def end(self, x: X) -> Tensor:
-        """The last vectors as a tensor of the caller's own, (b, v)."""
+        """Return the final result as a tensor (b, v) that belongs to the caller."""
 
     @abstractmethod
     def last(self, x: X, place: P) -> X:
-        """Of each row only the last token's vector."""
+        """Return the hidden state of each row's last token."""
 
     @abstractmethod
     def add(self, x: X, branch: X) -> X:
-        """The sum; `x` is not needed any more."""
+        """Return x + branch; may overwrite `x`."""
 
     @abstractmethod
     def norm(self, layer: nn.Module | None) -> Callable[[X], X]:
-        """A LayerNorm, an RMSNorm, or nothing."""
+        """Return the function of a LayerNorm or RMSNorm; the identity for None or `nn.Identity`."""
 
     @abstractmethod
     def linear(self, layer: nn.Module | None) -> Callable[[X], X]:
-        """A linear layer, or nothing."""
+        """Return the function of a linear layer; the identity for None or `nn.Identity`."""
 
     @abstractmethod
     def mlp(self, layer: MLP) -> Callable[[X], X]:
-        """Widen, activate, narrow."""
+        """Return the function of an MLP."""
 
     @abstractmethod
     def attention(self, layer: Attention, ends: bool) -> Callable[[X, LayerCache, P], X]:
-        """Attention to all that the slot holds, which then holds the new tokens too.
+        """Return the function of attention: it adds the new tokens to the cache and attends to all tokens in it.
 
-        `ends`: the results for each row's last token are all that is wanted.
+        `ends`: only the results of each row's last token are needed.
         """
 
     @abstractmethod
     def mean(self, layer: CausalMean) -> Callable[[X, LayerCache, P], X]:
-        """The mean of all that the slot has summed up, and of the new tokens."""
+        """Return the function of a causal mean: the mean of all tokens in the cache and the new ones."""
 
     def take(self, layer: nn.Embedding | nn.Linear | nn.LayerNorm | nn.RMSNorm | HashedNgrams | Int8Linear) -> None:
-        """Note that a layer's own parameters are used."""
+        """Record that a layer's parameters are used."""
         numbers = (layer.numbers, layer.scale) if isinstance(layer, Int8Linear) else (layer.weight,)
         self.taken |= {id(one) for one in (*numbers, getattr(layer, "bias", None))}

@@ -1,9 +1,9 @@
-"""A training step's forward and backward pass on a CPU as one straight line, without autograd and without asking for memory.
+"""Hand-written forward and backward pass of a training step on a CPU, without autograd and memory allocation.
 
-A small model is trained in steps of a few milliseconds, and much of that used to go into finding memory, making views
-of it and calling one node of autograd after another. Here all of it is done once for a shape of batch: then a step is
-`block_passes`, one after the other over memory that stays, between the tables and the head. `Objective` and autograd
-are the reference, and the tests hold the two together.
+A training step of a small model takes a few milliseconds. With autograd, much of that is memory allocation, creation of
+views and calls of autograd nodes. `_Line` allocates memory and creates views once per batch shape. A step then runs the
+embedding tables, the blocks (`fast/block.py`) and the head in this memory. The reference is `Objective` with autograd;
+the tests compare both.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,29 +27,29 @@ from gptloom.model.transformer import Block, Decoder
 Batch = Sequence[Int[Tensor, "b _"]]
 
 COMPARED_ROWS = 4
-"""Sequences that are computed both ways before a run: enough to see a difference, and a small part of a step."""
+"""Number of rows in the comparison before a run: enough to detect a difference, and cheap compared with a step."""
 
 TOLERANCE = 500.0
-"""Units of rounding (`torch.finfo.eps`) that the two ways may be apart."""
+"""Allowed relative difference between the two passes, in units of rounding (`torch.finfo.eps`)."""
 
 _SUM = 2  # reduction="sum", as PyTorch's operators call it
 
 
 class TrainingPass:
-    """The forward and the backward pass of an objective over a batch: in a straight line if the gate of `fast` allows it, else by autograd.
+    """Forward and backward pass of an objective: hand-written if `why_not` allows it, otherwise by autograd.
 
-    Before the straight line is used, a few rows of the first batch are computed both ways. If the two differ by more
-    than rounding explains, autograd is used from then on.
+    Before the first use, both passes compute a few rows of the first batch. If the results differ by more than
+    rounding, autograd is used from then on.
 
     Args:
-        objective: a batch to (summed nats, count); possibly compiled.
-        zero_grad: makes all gradients zero.
-        autocast: a fresh context for each forward pass.
-        say: is told, once, when the path changes after the first batch, for example because a hook has been registered.
+        objective: maps a batch to (summed loss in nats, number of targets); may be compiled.
+        zero_grad: sets all gradients to zero.
+        autocast: returns a new context manager for each forward pass.
+        say: is called once with a message if the path changes after the first batch, for example because of a new hook.
 
     Attributes:
-        why: why autograd is used; None for the straight line.
-        deviation: how far the two ways were apart in the comparison (see `compare`); None before it, or without one.
+        why: the reason why autograd is used; None if the hand-written pass is used.
+        deviation: result of `compare`; None before the comparison or without one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TrainingPass:
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Ask the gate; nothing is laid out before the first batch."""
+        """Check the objective; memory is allocated at the first batch."""
         self.objective, self.zero_grad, self.autocast, self.say = objective, zero_grad, autocast, say
         with autocast():
             self.why = why_not(objective)
@@ -72,35 +72,35 @@ class TrainingPass:
             self._parameters = list(objective.parameters())
 
     def describe(self) -> str:
-        """The path in words, for a log."""
+        """Describe the path for a log."""
         if self.why is not None:
             return f"reference: {self.why}"
         return "fast" if self.deviation is None else f"fast (compared with the reference: {self.deviation:.1e} apart)"
 
     @property
     def path(self) -> str:
-        """Which passes are used: fast or reference."""
+        """Return the path in use: fast or reference."""
         return "fast" if self.why is None else "reference"
 
     def __call__(self, batch: Batch, share: float, *, fresh: bool = True) -> Float[Tensor, ""]:
-        """The summed loss in nats.
+        """Compute the summed loss in nats (returned) and the gradients of `share` times this sum.
 
         Args:
-            batch: what the objective takes.
-            share: what the gradients are those of, as a share of that sum.
-            fresh: whether they replace the parameters' gradients, or are added to them.
+            batch: arguments of the objective.
+            share: factor of the gradients, for example 1 / number of targets.
+            fresh: True replaces the parameters' gradients; False adds to them.
         """
         self.check(batch)
         if self.why is not None or not self._fits(batch[0]):
             return self.by_autograd(batch, share, fresh)
         inputs, targets = batch
         if self.line is None or not self.line.holds(inputs.shape):
-            self.line = None  # its memory is for the next one
+            self.line = None  # free its memory before the next one is built
             self.line = _Line(cast(Decoder, self.objective.model), inputs.shape)
         return self.line.run(inputs, targets, share, fresh)
 
     def check(self, batch: Batch) -> None:
-        """Compare both ways at the first batch; later, notice a hook, a patched forward or a frozen parameter."""
+        """Compare both passes at the first batch; later, detect hooks, patched forwards and frozen parameters."""
         if self.why is not None:
             return
         seen = self.deviation is not None
@@ -115,17 +115,20 @@ class TrainingPass:
             self.deviation = compare(self.objective, batch)
             limit = TOLERANCE * torch.finfo(self._parameters[0].dtype).eps
             if not self.deviation <= limit:
-                self.why = f"its loss or gradients differ from the model's own by {self.deviation:.1e} (rounding explains {limit:.1e})"
+                self.why = (
+                    f"its loss or gradients differ from the model's by {self.deviation:.1e} "
+                    f"(rounding explains {limit:.1e})"
+                )
         if self.why is not None and seen and self.say is not None:
             self.say(f"training path: reference from here on: {self.why}")
 
     def _fits(self, inputs: Int[Tensor, "b t"]) -> bool:
-        """Whether a batch's windows are short enough, and none is padded, as an encoder's may be."""
+        """True if the windows are short enough and not padded (an encoder's may be)."""
         model = cast(Decoder, self.objective.model)
         return inputs.shape[1] <= min(LONGEST, model.config.block_size) and (model.causal or bool((inputs >= 0).all()))
 
     def by_autograd(self, batch: Batch, share: float, fresh: bool) -> Float[Tensor, ""]:
-        """The objective's own passes."""
+        """Run the objective and autograd; same arguments and result as `__call__`."""
         if fresh:
             self.zero_grad()
         with self.autocast():
@@ -135,7 +138,7 @@ class TrainingPass:
 
 
 def straight_pass(objective: nn.Module) -> Callable[[Batch, float, bool], Float[Tensor, ""]]:
-    """The straight line without the gate and the comparison, for whoever compares; arguments and result as those of `TrainingPass`."""
+    """Return the hand-written pass without checks, for comparisons; it has the interface of `TrainingPass`."""
 
     def both(batch: Batch, share: float, fresh: bool) -> Float[Tensor, ""]:
         inputs, targets = batch
@@ -145,13 +148,13 @@ def straight_pass(objective: nn.Module) -> Callable[[Batch, float, bool], Float[
 
 
 def compare(objective: nn.Module, batch: Batch) -> float:
-    """How far the straight line and autograd are apart on the first rows of a batch, with the same random draws.
+    """Compare the hand-written pass with autograd on the first rows of a batch, with the same random numbers.
 
-    Gradients, and the state of the generator, are left as they were.
+    Gradients and the state of the random generator are restored.
 
     Returns:
-        The larger of two relative differences: of the loss, and of a parameter's gradient over the norm of all
-            gradients together.
+        The larger of two numbers: the relative difference of the losses, and the largest norm of a parameter's gradient
+        difference divided by the norm of all gradients.
     """
     batch, state = [part[:COMPARED_ROWS] for part in batch], torch.get_rng_state()
     parameters = list(objective.parameters())
@@ -178,11 +181,11 @@ def compare(objective: nn.Module, batch: Batch) -> float:
 
 
 class _Line:
-    """The two passes of a model over batches of one shape, in memory of their own.
+    """Forward and backward pass of a model for one batch shape, in preallocated memory.
 
     Args:
-        model: its parameters and their gradients are where they will be; gradients that are missing are made.
-        shape: batch and time.
+        model: the model. Its parameters and gradients must stay at their addresses; missing gradients are created.
+        shape: batch size and sequence length.
     """
 
     @torch.no_grad()
@@ -205,7 +208,7 @@ class _Line:
         scratch = Scratch(like, plan, layers[0], (b, t))
         self.there = [Forward(plan, Weights(*map(_bare, w)), (b, t), model.causal, scratch) for w in layers]
         self.back = [Backward(there, Weights(*map(_grad, w))) for there, w in zip(self.there, layers, strict=True)]
-        # RMSNorm keeps what it needs of the stream itself, so that one place is enough for all of it.
+        # RMSNorm stores what its backward pass needs, so one tensor serves as the stream of all layers.
         places = [torch.empty_like(like) for _ in range(2 * len(layers) + 1 if plan.norm.centred else 1)]
         self.stream = places * (1 if plan.norm.centred else 2 * len(layers) + 1)
         norm, head = cast(Any, model.final_norm), cast(nn.Linear, model.head)
@@ -219,7 +222,7 @@ class _Line:
         self.logits, self.logprobs = (like.new_empty(len(like), len(head.weight)) for _ in range(2))
 
     def holds(self, shape: torch.Size) -> bool:
-        """Whether it is made for such a batch, and weights and gradients are still where they were."""
+        """True if the shape matches, and parameters and gradients are still at the same addresses."""
         if shape != self.shape or self.places != [p.data_ptr() for p in self.trained]:
             return False
         return all(p.grad is grad for p, grad in zip(self.trained, self.grads, strict=True))
@@ -253,7 +256,7 @@ class _Line:
     def _loss(
         self, last: Float[Tensor, "n c"], targets: Int[Tensor, " n"], share: float, fresh: bool
     ) -> Float[Tensor, ""]:
-        """The sum of the cross-entropy; the gradient of what the head reads is left in `grad`."""
+        """Return the summed cross-entropy; write the gradient of the head's input to `self.grad`."""
         aten = torch.ops.aten
         self.head.forward(last, self.logits)
         torch._log_softmax(self.logits, -1, False, out=self.logprobs)
@@ -267,9 +270,9 @@ class _Line:
         return nats  # type: ignore[no-any-return]
 
     def _accumulate_tables(self, inputs: Int[Tensor, "b t"], fresh: bool) -> None:
-        """The tables' gradients, from that of what enters the blocks, in `grad`.
+        """Compute the embedding tables' gradients from `self.grad`, the gradient of the first block's input.
 
-        A tied head's is in its place already.
+        With a tied head, the token table's gradient already contains the head's part, so this one is added.
         """
         tokens, positions = self.model.token_table.weight, self.model.position_table
         grad, found = (
@@ -285,7 +288,7 @@ class _Line:
 
 
 def make_plan(config: ModelConfig) -> Plan:
-    """The plan of a configuration's blocks, if the gate lets it pass."""
+    """Return the plan of the blocks of a configuration that `why_not` allows."""
     centred = config.norm == "layernorm"
     return Plan(
         norm=NormPlan(centred, 1e-5 if centred else 1e-6),
@@ -297,7 +300,7 @@ def make_plan(config: ModelConfig) -> Plan:
 
 
 def _weights(block: Block, context: Context) -> Weights:
-    """A block's parameters, and the rotation of its positions."""
+    """Collect a block's parameters and the rotary table."""
     mixer, mlp, norm1, norm2 = cast(Any, (block.mixer, block.mlp, block.norm1, block.norm2))
     cos, sin = context.rotation or (None, None)
     return Weights(

@@ -1,4 +1,4 @@
-"""Token ids in, token ids out: one batch in which texts come and go, a cache for it, and contexts that slide."""
+"""Batched generation of token ids: `DecodeBatch` adds and removes rows between steps, with a cache and a window."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ from gptloom.model.cache import Cache
 
 
 def window_start(length: int, window: int | None) -> int:
-    """Where the model's view of a text of `length` tokens begins; without a window, at its beginning.
+    """Return the index of the first token that the model reads in a text of `length` tokens.
 
-    A view that is full moves on by half of the window, so that a cache is rebuilt once in that many tokens and the view
-    never shrinks below one half. A function of the length alone, so cached and uncached writing agree.
+    Without a window it is 0. A full window slides by half of its size. So the cache is rebuilt once per half window,
+    and the model always reads at least half a window. The result depends only on the length, so generation with and
+    without a cache agrees.
     """
     if window is None:
         return 0
@@ -29,13 +30,13 @@ def window_start(length: int, window: int | None) -> int:
 
 
 class Token(NamedTuple):
-    """A written token. The rest is filled in only when details are asked for.
+    """A generated token. The fields after `id` are set only if details are requested.
 
     Attributes:
-        id: its number in the vocabulary.
-        logprob: the model's own log-probability (nats), before any penalty, temperature or filter.
-        rank: how many tokens the model held likelier.
-        alternatives: the likeliest tokens with their log-probabilities, likeliest first.
+        id: token id.
+        logprob: log-probability (nats) of the model's logits, before penalty, temperature and filters.
+        rank: number of tokens with larger logits.
+        alternatives: the most probable tokens and their log-probabilities, in descending order.
     """
 
     id: int
@@ -46,16 +47,16 @@ class Token(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Row:
-    """What a batch knows of a row besides its text.
+    """State of a row besides its text.
 
     Attributes:
-        name: its number, in order of admission.
-        config: how its tokens are chosen.
-        details: None for the ids alone, else how many alternatives each `Token` lists.
-        draw: the next of its uniform numbers.
-        left: tokens that it may still grow by.
-        most: tokens of its longest view.
-        placed: the batch's memory has a place for it.
+        name: row number, in order of addition.
+        config: sampling settings.
+        details: number of alternatives in each `Token`; None returns only ids.
+        draw: returns the row's next uniform number.
+        left: number of tokens still to generate.
+        most: maximum number of tokens that the model reads at once.
+        placed: True if the row has a place in the cache.
     """
 
     name: int
@@ -68,64 +69,67 @@ class _Row:
 
 
 class DecodeBatch:
-    """Writes on from many texts side by side; a text may come or go between any two steps.
+    """Continues many texts in one batch. Rows can be added and removed between steps.
 
         batch = DecodeBatch(model)
         row = batch.add([1, 2, 3], SampleConfig(tokens=20))
         while tokens := batch.step():
             print(tokens[row])
 
-    Each row has its own length, its own settings and its own draws, which are a function of (seed, sample) alone. Its
-    text is therefore the same whatever stands beside it, as far as the model's scores are. These are the same bits
-    where the same operations compute them (`fast.decode` says which those are): so for up to four rows of unequal
-    length of a small model on a CPU. Elsewhere products of more rows round otherwise, by about 1e-6 of the largest
-    score; a text then parts from the one written alone where a draw falls that close to the border of two tokens.
+    Each row has its own length, settings and random stream, which depends only on (seed, sample). A row's text is
+    therefore independent of the other rows as long as its logits are. The logits are bitwise independent of the other
+    rows where `fast.decode` uses `ArrayKit`: for up to four rows of unequal length of a small model on a CPU.
+    Elsewhere, the batch size changes the rounding of matrix products, by about 1e-6 of the largest logit. A text then
+    differs from the text of a batch of one if a draw is that close to the boundary between two tokens.
 
-    `logits`, `append` and `take` are for searches and comparisons that choose the tokens themselves.
+    Search and comparison algorithms that choose the tokens themselves use `logits`, `append` and `take`.
 
     Args:
-        model: a causal language model; its dropout is off while a token is computed. Of one that has read sources
-            (`Conditioned`), the n-th row that is added has the n-th source.
-        end: an id that ends a row when it is drawn.
-        cached: keep the model's state between steps; without it every step reads each whole view again.
+        model: a causal language model; dropout is off during a step. If it is `Conditioned` on sources, the n-th added
+            row has the n-th source.
+        end: token id that ends a row when it is drawn.
+        cached: keep the cache between steps; otherwise every step reads each row's window again.
         compare: see `fast.decode.make_stepper`.
 
     Attributes:
-        texts: the ids of the rows that go on, prompts included, in the order of `logits`.
-        ended: the rows that the last step ended.
+        texts: token ids of the active rows, including the prompts, in the order of `logits`.
+        ended: numbers of the rows that ended in the last step.
     """
 
     def __init__(
         self, model: LanguageModel, *, end: int | None = None, cached: bool = True, compare: bool = True
     ) -> None:
-        """Begin without rows."""
+        """Start without rows."""
         self.model, self.end, self.cached = model, end, cached
         self.window, self.stepper = model.window, make_stepper(model, compare=compare)
         self.texts, self.ended = list[list[int]](), list[int]()
         self._rows, self._added, self._names = list[_Row](), 0, list[int]()
         self._groups: list[tuple[SampleConfig, bool, list[int]]] | None = None
         self._pool: Cache | None = None
-        """Memory of at least as many rows as have been placed; these stand at the front."""
+        """Cache with room for at least all placed rows, which come first."""
         self._state: Cache | None = None
-        """The front of the pool, with the rows' lengths; a row of length 0 is to be read."""
+        """The placed rows of the pool and their lengths; a row of length 0 has not been read yet."""
         self._unread, self._ahead, self._even = 0, 0, False
 
     def add(
         self, ids: Sequence[int], config: SampleConfig, *, details: int | None = None, sample: int | None = None
     ) -> int:
-        """Admit a text; the next step reads it.
+        """Add a row; the next step reads its prompt.
 
         Args:
-            ids: the text so far, at least one id; it is copied.
-            config: how tokens are chosen, and how many.
-            details: None for the ids alone, else how many alternatives each `Token` lists.
-            sample: which of the seed's streams of draws is the row's (default: its own number).
+            ids: token ids of the prompt, at least one; they are copied.
+            config: sampling settings and the number of tokens.
+            details: number of alternatives in each `Token`; None returns only ids.
+            sample: index of the row's random stream for this seed (default: the row's number).
 
         Returns:
-            The row's number: 0, 1, 2, ... in order of admission.
+            The row's number: 0, 1, 2, ... in order of addition.
+
+        Raises:
+            ValueError: the prompt is empty.
         """
         if not ids:
-            raise ValueError("every row needs at least one token to go on from")
+            raise ValueError("every row needs a prompt of at least one token")
         name, longest = self._added, len(ids) + config.tokens
         self._added += 1
         draw = uniforms(config.seed, name if sample is None else sample)
@@ -137,13 +141,13 @@ class DecodeBatch:
         return name
 
     def extend(self, texts: Sequence[Sequence[int]], config: SampleConfig, *, details: int | None = None) -> list[int]:
-        """Admit several texts with the same settings; see `add`."""
+        """Add several rows with the same settings; return their numbers. See `add`."""
         return [self.add(ids, config, details=details) for ids in texts]
 
     def step(self) -> dict[int, Token]:
-        """The next token of every row, by its number; {} means that there are no rows.
+        """Generate one token for every row; return the tokens by row number ({} if there are no rows).
 
-        A row that draws `end`, or has as many tokens as it may have, ends: it is dropped and stands in `ended`.
+        A row ends when it draws `end` or reaches its number of tokens. Then it is dropped and listed in `ended`.
         """
         if not self._rows:
             return {}
@@ -166,14 +170,14 @@ class DecodeBatch:
 
     @torch.inference_mode()
     def drop(self, row: int) -> None:
-        """End a row; the others are not disturbed, and nothing happens where it has ended already."""
+        """Remove a row. The other rows do not change. If the row has already ended, do nothing."""
         if row not in self._names:
             return
         place, last, state = self._names.index(row), len(self._rows) - 1, self._state
         self._rows[place], self.texts[place], self._names[place] = self._rows[last], self.texts[last], self._names[last]
         del self._rows[last], self.texts[last], self._names[last]
         if state is not None and place < len(state.lengths):
-            if last >= len(state.lengths):  # a row that has no memory yet takes over
+            if last >= len(state.lengths):  # the row that moves here has no cache yet
                 state.lengths[place] = 0
             else:
                 if place != last:
@@ -182,7 +186,7 @@ class DecodeBatch:
         self._ahead, self._groups = 0, None
 
     def logits(self) -> Float[Tensor, "b v"]:
-        """Scores of the token that follows each text, in the order of `texts`."""
+        """Return the logits of the next token of each text, in the order of `texts`."""
         if self.cached:
             state = self._state
             if state is not None and self._unread == 1 and self._ahead:  # the usual case
@@ -192,7 +196,7 @@ class DecodeBatch:
                 return self.stepper.uneven([text[-1] for text in self.texts], state)
             state = self._place()
             logits = self._catch_up(state)
-            # So many steps follow in which no row slides.
+            # Number of following steps in which no row's window slides.
             most = max(state.lengths)
             self._even = most == min(state.lengths)
             self._unread, self._ahead = 0, state.capacity - most
@@ -201,26 +205,26 @@ class DecodeBatch:
         return Reference(self.model.for_rows(self._names)).read(views, None)
 
     def append(self, ids: Sequence[int]) -> None:
-        """Give each text its next token."""
+        """Append one token to each text."""
         for text, one in zip(self.texts, ids, strict=True):
             text.append(one)
         self._unread += 1
 
     @torch.inference_mode()
     def take(self, places: Sequence[int]) -> None:
-        """Keep the texts at these places, in this order; one may be left out or repeated."""
+        """Keep the texts at these indices, in this order; a text may be left out or repeated."""
         if self.cached:
             self._pool = self._state = self._place()
             self._pool.select(places)
         self.texts = [list(self.texts[place]) for place in places]
         self._rows = [self._rows[place] for place in places]
         self._names, self._groups = [row.name for row in self._rows], None
-        if not self._even:  # the rows that are left may be
+        if not self._even:  # the remaining rows may have equal lengths
             self._ahead = 0
 
     @torch.inference_mode()
     def _place(self) -> Cache:
-        """Find a place in memory for every row; what is there already stays."""
+        """Give every row a place in the cache and return the cache; placed rows keep their contents."""
         held = [] if self._state is None else self._state.lengths
         new = [place for place, row in enumerate(self._rows) if not row.placed]
         if self._state is not None and not new:
@@ -229,7 +233,7 @@ class DecodeBatch:
         pool = self._pool
         if pool is None or len(pool.lengths) < count or pool.capacity < most:
             size, capacity = count, most
-            if pool is not None:  # rows come one by one: the more there are, the more rarely all are copied
+            if pool is not None:  # at least double the size, so that adding rows one by one rarely copies the pool
                 size = len(pool.lengths) if len(pool.lengths) >= count else max(count, 2 * len(pool.lengths))
                 capacity = max(most, pool.capacity)
             spare = self._names[:1] * (size - count)
@@ -243,7 +247,7 @@ class DecodeBatch:
         return self._look([*held, *[0] * (count - len(held))])
 
     def _look(self, lengths: list[int]) -> Cache:
-        """Make the front of the pool the state of rows of these lengths."""
+        """Set the state to the first rows of the pool, with these lengths."""
         assert self._pool is not None
         self._state = self._pool if len(lengths) == len(self._pool.lengths) else self._pool.part(0, len(lengths))
         self._state.lengths = lengths
@@ -251,7 +255,7 @@ class DecodeBatch:
 
     @torch.inference_mode()
     def _catch_up(self, state: Cache) -> Tensor:
-        """Read what is new: a token of each row that goes on, and the whole view of one that begins or slides."""
+        """Process the new tokens: one per continued row, and the complete window of a new row or after a slide."""
         have, starts = state.lengths, [window_start(len(text), self.window) for text in self.texts]
         stale = [
             not held or held + 1 != len(text) - start
@@ -277,7 +281,7 @@ class DecodeBatch:
         return logits
 
     def _grouped(self) -> list[tuple[SampleConfig, bool, list[int]]]:
-        """The settings that rows have, whether they are plain, and the places of the rows that share them."""
+        """Group the rows by settings: (settings, whether they are plain, indices of the rows)."""
         groups: list[tuple[SampleConfig, bool, list[int]]] = []
         for place, row in enumerate(self._rows):
             same = next((group for group in groups if group[0] is row.config or group[0] == row.config), None)
@@ -288,7 +292,7 @@ class DecodeBatch:
         return groups
 
     def _choose(self, logits: Tensor) -> list[int]:
-        """One token a row."""
+        """Choose one token per row."""
         if self._groups is None:
             self._groups = self._grouped()
         if len(self._groups) == 1:
@@ -301,11 +305,11 @@ class DecodeBatch:
         return ids
 
     def _draw(self, logits: Tensor, config: SampleConfig, plain: bool, places: list[int]) -> list[int]:
-        """One token for each of the rows at these places, which share their settings; the logits are theirs."""
+        """Draw one token for each row in `places`; the rows share their settings, and `logits` has only these rows."""
         numbers = [self._rows[place].draw() for place in places]
         if plain and logits.is_cpu:
             return draw_plainly(logits.float().numpy(), config.temperature, numbers)
-        # Apple's GPU has no float64, which the draw is made in.
+        # Draws use float64, which Apple's GPU does not support.
         scores = logits.float().cpu() if logits.is_mps else logits.float()
         seen = None
         if config.repetition_penalty != 1.0:
@@ -316,7 +320,7 @@ class DecodeBatch:
         return chosen
 
     def _tokens(self, logits: Tensor, ids: list[int]) -> list[Token]:
-        """The chosen ids, with details where a row asks for them."""
+        """Return the chosen ids as tokens, with details for the rows that request them."""
         asked = [place for place, row in enumerate(self._rows) if row.details is not None]
         tokens = [Token(one) for one in ids]
         if asked:
@@ -329,7 +333,13 @@ class DecodeBatch:
 
 
 def describe(logits: Float[Tensor, "b v"], ids: Sequence[int], alternatives: int) -> list[Token]:
-    """Each chosen id with its log-probability, its rank and the likeliest alternatives, by the model's own scores."""
+    """Return each chosen id with its log-probability, its rank and the most probable alternatives.
+
+    Args:
+        logits: logits of the model, before penalty, temperature and filters.
+        ids: the chosen id of each row.
+        alternatives: number of alternatives per token.
+    """
     logprobs = logits.log_softmax(dim=-1)
     top = logprobs.topk(min(alternatives, logits.shape[-1]), dim=-1)
     tokens = []

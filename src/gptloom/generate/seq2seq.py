@@ -1,9 +1,4 @@
-"""Beam search: the likeliest continuation as a whole, not token by token.
-
-Token ids of sources in, token ids of translations out.
-
-What an encoder thinks of hidden tokens.
-"""
+"""Beam search, translation with an encoder-decoder, and prediction of masked tokens with an encoder; on token ids."""
 
 from collections.abc import Sequence
 
@@ -18,18 +13,19 @@ from gptloom.model.transformer import Conditioned, EncoderDecoder, pad_sources
 def beam_search(
     model: LanguageModel, prompt: Sequence[int], config: SampleConfig, *, end: int | None = None, cached: bool = True
 ) -> list[tuple[list[int], float]]:
-    """The likeliest continuations that a beam of `config.beams` finds.
+    """Find continuations of high total probability with `config.beams` beams.
+
+    A continuation's score is its summed log-probability (nats) / length ** length_penalty.
 
     Args:
         model: a causal language model.
-        prompt: at least one id.
-        config: beams, tokens and length_penalty are used: a score is the summed log-probability / length **
-            length_penalty.
-        end: an id that ends a continuation.
+        prompt: token ids, at least one.
+        config: only `beams`, `tokens` and `length_penalty` are used.
+        end: token id that ends a continuation.
         cached: see `DecodeBatch`.
 
     Returns:
-        Up to `config.beams` (new ids, score), best first.
+        Up to `config.beams` pairs (new ids, score), best first.
     """
     batch = DecodeBatch(model, cached=cached)
     batch.add(prompt, config)
@@ -47,7 +43,7 @@ def beam_search(
                     going.append(place)
             if not going:
                 break
-            # Sums only fall, so what goes on can at best keep its sum and be divided by the full length.
+            # Sums only decrease, so an open beam can at best keep its sum and be divided by the full length.
             hope = float(best.values[going[0]]) / config.tokens**config.length_penalty
             if (
                 len(done) >= config.beams
@@ -69,7 +65,7 @@ def _scored(ids: list[int], total: float, config: SampleConfig) -> tuple[list[in
 
 
 def condition(model: EncoderDecoder, sources: Sequence[Sequence[int]]) -> Conditioned:
-    """The decoder after the encoder has read these sources, one a row."""
+    """Run the encoder on the sources; return the decoder conditioned on them, one source per row."""
     with torch.no_grad(), evaluating(model):
         return Conditioned(model, model.encode(pad_sources([list(source) for source in sources], model.device)))
 
@@ -77,7 +73,17 @@ def condition(model: EncoderDecoder, sources: Sequence[Sequence[int]]) -> Condit
 def translate(
     model: EncoderDecoder, sources: Sequence[Sequence[int]], end: int, *, batch_size: int = 256
 ) -> list[list[int]]:
-    """The likeliest token at each step, for many sources side by side; sources of like length share a batch."""
+    """Translate sources by greedy decoding, in batches of sources of similar length.
+
+    Args:
+        model: the encoder-decoder.
+        sources: token ids of each source.
+        end: token id that starts and ends a target.
+        batch_size: maximum number of sources in a batch.
+
+    Returns:
+        The token ids of each translation, without `end`.
+    """
     found: list[list[int]] = [[] for _ in sources]
     config = SampleConfig(tokens=model.config.block_size - 1, temperature=0.0)
     order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
@@ -93,13 +99,13 @@ def translate(
 
 
 def exact_matches(model: EncoderDecoder, pairs: Sequence[tuple[list[int], list[int]]], end: int) -> int:
-    """How many targets are written to the letter."""
+    """Return the number of sources whose translation equals the target."""
     found = translate(model, [source for source, _ in pairs], end)
     return sum(one == target for one, (_, target) in zip(found, pairs, strict=True))
 
 
 def fill_masks(model: LanguageModel, ids: Sequence[int], alternatives: int = 5) -> list[Token]:
-    """The likeliest token for each hidden one (vocab_size), each guessed by itself, with its alternatives."""
+    """Predict each masked token (id `vocab_size`) independently: the most probable token and its alternatives."""
     with torch.inference_mode(), evaluating(model):
         logits = model(torch.tensor([list(ids)], device=model.device))[0].float().cpu()
     hidden = logits[torch.tensor(ids) == model.config.vocab_size]

@@ -1,29 +1,29 @@
-"""Text from tokens as they come: whole characters only, and nothing of a stop string."""
+"""Incremental decoding of tokens to text: only complete characters, and no part of a stop string."""
 
 from collections.abc import Callable, Sequence
 
 HELD_BACK = "\ufffd"
 LONGEST_CHARACTER = 8
-"""Tokens that may be needed for one character; after that an undecodable byte is shown as it is."""
+"""Maximum number of tokens of one character; after that, an undecodable byte is emitted as U+FFFD."""
 
 
 class TextStream:
-    """Decodes one growing text.
+    """Decodes a text token by token.
 
     Args:
-        decode: ids to text.
-        before: the ids before the first new one; some tokenizers decode a token differently after another.
-        stops: strings that end the text.
+        decode: maps token ids to text.
+        before: token ids before the first new one; with some tokenizers, a token's text depends on them.
+        stops: stop strings, which end the text.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int], stops: Sequence[str]) -> None:
-        """Nothing new yet."""
+        """Start without new tokens."""
         self.decode, self.stops = decode, [stop for stop in stops if stop]
         self.context, self.pending = list(before)[-LONGEST_CHARACTER:], list[int]()
         self.held, self.stopped = "", False
 
     def push(self, token: int) -> str:
-        """Take a token; returns the text that is now certain."""
+        """Add a token; return the text that can no longer change."""
         if self.stopped:
             return ""
         self.pending.append(token)
@@ -31,7 +31,7 @@ class TextStream:
         if self._fresh(certain).endswith(HELD_BACK):
             if certain < LONGEST_CHARACTER:
                 return ""
-            certain = 1  # the first of so many is no part of a character that may yet come
+            certain = 1  # the first token cannot belong to an incomplete character any more
         fresh = self._fresh(certain)
         self.context, self.pending = (
             (self.context + self.pending[:certain])[-LONGEST_CHARACTER:],
@@ -40,7 +40,7 @@ class TextStream:
         return self._release(fresh)
 
     def finish(self) -> str:
-        """Whatever was held back; nothing after a stop string."""
+        """Return the text that was held back; empty after a stop string."""
         if self.stopped:
             return ""
         text = self._release(self._fresh(len(self.pending))) + self.held
@@ -51,10 +51,10 @@ class TextStream:
         return self.decode(self.context + self.pending[:tokens])[len(self.decode(self.context)) :]
 
     def _release(self, fresh: str) -> str:
-        """Let go of all that cannot be the beginning of a stop string any more."""
+        """Return the text up to a possible beginning of a stop string, and hold back the rest."""
         text = self.held + fresh
         found = [(place + len(stop), place) for stop in self.stops if (place := text.find(stop)) >= 0]
-        if found:  # the one that was complete first, as if the letters had come one by one
+        if found:  # the stop string that is complete first, as if the text were read letter by letter
             self.stopped, self.held = True, ""
             return text[: min(found)[1]]
         keep = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)

@@ -1,1 +1,1 @@
-"""Models of other programs, brought in and taken out."""
+"""Import and export of models of other programs."""

@@ -1,6 +1,6 @@
-"""Names of the same weights in other programs, as two-way tables.
+"""Import of nanoGPT's checkpoints and minGPT's state dictionaries as a `Decoder`, and the table of weight names.
 
-nanoGPT's checkpoints and minGPT's state dictionaries: read in a process of their own, and rebuilt as a `Decoder`.
+A separate process (`pt_reader`) opens the file.
 """
 
 import re
@@ -21,8 +21,7 @@ from gptloom.files import read_json, regular_size
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model
 
-# nanoGPT and minGPT name their layers alike, and both keep matrices as nn.Linear does, (out, in), which is also how
-# they lie here.
+# nanoGPT and minGPT use the same names. Both store matrices as nn.Linear does, (out, in), and so does gptloom.
 NANOGPT = {
     "transformer.wte.weight": "token_table.weight",
     "transformer.wpe.weight": "position_table.weight",
@@ -42,14 +41,14 @@ NANOGPT = {
     "transformer.ln_f.bias": "final_norm.bias",
     "lm_head.weight": "head.weight",
 }
-"""Name there: name here; {n} stands for the layer."""
+"""{name in nanoGPT: name in gptloom}; {n} stands for the index of the layer."""
 
 NANOGPT_TABLES = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
-"""Causal masks that older versions save among the weights."""
+"""Causal masks, which older versions of nanoGPT save with the weights."""
 
 
 def rename(names: Iterable[str], table: Mapping[str, str]) -> dict[str, str | None]:
-    """Each name in the other program's words; None for one that the table does not have."""
+    """Translate names with a table such as `NANOGPT`; None for names that are not in the table."""
     found: dict[str, str | None] = {}
     for name in names:
         layer = re.search(r"\.(\d{1,4})\.", name)
@@ -59,29 +58,29 @@ def rename(names: Iterable[str], table: Mapping[str, str]) -> dict[str, str | No
 
 
 def reverse(table: Mapping[str, str]) -> dict[str, str]:
-    """The table read the other way."""
+    """Return the inverse table."""
     return {there: here for here, there in table.items()}
 
 
-_CURE = "give a checkpoint of nanoGPT, or a state dictionary of minGPT, written by torch.save"
+_CURE = "pass a checkpoint of nanoGPT or a state dictionary of minGPT, saved with torch.save"
 _PREFIX = re.compile(r"(_orig_mod\.|module\.)+")
 
 
 def import_nanogpt(path: Path, *, n_head: int | None = None, activation: str | None = None) -> LanguageModel:
-    """A model from a .pt file.
+    """Load a model from a .pt file.
 
     Args:
-        path: nanoGPT's ckpt.pt, or what torch.save makes of the state dictionary of a nanoGPT or minGPT model.
-        n_head: number of heads, where the file does not tell: minGPT's does not.
-        activation: gelu or gelu-tanh. By default gelu for a file with nanoGPT's model_args, gelu-tanh for any other:
-            nanoGPT has had the exact function since 17 May 2023, and minGPT has GPT-2's approximation; the weights do
-            not tell.
+        path: nanoGPT's ckpt.pt, or the state dictionary of a nanoGPT or minGPT model, saved with torch.save.
+        n_head: number of heads, if the file does not contain it (minGPT's does not).
+        activation: gelu or gelu-tanh. The default is gelu for a file with nanoGPT's model_args and gelu-tanh for any
+            other: nanoGPT has used exact GELU since 17 May 2023, minGPT uses GPT-2's approximation. The weights do not
+            show which.
 
     Raises:
-        InputError: it is no such file, or does more than hold tensors and plain values, or weights are missing, of
-            another shape or not finite.
-        ConfigError: the shape is not one that a model can have.
-        MachineError: the model does not fit into the memory, or the file cannot be read in the time allowed.
+        InputError: the file has another format, or contains more than tensors and plain values; or weights are missing,
+            have another shape or are not finite.
+        ConfigError: the shapes do not form a valid model.
+        MachineError: the model does not fit into memory, or reading the file takes too long.
     """
     with tempfile.TemporaryDirectory(prefix="gptloom-") as name:
         folder = Path(name)
@@ -114,7 +113,7 @@ def import_nanogpt(path: Path, *, n_head: int | None = None, activation: str | N
 
 
 def _read_apart(path: Path, folder: Path) -> dict[str, Any] | None:
-    """Have another process put the tensors into `folder`; returns nanoGPT's model_args, or None where there are none."""
+    """Extract the tensors to `folder` in a separate process; return nanoGPT's model_args, or None without them."""
     seconds = 60 + regular_size(path, cure=_CURE) / 2e7
     command = [sys.executable, "-P", "-m", "gptloom.interop.pt_reader", str(path.absolute()), str(folder)]
     try:
@@ -128,7 +127,7 @@ def _read_apart(path: Path, folder: Path) -> dict[str, Any] | None:
     if done.returncode:
         said = (
             done.stdout[:500].decode(errors="replace").strip()
-            or "cannot be read within bounds of memory and time that fit its size"
+            or "cannot be read within the limits of memory and time for its size"
         )
         raise InputError(said, where=str(path), cure=_CURE)
     arguments = read_json(folder / "about.json")["model_args"]
@@ -136,13 +135,17 @@ def _read_apart(path: Path, folder: Path) -> dict[str, Any] | None:
 
 
 def _names(shapes: Mapping[str, Any]) -> dict[str, str]:
-    """{name here: name in the file}; InputError when the file has others, or the same one twice."""
+    """Return {name in gptloom: name in the file}.
+
+    Raises:
+        InputError: a name is unknown, duplicate or missing.
+    """
     plain = {there: _PREFIX.sub("", there, count=1) if _PREFIX.match(there) else there for there in shapes}
     table = rename(plain.values(), NANOGPT)
     names = {here: there for there, one in plain.items() if (here := table[one]) is not None}
     strange = [there for there, one in plain.items() if table[one] is None or names[table[one] or ""] != there]
     if strange:
-        raise InputError(f"has weights that no GPT of this kind has: {', '.join(sorted(strange)[:3])}", cure=_CURE)
+        raise InputError(f"has weights with unknown names: {', '.join(sorted(strange)[:3])}", cure=_CURE)
     missing = [
         there
         for there, here in NANOGPT.items()
@@ -160,11 +163,11 @@ def _shape(
     activation: str | None,
     where: str,
 ) -> ModelConfig:
-    """The model's shape, from its tensors; only the heads and the dropout are asked of `arguments`."""
+    """Derive the configuration from the tensors' shapes; only heads and dropout are read from `arguments`."""
     told = arguments or {}
     table, positions = shapes["token_table.weight"], shapes["position_table.weight"]
     if len(table) != 2 or len(positions) != 2:
-        raise InputError("its embeddings are no tables", cure=_CURE)
+        raise InputError("its embeddings are not matrices", cure=_CURE)
     layers = [int(layer[1]) for name in shapes if (layer := re.match(r"blocks\.(\d+)\.", name))]
     found = {
         "vocab_size": table[0],
@@ -179,11 +182,11 @@ def _shape(
     heads = told.get("n_head", n_head)
     if heads is None:
         raise InputError(
-            "does not tell its number of heads",
-            cure="give it with --n-head (minGPT's gpt-nano has 3, gpt-mini 6, gpt2 12)",
+            "does not contain the number of heads",
+            cure="set it with --n-head (minGPT's gpt-nano has 3, gpt-mini 6, gpt2 12)",
         )
     if n_head not in (None, heads):
-        raise InputError(f"has {heads} heads by its own model_args, not {n_head}", cure="leave --n-head out")
+        raise InputError(f"has {heads} heads according to its model_args, not {n_head}", cure="omit --n-head")
     fields = found | {
         "n_head": heads,
         "bias": "all" if found["bias"] else "none",
@@ -195,7 +198,7 @@ def _shape(
 
 
 def _same(path: Path, first: str, second: str) -> bool:
-    """Whether two tensors of a file hold the same numbers: a tied head is written out twice."""
+    """Return True if two tensors of a file are equal: a tied head is saved twice."""
     with safe_open(path, framework="pt") as file:
         one, other = file.get_tensor(first), file.get_tensor(second)
     return one.shape == other.shape and bool((one == other).all())

@@ -1,9 +1,8 @@
-"""The process that opens a foreign .pt file: `python -m gptloom.interop.pt_reader FILE FOLDER`.
+"""The process that opens a .pt file of another program: `python -m gptloom.interop.pt_reader FILE FOLDER`.
 
-A .pt file is a zip archive with a pickle in it. torch.load(weights_only=True) takes only tensors and plain values from
-it and runs nothing; should it nevertheless be led astray, it is in a process of its own, whose memory, time and output
-are bounded, and which hands over nothing but FOLDER/tensors.safetensors and FOLDER/about.json. What it says about a
-failure is one line on standard output.
+A .pt file is a zip archive with a pickle in it. torch.load(weights_only=True) reads only tensors and plain values and
+executes nothing. As a second line of defence, it runs in this separate process with limited memory, time and output.
+The results are FOLDER/tensors.safetensors and FOLDER/about.json; an error is one line on standard output.
 """
 
 import json
@@ -19,29 +18,29 @@ import torch
 from safetensors.torch import save_file
 
 SPARE = 1 << 30
-"""Bytes of memory beyond a multiple of the file's size."""
+"""Bytes of memory allowed in addition to a multiple of the file's size."""
 
 SECONDS = 120
-"""Of processor time."""
+"""Limit of processor time."""
 
 LONGEST_PICKLE = 1 << 26
-"""Bytes of the part of the archive that names the tensors."""
+"""Maximum size in bytes of data.pkl, the part of the archive that lists the tensors."""
 
 
 class Refused(Exception):
-    """The file is not read; says why."""
+    """The file is refused; the message gives the reason."""
 
 
 def read(path: Path, folder: Path) -> None:
-    """Take the tensors and the plain settings out of a .pt file.
+    """Extract the tensors and the plain settings of a .pt file.
 
     Args:
         path: the file.
-        folder: an empty one, for what is found.
+        folder: empty folder for the results.
 
     Raises:
-        Refused: the file is not what torch.save writes, or holds something other than tensors and plain values, or no
-            tensors.
+        Refused: the file was not written by torch.save, contains something other than tensors and plain values, or
+            contains no tensors.
     """
     _check_archive(path)
     content = _load(path)
@@ -63,12 +62,16 @@ def read(path: Path, folder: Path) -> None:
 
 
 def _load(path: Path) -> Any:
-    """What torch.load makes of it; Refused when that would be more than tensors and plain values."""
+    """Load the file with torch.load.
+
+    Raises:
+        Refused: it contains more than tensors and plain values.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        # The class is pickle's own, and importing that only to name it would be a poor joke. Its message advises to run
-        # the file.
+        # pickle.UnpicklingError, compared by name to avoid the import of pickle. Its message must not be shown: it
+        # recommends weights_only=False, which would execute the file.
         if type(error).__name__ != "UnpicklingError":
             raise
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -76,37 +79,37 @@ def _load(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """See that nothing in the archive can grow: torch.save stores, it does not compress."""
+    """Refuse an archive whose contents are larger than the file: torch.save does not compress."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise Refused("is not a .pt file as torch.save has written it since PyTorch 1.6, or not a whole one") from None
+        raise Refused("is not a .pt file of torch.save (PyTorch 1.6 or later), or is truncated") from None
     if any(one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size for one in entries):
         raise Refused("is compressed, which torch.save never does")
     if sum(one.file_size for one in entries) > path.stat().st_size:
         raise Refused("has parts that overlap")
     if any(one.filename.endswith("data.pkl") and one.file_size > LONGEST_PICKLE for one in entries):
-        raise Refused("has a longer list of contents than any model")
+        raise Refused("has a list of contents that is too long for a model")
 
 
 def _checked(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of ordinary numbers that has as many as its storage."""
+    """Return the tensor; refuse one that is not dense and real, or larger than its storage."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise Refused(f"{name[:100]!r} is no dense tensor of real numbers")
+        raise Refused(f"{name[:100]!r} is not a dense tensor of real numbers")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise Refused(f"{name[:100]!r} claims more numbers than it has")
     return tensor.detach()
 
 
 def limit(path: Path) -> None:
-    """Bound this process, where the system can: memory by the file's size, and processor time."""
+    """Limit the memory (by the file's size), output and processor time of this process, if the system supports it."""
     with suppress(ImportError):  # Windows
         import resource
 
         size = path.stat().st_size
         with suppress(OSError, ValueError):
-            # PyTorch's own libraries take several GB of addresses before anything is read.
+            # PyTorch's libraries use several GB of address space before the file is read.
             own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (own + 6 * size + SPARE,) * 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size + (1 << 20),) * 2)
@@ -114,7 +117,7 @@ def limit(path: Path) -> None:
 
 
 def main(path: Path, folder: Path) -> int:
-    """Read; 0, or 2 and a line that says why not."""
+    """Read the file; return 0, or print one line with the reason and return 2."""
     try:
         limit(path)
         read(path, folder)
@@ -122,11 +125,10 @@ def main(path: Path, folder: Path) -> int:
     except Refused as error:
         print(error)
     except MemoryError:
-        print("takes far more memory than its size")
-    except Exception as error:  # noqa: BLE001  # what a hostile file leads to is not foreseen, and this process is there to contain it
-        print(
-            f"cannot be read as plain tensors: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
-        )
+        print("needs far more memory than its size")
+    except Exception as error:  # noqa: BLE001  # a hostile file may raise anything; this process exists to contain it
+        message = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        print(f"cannot be read as plain tensors: {message}")
     return 2
 
 

@@ -44,7 +44,7 @@ class LanguageModel(nn.Module, ABC):
         """Return an empty cache for `batch` rows of up to `length` tokens."""
 
     def for_rows(self, rows: Sequence[int]) -> "LanguageModel":
-        """The model for a batch of these rows; only one that has read a source for each row makes a difference."""
+        """Return the model for a batch of these rows: itself, unless each row has its own source (`Conditioned`)."""
         return self
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:

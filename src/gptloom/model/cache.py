@@ -58,7 +58,7 @@ class Cache:
                 tensor[(index.to(tensor.device), *corner)] = new
 
     def move(self, row: int, place: int) -> None:
-        """Copy a row's memory to another place, whose own is lost."""
+        """Copy row `row` to row `place`, which is overwritten."""
         self.lengths[place] = self.lengths[row]
         for layer in self.layers:
             for tensor in layer.values():
@@ -72,7 +72,7 @@ class Cache:
         return part
 
     def layers_of(self, row: int) -> list[LayerCache]:
-        """One row's memory, (1, ...): views, which stay the same objects until `select` makes new tensors."""
+        """Views of one row, (1, ...); they remain the same objects until `select` creates new tensors."""
         if row not in self.views:
             self.views[row] = self.part(row, row + 1).layers
         return self.views[row]

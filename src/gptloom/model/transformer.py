@@ -266,7 +266,7 @@ class Conditioned(LanguageModel):
         return self.model.unembed(hidden)
 
     def for_rows(self, rows: Sequence[int]) -> "Conditioned":
-        """The same decoder beside the sources of these rows, in this order; a row may be absent or repeated."""
+        """Return the decoder with the sources of these rows, in this order; a row may be omitted or repeated."""
         index = torch.tensor(rows, device=self.device)
         found = copy(self)
         found.memory = EncoderOutput(self.memory.vectors[index], self.memory.seen[index])

@@ -1,8 +1,8 @@
-"""The model of every ladder step in the plainest code: to be read from top to bottom, and to check the fast model against.
+"""The model of every ladder step in plain code, for reading and for checking the production model.
 
-Every class is the textbook formula. Nothing is batched over heads, nothing is cached, nothing is fused. The lecture's
-whole GPT is in `lecture`, the steps that lead up to it and its variant with the norm afterwards in `steps`, what came
-later in `modern`.
+Every class is the textbook formula: no batching over heads, no cache, no fused kernels. `lecture` has the lecture's
+complete GPT, `steps` the steps before it and the post-norm variant, `modern` the later ones, `recurrent` the recurrent
+models.
 """
 
 from gptloom.reference.build import PLAIN, copy_weights, correspondence, from_decoder, plain_model, to_decoder

@@ -1,9 +1,7 @@
-"""Which tensor of a plain model is which of the production decoder's: the same weights can be put in both, and gradients compared.
+"""Builds the plain model of a ladder step, and converts weights and gradients between it and the production decoder.
 
-The decoder keeps in one tensor what the plain code keeps in several: all heads' queries, keys and values, and SwiGLU's
-two wide matrices. Each of its tensors is therefore a row of plain ones, laid one below the other.
-
-From a ladder step's name and configuration to its plain model, and to the code that is new in it.
+The decoder stores the queries, keys and values of all heads in one tensor, and SwiGLU's two wide matrices in another.
+The plain models use separate tensors. Concatenated along the first axis, they are the decoder's tensor.
 """
 
 import re
@@ -37,7 +35,7 @@ _ORDER = {"query": 0, "queries": 0, "key": 1, "keys": 1, "value": 2, "values": 2
 
 
 def correspondence(plain: nn.Module) -> dict[str, list[str]]:
-    """The decoder's name of each tensor, and the plain model's names of what it consists of, from the first row down."""
+    """Return {decoder's tensor: the plain model's tensors that it consists of, in the order of its rows}."""
     found: dict[str, list[str]] = {}
     for name, _ in plain.named_parameters():
         place = name
@@ -53,12 +51,12 @@ def _rank(name: str) -> int:
 
 
 def to_decoder(plain: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A plain model's tensors (weights or gradients, by its parameters' names) under the decoder's names."""
+    """Convert a plain model's tensors (weights or gradients by parameter name) to the decoder's tensors and names."""
     return {place: torch.cat([tensors[name] for name in names]) for place, names in correspondence(plain).items()}
 
 
 def from_decoder(plain: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: a decoder's tensors under the plain model's names."""
+    """Convert a decoder's tensors to the plain model's tensors and names, the inverse of `to_decoder`."""
     rows = {name: len(p) for name, p in plain.named_parameters()}
     out: dict[str, Tensor] = {}
     for place, names in correspondence(plain).items():
@@ -68,10 +66,10 @@ def from_decoder(plain: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
 
 @torch.no_grad()
 def copy_weights(plain: nn.Module, decoder: "LanguageModel") -> None:
-    """Put a plain model's weights into a decoder of the same step.
+    """Copy a plain model's weights to a decoder of the same step.
 
     Raises:
-        ValueError: the two are not the same model: a tensor is missing, left over, or of another shape.
+        ValueError: the models differ: a tensor is missing in one of them or has another shape.
     """
     ours = dict(decoder.named_parameters())
     theirs = to_decoder(plain, {name: p.detach() for name, p in plain.named_parameters()})
@@ -118,18 +116,18 @@ PLAIN: dict[str, tuple[Callable[..., Any], ...]] = {
     "lstm": (recurrent.LSTMLayer, recurrent.RecurrentModel),
     "gru": (recurrent.GRULayer, recurrent.RecurrentModel),
 }
-"""What `gptloom ladder show` prints: the classes and functions that are new or essential in a step."""
+"""The new or essential classes and functions of each step, which `gptloom ladder show` prints."""
 
 
 def plain_model(name: str, config: ModelConfig) -> nn.Module:
-    """The plain model of a ladder step, with first weights drawn by `config.init` (PyTorch's or GPT-2's).
+    """Build the plain model of a ladder step, with initial weights by `config.init` (PyTorch's or GPT-2's).
 
     Args:
-        name: a step that trains a model (the steps that count have none).
-        config: the step's own; its sizes are used, and the kinds of parts from `rope` on.
+        name: a step that trains a model (the counting steps do not).
+        config: the step's configuration. Its sizes are used; from `rope` on, also the kinds of layers.
 
     Raises:
-        ConfigError: no such step.
+        ConfigError: unknown step.
     """
     c = config
     model: PlainGPT | modern.ModernGPT
@@ -173,7 +171,7 @@ def plain_model(name: str, config: ModelConfig) -> nn.Module:
 
 
 def _modern(c: ModelConfig) -> modern.ModernGPT:
-    """The parts that the configuration names, in a block that is always the same."""
+    """Build a modern GPT with the norm, attention and MLP of the configuration."""
     bias = c.bias != "none"
 
     def norm() -> LayerNorm | modern.RMSNorm:

@@ -1,11 +1,11 @@
-"""Any model of `ModelConfig` once more, from the papers' formulas: float64, one row at a time, a loop for each head.
+"""Independent implementation of every model, optimizer and schedule from the papers' formulas, in float64.
 
-It shares nothing with the fast models but the names of their weights, so that what both say alike is hardly wrong in
-both. Attention: Vaswani et al. 2017, section 3.2; rotary positions: Su et al. 2021, in the half-split pairing of Llama
-and Qwen; shared heads: Ainslie et al. 2023; SwiGLU: Shazeer 2020; RMSNorm: Zhang and Sennrich 2019; LSTM: Hochreiter
-and Schmidhuber 1997; GRU: Cho et al. 2014.
+Models are computed one row and one head at a time, optimizers one parameter at a time. The code shares nothing with the
+production models except the names of the weights, so equal results are hardly wrong in both.
 
-The optimizers and the schedule once more, from their papers: plain loops over one parameter at a time.
+Attention: Vaswani et al. 2017, section 3.2; rotary embeddings: Su et al. 2021, with the half-split pairing of Llama and
+Qwen; grouped heads: Ainslie et al. 2023; SwiGLU: Shazeer 2020; RMSNorm: Zhang and Sennrich 2019; LSTM: Hochreiter and
+Schmidhuber 1997; GRU: Cho et al. 2014.
 """
 
 import copy
@@ -22,26 +22,26 @@ from gptloom.config.run import TrainConfig
 from gptloom.model.base import LanguageModel
 from gptloom.model.ngram import HashedNgrams
 
-Stir = Callable[[Tensor], Tensor]
+Perturb = Callable[[Tensor], Tensor]
 
 
 class Reference:
-    """A model in formulas.
+    """Computes a model's logits by the formulas.
 
     Args:
-        config: the shape.
-        model: where the weights are taken from, by name.
-        stir: is applied to every weight and angle, to see what a rounding of them would do.
+        config: the model's configuration.
+        model: the source of the weights, by name.
+        perturb: function applied to every weight and angle, to measure the effect of rounding.
     """
 
-    def __init__(self, config: ModelConfig, model: nn.Module, stir: Stir = lambda x: x) -> None:
+    def __init__(self, config: ModelConfig, model: nn.Module, perturb: Perturb = lambda x: x) -> None:
         """Copy the weights to float64 on the CPU."""
-        self.config, self.stir = config, stir
-        self.weights = {name: stir(p.detach().to("cpu", torch.float64)) for name, p in model.named_parameters()}
+        self.config, self.perturb = config, perturb
+        self.weights = {name: perturb(p.detach().to("cpu", torch.float64)) for name, p in model.named_parameters()}
 
     @torch.no_grad()
     def logits(self, *inputs: Int[Tensor, "b _"]) -> Float[Tensor, "b t v"]:
-        """Logits for (ids) or (sources, ids); ids below 0 are padding, which nobody looks at."""
+        """Return the logits for (ids) or (sources, ids); ids below 0 are padding, which is masked."""
         return torch.stack([self._row(*(ids.cpu() for ids in row)) for row in zip(*inputs, strict=True)])
 
     def _row(self, *inputs: Tensor) -> Tensor:
@@ -55,7 +55,10 @@ class Reference:
         return self._head(self._stack("", inputs[0], None, None))
 
     def _stack(self, prefix: str, ids: Tensor, memory: Tensor | None, memory_seen: Tensor | None) -> Tensor:
-        """The stream after the last block, (t, c); a decoder's where the mask is causal, else an encoder's."""
+        """Return the residual stream after the last block and norm, (t, c).
+
+        `prefix` is "encoder." for the encoder of an encoder-decoder, otherwise empty. Only decoders use a causal mask.
+        """
         c, t = self.config, len(ids)
         encodes = c.architecture == "encoder" or prefix == "encoder."
         seen = (ids >= 0).expand(t, t) if encodes else torch.ones(t, t, dtype=torch.bool).tril()
@@ -83,7 +86,10 @@ class Reference:
         return self._norm(prefix + "final_norm", x) if c.norm_position == "pre" and c.head != "none" else x
 
     def _ngrams(self, name: str, ids: list[int]) -> Tensor:
-        """A row for each n-gram of 2 tokens and more, found by Horner's rule and Knuth's multiplication, in whole numbers modulo 2 ** 64."""
+        """Sum the table rows of all n-grams of 2 and more tokens that end at each position.
+
+        The hash uses Horner's rule and Knuth's multiplication, in integers modulo 2 ** 64.
+        """
         table, golden = self.weights[name], 0x9E3779B97F4A7C15
         out = torch.zeros(len(ids), table.shape[1], dtype=torch.float64)
         for place in range(len(ids)):
@@ -108,11 +114,11 @@ class Reference:
         return self._attention(name, x, memory, seen.expand(len(x), len(memory)), rotary=False)
 
     def _mean(self, name: str, x: Tensor) -> Tensor:
-        """The mean of each place and all before it."""
+        """Return the mean of each position and all earlier ones."""
         return self._linear(name, x.cumsum(0) / torch.arange(1, len(x) + 1)[:, None])
 
     def _attention(self, name: str, x: Tensor, source: Tensor, seen: Tensor, *, rotary: bool) -> Tensor:
-        """softmax(q k / sqrt(width)) v, head by head; query heads share the keys and values of their group."""
+        """Compute softmax(q k^T / sqrt(width)) v, head by head; the query heads of a group share keys and values."""
         c, d = self.config, self.config.width_per_head
         if name + ".qkv.weight" in self.weights:
             query, key, value = torch.split(
@@ -139,7 +145,7 @@ class Reference:
         return self._linear(name + ".out", torch.cat(heads, -1))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        """Features i and i + d/2 are a point in a plane, which turns by position * theta ** (-2 i / d)."""
+        """Rotate each pair of features i and i + d/2 by the angle position * theta ** (-2 i / d)."""
         half = x.shape[-1] // 2
         angles = self._angles(len(x), x.shape[-1], self.config.rope_theta)
         a, b = x[:, :half], x[:, half:]
@@ -147,7 +153,7 @@ class Reference:
 
     def _angles(self, t: int, width: int, base: float) -> Tensor:
         rates = torch.tensor([base ** (-2.0 * i / width) for i in range(width // 2)], dtype=torch.float64)
-        return self.stir(torch.arange(t, dtype=torch.float64)[:, None] * rates)
+        return self.perturb(torch.arange(t, dtype=torch.float64)[:, None] * rates)
 
     def _mlp(self, name: str, x: Tensor) -> Tensor:
         h = self._linear(name + ".up", x)
@@ -178,7 +184,7 @@ class Reference:
         return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * self.weights[name + ".weight"]
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        """Multiply by W^T and add b; a layer that the configuration leaves out passes x on."""
+        """Return x W^T + b; or x, if the model does not have this layer."""
         weight = self.weights.get(name + ".weight")
         return x if weight is None else x @ weight.T + self.weights.get(name + ".bias", torch.zeros(()))
 
@@ -200,7 +206,7 @@ class Reference:
         return x
 
     def _cell(self, layer: int, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of one recurrent layer; the gates stand in PyTorch's order: i f g o, or r z n."""
+        """Compute one step of one recurrent layer; gates are in PyTorch's order: i f g o, or r z n."""
         w = {kind: self.weights[f"layers.{kind}_l{layer}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
         read, kept = w["weight_ih"] @ x + w["bias_ih"], w["weight_hh"] @ hidden + w["bias_hh"]
         match self.config.architecture:
@@ -217,27 +223,27 @@ class Reference:
 
 
 def _signed(number: int) -> int:
-    """The whole number that 64 bits are in two's complement."""
+    """Interpret an unsigned 64-bit integer as two's complement."""
     return number - 2**64 if number >= 2**63 else number
 
 
 EPSILON = 1e-8
-"""AdamW's, and every recipe's."""
+"""AdamW's epsilon, in every recipe."""
 
 
 def reference_update(
     model: LanguageModel, train: TrainConfig, steps: int, gradients: Callable[[LanguageModel, int], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The weights after some steps of the run's optimizer, with clipping and the run's schedule.
+    """Train a copy of the model with the run's optimizer, clipping and schedule; return its weights by name.
 
     AdamW: Loshchilov and Hutter 2019, algorithm 2. Muon: Jordan et al. 2024, for the matrices of linear and recurrent
-    layers but the head. AdaGrad: Duchi et al. 2011, with one sum a row, for tables of hashed n-grams.
+    layers except the head. AdaGrad: Duchi et al. 2011, with one sum per row, for tables of hashed n-grams.
 
     Args:
-        model: stays as it is.
-        train: the settings.
-        steps: how many.
-        gradients: those of the loss of a model at a step, by parameter.
+        model: the initial model; it is not changed.
+        train: training settings.
+        steps: number of steps.
+        gradients: function of a model and a step that returns the gradients of the loss by parameter name.
     """
     model = copy.deepcopy(model)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams)}
@@ -286,7 +292,7 @@ def _adagrad(p: Tensor, g: Tensor, v: Tensor, rate: float) -> None:
 
 
 def rate_at(train: TrainConfig, step: int, total: int) -> float:
-    """The schedules' formulas once more."""
+    """Return the learning rate of a step by the schedules' formulas."""
     warm = min(train.warmup_steps, total // 2)
     if step < warm:
         return train.learning_rate / warm * (step + 1)
@@ -303,10 +309,10 @@ def rate_at(train: TrainConfig, step: int, total: int) -> float:
 
 
 def length(slopes: dict[str, Tensor]) -> float:
-    """Of a whole gradient."""
+    """Return the norm of all gradients together."""
     return float(torch.stack([torch.linalg.vector_norm(g) for g in slopes.values()]).norm())
 
 
 def shrinking(size: float, most: float) -> float:
-    """What a gradient is multiplied with; the small number is PyTorch's, against division by 0."""
+    """Return the factor that clips a gradient of norm `size` to `most`; 1e-6 prevents division by 0, as in PyTorch."""
     return min(1.0, most / (size + 1e-6))

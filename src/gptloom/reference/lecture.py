@@ -1,6 +1,6 @@
-"""The lecture's GPT: heads, their joining, the feed-forward layer, the norm, the block, and the whole model.
+"""The lecture's GPT: head, multi-head attention, feed-forward layer, LayerNorm, block, and the complete model.
 
-Decoder, encoder, encoder-decoder: the same block, and who may look at whom.
+The functions at the end show decoder, encoder and encoder-decoder: they differ only in the attention mask.
 """
 
 import torch
@@ -14,7 +14,7 @@ class Head(nn.Module):
     def __init__(
         self, n_embd: int, head_size: int, block_size: int, dropout: float = 0.0, scale: float | None = None
     ) -> None:
-        """Three projections without bias; scores are multiplied by `scale`, head_size ** -0.5 unless given."""
+        """Three projections without bias; scores are multiplied by `scale` (default: head_size ** -0.5)."""
         super().__init__()
         self.query = nn.Linear(n_embd, head_size, bias=False)
         self.key = nn.Linear(n_embd, head_size, bias=False)
@@ -24,19 +24,17 @@ class Head(nn.Module):
         self.register_buffer("past", torch.tril(torch.ones(block_size, block_size, dtype=torch.bool)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each position asks (query), each earlier one answers (key), and what they say (value) is averaged by the match."""
+        """Average the values of each position and the earlier ones, weighted by how well query and key match."""
         t = x.shape[1]
-        scores = (
-            self.query(x) @ self.key(x).transpose(1, 2) * self.scale
-        )  # (b, t, t): how well each query fits each key
-        scores = scores.masked_fill(~self.get_buffer("past")[:t, :t], float("-inf"))  # nobody sees the future
+        scores = self.query(x) @ self.key(x).transpose(1, 2) * self.scale  # (b, t, t): match of each query and key
+        scores = scores.masked_fill(~self.get_buffer("past")[:t, :t], float("-inf"))  # no position sees the future
         weights = F.softmax(scores, dim=-1)  # each row sums to 1
         out: Tensor = self.dropout(weights) @ self.value(x)
         return out
 
 
 class MultiHeadAttention(nn.Module):
-    """Several heads side by side, joined and mixed by a projection."""
+    """Several heads in parallel, concatenated and mixed by a projection."""
 
     def __init__(
         self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, scale: float | None = None
@@ -48,33 +46,33 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the heads one after the other; (b, t, n_embd) to the same."""
+        """Run the heads one after the other; (b, t, n_embd) to (b, t, n_embd)."""
         joined = torch.cat([head(x) for head in self.heads], dim=-1)
         out: Tensor = self.dropout(self.projection(joined))
         return out
 
 
 class FeedForward(nn.Module):
-    """Every position thinks by itself about what it has gathered."""
+    """The MLP: processes the output of attention at each position separately."""
 
     def __init__(self, n_embd: int, dropout: float = 0.0) -> None:
-        """Four times wider inside."""
+        """The hidden layer is four times as wide."""
         super().__init__()
         self.up = nn.Linear(n_embd, 4 * n_embd)
         self.down = nn.Linear(4 * n_embd, n_embd)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Widen, cut off what is negative, narrow."""
+        """Expand, apply ReLU, contract."""
         out: Tensor = self.dropout(self.down(F.relu(self.up(x))))
         return out
 
 
 class LayerNorm(nn.Module):
-    """Shift and stretch each vector to mean 0 and variance 1, then let the model choose both again."""
+    """Normalises each vector to mean 0 and variance 1, then applies a learned gain and bias."""
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
-        """A gain of 1 and a bias of 0 to begin with."""
+        """Start with gain 1 and bias 0."""
         super().__init__()
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
@@ -88,7 +86,7 @@ class LayerNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Communication, then computation, each added to what was there before."""
+    """Communication (attention), then computation (MLP), each added to the residual stream."""
 
     def __init__(
         self, n_embd: int, n_head: int, block_size: int, dropout: float = 0.0, scale: float | None = None
@@ -108,7 +106,7 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """The whole model: what a token is, where it stands, n_layer blocks, and a guess at the next token."""
+    """The complete model: token and position embeddings, n_layer blocks, and a linear layer for the next token."""
 
     def __init__(
         self,
@@ -120,7 +118,7 @@ class PlainGPT(nn.Module):
         dropout: float = 0.0,
         scale: float | None = None,
     ) -> None:
-        """Build it, with PyTorch's default initial weights."""
+        """Build the model with PyTorch's default initial weights."""
         super().__init__()
         self.block_size = block_size
         self.token_table = nn.Embedding(vocab_size, n_embd)
@@ -136,21 +134,21 @@ class PlainGPT(nn.Module):
         return logits
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats; targets (b, t) are the ids one place further on."""
+        """Mean cross-entropy in nats; targets (b, t) are the ids shifted by one position."""
         return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
     def generate(self, ids: Tensor, tokens: int) -> Tensor:
-        """Continue ids (b, t) by `tokens` draws, running the whole context again for each."""
+        """Continue ids (b, t) by `tokens` sampled tokens; each one recomputes the complete context."""
         for _ in range(tokens):
-            logits = self(ids[:, -self.block_size :])[:, -1]  # only the last position's guess is needed
+            logits = self(ids[:, -self.block_size :])[:, -1]  # only the last position's logits are needed
             drawn = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
             ids = torch.cat((ids, drawn), dim=1)
         return ids
 
 
 class Attention(nn.Module):
-    """One head that asks in x and finds answers in `memory`, where `allowed` says so."""
+    """One head with queries from x, and keys and values from `memory`; `allowed` is the mask."""
 
     def __init__(self, width: int) -> None:
         """Three projections without bias."""
@@ -160,7 +158,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, memory: Tensor, allowed: Tensor) -> Tensor:
-        """(b, t, width) asks (b, s, width); `allowed` is (t, s)."""
+        """Attend from x (b, t, width) to memory (b, s, width); `allowed` is (t, s)."""
         scores = self.query(x) @ self.key(memory).transpose(1, 2) * x.shape[-1] ** -0.5
         weights = F.softmax(scores.masked_fill(~allowed, float("-inf")), dim=-1)
         out: Tensor = weights @ self.value(memory)
@@ -168,7 +166,7 @@ class Attention(nn.Module):
 
 
 def decoder_step(attention: Attention, x: Tensor) -> Tensor:
-    """A decoder looks at itself and at what came before: it can go on writing."""
+    """In a decoder, a position sees itself and earlier positions, so it can generate text."""
     t = x.shape[1]
     allowed = torch.tril(torch.ones(t, t, dtype=torch.bool))  # the one line
     out: Tensor = x + attention(x, x, allowed)
@@ -176,7 +174,7 @@ def decoder_step(attention: Attention, x: Tensor) -> Tensor:
 
 
 def encoder_step(attention: Attention, x: Tensor) -> Tensor:
-    """An encoder looks everywhere: it can tell what is hidden, but not go on, for it was never without the future."""
+    """In an encoder, a position sees all positions: it can predict masked tokens, but cannot continue a text."""
     t = x.shape[1]
     allowed = torch.ones(t, t, dtype=torch.bool)  # the one line
     out: Tensor = x + attention(x, x, allowed)
@@ -184,8 +182,8 @@ def encoder_step(attention: Attention, x: Tensor) -> Tensor:
 
 
 def encoder_decoder_step(attention: Attention, cross: Attention, x: Tensor, source: Tensor) -> Tensor:
-    """A decoder that also looks at everything an encoder has made of a source: it goes on writing about something."""
+    """In an encoder-decoder, the decoder also sees all of the encoder's output, so its text depends on a source."""
     x = decoder_step(attention, x)
-    allowed = torch.ones(x.shape[1], source.shape[1], dtype=torch.bool)  # the whole source
-    out: Tensor = x + cross(x, source, allowed)  # asks in x, finds its answers in the source
+    allowed = torch.ones(x.shape[1], source.shape[1], dtype=torch.bool)  # all positions of the source
+    out: Tensor = x + cross(x, source, allowed)  # queries from x, keys and values from the source
     return out

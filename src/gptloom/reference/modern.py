@@ -1,6 +1,6 @@
-"""What came after the lecture: GPT-2's first weights and GELU, then the parts of today's models (Llama, Qwen3).
+"""Later improvements: GPT-2's initial weights and GELU, then the layers of current models (Llama, Qwen3).
 
-The block stays what it was, communication and computation with residuals; only its parts are exchanged.
+The block stays the same, communication and computation with residual connections; only its layers are replaced.
 """
 
 import math
@@ -13,10 +13,11 @@ from gptloom.reference.lecture import FeedForward, Head, LayerNorm, PlainGPT
 
 
 def gpt2_weights(model: "PlainGPT | ModernGPT") -> None:
-    """Draw the weights anew as GPT-2 does (Radford et al. 2019), in place.
+    """Draw the initial weights as in GPT-2 (Radford et al. 2019), in place.
 
-    Everything starts small, so that no token is preferred; what writes into the stream starts smaller still, because 2
-    n_layer branches add up there. The last gain keeps the first logits at a spread of 0.1 for every width.
+    All weights start small, so that the first logits prefer no token. The projections that write to the residual stream
+    start even smaller, because the sum has 2 n_layer branches. The gain of the final norm limits the standard deviation
+    of the first logits to 0.1 for every width.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
@@ -29,15 +30,15 @@ def gpt2_weights(model: "PlainGPT | ModernGPT") -> None:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """A ReLU with a soft knee, in the tanh approximation that GPT-2 uses (Hendrycks and Gimpel 2016)."""
+    """GELU, a smooth ReLU, in GPT-2's tanh approximation (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 class GELUFeedForward(FeedForward):
-    """The feed-forward layer with GELU in place of ReLU."""
+    """The feed-forward layer with GELU instead of ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Widen, weaken what is negative, narrow."""
+        """Expand, apply GELU, contract."""
         out: Tensor = self.dropout(self.down(gelu(self.up(x))))
         return out
 
@@ -48,16 +49,17 @@ class GELUModel(PlainGPT):
     def __init__(
         self, vocab_size: int, block_size: int, n_embd: int, n_head: int, n_layer: int, dropout: float = 0.0
     ) -> None:
-        """Exchange the feed-forward layer of each block."""
+        """Replace the feed-forward layer of each block."""
         super().__init__(vocab_size, block_size, n_embd, n_head, n_layer, dropout)
         for block in self.blocks:
             block.feed_forward = GELUFeedForward(n_embd, dropout)
 
 
 def rotate(x: Tensor, theta: float = 10_000.0) -> Tensor:
-    """Turn the pair of features (i, i + d/2) of the vector at position t by the angle t * theta ** (-2i / d); (b, t, d) to the same.
+    """Rotary embedding (Su et al. 2021); (b, t, d) to (b, t, d).
 
-    The product of a turned query and a turned key depends on the distance of their positions only (Su et al. 2021).
+    Rotates the features (i, i + d/2) of the vector at position t by the angle t * theta ** (-2i / d). The product of a
+    rotated query and a rotated key then depends only on the distance of their positions.
     """
     t, d = x.shape[1:]
     speeds = theta ** -(torch.arange(0, d, 2, dtype=torch.float64) / d)
@@ -68,17 +70,17 @@ def rotate(x: Tensor, theta: float = 10_000.0) -> Tensor:
 
 
 class RotaryHead(Head):
-    """A head whose queries and keys are turned by their position: no table of positions is needed any more."""
+    """A head that rotates queries and keys by their position, which replaces the position table."""
 
     def __init__(
         self, n_embd: int, head_size: int, block_size: int, dropout: float = 0.0, theta: float = 10_000.0
     ) -> None:
-        """As a head; theta sets the slowest turn."""
+        """Build a head; theta determines the slowest rotation."""
         super().__init__(n_embd, head_size, block_size, dropout)
         self.theta = theta
 
     def forward(self, x: Tensor) -> Tensor:
-        """Ask, answer, both turned; listen. The values are not turned."""
+        """Attend with rotated queries and keys; the values are not rotated."""
         t = x.shape[1]
         query, key = rotate(self.query(x), self.theta), rotate(self.key(x), self.theta)
         scores = query @ key.transpose(1, 2) * self.scale
@@ -88,7 +90,7 @@ class RotaryHead(Head):
 
 
 class RotaryAttention(nn.Module):
-    """Several rotary heads, joined and mixed by a projection."""
+    """Several rotary heads, concatenated and mixed by a projection."""
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class RotaryAttention(nn.Module):
         theta: float = 10_000.0,
         bias: bool = True,
     ) -> None:
-        """Heads of width n_embd / n_head; `bias` is that of the projection."""
+        """Heads of width n_embd / n_head; `bias` applies to the projection."""
         super().__init__()
         self.heads = nn.ModuleList(
             RotaryHead(n_embd, n_embd // n_head, block_size, dropout, theta) for _ in range(n_head)
@@ -108,17 +110,17 @@ class RotaryAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, t, n_embd) to the same."""
+        """Run the heads one after the other; (b, t, n_embd) to (b, t, n_embd)."""
         joined = torch.cat([head(x) for head in self.heads], dim=-1)
         out: Tensor = self.dropout(self.projection(joined))
         return out
 
 
 class RMSNorm(nn.Module):
-    """LayerNorm without the shift: divide by the root mean square, then let the model choose the size (Zhang and Sennrich 2019)."""
+    """LayerNorm without mean and bias: divides by the root mean square (Zhang and Sennrich 2019)."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
-        """A gain of 1 to begin with."""
+        """Start with gain 1."""
         super().__init__()
         self.gain = nn.Parameter(torch.ones(width))
         self.eps = eps
@@ -129,10 +131,10 @@ class RMSNorm(nn.Module):
 
 
 class GroupedAttention(nn.Module):
-    """Attention as in Qwen3: fewer keys and values than queries, queries and keys normalised, then turned.
+    """Attention as in Qwen3: fewer key-value heads than query heads; queries and keys are normalised, then rotated.
 
-    With n_kv_head = n_head every query head has its own keys and values (the steps `qk-norm` and `swiglu`); with fewer,
-    n_head / n_kv_head neighbouring heads share them (Ainslie et al. 2023), and the cache shrinks by that factor.
+    If n_kv_head = n_head, every query head has its own keys and values (steps `qk-norm` and `swiglu`). Otherwise
+    n_head / n_kv_head adjacent query heads share them (Ainslie et al. 2023), and the cache shrinks by that factor.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class GroupedAttention(nn.Module):
         theta: float = 10_000.0,
         bias: bool = True,
     ) -> None:
-        """The two norms belong to all heads of the layer; `bias` is that of the projection."""
+        """All heads of the layer share the two norms; `bias` applies to the projection."""
         super().__init__()
         head_size = n_embd // n_head
         self.queries = nn.ModuleList(nn.Linear(n_embd, head_size, bias=False) for _ in range(n_head))
@@ -158,7 +160,7 @@ class GroupedAttention(nn.Module):
         self.register_buffer("past", torch.tril(torch.ones(block_size, block_size, dtype=torch.bool)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, t, n_embd) to the same."""
+        """Run the heads one after the other; (b, t, n_embd) to (b, t, n_embd)."""
         t = x.shape[1]
         keys = [rotate(self.key_norm(key(x)), self.theta) for key in self.keys]
         values = [value(x) for value in self.values]
@@ -173,10 +175,10 @@ class GroupedAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A feed-forward layer with a gate: one projection says what, the other how much of it (Shazeer 2020)."""
+    """Feed-forward layer with a gate: one projection is multiplied by the SiLU of another (Shazeer 2020)."""
 
     def __init__(self, n_embd: int, width: int, dropout: float = 0.0, bias: bool = False) -> None:
-        """Three matrices; a width of 8/3 n_embd, rounded up to a multiple of 8, makes them about as large as two of 4 n_embd."""
+        """Three matrices. With width 8/3 n_embd (rounded up to 8), they are about as large as two of width 4 n_embd."""
         super().__init__()
         self.gate = nn.Linear(n_embd, width, bias=bias)
         self.up = nn.Linear(n_embd, width, bias=bias)
@@ -184,16 +186,16 @@ class SwiGLU(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Widen twice, gate, narrow."""
+        """Expand twice, apply the gate, contract."""
         out: Tensor = self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
         return out
 
 
 class ModernBlock(nn.Module):
-    """The same two lines as ever, of parts that can be exchanged."""
+    """The same block with replaceable layers."""
 
     def __init__(self, norm1: nn.Module, attention: nn.Module, norm2: nn.Module, feed_forward: nn.Module) -> None:
-        """Take the parts."""
+        """Store the layers."""
         super().__init__()
         self.norm1, self.attention, self.norm2, self.feed_forward = norm1, attention, norm2, feed_forward
 
@@ -205,12 +207,12 @@ class ModernBlock(nn.Module):
 
 
 class ModernGPT(nn.Module):
-    """A GPT without a table of positions: its heads tell them by turning."""
+    """A GPT without a position table: its heads use rotary embeddings."""
 
     def __init__(
         self, vocab_size: int, n_embd: int, blocks: list[ModernBlock], final_norm: LayerNorm | RMSNorm, head_bias: bool
     ) -> None:
-        """Tokens, the blocks, the last norm, a linear layer."""
+        """Token table, blocks, final norm, linear layer."""
         super().__init__()
         self.token_table = nn.Embedding(vocab_size, n_embd)
         self.blocks = nn.Sequential(*blocks)

@@ -1,20 +1,20 @@
-"""The recurrent models in the plainest code: a memory of one vector, rewritten at every token."""
+"""The recurrent models in plain code: a hidden state of one vector, updated at every token."""
 
 import torch
 from torch import Tensor, nn
 
 
 class RNNLayer(nn.Module):
-    """The simplest memory (Elman 1990): what is read and what is remembered are mixed, and squashed."""
+    """The simple RNN (Elman 1990): the new hidden state is the tanh of a linear map of input and hidden state."""
 
     def __init__(self, width: int) -> None:
-        """One matrix for what comes in, one for what is remembered."""
+        """One matrix for the input, one for the hidden state."""
         super().__init__()
         self.input = nn.Linear(width, width)
         self.hidden = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (b, t, width) to the same, one token after the other: no two of them can be computed at once."""
+        """(b, t, width) to (b, t, width), one token after the other: the steps cannot run in parallel."""
         h = torch.zeros_like(x[:, 0])
         found = []
         for t in range(x.shape[1]):
@@ -24,7 +24,10 @@ class RNNLayer(nn.Module):
 
 
 class LSTMLayer(nn.Module):
-    """A memory beside the output that is only added to and scaled (Hochreiter and Schmidhuber 1997), so that gradients last longer."""
+    """LSTM (Hochreiter and Schmidhuber 1997): a second state, the cell, is only scaled and added to.
+
+    So gradients vanish more slowly.
+    """
 
     def __init__(self, width: int) -> None:
         """The matrices hold input gate, forget gate, candidate and output gate, in this order."""
@@ -33,7 +36,7 @@ class LSTMLayer(nn.Module):
         self.hidden = nn.Linear(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (b, t, width) to the same."""
+        """(b, t, width) to (b, t, width)."""
         h = c = torch.zeros_like(x[:, 0])
         found = []
         for t in range(x.shape[1]):
@@ -45,9 +48,10 @@ class LSTMLayer(nn.Module):
 
 
 class GRULayer(nn.Module):
-    """One vector, two gates (Cho et al.
+    """GRU (Cho et al. 2014): one state and two gates.
 
-    2014): how much of the past goes into the candidate, and how much of it stays.
+    The reset gate scales the hidden state's part of the candidate; the update gate is the share of the old state in the
+    new one.
     """
 
     def __init__(self, width: int) -> None:
@@ -57,7 +61,7 @@ class GRULayer(nn.Module):
         self.hidden = nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (b, t, width) to the same."""
+        """(b, t, width) to (b, t, width)."""
         h = torch.zeros_like(x[:, 0])
         found = []
         for t in range(x.shape[1]):
@@ -71,13 +75,13 @@ class GRULayer(nn.Module):
 
 
 class RecurrentModel(nn.Module):
-    """What a token is, layers that remember, and a guess at the next token.
+    """Token table, recurrent layers, and a linear layer for the next token.
 
-    There are no positions: order is in the reading.
+    It needs no position embeddings, because the layers read the tokens in order.
     """
 
     def __init__(self, vocab_size: int, width: int, layers: list[nn.Module]) -> None:
-        """Put any of the layers above on one another."""
+        """Stack any of the layers above."""
         super().__init__()
         self.token_table = nn.Embedding(vocab_size, width)
         self.layers = nn.Sequential(*layers)

@@ -182,7 +182,7 @@ def test_without_its_memory_the_optimizer_goes_elsewhere():
 )
 def test_memory_that_fits_no_parameter_is_refused(key, shape):
     model = build(CONFIGS["mean"])
-    with pytest.raises(ValueError, match="fits no parameter"):
+    with pytest.raises(ValueError, match="does not match any parameter"):
         load_state_tensors(FlatAdamW(model, TrainConfig()), {key: torch.zeros(shape)})
 
 
