@@ -48,7 +48,7 @@ class TokenView:
 
 
 def visible(text: str) -> str:
-        """The step of surprise: 0 for an expected token, len(STEPS) for the least expected; None if there is no loss."""
+    r"""Make every character visible: ␣ for a space, ⏎ for a line end, ⇥ for a tab, `\x1b` for a control character."""
     return "".join(SHOWN.get(char) or _spelled(char) for char in text)
 
 
