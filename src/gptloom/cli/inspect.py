@@ -29,9 +29,9 @@ embedding   embedding.png, the token table in the plane of its largest variance
 statistics  statistics.png, sizes of activations, weights and gradients, entropy of the heads, units that are off
 distance    distance.png, how strongly the loss depends on tokens further back
 
-An encoder-decoder translates the prompt. It has alignment.png: the source tokens that each written token looked at,
-as the mean over the heads of the layer that points most (--layer and --head draw single ones). It also has
-reading.png, the encoder's heads, and tokens.html.
+An encoder-decoder translates the prompt. alignment.png shows the attention from each written token to the source,
+averaged over the heads of the layer with the largest weights (--layer and --head draw single heads). reading.png
+shows the encoder's heads. tokens.html is written too.
 
 inspect.json contains the numbers of all views. Layers and heads count from 0. The most likely token has rank 0.
 Losses are read in windows of the model's context, as `gptloom eval` reads them; maps show the last window."""

@@ -71,7 +71,7 @@ def draw_staircase(path: Path, stairs: Sequence[Stair], *, title: str, dark: boo
 
 def _is_worse(stair: Stair, losses: Mapping[str, float]) -> bool:
     """Whether a step's loss is above that of its base."""
-    return stair.base in losses and stair.loss > losses[stair.base]
+    return stair.base is not None and stair.base in losses and stair.loss > losses[stair.base]
 
 
 def _draw_elbow(axes: Axes, start: tuple[float, int], end: tuple[float, int], colour: str) -> None:
