@@ -44,7 +44,7 @@ def page() -> str:
     ]
     for title, config, prefix in [*groups, ("Sampling (`gptloom sample`)", SampleConfig, "")]:
         lines += [f"## {title}", "", str(config.__doc__).splitlines()[0], "", *table(config, prefix)]
-    lines += ["## Recipes", "", "What a recipe does not set has the default above.", ""]
+    lines += ["## Recipes", "", "A setting that a recipe does not set has the default above.", ""]
     for name in recipe_names():
         lines += [f"### {name}", ""]
         for group, values in read_recipe(name).items():

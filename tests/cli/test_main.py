@@ -102,7 +102,7 @@ def test_sample_writes_the_prompt_and_goes_on(run):
     assert (
         done.returncode == 0 and done.stdout.startswith("the quick") and len(done.stdout) == len("the quick") + 30 + 1
     )
-    assert "slides" in done.stderr  # 9 + 30 tokens are more than this model's context of 16
+    assert "the context moves" in done.stderr  # 9 + 30 tokens are more than this model's context of 16
 
 
 def test_sample_json_lists_tokens_with_probabilities(run, capsys):

@@ -475,7 +475,10 @@ def test_any_tokenizer_will_do(text, tmp_path, capsys):
 
 
 def test_reproduce_and_check_are_words_of_their_own(capsys, tmp_path):
-    assert main(["ladder", "shakespeare", "--reproduce"]) == 2 and "takes only --steps" in capsys.readouterr().err
+    assert (
+        main(["ladder", "shakespeare", "--reproduce"]) == 2
+        and "can be combined only with --steps" in capsys.readouterr().err
+    )
     assert main(["ladder", "--reproduce", "single-head", "--seeds", "2"]) == 2 and "--seeds" in capsys.readouterr().err
     assert (
         main(["ladder", "check", "one-haed", str(tmp_path / "file.py")]) == 2

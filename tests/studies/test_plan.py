@@ -214,9 +214,9 @@ def test_the_plan_tells_what_this_model_makes_of_the_operations(plan, capsys):
     )
     assert plan("--tokens", "1B", "--model.n-layer", "1", "--model.vocab-size", "65")["optimal"]["predicted_loss"] == []
     for words, part in (
-        (["--tokens", "300B"], "a larger one would be better"),
-        (["--tokens", "10M"], "a smaller model would be better"),
-        (["--tokens", "2.5B"], "well spent"),
+        (["--tokens", "300B"], "a larger model would reach a lower loss"),
+        (["--tokens", "10M"], "a smaller model would reach a lower loss"),
+        (["--tokens", "2.5B"], "a good use of the operations"),
     ):
         assert main([*GPT2[:-1], *words]) == 0
         assert part in capsys.readouterr().out

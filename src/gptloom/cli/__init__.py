@@ -1,1 +1,1 @@
-"""The command line: `main.py`, what all commands share in `flags.py`, and one file for each command."""
+"""The command line: `main.py`, helpers of all commands in `flags.py`, and one file per command."""

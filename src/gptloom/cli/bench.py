@@ -58,7 +58,7 @@ def bench_command(words: list[str]) -> int:
 
     config = configure(args.recipe, {}, changes, where="the command line")
     device = pick_device(config.device)
-    args.out.mkdir(parents=True, exist_ok=True)  # an error here must come before the minutes of measuring
+    args.out.mkdir(parents=True, exist_ok=True)  # fail here, before the minutes of measuring
     found = bench(config, device, groups=groups, seconds=60 * args.minutes, largest=args.largest, say=_say)
     found |= {"command": shlex.join(["gptloom", *sys.argv[1:]]), **_draw(args.out, found)}
     text = json.dumps(found, ensure_ascii=False)
@@ -78,20 +78,20 @@ def _add_bench_flags(parser: Parser) -> None:
     parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(GROUPS)} (default: all)")
     about = "about how long all measurements may take together [2]"
     parser.add_argument("--minutes", metavar="N", type=float, default=2.0, help=about)
-    about = "also prepare texts of up to 1 GB, without a limit of time (3 GB of disk)"
+    about = "also prepare texts of up to 1 GB, without a time limit (needs 3 GB of disk)"
     parser.add_argument("--largest", action="store_true", help=about)
     about = "folder of the picture and the JSON file [./bench]"
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("bench"), help=about)
-    # One process runs as many steps as the time allows.
+    # The time budget sets the number of steps, and there is one process.
     unused = ("train.steps", "train.minutes", "train.epochs", "train.ranks")
     add_flags(parser, RunConfig, short={"data.tokenizer": "tokenizer"}, skip=("recipe", *unused))
 
 
 def _read_groups(only: str | None) -> tuple[str, ...]:
-    """The groups of --only; without it, all of them."""
+    """Return the groups named by --only; without it, all groups."""
     groups = tuple(GROUPS if only is None else dict.fromkeys(name.strip() for name in only.split(",")))
     if unknown := [name for name in groups if name not in GROUPS]:
-        what, cure = f"there is nothing called {unknown[0]!r} to measure", f"choose from {', '.join(GROUPS)}"
+        what, cure = f"there is no group {unknown[0]!r}", f"choose from {', '.join(GROUPS)}"
         raise ConfigError(what, where="--only", cure=cure)
     return groups
 
@@ -101,7 +101,7 @@ def _say(line: str) -> None:
 
 
 def _draw(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
-    """Draw both pictures; returns the paths of all files."""
+    """Draw both pictures; return the paths of all files."""
     from gptloom.plots.bench import draw_bench
 
     title = f"{found['recipe']}: {found['model']['parameters']:,} parameters on {found['device']}, {found['dtype']}"
@@ -115,7 +115,7 @@ def _draw(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sentences(found: Mapping[str, Any]) -> list[str]:
-    """The results in words."""
+    """Return the main results as sentences."""
     lines = []
     for one in found.get("sweeps", []):
         if one["exponent"] is not None:
@@ -136,7 +136,7 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
 
 
 def _left_out(found: Mapping[str, Any]) -> list[str]:
-    """A line for each value that was not measured, with the reason."""
+    """Return a line for each value that was not measured, with the reason."""
     groups = [(one["name"], one["left_out"]) for one in found.get("sweeps", [])]
     groups += [(name, found[name]["left_out"]) for name in ("sampling", "preparing") if name in found]
     return [f"left out: {name} {one['value']:,}{_streams(one)}: {one['why']}" for name, ones in groups for one in ones]
@@ -147,7 +147,7 @@ def _streams(one: Mapping[str, Any]) -> str:
 
 
 def _tables(found: Mapping[str, Any]) -> list[Table]:
-    """A table for each sweep that was measured."""
+    """Return a table for each measured sweep."""
     steps = ("ms a step", "quartiles", "n", "tokens/s", "FLOP a token", "GFLOP/s", "limit ms", "limit GFLOP/s", "share")
     drawn = [
         _table(f"step against {one['name']} ({one['setting']})", (one["name"], *steps), map(_step, one["points"]))

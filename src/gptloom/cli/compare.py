@@ -75,7 +75,7 @@ def _add_compare_flags(parser: Parser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Errors that need neither the text nor torch."""
+    """Raise errors that can be found without the text and without torch."""
     if not 1 <= args.seeds <= MOST_SEEDS:
         raise ConfigError(f"{args.seeds} is not between 1 and {MOST_SEEDS}", where="--seeds", cure="try --seeds 5")
     settings = args.recipe or args.config or args.together or args.claim or any("=" in word for word in args.words)
@@ -85,7 +85,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _arms(args: argparse.Namespace, file: Mapping[str, Any], changes: Mapping[str, Any]) -> list[Arm]:
-    """The arms of the factors that are among the words."""
+    """Return the arms, planned from the factors among the words."""
     from gptloom.api import configure
     from gptloom.studies.compare.factors import is_factor, plan_arms, read_factor
 
@@ -112,8 +112,8 @@ def _compare_example(args: argparse.Namespace, changes: Mapping[str, Any]) -> in
         raise ConfigError(f"{steps!r} is not a number of steps", where="--steps", cure=f"try --steps {STEPS}")
     print("\n".join(published_lines(example)), file=sys.stderr)
     settings = example.runs[0]["settings"]
-    length = f"with {steps} steps for its {settings['train.steps']:,}"
-    print(f"\nNow each setting by itself, from the first run, {length}:", file=sys.stderr)
+    length = f"with {steps} steps instead of {settings['train.steps']:,}"
+    print(f"\nEach setting changed separately from the first run, {length}:", file=sys.stderr)
     first = nest({key: value for key, value in settings.items() if key != "train.steps"})
     layers = ({"train": {"steps": int(steps)}}, example.base, first, {**changes, "train": train})
     arms = plan_arms(example.factors(int(steps)), "tiny", *layers, where="--example")
@@ -127,7 +127,7 @@ def _compare_example(args: argparse.Namespace, changes: Mapping[str, Any]) -> in
 
 
 def _published(example: Example) -> dict[str, Any]:
-    """The published runs, and what was concluded from them."""
+    """Return the published runs and the published conclusions as JSON values."""
     findings = [
         {"from": step.before, "to": step.after, "changed": list(step.changes), "said": step.said, "wrong": step.wrong}
         for step in example.steps
@@ -137,7 +137,7 @@ def _published(example: Example) -> dict[str, Any]:
 
 
 def _run(args: argparse.Namespace, plan: Plan) -> dict[str, Any] | None:
-    """Open the text, print the cost, run, judge and draw; None if only the plan was asked for."""
+    """Open the text, print the cost, train, summarise and draw. Returns None if only the plan is printed."""
     from gptloom.studies.compare import Folder, estimate_times, identity, open_materials, run_all
     from gptloom.studies.compare.factors import is_factor
     from gptloom.studies.compare.summary import pair_notes, summarise
@@ -203,7 +203,7 @@ def _draw(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _print(result: Mapping[str, Any], more: Sequence[str], *, as_json: bool) -> None:
-    """The table on standard error, the verdicts on standard output."""
+    """Print the table to standard error and the verdicts to standard output."""
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
         return

@@ -1,4 +1,4 @@
-"""`gptloom import`: a bundle from a model file of another program."""
+"""`gptloom import`: convert a model file of another program to a bundle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ gelu is exact, as in nanoGPT since 17 May 2023. gelu-tanh is GPT-2's approximati
 versions of nanoGPT."""
 
 _PADDING = 256
-"""Upper bound of padding rows: vocabularies are padded to a multiple of 64 or 128."""
+"""Limit of padding rows; vocabularies are usually padded to a multiple of 64 or 128."""
 
 
 def import_command(words: list[str]) -> int:
@@ -74,7 +74,7 @@ def import_command(words: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Errors that need no reading of the file."""
+    """Raise errors that can be found without reading the file."""
     if (args.text is None) == (args.tokenizer is None):
         what = "--text and --tokenizer exclude one another"
         if args.text is None:
@@ -86,11 +86,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _padded(tokenizer: Tokenizer, vocab_size: int, args: argparse.Namespace) -> Tokenizer:
-    """The tokenizer, with ids without text for the padding rows of the model's table."""
+    """Return the tokenizer; if the model's table has padding rows, add an id without text for each."""
     unused = vocab_size - tokenizer.vocab_size
     if args.text is not None and unused:
         what = f"the text has {tokenizer.vocab_size} different characters, and the model was trained with {vocab_size}"
-        cure = "give the whole text that it was trained on; line ends must be LF"
+        cure = "give the complete text that it was trained on; line ends must be LF"
         raise InputError(what, where=", ".join(args.text), cure=cure)
     if not 0 <= unused < _PADDING:
         what = f"has {tokenizer.vocab_size:,} tokens, and the model {vocab_size:,}"
@@ -99,7 +99,7 @@ def _padded(tokenizer: Tokenizer, vocab_size: int, args: argparse.Namespace) -> 
 
 
 def _write(bundle: Bundle, out: Path) -> None:
-    """Write the bundle into a temporary folder of the same disk, then rename it."""
+    """Write the bundle into a temporary folder on the same disk, then rename it."""
     from gptloom.files import publish
 
     try:

@@ -36,7 +36,7 @@ def data_command(words: list[str]) -> int:
 
 
 def _lines(report: Report) -> list[str]:
-    """The report as text, one fact a line."""
+    """Format the report as text, one fact per line."""
     characters = (character for character, _ in report.alphabet.characters[:20])
     frequent = " ".join(repr(character)[1:-1] if character != " " else "space" for character in characters)
     size = f"{report.documents:,} documents, {report.characters:,} characters, {report.bytes:,} bytes"

@@ -52,7 +52,7 @@ def doctor_command(words: list[str]) -> int:
 
 
 def _training_pass(recipe: str, device: torch.device) -> TrainingPass:
-    """The training pass of a recipe's model on this machine, compared with the reference on made-up tokens."""
+    """Return the training pass of a recipe's model, checked against the reference on made-up tokens."""
     import torch
 
     from gptloom.fast.train import TrainingPass

@@ -1,6 +1,6 @@
-"""What all commands share: the parser, flags made from the typed fields of a configuration, and the lazy imports.
+"""Helpers of all commands: the parser, flags made from the typed fields of a configuration, and lazy imports.
 
-argparse reads the words; only the fields judge the values. Nothing here imports torch or numpy.
+argparse reads the words; only the fields validate the values. This module imports neither torch nor numpy.
 """
 
 import argparse
@@ -23,7 +23,7 @@ Perplexity is exp(loss). The validation loss is measured on the whole validation
 The last lines of a run report the validation loss of the best checkpoint."""
 
 LONGEST = 1 << 24
-"""Bytes of standard input that are taken as a prompt. The model sees the end of it, a window at a time."""
+"""Limit of a prompt from standard input, in bytes. The model sees the last window of it."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises a `ConfigError`, which names the nearest flag."""
 
     def __init__(self, **kwargs: Any) -> None:
-        """Flags are never abbreviated: a new flag must not change what an old command means."""
+        """Disable abbreviated flags, so that a new flag cannot change the meaning of an old command."""
         super().__init__(**kwargs, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(name: str, subject: str, command: Callable[[list[str]], int], epilog: str = "") -> Parser:
-    """A parser with the flags of every command; `subject` is the part of the usage line after the command's name."""
+    """Return a parser with the flags of every command; `subject` follows the command's name in the usage line."""
     usage = f"gptloom {name} {subject} [flags]".replace("  ", " ")
     form = argparse.RawDescriptionHelpFormatter
     about = command.__doc__
@@ -89,24 +89,24 @@ def make_parser(name: str, subject: str, command: Callable[[list[str]], int], ep
 
 
 def add_checkpoint_flags(parser: Parser) -> None:
-    """Which checkpoint of a run is loaded, and the device that computes."""
+    """Add --checkpoint and --device."""
     about = "checkpoint of a run folder: best, latest or step-N [best]"
     parser.add_argument("--checkpoint", metavar="NAME", default="best", help=about)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
 
 
 def add_model_flags(parser: Parser) -> None:
-    """The checkpoint, the device, and how characters that the tokenizer does not know are handled."""
+    """Add --checkpoint, --device and --on-unknown."""
     add_checkpoint_flags(parser)
     about = "how to handle characters that the tokenizer does not know [error]"
     parser.add_argument("--on-unknown", choices=("error", "skip", "replace"), default="error", help=about)
 
 
 def read_prompt(word: str) -> str:
-    """The word itself; for `-`, the content of standard input.
+    """Return the word itself; for `-`, the content of standard input.
 
-    Bytes that are not UTF-8 become halves of surrogate pairs, as they do in the words of a command line. No tokenizer
-    knows them, so that `--on-unknown` decides about them.
+    Bytes that are not UTF-8 become halves of surrogate pairs, as in the words of a command line. No tokenizer knows
+    them, so `--on-unknown` decides how they are handled.
 
     Raises:
         InputError: standard input is closed, or longer than `LONGEST`.
@@ -118,7 +118,7 @@ def read_prompt(word: str) -> str:
     content = sys.stdin.buffer.read(LONGEST + 1)
     if len(content) > LONGEST:
         what = f"is longer than the {LONGEST:,} bytes that a prompt may have"
-        raise InputError(what, where="standard input", cure="give the end of it, such as with tail -c")
+        raise InputError(what, where="standard input", cure="give the end of it, for example with tail -c")
     return content.decode("utf-8", errors="surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -130,13 +130,13 @@ def add_flags(
     short: dict[str, str] | None = None,
     skip: Iterable[str] = (),
 ) -> None:
-    """A flag for every field of a group and of the groups inside it.
+    """Add a flag for every field of a group and of its nested groups.
 
     Args:
         parser: a parser, or a group of one.
         config: the group.
         prefix: key of the group itself.
-        short: {dotted key: a second flag without the group's name}.
+        short: {dotted key: additional flag without the group's name}.
         skip: dotted keys that have no flag.
     """
     for name, field in config.model_fields.items():
@@ -164,7 +164,7 @@ def add_flags(
 
 
 def given(namespace: argparse.Namespace, config: type[Config], skip: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings given as flags, by dotted key; the word `none` unsets a setting that may be unset."""
+    """Return the settings given as flags, by dotted key; the word `none` unsets an optional setting."""
     found = {}
     for key, field in field_names(config).items():
         if key not in skip and hasattr(namespace, key):
@@ -174,7 +174,7 @@ def given(namespace: argparse.Namespace, config: type[Config], skip: Iterable[st
 
 
 def metavar(kind: Any) -> str:
-    """How a value is shown in the help: the choices, or the type."""
+    """Return the placeholder of a value in the help: the choices, or the type."""
     if get_origin(kind) in (Union, types.UnionType):
         return metavar(next(part for part in get_args(kind) if part is not type(None)))
     if get_origin(kind) is Literal:
@@ -185,5 +185,5 @@ def metavar(kind: Any) -> str:
 
 
 def _default(value: Any) -> str:
-    """The default in brackets; a line end is spelled, so that it can be seen."""
+    """Format the default in brackets; a line end is escaped, so that it is visible."""
     return "" if value in (None, ()) else f" [{repr(value)[1:-1] if isinstance(value, str) else value}]"

@@ -29,15 +29,15 @@ embedding   embedding.png, the token table in the plane of its largest variance
 statistics  statistics.png, sizes of activations, weights and gradients, entropy of the heads, units that are off
 distance    distance.png, how strongly the loss depends on tokens further back
 
-An encoder-decoder translates the prompt. It has alignment.png: the source tokens that each written token looked at,
-as the mean over the heads of the layer that points most (--layer and --head draw single ones). It also has
-reading.png, the encoder's heads, and tokens.html.
+An encoder-decoder translates the prompt. alignment.png shows the attention from each written token to the source,
+averaged over the heads of the layer with the largest weights (--layer and --head draw single heads). reading.png
+shows the encoder's heads. tokens.html is written too.
 
 inspect.json contains the numbers of all views. Layers and heads count from 0. The most likely token has rank 0.
 Losses are read in windows of the model's context, as `gptloom eval` reads them; maps show the last window."""
 
 MOST_TOKENS = 20_000
-"""Limit of the text's length; a page and a JSON file of more tokens would be of no use."""
+"""Limit of the text's length in tokens; longer pages and JSON files would be too large to use."""
 
 MOST_WEIGHTS = 4_000_000
 """Limit of the attention weights in inspect.json."""
@@ -100,11 +100,11 @@ def _read_words(words: list[str]) -> argparse.Namespace:
 
 
 def _align(bundle: Bundle, args: argparse.Namespace) -> Alignment:
-    """The translation of the prompt."""
+    """Translate the prompt of the command line."""
     from gptloom.interpret.views import align
 
     if args.prompt is None:
-        what, cure = "an encoder-decoder is shown translating a prompt", "give the source with --prompt"
+        what, cure = "an encoder-decoder translates a prompt, not a text", "give the source with --prompt"
         raise InputError(what, where="--text", cure=cure)
     source = bundle.tokenizer.encode(read_prompt(args.prompt), args.on_unknown).tolist()
     limit = bundle.model.config.block_size
@@ -115,7 +115,7 @@ def _align(bundle: Bundle, args: argparse.Namespace) -> Alignment:
 
 
 def _read_tokens(args: argparse.Namespace, bundle: Bundle, notes: list[str]) -> Tokens:
-    """The text as tokens, read as `gptloom eval` and `gptloom sample` read it; notes on the text are added."""
+    """Read the text as tokens, as `gptloom eval` and `gptloom sample` do; append notes on the text to `notes`."""
     import numpy as np
 
     from gptloom.data.sources import open_corpus
@@ -132,12 +132,12 @@ def _read_tokens(args: argparse.Namespace, bundle: Bundle, notes: list[str]) -> 
         what = f"has {len(ids)} token{'s' * (len(ids) != 1)}, and a loss needs 2"
         raise InputError(what, where=where, cure="give a longer text")
     if len(ids) > MOST_TOKENS:
-        notes.append(f"the text has {len(ids):,} tokens; the first {MOST_TOKENS:,} are looked at")
+        notes.append(f"the text has {len(ids):,} tokens; only the first {MOST_TOKENS:,} are read")
     return Tokens(ids[:MOST_TOKENS], np.zeros(1, dtype=np.int64))
 
 
 class Writer:
-    """Writes the views into a folder, and collects their numbers for inspect.json.
+    """Writes the views into a folder and collects their numbers for inspect.json.
 
     Attributes:
         values: the result, as JSON; it contains notes, missing and files.
@@ -149,7 +149,7 @@ class Writer:
     """
 
     def __init__(self, name: str, out: Path) -> None:
-        """`name` is that of the model, in titles; `out` is the folder of the files."""
+        """Set the name of the model for titles, and the folder of the files."""
         self.name, self.out = name, out
         self.notes: list[str] = []
         self.missing: dict[str, str] = {}
@@ -159,7 +159,7 @@ class Writer:
         self.summary = ""
 
     def path(self, name: str) -> Path:
-        """The path of a new file, which is listed in the result."""
+        """Return the path of a new file and list it in the result."""
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / name
         self.files[name.rpartition(".")[0]] = str(path)
@@ -195,7 +195,7 @@ class Writer:
                 write()
 
     def _attention(self, reading: Reading, layer: int | None, head: int | None) -> None:
-        """A picture of all maps, and a large one of one head."""
+        """Draw the maps of all heads, and one head large."""
         import numpy as np
 
         from gptloom.interpret.views import view_attention
@@ -208,15 +208,15 @@ class Writer:
         if view.size <= MOST_WEIGHTS:
             self.values["attention"] = [np.round(one.astype(np.float64), 4).tolist() for one in view.weights]
         else:
-            reason = f"for they are more than {MOST_WEIGHTS:,} numbers; give a shorter text"
-            self.notes.append(f"inspect.json leaves out the attention weights, {reason}")
+            reason = f"because there are more than {MOST_WEIGHTS:,}; give a shorter text"
+            self.notes.append(f"inspect.json does not contain the attention weights, {reason}")
         title = f"{self.name}: where each head looks"
         draw_attention(self.path("attention.png"), view.weights, view.texts, title=title)
         title = f"{self.name}: layer {layer}, head {head}"
         draw_head(self.path(f"head-{layer}-{head}.png"), view.weights[layer][head], view.texts, title=title)
 
     def _lens(self, reading: Reading, top: int) -> None:
-        """A picture of the predictions after each layer."""
+        """Draw the predictions after each layer."""
         from gptloom.interpret.views import view_lens
         from gptloom.plots.inspect import draw_lens
 
@@ -232,12 +232,12 @@ class Writer:
         draw_lens(self.path("lens.png"), best, view.texts, following, view.names, title=title)
 
     def _tokens(self, reading: Reading, top: int) -> None:
-        """The page of the tokens with their losses."""
+        """Write the page of the tokens with their losses."""
         from gptloom.interpret.views import view_tokens
 
         if not reading.bundle.task.causal:
-            both = "each token is guessed with it alone hidden and both sides seen"
-            self.notes.append(f"{both}; such losses do not compare with those of a decoder")
+            both = "each token is predicted from both sides, with only that token hidden"
+            self.notes.append(f"{both}; these losses are not comparable with those of a decoder")
         view = view_tokens(reading, top=top)
         self.values |= {"loss": view.loss, "perplexity": view.perplexity, "bpb": view.bpb}
         self.values["tokens"] = [
@@ -269,7 +269,7 @@ class Writer:
         self.path("tokens.html").write_text(page, encoding="utf-8")
 
     def _embedding(self, reading: Reading) -> None:
-        """A picture of the token table in the plane."""
+        """Draw the token table, projected onto a plane."""
         from gptloom.interpret.views import view_embedding
         from gptloom.plots.inspect import draw_embedding
 
@@ -284,7 +284,7 @@ class Writer:
         draw_embedding(path, view.points, view.texts, shares, marked=view.marked, title=title)
 
     def _statistics(self, reading: Reading) -> None:
-        """A picture of the sizes of activations and gradients."""
+        """Draw the sizes of activations and gradients."""
         from gptloom.interpret.views import view_statistics
         from gptloom.plots.statistics import draw_statistics
 
@@ -303,7 +303,7 @@ class Writer:
         )
 
     def _distance(self, reading: Reading) -> None:
-        """A picture of the gradient against the distance."""
+        """Draw the gradient against the distance."""
         from gptloom.interpret.views import view_distance
         from gptloom.plots.inspect import draw_gradient_by_distance
 
@@ -316,7 +316,7 @@ class Writer:
         draw_gradient_by_distance(self.path("distance.png"), curves, title=f"{self.name}: {title}")
 
     def write_alignment(self, view: Alignment, *, layer: int | None, head: int | None) -> None:
-        """Write every view of a translation."""
+        """Write all views of a translation."""
         import numpy as np
 
         from gptloom.plots.inspect import draw_alignment, draw_attention
@@ -363,7 +363,7 @@ class Writer:
 
 
 def _chosen_head(view: AttentionView, layer: int | None, head: int | None) -> tuple[int, int]:
-    """The head to draw large: the one asked for, else the one that looks at other tokens most."""
+    """Return (layer, head) to draw large; without --layer and --head, the head that looks at other tokens most."""
     _check_number(layer, len(view.points), "layer")
     for heads in view.points if layer is None else [view.points[layer]]:
         _check_number(head, len(heads), "head")
@@ -381,7 +381,7 @@ def _alternatives(alternatives: Sequence[Alternative]) -> list[dict[str, Any]]:
 
 
 def _target(token: ScoredToken) -> dict[str, Any]:
-    """A written token of a translation, as JSON."""
+    """Return a token of a translation as JSON values."""
     others = [{"id": one.id, "logprob": round(one.logprob, 6)} for one in token.alternatives]
     found = {"id": token.id, "text": token.text, "logprob": round(token.logprob or 0.0, 6)}
     return found | {"rank": token.rank, "alternatives": others}

@@ -146,7 +146,7 @@ def _row_as_dict(row: Row) -> dict[str, Any]:
 
 
 def _command(climbed: Climbed) -> str:
-    """The command that repeats this ladder, even if this one was interrupted."""
+    """Return the command that repeats this ladder from the start."""
     flags = [
         word
         for name, value in climbed.settings.items()
@@ -156,10 +156,10 @@ def _command(climbed: Climbed) -> str:
 
 
 def _moral(story: Sequence[Verdict]) -> list[str]:
-    """The steps that made the loss worse beyond the spread, and whether their lessons say why."""
+    """Name the steps that increased the loss by more than the spread, and whether their lessons expect it."""
     worse = [verdict for verdict in story if verdict.worse]
     if not worse:
-        return ["no step is worse than what it started from, beyond the spread over seeds"]
+        return ["no step is worse than its base by more than the spread over seeds"]
     known = [f"{verdict.step} ({verdict.difference:+.4f})" for verdict in worse if verdict.explained]
     other = [f"{verdict.step} ({verdict.difference:+.4f})" for verdict in worse if not verdict.explained]
     lines = [f"worse, as its text says it may be: {', '.join(known)}"] if known else []
@@ -170,18 +170,18 @@ def _moral(story: Sequence[Verdict]) -> list[str]:
 
 
 def _check_reproduce(args: argparse.Namespace, *, others: set[str]) -> None:
-    """--reproduce has its own settings: only --steps may be given with it."""
+    """Raise ConfigError if anything but --steps is given with --reproduce."""
     if args.texts or args.run or others:
         extra = [*args.texts, *(f"--{name}" for name in sorted(others)), *(["--run"] if args.run else [])]
-        what = f"has its own settings and takes only --steps besides, not {' '.join(extra)}"
+        what = f"has its own settings and can be combined only with --steps, not {' '.join(extra)}"
         raise ConfigError(what, where="--reproduce", cure="leave them out")
 
 
 def reproduce_and_print(names: Sequence[str], steps: int | None, *, as_json: bool) -> int:
-    """Print published and measured numbers; with `as_json`, one object with `runs`, and the tables as progress.
+    """Print published and measured numbers; with `as_json`, print JSON, and the tables to standard error.
 
     Raises:
-        GptloomError: an unknown name, or a text that cannot be had.
+        GptloomError: an unknown name, or a text that is not available.
     """
     from gptloom.studies.reproduce import mark, reproduce
 
@@ -241,7 +241,7 @@ def _check_command(words: list[str]) -> int:
 
 
 def _neighbours_command(words: list[str]) -> int:
-    """Train a GPT and recurrent networks with as many parameters on your text, and compare them."""
+    """Train a GPT and recurrent networks with equal parameters on your text, and compare them."""
     parser = make_parser("ladder neighbours", "[TEXT...]", _neighbours_command, epilog=NEIGHBOURS)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help=f"{TEXTS} [shakespeare]")
     about = "folder of the pictures [./neighbours]"
@@ -276,7 +276,7 @@ def _neighbours_command(words: list[str]) -> int:
 
 
 def _draw_neighbours(found: Sequence[Neighbour], out: Path, text: str) -> dict[str, str]:
-    """Draw both pictures; returns their paths by name."""
+    """Draw both pictures; return their paths by name."""
     from gptloom.plots.inspect import draw_gradient_by_distance
     from gptloom.plots.studies import draw_races
 

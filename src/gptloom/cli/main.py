@@ -1,4 +1,4 @@
-"""The entry point: the table of commands, and how errors and signals become exit codes."""
+"""The entry point: the table of commands, and the exit codes of errors and signals."""
 
 import contextlib
 import io
@@ -54,13 +54,13 @@ def run() -> NoReturn:
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError):  # the reader is gone, or the disk is full and was reported
+        with contextlib.suppress(OSError, AttributeError):  # the reader closed the pipe, or a full disk was reported
             stream.flush()
     os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (see `ExitCode`)."""
+    """Run one command and return its exit code (see `ExitCode`)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not under a test's or a notebook's own stream
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GptloomError as error:
         return _fail(error, words)
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python must not complain again while it closes standard output.
+        # The reader (head, less) closed the pipe. Without this, Python would report it again when it closes stdout.
         sys.stdout = None
         return ExitCode.DONE
     except OSError as error:
@@ -114,7 +114,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """As `devices.is_out_of_memory`, without PyTorch: its errors say so."""
+    """`devices.is_out_of_memory` without importing PyTorch: check the text of the error."""
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
@@ -151,7 +151,7 @@ def _overview() -> str:
     lines = [
         "usage: gptloom COMMAND ...",
         "",
-        "Train GPTs from scratch on any text, write with them, and trust the numbers.",
+        "Train GPTs from scratch on any text, generate text with them, and trust the numbers.",
         "",
     ]
     lines += [f"  {name:<8} {(command.__doc__ or '').rstrip('.')}" for name, command in COMMANDS.items()]

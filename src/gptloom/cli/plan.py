@@ -88,7 +88,7 @@ def _add_amount_flags(parser: Parser) -> None:
 
 
 def _read_amounts(args: argparse.Namespace) -> dict[str, float]:
-    """The amounts that were given, as numbers; an error if they do not fit together."""
+    """Return the given amounts as numbers; raise ConfigError if they contradict each other."""
     texts = {name: getattr(args, name) for name in AMOUNTS}
     amounts = {
         name: read_amount(text, f"--{name.replace('_', '-')}") for name, text in texts.items() if text is not None
@@ -109,7 +109,7 @@ def _read_amounts(args: argparse.Namespace) -> dict[str, float]:
 
 
 def _lines(config: RunConfig, found: Mapping[str, Any]) -> list[str]:
-    """The plan as text, one fact a line."""
+    """Format the plan as text, one fact per line."""
     m, operations, device = config.model, found["operations"], found["device"]
     width = f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide"
     shape = f"{width}, context {m.block_size}, vocabulary {m.vocab_size:,}"
@@ -140,13 +140,13 @@ def _memory(memory: Mapping[str, Any], device: Mapping[str, Any]) -> list[str]:
     lines = [f"memory     {show_bytes(state)} for weights, gradients and optimizer, {passed}{have}"]
     cache = memory["cache_per_sequence"]
     if cache is not None:
-        lines.append(f"           {show_bytes(cache)} for what is remembered of a text while writing (float32)")
+        lines.append(f"           {show_bytes(cache)} for the cache of one sequence while sampling (float32)")
     return lines
 
 
 def _training(found: Mapping[str, Any]) -> list[str]:
     training, device = found["training"], found["device"]
-    aside = " (n-grams aside)" if "ngrams" in found["parts"] else ""
+    aside = " (without n-grams)" if "ngrams" in found["parts"] else ""
     per_parameter = f"{_few(training['tokens_per_parameter'])} a parameter{aside}"
     readings = training["readings_of_the_text"]
     read = "" if readings is None else f", {readings:,.2f} readings of the text"
@@ -178,19 +178,19 @@ def _optimal(found: Mapping[str, Any]) -> list[str]:
 
 
 def _judgement(tokens_per_parameter: float) -> str:
-    """Whether the model has too few or too many tokens for its size."""
+    """Say whether the model has too few or too many tokens for its size."""
     from gptloom.studies.plan.compute_optimal import RULE
 
     ratio = tokens_per_parameter / RULE
-    words, judged = "about the rule's", "well spent"
+    words, judged = "about as many as the rule", "a good use of the operations"
     if ratio > 2:
-        words = f"{_few(ratio)} times the rule's"
-        judged = "a larger one would be better for this, and dearer to use"
+        words = f"{_few(ratio)} times as many as the rule"
+        judged = "a larger model would reach a lower loss, but would be more expensive to use"
     elif ratio < 0.5:
-        words, judged = f"1/{_few(1 / ratio)} of the rule's", "a smaller model would be better for this"
+        words, judged = f"1/{_few(1 / ratio)} of the rule", "a smaller model would reach a lower loss"
     return f"this model has {_few(tokens_per_parameter)} tokens a parameter, {words}: {judged}"
 
 
 def _few(value: float | int) -> str:
-    """Three digits at least, and no powers of ten."""
+    """Format with at least three digits and without powers of ten."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -68,14 +68,14 @@ def sample_command(words: list[str]) -> int:
 
 
 def _continue(bundle: Bundle, prompt: str, config: SampleConfig, args: argparse.Namespace) -> None:
-    """Print texts that continue the prompt; a single text is printed token by token."""
+    """Print continuations of the prompt; print a single text token by token."""
     from gptloom.bundle import Written
 
     translates, window = not bundle.task.continues, bundle.model.window
     # An encoding error must come before the prompt is printed.
     length = 0 if translates else len(bundle.prompt_ids(prompt, args.on_unknown))
     if window and not translates and length + config.tokens > window:
-        about = f"the model sees {window} tokens at a time; the context slides along as the text grows"
+        about = f"the model sees {window} tokens at a time; the context moves as the text grows"
         print(f"note: {about}", file=sys.stderr)
     wants_details = args.json or args.show_probabilities is not None
     live = config.samples == 1 and config.beams == 1 and not wants_details
@@ -102,7 +102,7 @@ def _continue(bundle: Bundle, prompt: str, config: SampleConfig, args: argparse.
 
 
 def _fill_masks(bundle: Bundle, text: str, args: argparse.Namespace) -> None:
-    """Print the text with the encoder's guesses in place of its masks."""
+    """Print the text with the encoder's predictions in place of the masks."""
     from gptloom.bundle import Written
     from gptloom.generate.task import MASK
 
@@ -200,6 +200,6 @@ def _score_lines(values: dict[str, Any]) -> list[str]:
 
 
 def _add_weights_flag(parser: Parser, about: str) -> None:
-    """The number format of the weight matrices."""
+    """Add --weights, the number format of the weight matrices."""
     about = f"number format of the weight matrices; {about} [float32]"
     parser.add_argument("--weights", choices=get_args(Weights), default="float32", help=about)

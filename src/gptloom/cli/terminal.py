@@ -1,6 +1,6 @@
 """Tokens on the terminal: the text with each token coloured by its loss, and a table of the losses.
 
-`gptloom inspect` prints them. The same steps of colour are used in tokens.html, see `plots.labels`.
+`gptloom inspect` prints them. The page tokens.html uses the same steps of surprise, see `plots.core`.
 """
 
 import os
@@ -12,12 +12,12 @@ from rich.cells import cell_len, set_cell_size
 from gptloom.plots.core import STEP_NAMES, TokenView, visible
 
 RAMP = ((230, 16), (229, 16), (222, 16), (215, 16), (208, 16), (130, 231), (52, 231))
-"""Background and text colour of each step of surprise in the 256-colour palette: a ramp of falling lightness.
+"""Background and text colour of each step of surprise in the 256-colour palette, from light to dark.
 
-Both are always set, so that light and dark terminals show the same."""
+Both are always set, so that light and dark terminals show the same colours."""
 
 MOST_ROWS = 64
-"""Tokens that the table lists; the files contain all of them."""
+"""Limit of the tokens in the table; the files contain all of them."""
 
 _WIDTH = 14
 
@@ -28,14 +28,14 @@ def wants_color() -> bool:
 
 
 def colored(tokens: Sequence[TokenView]) -> str:
-    """The text with a background for each token's step of surprise, and a legend below it."""
+    """Return the text, coloured by each token's step of surprise, and a legend below it."""
     text = "".join(_paint(visible(token.text), token.step) + "\n" * token.text.count("\n") for token in tokens)
     legend = "".join(_paint(f" {name} ", step) for step, name in enumerate(STEP_NAMES))
     return f"{text}\n\nprobability: {legend}"
 
 
 def table(tokens: Sequence[TokenView]) -> Iterator[str]:
-    """A line for each of the first `MOST_ROWS` tokens: its loss, its probability, its rank and its alternatives."""
+    """Yield a line for each of the first `MOST_ROWS` tokens: its loss, probability, rank and alternatives."""
     yield f"{'token':<{_WIDTH}} {'loss':>7} {'p':>7} {'rank':>5}   most likely"
     for token in tokens[:MOST_ROWS]:
         name = _fit(visible(token.text))

@@ -66,13 +66,13 @@ def resume_command(words: list[str]) -> int:
 
 
 def _ignore_save_signal() -> None:
-    """SIGUSR1 asks for a save; outside the training loop it is ignored, because by default it ends the process."""
+    """Ignore SIGUSR1 until training starts. It requests a save then; by default it would end the process."""
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _finish(result: Result, *, as_json: bool) -> int:
-    """Report a training run and turn its end into an exit code."""
+    """Print the result of a training run and return its exit code."""
     report_run(result, as_json=as_json)
     return 128 + result.signal if result.signal else ExitCode.DONE
 

@@ -74,14 +74,14 @@ def verify_command(words: list[str]) -> int:
 
 
 def _summary(findings: list[Finding]) -> str:
-    """How many checks passed, failed, and were not possible."""
+    """Count the checks that passed, failed, and were not possible."""
     counts = Counter(one.passed for one in findings)
     words = {True: "passed", False: "failed", None: "not possible here"}
     return ", ".join(f"{counts[kind]} {word}" for kind, word in words.items() if counts[kind]) or "nothing to check"
 
 
 def _line(finding: Finding) -> str:
-    """One finding as text."""
+    """Format one finding as text."""
     about = f"{finding.name:<16}{finding.claim:<50}"
     if finding.passed is None:
         return f"-     {about} not possible here: {finding.note}"

@@ -1,1 +1,1 @@
-"""Looking inside a model."""
+"""Measurements of a model on a text: attention, logit lens, losses, activations and gradients."""

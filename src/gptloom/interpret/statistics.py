@@ -1,4 +1,4 @@
-"""Measurements of a model on a text: activations, gradients, units that are off, and loss against distance."""
+"""Measurements of a model on a text: activations, gradients, units that are off, and gradient by distance."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,15 +16,15 @@ from gptloom.model.cache import Context, Trace
 from gptloom.model.layers import MLP, CausalMean, activate
 
 OFF = 0.01
-"""A hidden unit is off where it is smaller than this part of its layer's root mean square."""
+"""A hidden unit is off where its magnitude is at most this share of its layer's root mean square."""
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """The units inside one MLP.
+    """The hidden units of one MLP.
 
     Attributes:
-        name: of the MLP.
+        name: name of the MLP.
         off: share of (position, unit) pairs that are off, see `OFF`; about a half for ReLU.
         dead: share of units that are off at every position of the text.
     """
@@ -39,11 +39,11 @@ class Weight:
     """One tensor of parameters and its gradient.
 
     Attributes:
-        name: of the parameter.
-        shape: of the parameter.
+        name: name of the parameter.
+        shape: shape of the parameter.
         weight_rms: root mean square of its entries.
         gradient_rms: root mean square of the gradient of the mean loss.
-        ratio: gradient / weight; None for weights that are all zero.
+        ratio: gradient_rms / weight_rms; None if all weights are zero.
     """
 
     name: str
@@ -55,15 +55,15 @@ class Weight:
 
 @dataclass
 class Vitals:
-    """What one pass forward and back shows; `dataclasses.asdict` makes it JSON.
+    """Measurements of one forward and backward pass; `dataclasses.asdict` makes them JSON.
 
     Attributes:
         loss: mean, in nats per token.
         stream: root mean square of the embeddings and of the residual stream after each block.
-        branches: root mean square of what each mixer and each MLP adds, by its name.
-        hidden: the units of each MLP.
-        attention_entropy: for each layer, each head's mean entropy in nats.
-        parameters: all of them, in the model's order.
+        branches: root mean square of the output of each mixer and each MLP, by name.
+        hidden: the hidden units of each MLP.
+        attention_entropy: for each layer, the mean entropy of each head in nats.
+        parameters: all parameters, in the model's order.
     """
 
     loss: float
@@ -75,11 +75,11 @@ class Vitals:
 
 
 def vitals(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Vitals:
-    """Run the text forward and back once, with dropout off; the model's own gradients stay as they are.
+    """Run one forward and backward pass without dropout; the `.grad` of the parameters does not change.
 
     Args:
         model: the model.
-        ids: at least 2 tokens a row; all but the last are read, all but the first predicted.
+        ids: at least 2 tokens per row; all but the last are inputs, all but the first are targets.
 
     Raises:
         ValueError: fewer than 2 tokens, or more than block_size + 1.
@@ -104,17 +104,18 @@ def vitals(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Vitals:
 
 
 def gradient_by_distance(model: LanguageModel, ids: Int[Tensor, "b t"]) -> tuple[list[int], list[float]]:
-    """How much a loss depends on the tokens before it: |d loss(t) / d embedding(t - k)| against the distance k.
+    """Measure how much a loss depends on earlier tokens: |d loss(t) / d embedding(t - k)| against the distance k.
 
-    The norm is averaged over the rows and over all positions t that have a token at distance k. Works for any model
-    with a `token_table`; what vanishes with distance here cannot be learned (Bengio et al. 1994; Pascanu et al. 2013).
+    The norm is averaged over the rows and over all positions t that have a token at distance k. This works for any
+    model with a `token_table`. A model cannot learn from distances at which the gradient vanishes (Bengio et al. 1994;
+    Pascanu et al. 2013).
 
     Args:
-        model: the model; dropout is off.
-        ids: at least 2 tokens a row; all but the last are read.
+        model: the model; it runs without dropout.
+        ids: at least 2 tokens per row; all but the last are inputs.
 
     Returns:
-        The distances 0 to t - 2, and the mean norm at each.
+        The distances 0 to t - 2, and the mean norm at each distance.
 
     Raises:
         ValueError: fewer than 2 tokens, or more than block_size + 1.
@@ -131,22 +132,22 @@ def gradient_by_distance(model: LanguageModel, ids: Int[Tensor, "b t"]) -> tuple
     with ExitStack() as stack:
         stack.enter_context(evaluating(module))
         stack.enter_context(torch.enable_grad())
-        # cuDNN's recurrent layers cannot go back in evaluation mode; PyTorch's own can.
+        # cuDNN's recurrent layers have no backward pass in evaluation mode; PyTorch's own layers have one.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.callback(module.get_submodule("token_table").register_forward_hook(keep).remove)
         logits = model.unembed(model.forward_hidden(inputs)).float()
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-        for place in range(last):
-            (gradient,) = torch.autograd.grad(losses[:, place].sum(), embedded, retain_graph=True)
-            norms = gradient[:, : place + 1].double().norm(dim=-1).mean(0).cpu()
-            sums[: place + 1] += norms.flip(0)
+        for position in range(last):
+            (gradient,) = torch.autograd.grad(losses[:, position].sum(), embedded, retain_graph=True)
+            norms = gradient[:, : position + 1].double().norm(dim=-1).mean(0).cpu()
+            sums[: position + 1] += norms.flip(0)
     counts = torch.arange(last, 0, -1)
     return list(range(last)), (sums / counts).tolist()
 
 
 @contextmanager
 def _watched(module: nn.Module, branches: dict[str, float], hidden: list[Hidden]) -> Iterator[None]:
-    """Note the size of every branch's output, and the units inside every MLP, as they are computed."""
+    """Record the root mean square of every branch's output and the hidden units of every MLP during a pass."""
 
     def branch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda _module, _inputs, output: branches.update({name: _rms(output)})

@@ -1,4 +1,4 @@
-"""What a model makes of a text: attention maps, the logit lens, and each token's loss. Ids in, numbers out."""
+"""Functions from token ids to numbers: attention maps, the logit lens, token losses, and principal axes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Guess:
 
     Attributes:
         alternatives: the most likely next tokens with their log-probabilities in nats, highest first.
-        entropy: of the whole distribution, in nats: how undecided the model is.
+        entropy: entropy of the complete distribution, in nats.
     """
 
     alternatives: tuple[tuple[int, float], ...]
@@ -28,7 +28,7 @@ class Guess:
 
 @torch.no_grad()
 def look(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Trace:
-    """Read the ids once, with dropout off, and keep what happened: attention weights and the residual stream.
+    """Run the model without dropout; return the attention weights and the residual stream as a `Trace`.
 
     Raises:
         ValueError: more tokens than the model's block_size.
@@ -41,13 +41,11 @@ def look(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Trace:
 
 @torch.no_grad()
 def lens_logits(model: LanguageModel, stream: Float[Tensor, "b t c"]) -> Float[Tensor, "b t v"]:
-    """The logits if the model ended here: its last norm and its output layer on the stream after any block.
+    """Apply the final norm and the output layer to the residual stream after any block: the logit lens.
 
-    The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"). After the last block these are the model's
-    own logits.
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens". After the last block, these are the model's logits.
     """
-    # A model without a last norm (one that normalises after each sum, say) has nothing between its stream and its
-    # output layer.
+    # Some models have no final norm, such as those that normalise after each sum.
     norm: nn.Module = getattr(model, "final_norm", nn.Identity())
     with evaluating(model):
         hidden: Tensor = norm(stream)
@@ -55,7 +53,7 @@ def lens_logits(model: LanguageModel, stream: Float[Tensor, "b t c"]) -> Float[T
 
 
 def logit_lens(model: LanguageModel, trace: Trace, *, top: int) -> list[list[Guess]]:
-    """The `top` most likely tokens after each layer, the embeddings first, at each position of the first row."""
+    """Return the `top` most likely tokens at each position of the first row: for the embeddings, then each layer."""
     return [_guesses(lens_logits(model, stream[:1])[0], top) for stream in trace.stream]
 
 
@@ -63,7 +61,7 @@ def _guesses(logits: Float[Tensor, "t v"], top: int) -> list[Guess]:
     logprobs = logits.float().log_softmax(-1)
     entropy = torch.special.entr(logprobs.exp()).sum(-1).tolist()
     return [
-        Guess(alternatives, spread) for alternatives, spread in zip(_likeliest(logprobs, top), entropy, strict=True)
+        Guess(alternatives, spread) for alternatives, spread in zip(_most_likely(logprobs, top), entropy, strict=True)
     ]
 
 
@@ -71,14 +69,13 @@ def _guesses(logits: Float[Tensor, "t v"], top: int) -> list[Guess]:
 def token_losses(
     model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], *, top: int, device: torch.device
 ) -> Iterator[Token]:
-    """Every target of some windows, in order, with its log-probability, its rank and the most likely alternatives.
+    """Yield every target in order, with its log-probability, its rank and the most likely alternatives.
 
     Args:
-        model: the model; dropout is off.
-        batches: inputs and targets (b, t), as `evaluation_windows` gives them, so that the mean loss is that of
-            `evaluate`.
-        top: alternatives of each token.
-        device: where the model is.
+        model: the model; it runs without dropout.
+        batches: inputs and targets (b, t). With those of `evaluation_windows`, the mean loss equals that of `evaluate`.
+        top: number of alternatives per token.
+        device: device of the model.
     """
     for inputs, targets in batches:
         with evaluating(model):
@@ -90,30 +87,30 @@ def token_losses(
         ranks = (scores > own).sum(-1).tolist()
         logprobs = scores.log_softmax(-1)
         chosen = logprobs.gather(-1, ids[:, None])[:, 0].tolist()
-        yield from map(Token, ids.tolist(), chosen, ranks, _likeliest(logprobs, top))
+        yield from map(Token, ids.tolist(), chosen, ranks, _most_likely(logprobs, top))
 
 
 def hidden_tokens(ids: Int[Tensor, " t"], mask: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Hide the tokens of a text one by one: (inputs, targets) of one row, whose only target is the hidden token."""
-    for place in range(len(ids)):
+    """Mask one token of a text at a time; yield (inputs, targets), (1, t) each, with that token as the only target."""
+    for position in range(len(ids)):
         inputs, targets = ids.clone(), torch.full_like(ids, IGNORE_INDEX)
-        inputs[place], targets[place] = mask, ids[place]
+        inputs[position], targets[position] = mask, ids[position]
         yield inputs[None], targets[None]
 
 
-def _likeliest(logprobs: Float[Tensor, "n v"], top: int) -> list[tuple[tuple[int, float], ...]]:
+def _most_likely(logprobs: Float[Tensor, "n v"], top: int) -> list[tuple[tuple[int, float], ...]]:
     values, ids = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
     return [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
 
 
 def attention_entropy(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
-    """The mean over rows of each head's entropy, in nats: 0 for a head that always looks at one token."""
+    """Return each head's entropy in nats, averaged over the rows: 0 for a head that always attends to one token."""
     spread: Tensor = torch.special.entr(weights.float())
     return spread.sum(-1).mean((0, 2))
 
 
 def pointedness(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
-    """How much each head looks at one other token: the mean over rows of the largest weight off the diagonal."""
+    """Return the largest weight off the diagonal, averaged over the rows, for each head."""
     t, s = weights.shape[-2:]
     own = (
         torch.eye(t, s, dtype=torch.bool, device=weights.device)
@@ -124,18 +121,18 @@ def pointedness(weights: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
 
 
 def uniform_entropy(tokens: int) -> float:
-    """The entropy of a causal head that looks at all it may see alike: the mean of ln(1), ln(2) ... ln(tokens)."""
+    """Return the mean entropy of a causal head with equal weights: the mean of ln(1), ln(2), ..., ln(tokens)."""
     return float(torch.arange(1, tokens + 1, dtype=torch.float64).log().mean())
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A table's rows in the plane of their largest variance.
+    """The rows of a table, projected onto the plane of their largest variance.
 
     Attributes:
-        points: the rows' coordinates.
-        axes: two orthonormal directions; the largest entry of each is positive, so that the picture does not flip.
-        shares: of the variance, along all directions, largest first; they sum to 1.
+        points: coordinates of the rows.
+        axes: two orthonormal directions; the entry of largest magnitude is positive, so that the signs are fixed.
+        shares: share of the variance along each direction, largest first; they sum to 1.
     """
 
     points: Float[Tensor, "v 2"]
@@ -145,7 +142,7 @@ class Plane:
 
 @torch.no_grad()
 def principal_axes(table: Float[Tensor, "v c"]) -> Plane:
-    """Principal components of a table's rows by a singular value decomposition (Pearson 1901)."""
+    """Compute the principal components of a table's rows by a singular value decomposition (Pearson 1901)."""
     rows = table.detach().cpu().double()
     centred = rows - rows.mean(0)
     _, values, axes = torch.linalg.svd(centred, full_matrices=False)

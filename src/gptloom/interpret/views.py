@@ -1,8 +1,6 @@
-"""What a model does with one text, as data: the numbers of each view, to be drawn, printed or served.
+"""Views of a model on one text, as data: `read_text` runs the model once, and each view is computed from the `Reading`.
 
-`read_text` runs the model once. Each view is a function of the `Reading`. Nothing here draws or writes files.
-
-A translation of an encoder-decoder, as data: its tokens, and the source tokens that each of them looked at.
+`align` translates with an encoder-decoder and returns its attention. Nothing here draws or writes files.
 """
 
 import math
@@ -35,17 +33,11 @@ from gptloom.model.base import evaluating
 from gptloom.model.cache import Context, Trace
 from gptloom.model.transformer import EncoderDecoder
 
-_BATCH = 8  # windows at once: the logits of all their tokens are kept
+_BATCH = 8  # windows per batch: the logits of all their tokens are in memory
 
 
 class Alternative(NamedTuple):
-    """A token that the model held likely at one position.
-
-    Attributes:
-        id: of the token.
-        text: of the token.
-        logprob: in nats.
-    """
+    """One of the most likely tokens at a position: its id, its text, and its log-probability in nats."""
 
     id: int
     text: str
@@ -59,11 +51,11 @@ class Alternative(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A token of a text, and how likely the model held it.
+    """A token of a text with its log-probability.
 
     Attributes:
-        id: of the token.
-        text: of the token.
+        id: id of the token.
+        text: text of the token.
         logprob: in nats; None for a token that was given and not predicted.
         rank: number of tokens with a higher probability; None if there is no logprob.
         alternatives: the most likely tokens, highest probability first.
@@ -83,14 +75,14 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Reading:
-    """One run of a model over a text.
+    """A forward pass of a model over the last window of a text.
 
     Attributes:
         bundle: the model and its tokenizer.
-        tokens: the whole text.
-        last: ids of the last window and the token before it, (1, t + 1); all but the last are read by `statistics`.
+        tokens: the complete text.
+        last: ids of the last window and the token before it, (1, t + 1), for losses at every position.
         window: ids of the last window, (1, t).
-        texts: of the tokens of the window.
+        texts: texts of the tokens of the window.
         trace: attention weights and residual stream of the window.
     """
 
@@ -108,7 +100,7 @@ class Reading:
 
 
 def read_text(bundle: Bundle, tokens: Tokens) -> Reading:
-    """Run the model over the last window of a text of at least 2 tokens, and keep a trace."""
+    """Run the model with a trace over the last window of a text of at least 2 tokens."""
     size = bundle.model.config.block_size
     last = torch.from_numpy(tokens.ids[-size - 1 :].astype(np.int64))[None].to(bundle.model.device)
     window = last[:, -size:]
@@ -117,7 +109,7 @@ def read_text(bundle: Bundle, tokens: Tokens) -> Reading:
 
 
 def absent_views(architecture: str) -> dict[str, str]:
-    """The views that an architecture does not have, each with the reason."""
+    """Return the views that an architecture does not have, each with the reason."""
     if architecture == "encoder":
         reason = "an encoder guesses hidden tokens, not the next one"
         return dict.fromkeys(("lens", "statistics", "distance"), reason)
@@ -127,7 +119,7 @@ def absent_views(architecture: str) -> dict[str, str]:
 
 
 def missing_view(reading: Reading, name: str) -> str | None:
-    """The reason why there is no such view of this model; None if there is one."""
+    """Return the reason why a model does not have a view; None if it has the view."""
     reason = absent_views(reading.bundle.model.config.architecture).get(name)
     if reason is None and name == "attention" and not reading.trace.attention:
         return "this model has no attention"
@@ -141,7 +133,7 @@ class TokensView:
     """The loss of each token.
 
     Attributes:
-        tokens: of the whole text; an encoder's are those of the last window.
+        tokens: the tokens of the complete text; for an encoder, those of the last window.
         loss: mean, in nats per token.
         perplexity: exp(loss).
         bpb: bits per byte; None if the tokens have no bytes or the model is an encoder.
@@ -159,7 +151,7 @@ class TokensView:
 
 
 def view_tokens(reading: Reading, *, top: int) -> TokensView:
-    """The loss, the rank and the `top` most likely alternatives of each token.
+    """Compute the loss, the rank and the `top` most likely alternatives of each token.
 
     A decoder reads the text in windows, as `evaluate` does. An encoder predicts each token of the last window with only
     that token hidden (Salazar et al. 2020, pseudo-log-likelihood).
@@ -183,10 +175,10 @@ class AttentionView:
     """The attention weights of the last window.
 
     Attributes:
-        texts: of the tokens.
-        weights: for each layer, (heads, t, t); rows are the tokens that look, columns those that are looked at.
-        points: for each layer and head, how much it looks at tokens other than its own, see `pointedness`.
-        is_mean: the weights are equal by construction: the model averages.
+        texts: texts of the tokens.
+        weights: for each layer, (heads, t, t); rows are queries, columns are keys.
+        points: `pointedness` of each layer and head.
+        is_mean: the weights are equal by construction, because the model averages.
     """
 
     texts: list[str]
@@ -200,7 +192,7 @@ class AttentionView:
         return sum(layer.size for layer in self.weights)
 
     def most_pointed(self, layer: int | None = None, head: int | None = None) -> tuple[int, int]:
-        """The layer and the head that look at other tokens most, among those with the given numbers."""
+        """Return (layer, head) of the highest pointedness; `layer` and `head` restrict the choice."""
         pairs = [
             (one, other)
             for one, heads in enumerate(self.points)
@@ -211,7 +203,7 @@ class AttentionView:
 
 
 def view_attention(reading: Reading) -> AttentionView:
-    """The maps of all heads."""
+    """Return the attention weights of all heads."""
     layers = reading.trace.attention
     weights = [layer[0].float().cpu().numpy() for layer in layers]
     points = [pointedness(layer).tolist() for layer in layers]
@@ -220,12 +212,7 @@ def view_attention(reading: Reading) -> AttentionView:
 
 @dataclass(frozen=True)
 class LensGuess:
-    """The prediction of one layer at one position.
-
-    Attributes:
-        alternatives: the most likely next tokens, highest probability first.
-        entropy: of the whole distribution, in nats.
-    """
+    """A layer's prediction at a position: the most likely next tokens, and the entropy in nats."""
 
     alternatives: tuple[Alternative, ...]
     entropy: float
@@ -236,9 +223,9 @@ class LensView:
     """The predictions of each layer (the logit lens).
 
     Attributes:
-        names: of the places in the model: the embedding, then each block.
-        texts: of the tokens that were read.
-        guesses: for each place and each token.
+        names: names of the layers: the embedding, then each block.
+        texts: texts of the tokens that were read.
+        guesses: predictions, by layer and token.
     """
 
     names: list[str]
@@ -247,7 +234,7 @@ class LensView:
 
 
 def view_lens(reading: Reading, *, top: int) -> LensView:
-    """The `top` most likely next tokens after each layer."""
+    """Compute the `top` most likely next tokens after each layer."""
     lens = logit_lens(reading.bundle.model, reading.trace, top=top)
     names = ["embedding", *(f"after layer {layer}" for layer in range(len(lens) - 1))]
     guesses = [
@@ -258,12 +245,12 @@ def view_lens(reading: Reading, *, top: int) -> LensView:
 
 @dataclass(frozen=True)
 class EmbeddingView:
-    """The token table in the plane of its largest variance.
+    """The token table, projected onto the plane of its largest variance.
 
     Attributes:
-        texts: of all tokens.
-        points: their coordinates, (v, 2).
-        shares: of the variance along all directions, largest first.
+        texts: texts of all tokens.
+        points: coordinates of the tokens, (v, 2).
+        shares: share of the variance along each direction, largest first.
         marked: ids that occur in the window.
     """
 
@@ -274,9 +261,9 @@ class EmbeddingView:
 
 
 def view_embedding(reading: Reading) -> EmbeddingView:
-    """The token table in the plane."""
+    """Project the token table onto its first two principal axes."""
     model = reading.bundle.model
-    table = model.token_table.weight[: model.config.vocab_size]  # without the row of an encoder's mask
+    table = model.token_table.weight[: model.config.vocab_size]  # without the mask token of an encoder
     plane = principal_axes(table)
     texts = [reading.bundle.tokenizer.token_text(one) for one in range(len(table))]
     return EmbeddingView(texts, plane.points.numpy(), plane.shares.tolist(), sorted(set(reading.window[0].tolist())))
@@ -288,7 +275,7 @@ class StatisticsView:
 
     Attributes:
         vitals: the measurements.
-        uniform: entropy of a head that looks at all tokens equally.
+        uniform: entropy of a head with equal weights, in nats.
     """
 
     vitals: Vitals
@@ -296,16 +283,16 @@ class StatisticsView:
 
 
 def view_statistics(reading: Reading) -> StatisticsView:
-    """Run the last window forward and back, and measure."""
+    """Measure one forward and backward pass over the last window."""
     return StatisticsView(vitals(reading.bundle.model, reading.last), uniform_entropy(reading.last.shape[1] - 1))
 
 
 @dataclass(frozen=True)
 class DistanceView:
-    """How much a loss depends on the tokens before it.
+    """The dependence of a loss on earlier tokens.
 
     Attributes:
-        distances: in tokens, from 0 on.
+        distances: in tokens, starting at 0.
         gradients: mean norm of the gradient at each distance.
     """
 
@@ -314,19 +301,19 @@ class DistanceView:
 
     @property
     def nothing(self) -> str | None:
-        """The reason why there is no curve to draw; None if there is one."""
+        """The reason why there is no curve to draw; None if there is a curve."""
         if any(self.gradients[1:]):
             return None
         return "this model's loss depends on no token but the last" if self.gradients[1:] else "the text is too short"
 
 
 def view_distance(reading: Reading) -> DistanceView:
-    """The gradient against the distance, on the last window."""
+    """Measure the gradient by distance on the last window."""
     return DistanceView(*gradient_by_distance(reading.bundle.model, reading.last))
 
 
 def name_token(token: Token, bundle: Bundle) -> ScoredToken:
-    """The token with its text and those of its alternatives."""
+    """Add the texts of a token and of its alternatives."""
     text = bundle.tokenizer.token_text(token.id)
     return ScoredToken(token.id, text, token.logprob, token.rank, _name_all(token.alternatives, bundle))
 
@@ -340,12 +327,12 @@ class Alignment:
     """A greedy translation and its attention weights.
 
     Attributes:
-        translation: the text.
-        sources: texts of the source's s tokens.
-        tokens: the t tokens of the translation and its end.
-        cross: cross-attention, (layers, heads, t, s).
-        encoder: for each layer of the encoder, (heads, s, s).
-        layer: the layer whose heads point most, on average: one layer often aligns while the others do not.
+        translation: text of the translation.
+        sources: texts of the s source tokens.
+        tokens: the t tokens of the translation, with the end token.
+        cross: cross-attention weights, (layers, heads, t, s).
+        encoder: self-attention weights of each encoder layer, (heads, s, s).
+        layer: the cross-attention layer with the largest mean peak weight; often only one layer aligns.
     """
 
     translation: str
@@ -357,31 +344,31 @@ class Alignment:
 
     @property
     def source(self) -> str:
-        """The text that was translated."""
+        """Text of the source."""
         return "".join(self.sources)
 
     @property
     def targets(self) -> list[str]:
-        """Texts of the translation's tokens."""
+        """Texts of the tokens of the translation."""
         return [token.text for token in self.tokens]
 
     @property
     def mean(self) -> Float[np.ndarray, "t s"]:
-        """The mean over the heads of `layer`."""
+        """Cross-attention weights of `layer`, averaged over its heads."""
         found: Float[np.ndarray, "t s"] = self.cross[self.layer].mean(axis=0)
         return found
 
 
 def align(bundle: Bundle, source: list[int], *, top: int) -> Alignment:
-    """Translate the source greedily, and read both sides once more with a trace.
+    """Translate the source greedily, then run encoder and decoder again with a trace.
 
     Args:
         bundle: an encoder-decoder and its tokenizer.
         source: ids of the text to translate.
-        top: alternatives of each token.
+        top: number of alternatives per token.
 
     Raises:
-        ValueError: no token, or more than the model's block_size.
+        ValueError: no token, or more tokens than the model's block_size.
     """
     model, limit = bundle.model, bundle.model.config.block_size
     assert isinstance(model, EncoderDecoder)

@@ -1,1 +1,1 @@
-"""Pictures from plain numbers, and pages that show them."""
+"""Pictures and HTML pages, made from plain numbers."""

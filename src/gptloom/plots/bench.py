@@ -1,4 +1,4 @@
-"""The picture of `gptloom bench`: one panel per sweep, with the measurements and the machine's limit, on logarithmic axes."""
+"""The picture of `gptloom bench`: a panel per sweep, with the measurements and the limit, on logarithmic axes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ Panel = tuple[str, Callable[[Axes], None]]
 
 
 def draw_bench(path: Path, found: Mapping[str, Any], *, title: str, dark: bool = False) -> Figure:
-    """Every sweep that has points, as PNG.
+    """Draw every sweep that has points. Written as PNG.
 
     Args:
-        path: where to write.
-        found: as `bench` gives it.
-        title: above the picture.
-        dark: for a dark page.
+        path: the file to write.
+        found: the result of `bench`.
+        title: title of the picture.
+        dark: draw for a dark page.
     """
     back, ink, grid = INK["dark" if dark else "light"]
     blue = SKY if dark else BLUE
@@ -54,7 +54,7 @@ def _panels(found: Mapping[str, Any], blue: str, ink: str) -> list[Panel]:
         growth = "" if one["exponent"] is None else f", power {one['exponent']:.2f}"
         drawn.append((f"ms a step against {one['name']}{growth}", _sweep(one["points"], blue)))
     if points := found.get("sampling", {}).get("points"):
-        drawn.append(("tokens/s against context", _writing(points, blue)))
+        drawn.append(("tokens/s against context", _sampling(points, blue)))
     if points := found.get("preparing", {}).get("points"):
         drawn.append(("seconds to prepare, against MB of text", _preparing(points, blue)))
     if found.get("start"):
@@ -93,7 +93,7 @@ def _sweep(points: Sequence[Mapping[str, Any]], blue: str) -> Callable[[Axes], N
     return draw
 
 
-def _writing(points: Sequence[Mapping[str, Any]], blue: str) -> Callable[[Axes], None]:
+def _sampling(points: Sequence[Mapping[str, Any]], blue: str) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         for streams, marker in zip(sorted({one["streams"] for one in points}), "os", strict=False):
             here = [one for one in points if one["streams"] == streams]
@@ -151,7 +151,7 @@ def _start(points: Sequence[Mapping[str, Any]], blue: str, ink: str) -> Callable
 
 
 def _logarithmic(axes: Axes, values: Sequence[float | int]) -> None:
-    """Both axes; ticks at the values that were measured."""
+    """Make both axes logarithmic, with ticks at the measured values."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(values, [_short_label(value) for value in values])
@@ -163,7 +163,7 @@ def _logarithmic(axes: Axes, values: Sequence[float | int]) -> None:
 
 
 def _short_label(value: float | int) -> str:
-    """A number on an axis: 512, 16k, 2M."""
+    """Format a number for an axis: 512, 16k, 2M."""
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:
             return f"{value / size:.3g}{letter}"

@@ -1,4 +1,4 @@
-"""What the pictures share: a figure, fonts that have the letters, labels that are thinned rather than crowded, numbers in cells."""
+"""Helpers of the pictures: figures, colours, fonts with fallbacks, token labels, and numbers in cells."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,21 +19,23 @@ from matplotlib.ft2font import FT2Font
 from gptloom.plots.core import visible
 
 COLORS = "cividis"
-"""Made for colour-blind readers (Nuñez, Anderton and Renslow 2018): its lightness rises evenly, so it also survives a grey printer."""
+"""A colour map for colour-blind readers (Nuñez, Anderton and Renslow 2018).
+
+Its lightness rises evenly, so that it can also be read in grey."""
 
 MOST_LABELS = 64
-"""Labels on one axis; beyond that only every second, third ... token is named."""
+"""Limit of labels on one axis; with more tokens, every second, third, ... token is named."""
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#6E6E6E")
-"""Okabe and Ito's colours, in an order in which neighbours differ in lightness too; the last is a grey."""
+"""Okabe and Ito's colours and a grey, in an order in which neighbours also differ in lightness."""
 
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 Cell = tuple[float | int, float | int, float, str]
-"""Column and row (where in the image), the value there, and what to write."""
+"""Column and row in the image, the value there, and the text to write."""
 
 _TICKS = (0.0, 0.02, 0.1, 0.25, 0.5, 1.0)
-# Sans-serif fonts with many letters; the first one that is installed and has a letter is used for it.
+# Sans-serif fonts with many letters. Each letter is drawn in the first installed font that contains it.
 _FALLBACKS = (
     "DejaVu Sans",
     "Noto Sans Mono CJK SC",
@@ -47,24 +49,24 @@ _FALLBACKS = (
 
 
 def new_figure(width: float | int, height: float | int) -> Figure:
-    """An empty figure of this size in inches, drawn off screen."""
+    """Return an empty figure of this size in inches, drawn off screen."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the PNG; it says nothing about when or where it was made, so that the same numbers give the same bytes."""
+    """Write the PNG without metadata of the software, so that the same numbers give the same bytes."""
     figure.savefig(path, metadata={"Software": None})
 
 
 def token_font(size: float | int) -> font_manager.FontProperties:
-    """The font for tokens: fixed width, with fallbacks."""
+    """Return the font for tokens: fixed width, with fallbacks."""
     return font_manager.FontProperties(family=list(_families()), size=size)
 
 
 def drawable(text: str) -> str:
-    """A token as a label: visible, without mathematics, and U+... for letters that no font here has."""
+    """Return a token's label: visible, at most 14 characters, `$` escaped, and U+... for letters without a font."""
     seen = "".join(char if ord(char) in _letters() else f"U+{ord(char):04X}" for char in visible(text))
     return (seen if len(seen) <= 14 else seen[:13] + "…").replace("$", r"\$")
 
@@ -78,15 +80,15 @@ def label_tokens(
     most: int = MOST_LABELS,
     turn: bool = True,
 ) -> None:
-    """Name the tokens along an axis of a grid whose cell i is centred on i; many tokens are named one in so many.
+    """Label the tokens along an axis of a grid whose cell i is centred on i.
 
     Args:
-        axes: where.
+        axes: the axes to label.
         which: "x" or "y".
-        tokens: their texts.
-        size: of the letters, in points.
-        most: labels that there is room for.
-        turn: write long ones along x upwards.
+        tokens: texts of the tokens.
+        size: font size in points.
+        most: limit of the labels; of more tokens, every n-th is labelled.
+        turn: write long labels of the x axis vertically.
     """
     every = -(-len(tokens) // most)
     names = [drawable(token) for token in tokens]
@@ -101,12 +103,12 @@ def label_tokens(
 
 
 def weights_norm() -> PowerNorm:
-    """Weights from 0 to 1 by their root, so that small ones can be told apart."""
+    """Map weights from 0 to 1 to colours by their square root, so that small ones can be distinguished."""
     return PowerNorm(0.5, vmin=0.0, vmax=1.0)
 
 
 def scale(figure: Figure, image: ScalarMappable, axes: Sequence[Axes], what: str) -> None:
-    """A bar that tells which colour is which weight; `what` names the weights."""
+    """Add a colour bar; `what` is its label."""
     bar = figure.colorbar(image, ax=axes, ticks=_TICKS, shrink=0.8, aspect=30, pad=0.02)
     bar.ax.set_yticklabels([f"{tick:g}" for tick in _TICKS])
     bar.set_label(what)
@@ -116,29 +118,29 @@ def scale(figure: Figure, image: ScalarMappable, axes: Sequence[Axes], what: str
 def write_cells(
     axes: Axes, image: ScalarMappable, cells: Sequence[Cell], *, size: float | int, tokens: bool = False
 ) -> None:
-    """Write into cells of an image, dark on light ones and light on dark ones."""
+    """Write texts into cells of an image, in black or white, whichever is readable there."""
     for column, row, value, text in cells:
         style: dict[str, Any] = {"fontproperties": token_font(size)} if tokens else {"fontsize": size}
         axes.text(column, row, text, ha="center", va="center", color=ink(image, value), **style)
 
 
 def two_digits(share: float) -> str:
-    """A share from 0 to 1 as .07 or 1, without the zero before the point, which would repeat in every cell."""
+    """Format a share from 0 to 1 as .07 or 1; a leading zero would be repeated in every cell."""
     return "1" if share >= 0.995 else f"{share:.2f}"[1:]
 
 
 def masked_future(weights: Float[np.ndarray, "t s"]) -> np.ma.MaskedArray:
-    """The weights, with what a causal model may not see left out, so that "may not" and "does not" look different."""
+    """Mask the future positions of causal weights, so that masked weights and zero weights look different."""
     future = np.triu(np.ones(weights.shape, dtype=bool), 1)
     causal = weights.shape[0] == weights.shape[1] and not weights[future].any()
     return np.ma.masked_array(weights, future if causal else np.zeros_like(future))
 
 
 def ink(image: ScalarMappable, value: float) -> str:
-    """Black or white, whichever can be read on the image's colour for this value."""
+    """Return black or white, whichever is readable on the image's colour for this value."""
     color = np.asarray(image.to_rgba(np.array([value])))[0, :3]
     light = float(((color + 0.055) / 1.055) ** 2.4 @ (0.2126, 0.7152, 0.0722))
-    return "white" if light < 0.18 else "black"  # where both have the same contrast (WCAG 2.1)
+    return "white" if light < 0.18 else "black"  # at this luminance, both have the same contrast (WCAG 2.1)
 
 
 @lru_cache(maxsize=1)

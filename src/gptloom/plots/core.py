@@ -1,8 +1,7 @@
-"""Tokens as people see them: visible spaces and line ends, and steps of surprise that every surface colours alike.
+"""Tokens with visible spaces, the steps of surprise that colour them, the picture of the losses, and HTML pages.
 
-Pictures. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
-
-HTML pages: one file each, which works offline, in light and dark, and fetches nothing.
+Colours are Okabe and Ito's, which colour-blind readers can distinguish. An HTML page is one file that works offline,
+in light and dark themes, and loads nothing.
 """
 
 import bisect
@@ -16,20 +15,20 @@ from pathlib import Path
 SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 STEPS = (0.5, 0.25, 0.1, 0.03, 0.01, 0.001)
-"""Probabilities at which a token's colour changes; a token that got less than the last of them has the strongest."""
+"""Probabilities at which a token's colour changes; a token below the last of them has the strongest colour."""
 
 STEP_NAMES = ("p ≥ 50 %", "≥ 25 %", "≥ 10 %", "≥ 3 %", "≥ 1 %", "≥ 0.1 %", "less")
 
 
 @dataclass(frozen=True)
 class TokenView:
-    """A token of a text and what a model thought of it.
+    """A token of a text with its loss.
 
     Attributes:
-        text: the token, as it stands in the text.
+        text: text of the token.
         loss: -ln p in nats; None for a token that was given and not predicted.
-        rank: how many tokens were held likelier; None where there is no loss.
-        alternatives: the likeliest tokens with their probabilities, likeliest first.
+        rank: number of tokens with a higher probability; None if there is no loss.
+        alternatives: the most likely tokens with their probabilities, highest first.
     """
 
     text: str
@@ -39,22 +38,22 @@ class TokenView:
 
     @property
     def probability(self) -> float | None:
-        """What the model gave this token."""
+        """exp(-loss); None if there is no loss."""
         return None if self.loss is None else math.exp(-self.loss)
 
     @property
     def step(self) -> int | None:
-        """The step of surprise, 0 for a token that was expected, len(STEPS) for one that was not at all."""
+        """The step of surprise, from 0 (expected) to len(STEPS) (not expected); None if there is no loss."""
         return None if self.loss is None else bisect.bisect_right([-math.log(step) for step in STEPS], self.loss - 1e-9)
 
 
 def visible(text: str) -> str:
-    r"""A token's text with every character to be seen: ␣ for a space, ⏎ for a line end, ⇥ for a tab, `\x1b` for what controls."""
+    r"""Make every character visible: ␣ for a space, ⏎ for a line end, ⇥ for a tab, `\x1b` for a control character."""
     return "".join(SHOWN.get(char) or _spelled(char) for char in text)
 
 
 def kind(text: str) -> str:
-    """What sort of token it is, as a map's legend names it."""
+    """Return the kind of a token, as the legend of the token map names it."""
     inner = text.strip()
     if not inner:
         return "space, line end"
@@ -89,15 +88,15 @@ def draw_losses(
     uniform: float,
     best: tuple[int, float] | None,
 ) -> None:
-    """Training and validation loss against steps, as PNG.
+    """Draw training and validation loss against steps. Written as PNG.
 
     Args:
-        path: where to write.
-        train: (step, nats per token); shown lightly, for single batches are noisy.
+        path: the file to write.
+        train: (step, nats per token) of single batches; drawn in a light colour, because they are noisy.
         val: (step, nats per token) on the whole validation split.
-        title: the run's name.
-        uniform: the loss of a uniform guess, ln(vocab_size), as a reference line.
-        best: (step, loss) of the best checkpoint, marked and named.
+        title: name of the run.
+        uniform: loss of a uniform guess, ln(vocab_size), drawn as a reference line.
+        best: (step, loss) of the best checkpoint, which is marked.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -126,9 +125,8 @@ def draw_losses(
     figure.savefig(path)
 
 
-# Background and letters of each step of surprise, from expected to not at all, for a light and for a dark page. Both
-# run in lightness alone, yellow to brown, away from the page's own colour, so that they are read alike without colour
-# vision.
+# Background and text colour of each step of surprise, from expected to not expected, for light and dark pages. The
+# ramps go from yellow to brown and change mainly in lightness, so that they can be read without colour vision.
 LIGHT = (
     ("#fffbe8", "#1a1a1a"),
     ("#fff0bd", "#1a1a1a"),
@@ -150,12 +148,16 @@ DARK = (
 
 _STYLE = """\
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1a1a1a; --soft: #5f5f5f; --line: #d8d8d8; LIGHT }
-@media (prefers-color-scheme: dark) { :root { --page: #16161a; --ink: #ededed; --soft: #a6a6a6; --line: #3c3c42; DARK } }
-body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; background: var(--page); color: var(--ink); font: 1rem/1.6 system-ui, sans-serif; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16161a; --ink: #ededed; --soft: #a6a6a6; --line: #3c3c42; DARK }
+}
+body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; background: var(--page); color: var(--ink);
+  font: 1rem/1.6 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; line-height: 1.25; }
 p.soft, caption { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 0.15rem 0.75rem 0.15rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: 0.15rem 0.75rem 0.15rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
 td.number, th.number { text-align: right; }
 code, .tokens { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }"""
 
@@ -169,38 +171,42 @@ _TOKEN_STYLE = """\
 
 
 def html_page(title: str, body: str, *, style: str = "") -> str:
-    """A whole page.
+    """Return a complete HTML page.
 
     Args:
-        title: plain text, the page's title and its heading.
-        body: HTML; whatever was text in it has been escaped.
-        style: more CSS.
+        title: plain text, used as title and heading.
+        body: HTML; text in it must be escaped already.
+        style: additional CSS.
     """
     sheet = _STYLE.replace("LIGHT", _variables(LIGHT)).replace("DARK", _variables(DARK))
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{sheet}\n{style}\n</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{sheet}\n{style}\n</style>\n</head>\n"
+        f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
 
 def tokens_page(tokens: Sequence[TokenView], *, title: str, summary: str, notes: Iterable[str] = ()) -> str:
-    """A text with each token coloured by how surprising it was; pointing at one tells its probability, rank and rivals.
+    """Return a page of a text with each token coloured by its loss; a tooltip shows probability, rank, alternatives.
 
     Args:
-        tokens: in the text's order.
+        tokens: tokens in text order.
         title: plain text.
-        summary: plain text: the mean loss, and what else is worth saying.
-        notes: plain text, a paragraph each.
+        summary: plain text, such as the mean loss.
+        notes: plain text, one paragraph each.
     """
     legend = "".join(f'<span class="s{step}">{escape(name)}</span>' for step, name in enumerate(STEP_NAMES))
     body = [
         f"<p>{escape(summary)}</p>",
         *(f'<p class="soft">{escape(note)}</p>' for note in notes),
-        f'<p class="legend">what the model gave each token: {legend}</p>',
+        f'<p class="legend">probability of each token: {legend}</p>',
         f'<p class="tokens">{"".join(map(_span, tokens))}</p>',
-        '<p class="soft">Point at a token for its probability, its rank and what was likelier; the dotted ones were given, not predicted.</p>',
+        '<p class="soft">Point at a token for its probability, its rank and the most likely tokens. '
+        "Tokens with a dotted line were given, not predicted.</p>",
         "<details>\n<summary>The same as a table</summary>\n<table>",
-        '<tr><th>token</th><th class="number">loss (nats)</th><th class="number">probability</th><th class="number">rank</th><th>likeliest</th></tr>',
+        '<tr><th>token</th><th class="number">loss (nats)</th><th class="number">probability</th>'
+        '<th class="number">rank</th><th>most likely</th></tr>',
         *map(_row, tokens),
         "</table>\n</details>",
     ]
@@ -223,16 +229,17 @@ def _span(token: TokenView) -> str:
 def _hover(token: TokenView) -> str:
     if token.loss is None or token.probability is None:
         return f"{visible(token.text)}  given, not predicted"
-    likeliest = "\n".join(f"  {chance:6.1%}  {visible(text)}" for text, chance in token.alternatives)
-    return f"{visible(token.text)}  p {token.probability:.2%}, {token.loss:.3f} nats, rank {token.rank}\nlikeliest:\n{likeliest}"
+    likely = "\n".join(f"  {chance:6.1%}  {visible(text)}" for text, chance in token.alternatives)
+    numbers = f"p {token.probability:.2%}, {token.loss:.3f} nats, rank {token.rank}"
+    return f"{visible(token.text)}  {numbers}\nmost likely:\n{likely}"
 
 
 def _row(token: TokenView) -> str:
-    likeliest = "  ".join(f"<code>{escape(visible(text))}</code> {chance:.1%}" for text, chance in token.alternatives)
+    likely = "  ".join(f"<code>{escape(visible(text))}</code> {chance:.1%}" for text, chance in token.alternatives)
     loss, chance = ("", "") if token.loss is None else (f"{token.loss:.3f}", f"{token.probability:.2%}")
     rank = "" if token.rank is None else str(token.rank)
     numbers = "".join(f'<td class="number">{number}</td>' for number in (loss, chance, rank))
-    return f"<tr><td><code>{escape(visible(token.text))}</code></td>{numbers}<td>{likeliest}</td></tr>"
+    return f"<tr><td><code>{escape(visible(token.text))}</code></td>{numbers}<td>{likely}</td></tr>"
 
 
 def _variables(scale: Sequence[tuple[str, str]]) -> str:

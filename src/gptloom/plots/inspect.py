@@ -1,7 +1,4 @@
-"""Who looks at whom: all heads at a glance, one head large, and the alignment of two texts.
-
-What each layer would say, where the tokens lie, and how far back a loss reaches.
-"""
+"""Pictures of `gptloom inspect`: attention maps, cross-attention, logit lens, token table, gradient by distance."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,24 +33,23 @@ from gptloom.plots.canvas import (
 from gptloom.plots.core import kind
 
 LARGE = 40
-"""Tokens that one large map can name and still be read from the back row."""
+"""Tokens that one large map shows, so that their labels can be read from the back of a lecture hall."""
 
 WEIGHT = "attention weight (each row sums to 1)"
 
-_NUMBERED = 24  # tokens on an axis up to which each cell has room for its number
+_NUMBERED = 24  # up to this many tokens on an axis, each cell has room for its number
 
 
 def draw_attention(
     path: Path, weights: Sequence[Float[np.ndarray, "_ t t"]], tokens: Sequence[str], *, title: str
 ) -> Figure:
-    """Every head's map as PNG: a row a layer, a column a head, all in the same colours.
+    """Draw the maps of all heads on one colour scale, one row per layer and one column per head. Written as PNG.
 
     Args:
-        path: where to write.
-        weights: attention weights, an array (heads, t, t) per layer; rows are the tokens that look, columns those that
-            are looked at.
-        tokens: the texts of the t tokens.
-        title: above the picture.
+        path: the file to write.
+        weights: attention weights, an array (heads, t, t) per layer; rows are queries, columns are keys.
+        tokens: texts of the t tokens.
+        title: title of the picture.
     """
     layers, heads = len(weights), max(len(layer) for layer in weights)
     side = 2.4 if layers * heads > 4 else 3.6
@@ -84,13 +80,15 @@ def draw_attention(
 
 
 def draw_head(path: Path, weights: Float[np.ndarray, "t t"], tokens: Sequence[str], *, title: str) -> Figure:
-    """One head's map, large, as PNG; of a long text its last `LARGE` tokens, and the title says so.
+    """Draw the map of one head, large. Written as PNG.
+
+    Of a longer text, the map shows the last `LARGE` tokens, and the title says so.
 
     Args:
-        path: where to write.
-        weights: rows are the tokens that look, columns those that are looked at; each row sums to 1.
-        tokens: the texts of the t tokens.
-        title: above the picture.
+        path: the file to write.
+        weights: attention weights; rows are queries, columns are keys; each row sums to 1.
+        tokens: texts of the t tokens.
+        title: title of the picture.
     """
     if len(tokens) > LARGE:
         seen = weights[-LARGE:, -LARGE:].sum(axis=1).mean()
@@ -105,15 +103,14 @@ def draw_head(path: Path, weights: Float[np.ndarray, "t t"], tokens: Sequence[st
 def draw_alignment(
     path: Path, weights: Float[np.ndarray, "t s"], source: Sequence[str], target: Sequence[str], *, title: str
 ) -> Figure:
-    """Cross-attention as PNG: which tokens of the source each token of the target came from.
+    """Draw the cross-attention from each token of the target to the tokens of the source. Written as PNG.
 
     Args:
-        path: where to write.
-        weights: rows are the target's tokens, columns the source's; each row sums to 1. Average heads and layers
-            beforehand.
-        source: the texts of the s tokens that are read.
-        target: the texts of the t tokens that are written.
-        title: above the picture.
+        path: the file to write.
+        weights: mean over heads and layers; rows are target tokens, columns are source tokens; each row sums to 1.
+        source: texts of the s source tokens.
+        target: texts of the t target tokens.
+        title: title of the picture.
     """
     figure, axes = _large(weights, source, target, title)
     axes.set_ylabel("written", fontsize=12)
@@ -125,7 +122,7 @@ def draw_alignment(
 def _large(
     weights: Float[np.ndarray, "t s"], columns: Sequence[str], rows: Sequence[str], title: str
 ) -> tuple[Figure, Axes]:
-    """A map with tokens on both axes, the columns' above it, and numbers where there is room."""
+    """Draw a map with tokens on both axes, those of the columns on top; write the weights if there is room."""
     numbered = max(weights.shape) <= _NUMBERED
     cell = 0.48 if numbered else max(0.24, 8.0 / max(weights.shape))
     figure = new_figure(max(5.5, cell * len(columns) + 2.6), max(4.0, cell * len(rows) + 1.8))
@@ -137,7 +134,7 @@ def _large(
     label_tokens(axes, "y", rows, size=13 if numbered else 11)
     figure.suptitle(title, fontsize=14)
     if numbered:
-        # Numbers that would read .00 are left out: the colour says as much, and the others stand out.
+        # Omit numbers that would read .00: the colour shows them, and the others are easier to see.
         shown = np.argwhere(~np.ma.getmaskarray(masked_future(weights)) & (weights >= 0.005)).tolist()
         cells = [(s, t, float(weights[t, s]), two_digits(float(weights[t, s]))) for t, s in shown]
         write_cells(axes, image, cells, size=9)
@@ -152,9 +149,9 @@ def _map(axes: Axes, weights: Float[np.ndarray, "t s"]) -> AxesImage:
 
 
 WIDE = 14.0
-"""Inches that the lens's columns may take; what a longer text has before that is left out."""
+"""Width of the lens's columns in inches; the first tokens of a longer text are omitted."""
 
-_NAMED = 150  # points of a map that can all be named
+_NAMED = 150  # up to this many points, a map names all of them
 
 
 def draw_lens(
@@ -166,63 +163,66 @@ def draw_lens(
     *,
     title: str,
 ) -> Figure:
-    """The logit lens as PNG: the likeliest next token after each layer, the last layer on top.
+    """Draw the logit lens: the most likely next token after each layer, the last layer on top. Written as PNG.
 
     Args:
-        path: where to write.
-        guesses: for each layer, for each token, the likeliest next token and its probability.
-        tokens: the texts of the tokens that were read.
-        following: the token that really follows each of them, None where the text ends.
-        names: of the layers.
-        title: above the picture.
+        path: the file to write.
+        guesses: for each layer and each token, the most likely next token and its probability.
+        tokens: texts of the tokens that were read.
+        following: the actual next token of each of them; None where the text ends.
+        names: names of the layers.
+        title: title of the picture.
     """
-    texts = [[drawable(text) for text, _ in row] for row in guesses]
-    longest = max(len(text) for row in [*texts, list(map(drawable, tokens))] for text in row)
+    texts = [*tokens, *(text for row in guesses for text, _ in row)]
+    longest = max(len(drawable(text)) for text in texts)
     cell = max(0.5, 0.12 * longest + 0.08)
     shown = min(len(tokens), int(WIDE / cell))
     if shown < len(tokens):
         title += f"\nthe last {shown} of {len(tokens)} tokens"
-    texts, guesses, tokens, following = (
-        [row[-shown:] for row in texts],
-        [row[-shown:] for row in guesses],
-        tokens[-shown:],
-        following[-shown:],
-    )
+    guesses, tokens, following = [row[-shown:] for row in guesses], tokens[-shown:], following[-shown:]
     figure = new_figure(max(6.0, cell * len(tokens) + 2.4), 0.52 * len(guesses) + 2.6)
     axes = figure.add_subplot()
-    chances = np.array([[chance for _, chance in row] for row in guesses])
+    image = _draw_guesses(axes, guesses)
+    _frame_right_guesses(axes, image, guesses, following)
+    _label_lens(axes, tokens, following, names)
+    figure.suptitle(title, fontsize=13)
+    scale(figure, image, [axes], "probability of the guess")
+    save(figure, path)
+    return figure
+
+
+def _draw_guesses(axes: Axes, guesses: Sequence[Sequence[tuple[str, float]]]) -> AxesImage:
+    """Colour a cell for each layer and position by probability; write the token and the probability into it."""
+    probabilities = np.array([[probability for _, probability in row] for row in guesses])
     image = axes.imshow(
-        chances, cmap=COLORS, norm=weights_norm(), aspect="auto", interpolation="nearest", origin="lower"
+        probabilities, cmap=COLORS, norm=weights_norm(), aspect="auto", interpolation="nearest", origin="lower"
     )
-    places = [(layer, place) for layer in range(len(guesses)) for place in range(len(tokens))]
-    write_cells(
-        axes,
-        image,
-        [(place, layer + 0.16, float(chances[layer, place]), texts[layer][place]) for layer, place in places],
-        size=12,
-        tokens=True,
-    )
-    write_cells(
-        axes,
-        image,
-        [
-            (place, layer - 0.27, float(chances[layer, place]), two_digits(float(chances[layer, place])))
-            for layer, place in places
-        ],
-        size=8,
-    )
-    for layer, place in places:
-        if guesses[layer][place][0] == following[place]:
-            axes.add_patch(
-                Rectangle(
-                    (place - 0.46, layer - 0.46),
-                    0.92,
-                    0.92,
-                    fill=False,
-                    edgecolor=ink(image, float(chances[layer, place])),
-                    linewidth=1.6,
-                )
-            )
+    cells = [
+        (position, layer, float(probabilities[layer, position]), text)
+        for layer, row in enumerate(guesses)
+        for position, (text, _) in enumerate(row)
+    ]
+    texts = [(position, layer + 0.16, value, drawable(text)) for position, layer, value, text in cells]
+    numbers = [(position, layer - 0.27, value, two_digits(value)) for position, layer, value, _ in cells]
+    write_cells(axes, image, texts, size=12, tokens=True)
+    write_cells(axes, image, numbers, size=8)
+    return image
+
+
+def _frame_right_guesses(
+    axes: Axes, image: AxesImage, guesses: Sequence[Sequence[tuple[str, float]]], following: Sequence[str | None]
+) -> None:
+    """Draw a frame around each guess that equals the actual next token."""
+    for layer, row in enumerate(guesses):
+        for position, (text, probability) in enumerate(row):
+            if text == following[position]:
+                corner = (position - 0.46, layer - 0.46)
+                color = ink(image, probability)
+                axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=color, linewidth=1.6))
+
+
+def _label_lens(axes: Axes, tokens: Sequence[str], following: Sequence[str | None], names: Sequence[str]) -> None:
+    """Name the layers at the left, the tokens that were read below, and the actual next tokens above."""
     label_tokens(axes, "x", tokens, size=12, turn=False)
     axes.set_yticks(range(len(names)), list(names))
     axes.tick_params(axis="y", length=0)
@@ -232,10 +232,6 @@ def draw_lens(
     above.set_xlabel("what really follows (framed where the guess is right)", fontsize=12)
     label_tokens(above, "x", [text if text is not None else "?" for text in following], size=12, turn=False)
     above.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=13)
-    scale(figure, image, [axes], "probability of the guess")
-    save(figure, path)
-    return figure
 
 
 def draw_embedding(
@@ -247,15 +243,15 @@ def draw_embedding(
     marked: Sequence[int],
     title: str,
 ) -> Figure:
-    """The token table in the plane as PNG.
+    """Draw the token table, projected onto a plane. Written as PNG.
 
     Args:
-        path: where to write.
-        points: the tokens' coordinates, see `trace.principal_axes`.
-        tokens: the texts of all v tokens.
-        shares: of the table's variance, along each of the two axes.
-        marked: ids to name where there are too many tokens to name all.
-        title: above the picture.
+        path: the file to write.
+        points: coordinates of the tokens, see `trace.principal_axes`.
+        tokens: texts of all v tokens.
+        shares: share of the table's variance along each of the two axes.
+        marked: ids to name if there are too many tokens to name all.
+        title: title of the picture.
     """
     figure = new_figure(10, 7.5)
     axes = figure.add_subplot()
@@ -266,11 +262,11 @@ def draw_embedding(
         chosen = np.array([index for index, one in enumerate(kinds) if one == name])
         is_named = np.array([index in strong for index in chosen])
         style: dict[str, Any] = {"color": LINES[number % len(LINES)], "marker": MARKERS[number % len(MARKERS)]}
-        for which, size, alpha in ((chosen[~is_named], 12, 0.35), (chosen[is_named], 32, 1.0)):
-            axes.scatter(points[which, 0], points[which, 1], s=size, alpha=alpha, linewidths=0, **style)
+        for members, size, alpha in ((chosen[~is_named], 12, 0.35), (chosen[is_named], 32, 1.0)):
+            axes.scatter(points[members, 0], points[members, 1], s=size, alpha=alpha, linewidths=0, **style)
         axes.scatter([], [], s=32, linewidths=0, label=f"{name} ({len(chosen)})", **style)
     names = [drawable(tokens[index]) for index in named]
-    for index, name, offset in zip(named, names, _beside(points[named], names), strict=True):
+    for index, name, offset in zip(named, names, _label_offsets(points[named], names), strict=True):
         text = axes.annotate(
             name, points[index].tolist(), xytext=offset, textcoords="offset points", ha="center", va="center"
         )
@@ -291,13 +287,12 @@ def draw_embedding(
 def draw_gradient_by_distance(
     path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, title: str
 ) -> Figure:
-    """How strongly a loss depends on tokens further back, as PNG: a curve a model, each relative to its own distance 0.
+    """Draw how strongly a loss depends on earlier tokens: a curve per model, relative to distance 0. Written as PNG.
 
     Args:
-        path: where to write.
-        curves: {name: (distances in tokens, gradient norms)} as `trace.gradient_by_distance` gives them, from distance
-            0 on.
-        title: above the picture.
+        path: the file to write.
+        curves: {name: (distances in tokens, gradient norms)} from distance 0, see `statistics.gradient_by_distance`.
+        title: title of the picture.
     """
     figure = new_figure(9, 5)
     axes = figure.add_subplot()
@@ -308,7 +303,7 @@ def draw_gradient_by_distance(
             "linestyle": DASHES[number % len(DASHES)],
             "marker": MARKERS[number % len(MARKERS)],
         }
-        # Zeros have no place on a logarithmic axis; they are left out rather than drawn as something small.
+        # A logarithmic axis cannot show zeros; omit them instead of drawing them as small numbers.
         axes.plot(
             distance,
             np.where(relative > 0, relative, np.nan),
@@ -331,10 +326,10 @@ def draw_gradient_by_distance(
     return figure
 
 
-def _beside(points: Float[np.ndarray, "n 2"], names: Sequence[str]) -> list[tuple[float, float]]:
-    """Where each label goes, in typographic points from its token: the side with the most room, one label after the other."""
+def _label_offsets(points: Float[np.ndarray, "n 2"], names: Sequence[str]) -> list[tuple[float, float]]:
+    """Offset of each label from its token in typographic points: greedily the side with the most room."""
     unit = max(float(np.ptp(points, axis=0).max()), 1e-12) / 430  # the picture is about 430 typographic points high
-    places, sizes = points / unit, np.full((len(points), 2), 4.0)
+    centers, sizes = points / unit, np.full((len(points), 2), 4.0)
     offsets = []
     for index, name in enumerate(names):
         half = 3.7 * len(name)
@@ -348,13 +343,15 @@ def _beside(points: Float[np.ndarray, "n 2"], names: Sequence[str]) -> list[tupl
             (8 + half, 0.0),
             (-8 - half, 0.0),
         ]
-        others, their = np.delete(places, index, axis=0), np.delete(sizes, index, axis=0)
-        # Two boxes are apart where, along x or along y, their centres differ by more than their half sizes together.
+        others, their_sizes = np.delete(centers, index, axis=0), np.delete(sizes, index, axis=0)
+        # Two boxes do not overlap if their centres differ, in x or in y, by more than the sum of their half sizes.
         apart = [
-            (np.abs(others - places[index] - side) / (their + np.array([half, 7.0]))).max(axis=1).min(initial=1.3)
+            (np.abs(others - centers[index] - side) / (their_sizes + np.array([half, 7.0])))
+            .max(axis=1)
+            .min(initial=1.3)
             for side in sides
         ]
         best = sides[int(np.argmax(apart))]
         offsets.append(best)
-        places, sizes = np.vstack([places, places[index] + best]), np.vstack([sizes, [half, 7.0]])
+        centers, sizes = np.vstack([centers, centers[index] + best]), np.vstack([sizes, [half, 7.0]])
     return offsets

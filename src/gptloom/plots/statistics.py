@@ -1,4 +1,4 @@
-"""How a model is doing, in four panels."""
+"""The picture of a model's statistics on a text, in up to four panels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,24 +23,24 @@ def draw_statistics(
     parameters: Sequence[tuple[str, float, float]],
     title: str,
 ) -> Figure:
-    """Sizes of activations and gradients as PNG; a panel for each that the model has.
+    """Draw sizes of activations and gradients; panels without data are omitted. Written as PNG.
 
     Args:
-        path: where to write.
-        stream: root mean square of the embeddings and of the stream after each block.
-        branches: the same of what each branch gives, by its name.
-        hidden: for each MLP its name, the share of activations that are off, and of units that are dead.
-        entropy: for each layer, each head's mean entropy in nats.
-        uniform: the entropy of a head that looks at everything alike.
-        parameters: for each tensor its name, its root mean square and that of its gradient.
-        title: above the picture.
+        path: the file to write.
+        stream: root mean square of the embeddings and of the residual stream after each block.
+        branches: root mean square of the output of each mixer and MLP, by name.
+        hidden: for each MLP, its name, the share of activations that are off, and the share of dead units.
+        entropy: for each layer, the mean entropy of each head in nats.
+        uniform: entropy of a head that looks at all tokens equally, in nats.
+        parameters: for each tensor, its name, its root mean square and that of its gradient.
+        title: title of the picture.
     """
     panels: list[tuple[bool, Callable[[Axes], None]]] = [
         (bool(stream), lambda axes: _sizes(axes, stream, branches)),
         (bool(entropy), lambda axes: _entropy(axes, entropy, uniform)),
         (bool(hidden), lambda axes: _units(axes, hidden)),
     ]
-    drawn = [draw for there, draw in panels if there]
+    drawn = [draw for has_data, draw in panels if has_data]
     figure = new_figure(15, max(3.2 * len(drawn), 0.24 * len(parameters) + 2.0))
     columns = figure.add_gridspec(1, 2, width_ratios=(1, 1.25))
     rows = columns[0].subgridspec(max(1, len(drawn)), 1)
@@ -129,5 +129,5 @@ def _gradients(axes: Axes, parameters: Sequence[tuple[str, float, float]]) -> No
 
 
 def _block(name: str) -> int:
-    """The number in a module's name, such as 3 in blocks.3.mlp."""
+    """Return the number in a module's name, such as 3 in blocks.3.mlp."""
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)

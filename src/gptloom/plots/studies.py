@@ -1,32 +1,33 @@
-"""Pictures of studies: the staircase of a ladder, loss against time, and the pairs of a comparison."""
+"""Pictures of studies: the staircase of a ladder, loss against time, and the paired losses of a comparison."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gptloom.plots.canvas import DASHES, LINES, MARKERS, new_figure, save
 from gptloom.plots.core import BLUE, GREY, ORANGE
 
 INK = {"light": ("#FFFFFF", "#1A1A1A", "#D9D9D9"), "dark": ("#16181C", "#ECECEC", "#3A3D44")}
-"""Background, text and grid."""
+"""Colours of background, text and grid, by theme."""
 
 SKY = "#56B4E9"
-"""Okabe and Ito's lighter blue, for a dark background."""
+"""Okabe and Ito's lighter blue, for dark backgrounds."""
 
 
 @dataclass(frozen=True)
 class Stair:
-    """One step in the picture.
+    """One step of the staircase.
 
     Attributes:
-        name: written at the left.
+        name: label at the left.
         loss: in nats per token.
-        spread: standard deviation over seeds, or None.
-        base: name of the step that it came from, or None.
-        counts: it only counts.
+        spread: standard deviation of the loss over seeds, or None.
+        base: name of the step that it starts from, or None.
+        counts: True for a model that is counted, not trained.
         published: a published loss to mark, or None.
     """
 
@@ -39,113 +40,120 @@ class Stair:
 
 
 def draw_staircase(path: Path, stairs: Sequence[Stair], *, title: str, dark: bool = False) -> None:
-    """A row for each step from top to bottom, its loss to the right; an elbow leads to it from its base.
-
-    Written as PNG.
+    """Draw one row per step, top to bottom, with its loss; an elbow joins each step to its base. Written as PNG.
 
     Args:
-        path: where to write.
-        stairs: in climbing order.
-        title: above the picture.
-        dark: for a dark page.
+        path: the file to write.
+        stairs: the steps, in climbing order.
+        title: title of the picture.
+        dark: draw for a dark page.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     back, ink, grid = INK["dark" if dark else "light"]
+    grey = "#9A9A9A" if dark else GREY
     blue = SKY if dark else BLUE
     figure = Figure(figsize=(9, 1.6 + 0.29 * len(stairs)), dpi=120, layout="constrained", facecolor=back)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor=back)
     rows = {stair.name: row for row, stair in enumerate(stairs)}
     losses = {stair.name: stair.loss for stair in stairs}
-    shown = [*losses.values(), *(stair.published for stair in stairs if stair.published is not None)]
-    width = max(shown) - min(shown) or 1.0
     for row, stair in enumerate(stairs):
-        worse = stair.base in losses and stair.loss > losses[stair.base]
-        colour = ("#9A9A9A" if dark else GREY) if stair.counts else ORANGE if worse else blue
+        colour = grey if stair.counts else ORANGE if _is_worse(stair, losses) else blue
         if stair.base in rows:
-            before = losses[stair.base]
-            axes.plot(
-                [before, before, stair.loss],
-                [rows[stair.base], row, row],
-                color=colour,
-                linewidth=1.2,
-                alpha=0.55,
-                zorder=1,
-            )
-        mark = "s" if stair.counts else "^" if worse else "o"
-        axes.errorbar(stair.loss, row, xerr=stair.spread, color=colour, marker=mark, markersize=6, capsize=3, zorder=3)
-        if stair.published is not None:
-            axes.plot(
-                stair.published,
-                row,
-                marker="D",
-                markersize=8,
-                markerfacecolor="none",
-                markeredgecolor=ink,
-                linestyle="none",
-                zorder=4,
-            )
-        axes.text(
-            1.01,
+            _draw_elbow(axes, (losses[stair.base], rows[stair.base]), (stair.loss, row), colour)
+        _draw_step(axes, row, stair, colour, ink, worse=_is_worse(stair, losses))
+    _style_staircase(axes, stairs, ink, grid)
+    axes.set_title(title, color=ink)
+    _legend(figure, stairs, (blue, grey, ink))
+    figure.savefig(path)
+
+
+def _is_worse(stair: Stair, losses: Mapping[str, float]) -> bool:
+    """Whether a step's loss is above that of its base."""
+    return stair.base is not None and stair.base in losses and stair.loss > losses[stair.base]
+
+
+def _draw_elbow(axes: Axes, start: tuple[float, int], end: tuple[float, int], colour: str) -> None:
+    """Draw a line down, then sideways, between two points (loss, row)."""
+    axes.plot(
+        [start[0], start[0], end[0]], [start[1], end[1], end[1]], color=colour, linewidth=1.2, alpha=0.55, zorder=1
+    )
+
+
+def _draw_step(axes: Axes, row: int, stair: Stair, colour: str, ink: str, *, worse: bool) -> None:
+    """Mark the loss of a step, its spread and the published loss; write the loss at the right."""
+    mark = "s" if stair.counts else "^" if worse else "o"
+    axes.errorbar(stair.loss, row, xerr=stair.spread, color=colour, marker=mark, markersize=6, capsize=3, zorder=3)
+    if stair.published is not None:
+        axes.plot(
+            stair.published,
             row,
-            f"{stair.loss:.3f}",
-            color=ink,
-            fontsize=9,
-            va="center",
-            ha="left",
-            transform=axes.get_yaxis_transform(),
+            marker="D",
+            markersize=8,
+            markerfacecolor="none",
+            markeredgecolor=ink,
+            linestyle="none",
+            zorder=4,
         )
+    axes.text(
+        1.01,
+        row,
+        f"{stair.loss:.3f}",
+        color=ink,
+        fontsize=9,
+        va="center",
+        ha="left",
+        transform=axes.get_yaxis_transform(),
+    )
+
+
+def _style_staircase(axes: Axes, stairs: Sequence[Stair], ink: str, grid: str) -> None:
+    """Set the limits, the labels and the colours of the axes."""
+    shown = [stair.loss for stair in stairs]
+    shown += [stair.published for stair in stairs if stair.published is not None]
+    width = max(shown) - min(shown) or 1.0
     axes.set_yticks(range(len(stairs)), [stair.name for stair in stairs])
     axes.set_ylim(len(stairs) - 0.4, -0.6)
     axes.set_xlim(min(shown) - 0.06 * width, max(shown) + 0.06 * width)
     axes.set_xlabel("validation loss (nats per token); further left is better", color=ink)
-    axes.set_title(title, color=ink)
     axes.tick_params(colors=ink, labelsize=9)
     axes.grid(axis="x", color=grid, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(ink)
-    _legend(figure, stairs, (blue, "#9A9A9A" if dark else GREY, ink))
-    figure.savefig(path)
 
 
-def _legend(figure: object, stairs: Sequence[Stair], colours: tuple[str, str, str]) -> None:
-    """Says what the marks mean, of those that occur."""
-    from matplotlib.figure import Figure
+def _legend(figure: Figure, stairs: Sequence[Stair], colours: tuple[str, str, str]) -> None:
+    """Explain the marks that occur."""
     from matplotlib.lines import Line2D
 
-    assert isinstance(figure, Figure)
     blue, grey, ink = colours
     losses = {stair.name: stair.loss for stair in stairs}
-    marks = [("counted", "s", grey, grey, any(stair.counts for stair in stairs))]
-    marks += [("trained, better than what it came from", "o", blue, blue, any(not stair.counts for stair in stairs))]
-    marks += [
-        (
-            "trained, worse",
-            "^",
-            ORANGE,
-            ORANGE,
-            any(not s.counts and s.base in losses and s.loss > losses[s.base] for s in stairs),
-        )
+    trained = [stair for stair in stairs if not stair.counts]
+    worse = any(_is_worse(stair, losses) for stair in trained)
+    published = any(stair.published is not None for stair in stairs)
+    marks = [
+        ("counted", "s", grey, grey, len(trained) < len(stairs)),
+        ("trained, better than what it came from", "o", blue, blue, bool(trained)),
+        ("trained, worse", "^", ORANGE, ORANGE, worse),
+        ("published", "D", "none", ink, published),
     ]
-    marks += [("published", "D", "none", ink, any(stair.published is not None for stair in stairs))]
     handles = [
         Line2D([], [], marker=mark, color=edge, markerfacecolor=face, linestyle="none", label=text)
-        for text, mark, face, edge, there in marks
-        if there
+        for text, mark, face, edge, occurs in marks
+        if occurs
     ]
     figure.legend(handles=handles, frameon=False, labelcolor=ink, loc="outside lower center", ncols=4, fontsize=9)
 
 
 def draw_races(path: Path, races: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> Figure:
-    """Validation loss against seconds of training, as PNG: a curve a model, its end named.
+    """Draw the validation loss of each model against seconds of training; the legend gives the last point. PNG.
 
     Args:
-        path: where to write.
+        path: the file to write.
         races: {name: (seconds, nats per token)}, the untrained model first.
-        title: above the picture.
+        title: title of the picture.
     """
     figure = new_figure(9, 5)
     axes = figure.add_subplot()
@@ -165,7 +173,7 @@ def draw_races(path: Path, races: Mapping[str, Sequence[tuple[float, float]]], *
             **style,
         )
     later = [loss for points in races.values() for _, loss in points[1:]]
-    if later:  # the first losses are far above all others and would squeeze them
+    if later:  # the losses before training are far above the others and would compress the axis
         margin = 0.05 * (max(later) - min(later)) or 0.1
         axes.set_ylim(min(later) - margin, max(later) + margin)
     axes.set_title(title, fontsize=13)
@@ -188,27 +196,46 @@ def draw_comparison(
     title: str,
     unit: str,
 ) -> None:
-    """Losses by arm with a line for each pair; beside them the differences from the baseline with their 95 % intervals, as PNG.
+    """Draw losses by arm at the left; at the right, differences from the baseline with 95 % intervals. Written as PNG.
 
     Args:
-        path: where to write.
-        names: of the arms, the baseline first.
-        losses: for each arm its loss by seed; None where the training diverged.
+        path: the file to write.
+        names: names of the arms, the baseline first.
+        losses: for each arm, its losses by seed; None where the training diverged.
         differences: for each arm but the baseline, its loss minus the baseline's, by seed.
-        intervals: for each arm but the baseline (low, mean, high), or None.
-        title: what was compared.
-        unit: of the loss.
+        intervals: for each arm but the baseline, (low, mean, high) or None.
+        title: title of the picture.
+        unit: unit of the loss.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     rows = len(names)
     figure = Figure(figsize=(11, 2.2 + 0.6 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1])
+    _draw_arm_losses(left, losses)
+    left.set(
+        title="each training; a line joins those of one seed or pair", xlabel=f"validation loss ({unit}); bar: mean"
+    )
+    _draw_differences(right, differences, intervals)
+    right.set(
+        title="difference from the first, with its 95 % interval",
+        xlabel="← better      difference of the loss      worse →",
+    )
+    for axes in (left, right):
+        axes.set_yticks(range(rows), [_wrapped(name) for name in names])
+        axes.set_ylim(rows - 0.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    right.tick_params(labelleft=False)
+    figure.suptitle(title)
+    figure.savefig(path)
+
+
+def _draw_arm_losses(axes: Axes, losses: Sequence[Sequence[float | None]]) -> None:
+    """Draw a line for each seed through the losses of the arms, and a bar at the mean of each arm."""
     for seed in range(len(losses[0])):
-        known = [(arm[seed], row) for row, arm in enumerate(losses) if arm[seed] is not None]
-        left.plot(
+        known = [(loss, row) for row, arm in enumerate(losses) if (loss := arm[seed]) is not None]
+        axes.plot(
             [loss for loss, _ in known],
             [row for _, row in known],
             color=GREY,
@@ -220,10 +247,10 @@ def draw_comparison(
             mec="white",
         )
     for row, arm in enumerate(losses):
-        there = [loss for loss in arm if loss is not None]
-        if there:
-            left.plot(
-                [sum(there) / len(there)],
+        known_losses = [loss for loss in arm if loss is not None]
+        if known_losses:
+            axes.plot(
+                [sum(known_losses) / len(known_losses)],
                 [row],
                 color=ORANGE,
                 marker="|",
@@ -231,18 +258,21 @@ def draw_comparison(
                 markeredgewidth=2.5,
                 linestyle="none",
             )
-    left.set(
-        title="each training; a line joins those of one seed or pair", xlabel=f"validation loss ({unit}); bar: mean"
-    )
-    right.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
-    for row, (one, interval) in enumerate(zip(differences, intervals, strict=True), start=1):
-        there = [value for value in one if value is not None]
-        right.plot(
-            there, [row + 0.18] * len(there), color=BLUE, marker="o", markersize=4, mec="white", linestyle="none"
-        )
+
+
+def _draw_differences(
+    axes: Axes,
+    differences: Sequence[Sequence[float | None]],
+    intervals: Sequence[tuple[float, float, float] | None],
+) -> None:
+    """Draw the differences of each arm by seed, and the interval of their mean."""
+    axes.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
+    for row, (by_seed, interval) in enumerate(zip(differences, intervals, strict=True), start=1):
+        known = [value for value in by_seed if value is not None]
+        axes.plot(known, [row + 0.18] * len(known), color=BLUE, marker="o", markersize=4, mec="white", linestyle="none")
         if interval is not None:
             low, mean, high = interval
-            right.errorbar(
+            axes.errorbar(
                 [mean],
                 [row],
                 xerr=[[mean - low], [high - mean]],
@@ -252,21 +282,10 @@ def draw_comparison(
                 linewidth=2.2,
                 capsize=5,
             )
-    right.set(
-        title="difference from the first, with its 95 % interval",
-        xlabel="← better      difference of the loss      worse →",
-    )
-    for axes in (left, right):
-        axes.set_yticks(range(rows), [_short(name) for name in names])
-        axes.set_ylim(rows - 0.5, -0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-    right.tick_params(labelleft=False)
-    figure.suptitle(title)
-    figure.savefig(path)
 
 
-def _short(name: str) -> str:
-    """A long name on several lines."""
+def _wrapped(name: str) -> str:
+    """Break a long name into lines of at most about 28 characters."""
     words, lines = name.split(" "), [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + len(word) > 28:
