@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import torch
 
 from gptloom.bundle import Bundle
 from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
+from gptloom.checkpoint.manager import CheckpointManager
 from gptloom.checkpoint.state import Progress, State, read_checkpoint
 from gptloom.config.load import resolve, to_toml
 from gptloom.config.run import CUSTOM, RunConfig, SampleConfig
@@ -284,8 +286,14 @@ class Session:
             progress=progress,
             group=self.group,
             callbacks=self._callbacks(progress) if self.group.rank == 0 else (),
-            run=self.run,
-            tokenizer=self.bundle.tokenizer,
+            checkpoints=partial(
+                CheckpointManager,
+                self.run,
+                config=config,
+                model=model,
+                tokenizer=self.bundle.tokenizer,
+                say=self.display.say,
+            ),
             interrupted=self.signals.stopping,
             validation_tokens=len(self.parts.val.ids),
             epoch_steps=-(-self.batches.tokens_per_epoch // per_step),
@@ -301,7 +309,7 @@ class Session:
     def result(self, progress: Progress, end: End, train_loss: float) -> Result:
         """Draw loss.png and return the result."""
         history = read_history(self.run)
-        if end != "stopped":  # after a signal, nobody should wait for a picture
+        if end != "stopped":  # after a signal, the process ends as soon as it can
             draw_history(self.run, history, self.config, progress)
         evaluations = [line for line in history if line["event"] == "evaluation"]
         bits = [line.get("bpb") for line in evaluations if line["step"] == progress.best_step]

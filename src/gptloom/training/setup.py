@@ -1,9 +1,8 @@
-"""`setup` makes a `Trainer` from a configuration: the one way for runs, trials, benchmarks, checks and reproductions."""
+"""`setup` makes a `Trainer` from a configuration, for runs, trials, benchmarks, checks and reproductions alike."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from gptloom.checkpoint.manager import CheckpointManager
 from gptloom.checkpoint.state import Horizon, Optimizer, Progress, load_state_tensors
 from gptloom.config.run import RunConfig, TrainConfig
-from gptloom.data.tokenizers import Tokenizer
 from gptloom.devices import autocast, pick_precision
 from gptloom.distributed import ProcessGroup
 from gptloom.errors import InputError
@@ -39,82 +37,59 @@ def setup(
     progress: Progress | None = None,
     group: ProcessGroup | None = None,
     callbacks: Sequence[Callback] = (),
-    run: Path | None = None,
-    tokenizer: Tokenizer | None = None,
+    checkpoints: Callable[..., CheckpointManager] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     validation_tokens: int = 0,
     epoch_steps: int = 0,
     reseed: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Trainer:
-    """Make a trainer. Nothing is computed yet, except for trial passes where the model is compiled.
+    """Make a trainer. Nothing is computed yet, except for trial passes if the model is compiled.
 
-    Args:
-        config: all settings.
-        model: on its device; its mode (train or eval) is not changed.
-        batches: this rank's batches; see `Task.training_batches`.
-        horizon: the number of steps; see `schedule.make_horizon`.
-        evaluate: measures the validation loss.
-        optimizer: holds the model's parameters (default: the one that `config` names).
-        optimizer_state: the optimizer's tensors from a checkpoint.
-        progress: how far the training is, from a checkpoint.
-        group: the ranks that train together.
-        callbacks: called by the first rank.
-        run: a run folder for checkpoints; they then need the `tokenizer`.
-        tokenizer: written with each checkpoint.
-        interrupted: whether a signal asks to stop.
-        validation_tokens: the number that `evaluate` reads, to estimate its time.
-        epoch_steps: steps per epoch; 0 if unknown.
-        reseed: whether dropout is a function of (seed, step, rank); else it continues torch's random state.
-        say: prints messages for the user.
+    The arguments are those of `Trainer`, and: `config` (all settings), `model` (on its device; its mode is kept),
+    `optimizer` (default: the one that `config` names), `optimizer_state` (its tensors from a checkpoint),
+    `checkpoints` (makes the manager of optimizer, progress and horizon), `reseed` (False: dropout continues torch's
+    random state).
 
     Raises:
         ConfigError: the optimizer refuses the model's parameters or the settings.
         InputError: `optimizer_state` does not belong to this model and optimizer.
     """
-    train, device = config.train, model.device
     progress, group = progress or Progress(), group or ProcessGroup()
-    optimizer = optimizer or make_optimizer(model, train, group)
-    try:
-        load_state_tensors(optimizer, optimizer_state or {})
-    except ValueError as error:
-        cure = "resume from another checkpoint with --checkpoint"
-        raise InputError(str(error), where=str(run or "the optimizer's state"), cure=cure) from None
-    context = partial(autocast, device, pick_precision(train.precision, device))
-    objective: nn.Module = Objective(model, train.label_smoothing)
-    if wants_compile(train, horizon, device):
-        objective = compile_or_not(objective, batches.batch(0), train.rows, context, say or print)
-    checkpoints = None
-    if run is not None and tokenizer is not None:
-        checkpoints = CheckpointManager(
-            run,
-            config=config,
-            model=model,
-            tokenizer=tokenizer,
-            optimizer=optimizer,
-            progress=progress,
-            horizon=horizon,
-            say=say or print,
-        )
+    optimizer = _load(optimizer or make_optimizer(model, config.train, group), optimizer_state or {})
+    context = partial(autocast, model.device, pick_precision(config.train.precision, model.device))
+    objective: nn.Module = Objective(model, config.train.label_smoothing)
+    if wants_compile(config.train, horizon, model.device):
+        objective = compile_or_not(objective, batches.batch(0), config.train.rows, context, say or print)
     return Trainer(
-        train,
+        config.train,
         objective=objective,
         optimizer=optimizer,
         batches=batches,
         evaluate=evaluate,
-        device=device,
+        device=model.device,
         seed=config.seed if reseed else None,
         horizon=horizon,
         progress=progress,
         autocast=context,
         group=group,
         callbacks=callbacks if group.rank == 0 else (),
-        checkpoints=checkpoints,
+        checkpoints=checkpoints and checkpoints(optimizer=optimizer, progress=progress, horizon=horizon),
         interrupted=interrupted,
         validation_tokens=validation_tokens,
         epoch_steps=epoch_steps,
         say=say,
     )
+
+
+def _load(optimizer: Optimizer, state: Mapping[str, Tensor]) -> Optimizer:
+    """Load an optimizer's tensors, and return it."""
+    try:
+        load_state_tensors(optimizer, state)
+    except ValueError as error:
+        cure = "resume from another checkpoint with --checkpoint"
+        raise InputError(str(error), where="the checkpoint", cure=cure) from None
+    return optimizer
 
 
 def wants_compile(config: TrainConfig, horizon: Horizon, device: torch.device) -> bool:
