@@ -1,10 +1,10 @@
-"""What each hand-written path of `gptloom.fast` buys over the model itself.
+"""Benchmark of the hand-written passes of `gptloom.fast` against the model itself.
 
     python benchmarks/fast_paths.py [--rounds 9] [--out FILE]
 
 Both sides of a pair run in this process, in turn, on the same model with freshly drawn weights and the same threads.
-Training: the passes of one batch, by `fast/train.py` and by autograd. Decoding: one token of each row, by `fast/decode.py` and by
-the model with its cache. Prints one JSON object: ratios (median, least, most over the rounds).
+Training: the passes of one batch, by `fast/train.py` and by autograd. Decoding: one token of each row, by
+`fast/decode.py` and by the model with its cache. Prints one JSON object: ratios (median, least, most over the rounds).
 """
 
 import argparse

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     __version__: str
 
 # GNU OpenMP's threads spin while they wait for one another. When another program has one of the cores, a step's
-# hundreds of waits can each last as long as a time slice: beside another training, a step then takes many times as
+# hundreds of waits can each last as long as a time slice: next to another training, a step then takes many times as
 # long. benchmarks/busy_machine.py measures it, and what this limit costs on an idle machine. It is read when torch is
 # first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")

@@ -33,7 +33,7 @@ def train(
         settings: steps, minutes or epochs; seed, device, tokenizer; and model={...}, train={...}, data={...}.
 
     Returns:
-        What the run came to; `load(result.run)` loads its best checkpoint.
+        The result of the run; `load(result.run)` loads its best checkpoint.
 
     Raises:
         GptloomError: one line with cause and cure.

@@ -81,7 +81,7 @@ class Bundle:
 
         Raises:
             ConfigError: int8 weights are not made for this model or this device.
-            InputError: it is no such folder, or a file in it is missing, damaged, or at odds with the others.
+            InputError: it is not such a folder, or a file in it is missing, damaged, or at odds with the others.
 
         Warns:
             GptloomWarning: the best or latest checkpoint is damaged, and another is used.

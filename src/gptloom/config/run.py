@@ -20,10 +20,10 @@ TORCH_OPTIMIZERS = (
 """The classes of torch.optim that train dense parameters without a closure. Named here, so that torch is not loaded."""
 
 OPTIMIZERS = ("adamw", "muon", *(f"torch:{name}" for name in TORCH_OPTIMIZERS))
-"""The names that --train.optimizer takes."""
+"""The values of --train.optimizer."""
 
 CUSTOM = "custom"
-"""What a run's settings say where its optimizer was given as an object of Python."""
+"""The optimizer's name in the settings of a run whose optimizer is a Python object."""
 
 OnUnknown = Literal["error", "skip", "replace"]
 Weights = Literal["float32", "int8"]
@@ -196,13 +196,13 @@ class TrainConfig(Config):
 
 
 def _no_optimizer(name: str) -> str:
-    """What is wrong with the name of an optimizer that there is none of."""
+    """The error message for an unknown optimizer."""
     given = shortened(name, 40)
     if name in ("torch:LBFGS", "torch:SparseAdam"):
         return f"{given!r} cannot train here: it needs a closure or sparse gradients (--train.optimizer)"
     alike = {one.lower(): one for one in OPTIMIZERS}.get(name.lower())
     hint = f"did you mean {alike!r}?" if alike else nearest(name, OPTIMIZERS) or f"choose from {', '.join(OPTIMIZERS)}"
-    return f"{given!r} is no optimizer; {hint} (--train.optimizer)"
+    return f"{given!r} is not an optimizer; {hint} (--train.optimizer)"
 
 
 class RunConfig(Config):

@@ -1,4 +1,4 @@
-"""What each kind of model trains on, how it is measured, and what it does with a prompt: one `Task` per kind.
+"""Tasks: the training data, the evaluation and the prompts of each kind of model.
 
 Decoders and recurrent networks read windows of text (`CausalTask`), encoders read windows with masked tokens
 (`MaskedTask`), and encoder-decoders read pairs of source and target (`TranslationTask`).
@@ -25,10 +25,10 @@ from gptloom.model.base import LanguageModel, evaluating
 from gptloom.model.transformer import EncoderDecoder
 
 MASK = "[MASK]"
-"""Stands in a text for a token that an encoder predicts."""
+"""Replaces a token in a text that an encoder predicts."""
 
 EVALUATION_MASK_FRACTION = 0.15
-"""The fraction of tokens that is masked in evaluations, whatever `mask_fraction` is in training: losses then compare."""
+"""Fraction of tokens that evaluations mask. It does not depend on `mask_fraction`, so that losses are comparable."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ class Recurrent(LanguageModel):
     """Token embedding, recurrent layers, linear head.
 
     Sources: RNN (Elman 1990), LSTM (Hochreiter and Schmidhuber 1997), GRU (Cho et al. 2014). The cache has the same
-    size for any length, so there is no context window. `interpret.statistics.gradient_by_distance` measures how far back the
-    model remembers.
+    size for any length, so there is no context window. `interpret.statistics.gradient_by_distance` measures how far
+    back the model remembers.
 
     Args:
         config: uses architecture, n_layer, n_embd, dropout (between layers and before the head), embd_dropout, head,

@@ -1,9 +1,4 @@
-"""JSON records that a study keeps as it goes: written whole or not at all, so that it can go on where it stopped.
-
-How long trainings will take: rehearsed with a few steps, and the budget that fits into a time.
-
-One training without a run folder: what every study repeats by the dozen.
-"""
+"""Trials of a study: trainings without a run folder, their expected time, and JSON records that let a study resume."""
 
 import json
 import time
@@ -36,13 +31,13 @@ from gptloom.training.setup import setup
 Record = TypeVar("Record")
 
 LONGEST = 1 << 26
-"""Bytes of a record. The longest, a ladder's plan, names all of its texts."""
+"""Maximum size of a record in bytes. The longest, a ladder's plan, contains the names of all of its texts."""
 
 _CURE = "delete it, and it is made again; or choose another --run"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record in a file.
+    """Read a record.
 
     Raises:
         InputError: it cannot be read, or is not a JSON object.
@@ -51,7 +46,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_as(path: Path, kind: type[Record], *, cure: str = _CURE) -> Record:
-    """The record in a file as a dataclass, its fields checked.
+    """Read a record as a dataclass, with checked fields.
 
     Raises:
         InputError: it cannot be read, or a field is missing or of another type.
@@ -61,17 +56,17 @@ def read_as(path: Path, kind: type[Record], *, cure: str = _CURE) -> Record:
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
         raise InputError(
-            f"is no whole record of a {kind.__name__.lower()}: {key} is missing or of the wrong type",
+            f"is not a complete record of a {kind.__name__.lower()}: {key} is missing or of the wrong type",
             where=str(path),
             cure=cure,
         ) from None
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a record, and the folders that it lies in.
+    """Write a record atomically; creates its folder.
 
     Raises:
-        MachineError: the disk does not take it.
+        MachineError: it cannot be written.
     """
     with replacing(path) as file:
         file.write((json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode())
@@ -79,15 +74,15 @@ def write_record(path: Path, values: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Material:
-    """A text made ready once, for many trainings.
+    """A text prepared once for many trainings.
 
     Attributes:
-        name: a short word for it, fit to name a folder.
-        parts: what trains and what validates.
-        tokenizer: made for it.
+        name: a short name, suitable for a folder.
+        parts: training and validation tokens.
+        tokenizer: the tokenizer.
         text_sha256: hash of the text.
         val_bytes: UTF-8 bytes of the validation targets.
-        notes: what the user should know about how it was read.
+        notes: messages for the user about how the text was read.
     """
 
     name: str
@@ -116,16 +111,16 @@ def open_material(texts: Sequence[str], config: DataConfig) -> Material:
 
 @dataclass
 class Trial:
-    """What one training came to.
+    """The result of one training.
 
-    `val_loss` is that of the last step on the whole validation split, not the best of several: choosing the best would
-    favour whatever is evaluated more often.
+    `val_loss` is the loss after the last step on the whole validation split, not the lowest of several: that would
+    favour models that are evaluated more often.
 
     Attributes:
-        parameters: of the model.
+        parameters: number of the model's parameters.
         steps: optimizer steps.
         tokens: targets trained on.
-        seconds: of training, without evaluation.
+        seconds: training time without evaluations.
         val_loss: nats per token after the last step.
         val_bpb: the same in bits per byte.
         curve: (step, seconds, nats per token) of single training batches, about a hundred.
@@ -143,13 +138,13 @@ class Trial:
 
 
 def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Callback] = ()) -> tuple[Trial, Bundle]:
-    """Train from the beginning; nothing is written.
+    """Train a new model; nothing is written.
 
     Args:
-        config: all settings; the vocabulary's size is taken from the material. `eval_every` decides about evaluations
-            between the first and the last.
+        config: all settings; the vocabulary's size is taken from the material. `eval_every` adds evaluations between
+            the first and the last.
         material: the text.
-        callbacks: shown every step; one that asks for `Request.STOP` ends the training early.
+        callbacks: called at every step; `Request.STOP` ends the training early.
 
     Raises:
         ConfigError: the model would need pairs.
@@ -190,7 +185,7 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
 
 
 class _Record(Callback):
-    """Keeps what a picture needs. Evaluating takes time too, but none that counts as training."""
+    """Records the curves. Evaluation time does not count as training time."""
 
     def __init__(self) -> None:
         self.paused = 0.0
@@ -226,14 +221,14 @@ class _Record(Callback):
 
 
 RESERVE = 0.9
-"""Share of the time that is planned for; the rest is for what a rehearsal cannot foresee."""
+"""Fraction of the time that is planned; the rest is a reserve."""
 
 _REHEARSED = 6
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What a training of one step costs.
+    """Training time of one lesson.
 
     Attributes:
         per_token: seconds of training per token.
@@ -244,12 +239,12 @@ class Pace:
     fixed: float
 
     def seconds(self, tokens: int) -> float:
-        """One training on this many tokens, in all."""
+        """Total time of a training on this many tokens."""
         return self.fixed + self.per_token * tokens
 
 
 class _Clock(Callback):
-    """Times what lies between two steps, and an evaluation."""
+    """Measures the time between steps, and of an evaluation."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -269,7 +264,7 @@ class _Clock(Callback):
 
 
 def rehearse(config: RunConfig, material: Material) -> Pace:
-    """Train a few steps, and evaluate on a few windows, to see how long they take."""
+    """Measure the time of a few steps, and of an evaluation on a few windows."""
     block, rows = config.model.block_size, config.train.eval_batch_size
     count = min(len(material.parts.val), 2 * rows * block + 1)
     few = Tokens(material.parts.val.ids[:count], np.zeros(1, dtype=np.int64))
@@ -289,7 +284,7 @@ def rehearse(config: RunConfig, material: Material) -> Pace:
 
 
 def affordable_tokens(paces: Mapping[str, Pace], seconds: float, most: int, least: int) -> int:
-    """The largest budget a step, at most `most` and at least `least` tokens, with which every step can be trained once in the time."""
+    """The tokens per lesson, `least` to `most`, with which all lessons can be trained once in `seconds`."""
     per_token = sum(pace.per_token for pace in paces.values())
     fixed = sum(pace.fixed for pace in paces.values())
     fits = (RESERVE * seconds - fixed) / max(per_token, 1e-12)

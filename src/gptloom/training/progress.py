@@ -1,4 +1,4 @@
-"""What a user sees of a training on standard error: the plan and its warnings, then a line for each event."""
+"""The output of a training on standard error: the plan and its warnings, then a line for each event or a live panel."""
 
 import sys
 import time

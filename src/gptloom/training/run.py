@@ -213,7 +213,7 @@ def _point(run: Path, folder: Path | None, progress: Progress) -> None:
 
 
 def _last_state(run: Path, checkpoint: str) -> tuple[Path | None, State]:
-    """The checkpoint to resume from and its state; None and the initial state if the run was killed before its first."""
+    """The checkpoint to resume from and its state; None and the initial state if there is no checkpoint yet."""
     if checkpoint_names(run) or checkpoint != "latest" or not (run / "run.json").exists():
         folder = find_bundle(run, checkpoint)
         return folder, read_checkpoint(folder)

@@ -21,7 +21,11 @@ from gptloom.training.run_dir import find_parts
 
 
 def main(words: list[str]) -> int:
-    """Take part in a run: the arguments are rank, run folder, world, meeting file, kind of device, and checkpoint or nothing."""
+    """Train as one rank of a run.
+
+    Args:
+        words: rank, run folder, number of ranks, meeting file, kind of device, and a checkpoint folder or "".
+    """
     rank, run, world, meeting, kind, checkpoint = (
         int(words[0]),
         Path(words[1]),

@@ -1,6 +1,7 @@
-"""A real training step, timed: the trainer, the optimizer and the batches of a run, on made-up tokens.
+"""Benchmarks of the training step and of sampling.
 
-Benchmark of sampling: the time per token as the context grows, compared with the memory bandwidth.
+A training step is measured with the trainer, optimizer and batches of a run, on synthetic tokens. Sampling is measured
+per token as the context grows, and compared with the memory bandwidth.
 """
 
 from collections import Counter
@@ -35,16 +36,16 @@ _TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class Steps:
-    """What some training steps were.
+    """The measured training steps.
 
     Attributes:
-        seconds: of a step.
-        tokens: that a step trains on.
-        passes: forward and backward passes that it took.
-        products: the matrix products of a step, the optimizer's with them.
-        parameters: of the model.
-        dtype: of the products.
-        threads: that computed, on a CPU.
+        seconds: time per step.
+        tokens: targets per step.
+        passes: forward and backward passes per step.
+        products: the matrix products of a step, including the optimizer's.
+        parameters: number of the model's parameters.
+        dtype: dtype of the products.
+        threads: CPU threads.
     """
 
     seconds: Spread
@@ -57,17 +58,17 @@ class Steps:
 
 
 def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say) -> Steps:
-    """Train for as long as the budget lasts once all is prepared, at least for two steps, the first of which does not count.
+    """Train for the length of the budget after all preparations, but at least two steps; the first does not count.
 
     Args:
-        config: all settings, the vocabulary's size with them.
-        device: where to train.
-        budget: of time; its clock is the one that is read.
-        say: told what the user should know.
+        config: all settings, including the vocabulary's size.
+        device: the device.
+        budget: the time budget; its clock measures the steps.
+        say: prints messages for the user.
 
     Raises:
-        MachineError: it does not fit into memory.
-        DivergedError: the loss is no longer a number.
+        MachineError: the model does not fit into memory.
+        DivergedError: the loss is not finite.
     """
     torch.manual_seed(config.seed)
     train, model, source = config.train, build_model(config.model).to(device), made_batches(config)
@@ -94,9 +95,9 @@ def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say
 
 
 def made_batches(config: RunConfig) -> Source:
-    """Batches of tokens drawn from a generator of their own: windows of text, or pairs as long as the model takes."""
+    """Batches of random tokens from a separate generator: windows of text, or pairs of the maximum length."""
     model, task = config.model, task_of(config.model)
-    # An end of text follows each side of a pair, and counts as a token of the target.
+    # An end of text follows each side of a pair; the target's counts as a token.
     sides = (
         [model.block_size + 1, model.block_size] * config.train.batch_size
         if task.pairs
@@ -109,7 +110,7 @@ def made_batches(config: RunConfig) -> Source:
 
 
 def made_tokenizer(config: ModelConfig, *, ends: bool) -> CharTokenizer:
-    """As many characters as the model has tokens; with `ends`, the last of them is the end of a text."""
+    """A tokenizer with one character per token of the model; with `ends`, the last token is the end of text."""
     points = [point for point in range(0x21, 0x21 + config.vocab_size + 0x800) if not 0xD800 <= point < 0xE000]
     return CharTokenizer("".join(map(chr, points[: config.vocab_size - ends])), ends=ends)
 
@@ -134,7 +135,7 @@ def _observe(config: RunConfig, model: LanguageModel, batch: tuple[torch.Tensor,
 class _StepStamps(Callback):
     """Reads the clock after each step.
 
-    A step reads its own loss and gradient's norm, so no device runs ahead by more than an update.
+    Each step waits for its loss and gradient norm, so a device is ahead of the clock by at most one update.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -276,7 +277,7 @@ class _TokenStamps:
         self.fresh, self.before, self.threads = True, 0.0, 1
 
     def take(self) -> None:
-        """The first text has grown."""
+        """Record a token of the first text."""
         now = self.clock()
         if not self.fresh:
             self.seconds.append(now - self.before)

@@ -31,7 +31,8 @@ BETTER, WORSE = r"better|improv\w*|gain(?:s|ed)?", r"worse\w*|hurt(?:s|ing)?|deg
 NEGATION = re.compile(r"\b(?:not|no|never|without|instead|rather|neither)\b|n't\b", re.I)
 NUMBER = r"\d*\.?\d+(?:e[+-]?\d+)?"
 AMOUNT = re.compile(
-    rf"(?:\b(?:by|about|around|roughly)\s+)({NUMBER})(?!\s*[%x\d])|({NUMBER})\s+(?:nats\s+)?(?:better|worse|lower|higher)\b",
+    rf"(?:\b(?:by|about|around|roughly)\s+)({NUMBER})(?!\s*[%x\d])"
+    rf"|({NUMBER})\s+(?:nats\s+)?(?:better|worse|lower|higher)\b",
     re.I,
 )
 IMPLIED = {"deeper": "model.n_layer", "shallower": "model.n_layer", "wider": "model.n_embd", "narrower": "model.n_embd"}

@@ -33,14 +33,14 @@ class LectureSampler:
     """Windows that start anywhere, drawn with replacement.
 
     Args:
-        parts: the ids that train and those that validate.
-        block_size: tokens in a window.
-        batch_size: windows in a batch.
-        device: where batches are put; the draws are the CPU's, whatever the device.
+        parts: training and validation ids.
+        block_size: tokens per window.
+        batch_size: windows per batch.
+        device: device of the batches; the random numbers are always drawn on the CPU.
     """
 
     def __init__(self, parts: Split, block_size: int, batch_size: int, device: torch.device | None = None) -> None:
-        """Copy the ids from the memory map, once."""
+        """Copy the ids from the memory map."""
         self.block_size, self.batch_size = block_size, batch_size
         self.ids = {
             part: torch.from_numpy(tokens.ids.astype("int64")).to(device)
@@ -49,7 +49,7 @@ class LectureSampler:
         self._columns = torch.arange(block_size + 1, device=device)
 
     def starts(self, part: Part) -> Int[Tensor, " b"]:
-        """Where the windows of the next batch begin: one draw from the global generator."""
+        """Draw the start positions of the next batch from the global generator."""
         return torch.randint(len(self.ids[part]) - self.block_size, (self.batch_size,))
 
     def batch(self, step: int) -> Batch:
@@ -61,12 +61,12 @@ class LectureSampler:
         return self._read(part, self.starts(part))
 
     def evaluation(self, batches: int, rows: int) -> dict[Part, Iterator[Batch]]:
-        """What one evaluation reads: `batches` batches of each split, drawn now, one after the other, train before val.
+        """Draw the batches of one evaluation, those of the training split first.
 
         Args:
-            batches: of each split.
-            rows: windows at a time to hand them out by, however many a batch has: as all batches are equally large, the
-                mean over batches is the mean over windows, and large passes are faster.
+            batches: number of batches per split.
+            rows: windows per yielded batch. All batches have the same size, so the mean over batches is the mean over
+                windows, and larger passes are faster.
         """
         drawn = {part: torch.cat([self.starts(part) for _ in range(batches)]) for part in PARTS}
         return {part: self._hand_out(part, drawn[part], rows) for part in PARTS}
@@ -81,15 +81,14 @@ class LectureSampler:
 
 
 def draw_lecture_weights(model: Decoder) -> None:
-    """Draw a model's weights as the lecture's modules would draw theirs, with PyTorch's default initialisers.
+    """Draw a model's weights in the order of the lecture's modules, with PyTorch's default initializers.
 
-    The order: token table, position table; in each block the heads one after the other (`draw_heads`), the projection
-        behind them
-    and the MLP's two layers; at last the output layer. Norms draw nothing. The layers are made anew, and only their
-    numbers are kept, because a constructor is what draws.
+    The order: token embedding, position embedding; in each block the heads (`draw_heads`), the output projection and
+    the two layers of the MLP; finally the head. Norms draw nothing. Each weight is copied from a new layer, because
+    PyTorch draws weights in constructors.
 
     Args:
-        model: attention without biases and with as many key heads as query heads, like all of the lecture's.
+        model: its attention has no biases and as many key heads as query heads, as in the lecture.
     """
     _draw_layer(model.token_table)
     _draw_layer(model.position_table)
@@ -104,9 +103,9 @@ def draw_lecture_weights(model: Decoder) -> None:
 
 
 def draw_heads(attention: Attention) -> None:
-    """Draw key, query and value of each head as three layers of their own, and put them into the one matrix of all heads.
+    """Draw key, query and value of each head as three separate layers, and copy them into the fused matrix.
 
-    That matrix holds the queries of all heads, then the keys, then the values.
+    The rows of that matrix are the queries of all heads, then the keys, then the values.
     """
     heads, width, fused = attention.n_head, attention.width, attention.qkv
     if attention.n_kv_head != heads or "bias" in fused.state_dict():
@@ -123,7 +122,7 @@ def _linear_weight(inputs: int, outputs: int) -> Float[Tensor, "outputs inputs"]
 
 
 def _draw_layer(layer: object) -> None:
-    """Draw one layer as its constructor would; what is no table and no linear layer (an absent projection) draws nothing."""
+    """Draw the weights of an embedding or a linear layer as its constructor does; nothing for other layers."""
     drawn: nn.Embedding | nn.Linear
     if isinstance(layer, nn.Embedding):
         drawn = nn.Embedding(layer.num_embeddings, layer.embedding_dim)
@@ -135,7 +134,7 @@ def _draw_layer(layer: object) -> None:
 
 
 EVAL_TOKENS = 4096
-"""Tokens in one forward pass of an evaluation: enough to hide the cost of a call, and few enough for a CPU's cache."""
+"""Tokens per forward pass of an evaluation: enough to hide the cost of calls, and few enough for a CPU's cache."""
 
 
 class LectureRun:
@@ -190,7 +189,7 @@ class LectureRun:
 
 
 def expected_seconds(run: PublishedRun, parts: Split, device: torch.device, steps: int | None = None) -> float:
-    """About how long a run up to step `steps` would take here, from small steps (at most 512 tokens each) of the same model."""
+    """Estimate the time of a run up to step `steps` from small steps (at most 512 tokens) of the same model."""
     train = run.config.train
     rows = max(1, min(train.batch_size, 512 // run.config.model.block_size))
     small = replace(run, config=run.config.model_copy(update={"train": train.model_copy(update={"batch_size": rows})}))

@@ -64,7 +64,7 @@ class Subject:
 
     @property
     def task(self) -> Task:
-        """What this kind of model reads and predicts."""
+        """The task of this kind of model."""
         return task_of(self.model)
 
     @property

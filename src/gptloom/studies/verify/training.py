@@ -1,4 +1,4 @@
-"""Checks of the training loop, through the real trainer: micro-batches, zeroing, clipping, the rate and the update, in float64."""
+"""Checks of the trainer in float64: micro-batches, zeroed gradients, clipping, learning rate and update."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ from gptloom.training.setup import setup
 
 @dataclass
 class Walk:
-    """What some steps of the trainer did.
+    """A record of some steps of the trainer.
 
     Attributes:
-        gradients: what the optimizer got at each step, clipped, by parameter.
+        gradients: the clipped gradients of each step, by parameter name.
         rates: the learning rate of each step.
-        before: the weights at the start.
-        after: the weights at the end.
+        before: the weights at the start, by name.
+        after: the weights at the end, by name.
     """
 
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
@@ -37,10 +37,10 @@ class Walk:
 
 
 class Watched(CombinedOptimizer):
-    """The run's optimizer, which writes down what it is given; a frozen one then does nothing."""
+    """The configuration's optimizer, which records gradients and learning rates; a frozen one changes no weights."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, walk: Walk, *, frozen: bool) -> None:
-        """Make the one that the configuration asks for."""
+        """Make the configuration's optimizer."""
         super().__init__([make_optimizer(model, config)])
         self.named, self.walk, self.frozen, self.rate = (
             dict(model.named_parameters()),
@@ -50,7 +50,7 @@ class Watched(CombinedOptimizer):
         )
 
     def step(self) -> None:
-        """Write down the gradients and AdamW's learning rate, then step."""
+        """Record the gradients and AdamW's learning rate, then step."""
         (first, *_) = self.param_groups
         self.walk.rates.append(self.rate * first["lr"] / first["initial_lr"])
         self.walk.gradients.append(
@@ -64,10 +64,10 @@ class Watched(CombinedOptimizer):
 
 
 class Listed:
-    """A source of batches: these, one a step."""
+    """A list of batches, one per step."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
-        """Keep them."""
+        """Store them."""
         self.batches = batches
 
     def batch(self, step: int) -> Batch:
@@ -78,11 +78,11 @@ class Listed:
 def walk(
     model: LanguageModel, batches: Sequence[Batch], train: TrainConfig, *, rows: int = 0, frozen: bool = False
 ) -> Walk:
-    """Train a copy of a model with the real trainer, a step for each batch.
+    """Train a copy of a model with the trainer, one step per batch.
 
     Args:
-        model: stays as it is; in evaluation mode, that is without dropout.
-        batches: what the steps see.
+        model: it is not changed, and is in evaluation mode, so there is no dropout.
+        batches: the batches of the steps.
         train: the settings of the steps.
         rows: sequences per forward pass (0: all).
         frozen: the weights do not change.
@@ -105,7 +105,7 @@ def walk(
 
 
 def micro_batches(subject: Subject) -> Outcome:
-    """Gradients of a batch in passes of 1, of 3, and of all rows, whose numbers of targets differ, against those of its mean loss."""
+    """Compare gradients of passes of 1, 3 and all rows, whose numbers of targets differ, with those of the mean loss."""
     batch, train = subject.ragged_batch(), subject.config.train.model_copy(update={"grad_clip": 0.0})
     expected = gradients(subject.exact, batch, train.label_smoothing)
     found = []
@@ -116,7 +116,7 @@ def micro_batches(subject: Subject) -> Outcome:
 
 
 def fresh_gradients(subject: Subject) -> Outcome:
-    """A second step's gradients against those of its batch alone."""
+    """Compare the gradients of a second step with those of its batch alone."""
     batches, train = [subject.batch(0), subject.batch(1)], subject.config.train.model_copy(update={"grad_clip": 0.0})
     got = walk(subject.exact, batches, train, frozen=True).gradients[-1]
     expected = gradients(subject.exact, batches[1], train.label_smoothing)
@@ -124,7 +124,7 @@ def fresh_gradients(subject: Subject) -> Outcome:
 
 
 def clipping(subject: Subject) -> Outcome:
-    """Gradients that are three times too long against the same ones, shortened together."""
+    """Clip gradients to a third of their norm, and compare them with the same gradients, scaled."""
     batch = subject.ragged_batch()
     raw = gradients(subject.exact, batch, subject.config.train.label_smoothing)
     size = length(raw)
@@ -137,7 +137,7 @@ def clipping(subject: Subject) -> Outcome:
 
 
 def learning_rates(subject: Subject) -> Outcome:
-    """The rates that a run of ten steps uses against the schedule's formula."""
+    """Compare the learning rates of ten steps with the schedule's formula."""
     train = subject.config.train.model_copy(update={"warmup_steps": min(3, subject.config.train.warmup_steps)})
     batch = subject.batch(rows=1, time=min(8, subject.time))
     rates = walk(subject.exact, [batch] * 10, train, frozen=True).rates
@@ -147,7 +147,7 @@ def learning_rates(subject: Subject) -> Outcome:
 
 
 def update(subject: Subject) -> Outcome:
-    """Weights after three steps of the trainer against the optimizers written out, in units of the learning rate."""
+    """Compare the weights after three steps with the optimizers' formulas, in units of the learning rate."""
     batches = [subject.ragged_batch(step) for step in range(3)]
     size = length(gradients(subject.exact, batches[0]))
     clip = size / 2 if subject.config.train.grad_clip else 0.0
@@ -177,7 +177,7 @@ def update(subject: Subject) -> Outcome:
 def by_torch(
     model: LanguageModel, train: TrainConfig, steps: int, slopes: Callable[[LanguageModel, int], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The same as `reference_update` with a class of torch.optim, stepped by hand with written-out rates and clipping."""
+    """As `reference_update`, for a class of torch.optim: learning rates and clipping are computed by their formulas."""
     model = copy.deepcopy(model)
     optimizer = make_optimizer(model, train)
     for step in range(steps):
@@ -192,7 +192,7 @@ def by_torch(
 
 
 def groups(subject: Subject) -> Outcome:
-    """How many parameters are trained by nobody, by several, or decay when they should not or the other way round."""
+    """Count the parameters that are in no group or in several, or have the wrong weight decay."""
     train = subject.config.train.model_copy(update={"weight_decay": subject.config.train.weight_decay or 0.1})
     model = copy.deepcopy(subject.drawn)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams)}
