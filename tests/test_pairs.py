@@ -166,7 +166,7 @@ def test_the_file_is_the_same_each_time_and_made_again_when_damaged(few, tmp_pat
     ):
         harm()
         _, notes = number_file(QUICK, tmp_path)
-        assert len(notes) == 1 and "made again" in notes[0] and str(path) in notes[0]
+        assert len(notes) == 1 and "created again" in notes[0] and str(path) in notes[0]
         assert path.read_bytes() == whole and json.loads(record.read_text()) == facts
         assert not number_file(QUICK, tmp_path)[1]
     other, _ = number_file(QUICK, tmp_path / "elsewhere")
@@ -243,14 +243,14 @@ def test_without_pairs_a_tsv_is_read_by_its_field(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\tb\nno tab here\n", r"a.tsv:2: has no tab, so it is no pair; write each line as SOURCE<tab>TARGET"),
+        (b"a\tb\nno tab here\n", r"a.tsv:2: has no tab, so it is not a pair; write each line as SOURCE<tab>TARGET"),
         (b"a\tb\n\nc\td\te\n", r"a.tsv:3: has 2 tabs, and a pair has one"),
-        (b"a\tb\n\tb\n", r"a.tsv:2: has an empty source; fill it in"),
+        (b"a\tb\n\tb\n", r"a.tsv:2: has an empty source; add the text"),
         (b"a\t \n", r"a.tsv:1: has an empty target"),
         (b"\n \n", r"a.tsv: has no pair, only blank lines"),
         (b"", r"a.tsv: is empty"),
         (b"a\tb\0\n" * 9, r"a.tsv: is a binary file"),
-        ("é\tè\n".encode() * 99 + b"\xff\tx\n", r"a.tsv: is UTF-8 but for the byte 0xff"),
+        ("é\tè\n".encode() * 99 + b"\xff\tx\n", r"a.tsv: is UTF-8 except for the byte 0xff"),
     ],
 )
 def test_lines_that_are_no_pairs(tmp_path, content, message):
