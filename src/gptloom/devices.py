@@ -146,7 +146,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return the autocast dtype; `auto` is bfloat16 on CUDA devices of compute capability 8.0 or later, else float32."""
+    """Return the autocast dtype; `auto` is bfloat16 on CUDA devices of capability 8.0 or later, else float32."""
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if fast else torch.float32
