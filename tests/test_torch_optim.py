@@ -56,7 +56,7 @@ def test_every_class_takes_a_model_s_parameters(name):
 
 def test_what_the_class_refuses_is_said_in_a_line():
     model = build_model(resolve("mingpt", {"model": {"n_layer": 1, "vocab_size": 9}}).model)
-    with pytest.raises(ConfigError, match=r"torch.optim.Muon refuses"):
+    with pytest.raises(ConfigError, match=r"torch.optim.Muon rejects"):
         make_optimizer(model, TrainConfig(optimizer="torch:Muon"))
 
 

@@ -1,8 +1,6 @@
-"""Six hooks, in minGPT's spirit: a callback is shown what happened and may ask for something; it never touches the trainer.
+"""Callbacks with six hooks, as in minGPT: a callback sees a `View` and returns a `Request`; it never has the trainer.
 
-Callbacks that keep watch: signals from outside, and loss spikes from inside.
-
-Callbacks that write down what happened: metrics.jsonl, samples.jsonl, TensorBoard.
+`Signals` and `Spikes` watch for signals and loss spikes. `Metrics`, `Samples` and `TensorBoard` write logs.
 """
 
 import signal
@@ -22,7 +20,7 @@ from gptloom.training.interfaces import Interrupted
 
 
 class Request(Flag):
-    """What a callback may ask of the trainer after a step."""
+    """Requests of a callback to the trainer after a step."""
 
     NOTHING = 0
     EVALUATE = auto()
@@ -32,18 +30,18 @@ class Request(Flag):
 
 @dataclass(frozen=True)
 class View:
-    """What the trainer shows its callbacks.
+    """The trainer's state, as its callbacks see it.
 
     Attributes:
         step: optimizer steps done.
-        total: steps in all, by the present plan.
+        total: total number of steps, by the current plan.
         lr: learning rate of the last step.
         tokens: targets trained on so far.
-        seconds: training time so far, earlier parts of a resumed run included.
-        loss: training loss of the last step in nats per token; None before the first, and where it is not finite.
-        logging: a line of metrics is due at this step.
+        seconds: training time so far, including earlier parts of a resumed run.
+        loss: training loss of the last step in nats per token; None before the first step, or if it is not finite.
+        logging: whether this step logs metrics.
         best_loss: lowest validation loss so far.
-        best_step: where that was.
+        best_step: step of the lowest validation loss.
     """
 
     step: int
@@ -58,48 +56,48 @@ class View:
 
 
 class Callback:
-    """Does nothing; override the hooks that matter."""
+    """Base class; every hook does nothing."""
 
     def on_start(self, view: View) -> None:
-        """Before the first step of this process."""
+        """Called before the first step of this process."""
 
     def after_step(self, view: View) -> Request:
-        """After each optimizer step."""
+        """Called after each optimizer step."""
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        """After the validation split has been read."""
+        """Called after each evaluation."""
 
     def after_save(self, view: View, checkpoint: Path) -> None:
-        """After a checkpoint has been written whole."""
+        """Called after a checkpoint is complete."""
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
-        """After a step whose loss or gradient was not finite; the view is already that of what was done about it."""
+        """Called after a step whose loss or gradient was not finite; the view is the state after the reaction."""
 
     def on_end(self, view: View) -> None:
-        """After the last step, also when the run was stopped early or failed."""
+        """Called after the last step, also if the run was stopped early or failed."""
 
 
 class Signals(Callback):
-    """SIGINT and SIGTERM end the run with its state saved; a second SIGINT ends it at once; SIGUSR1 saves, and the run goes on.
+    """Handles signals: SIGINT and SIGTERM save and stop, a second SIGINT stops at once, SIGUSR1 saves and continues.
 
-    The handlers only take notes, which are read between steps, forward passes, batches of an evaluation and tokens of a
-    sample, so that nothing is left half done.
+    The handlers only set flags. The flags are read between steps, forward passes, evaluation batches and tokens of a
+    sample, so that no operation is interrupted halfway.
     """
 
     def __init__(self) -> None:
-        """No signal yet."""
+        """Start without a signal."""
         self.received: int | None = None
         self._interrupts = 0
         self._wants_save = False
         self._before: dict[int, Any] = {}
 
     def stopping(self) -> bool:
-        """Whether the run has been asked to end."""
+        """Whether a signal has asked the run to stop."""
         return self.received is not None
 
     def on_start(self, view: View) -> None:
-        """Listen (only the main thread may)."""
+        """Install the handlers (possible only in the main thread)."""
         numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
         try:
             self._before = {number: signal.signal(number, self._note) for number in numbers}
@@ -107,12 +105,12 @@ class Signals(Callback):
             self._before = {}
 
     def after_step(self, view: View) -> Request:
-        """Pass the wish on."""
+        """Convert the flags to a request."""
         saves, self._wants_save = self._wants_save, False
         return Request.STOP | Request.SAVE if self.stopping() else Request.SAVE if saves else Request.NOTHING
 
     def on_end(self, view: View) -> None:
-        """Stop listening."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -127,10 +125,10 @@ class Signals(Callback):
 
 
 class Spikes(Callback):
-    """Notices a training loss far above what it has lately been: more than six standard deviations, and 0.1 nats, with a memory of 50 steps.
+    """Warns of loss spikes: a training loss above its running mean by 6 standard deviations and at least 0.1 nats.
 
-    It changes nothing; a spike is often the first sign that a learning rate is too high (Chowdhery et al. 2022, section
-    5.1).
+    The running statistics cover about 50 steps. A spike is often the first sign that the learning rate is too high
+    (Chowdhery et al. 2022, section 5.1). Training is not changed.
     """
 
     MEMORY = 50
@@ -138,7 +136,7 @@ class Spikes(Callback):
     LEAST = 0.1
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        """`say` tells the user."""
+        """Start without statistics; `say` prints a warning."""
         self.say = say
         self._mean = self._variance = 0.0
         self._seen = self._told = 0
@@ -152,7 +150,8 @@ class Spikes(Callback):
         if ripe and away > max(self.LEAST, self.DEVIATIONS * self._variance**0.5):
             self._told = view.step
             self.say(
-                f"warning: the training loss jumped to {view.loss:.3f} at step {view.step:,}; lately it was {self._mean:.3f} on average"
+                f"warning: the training loss jumped to {view.loss:.3f} at step {view.step:,}; "
+                f"its recent mean was {self._mean:.3f}"
             )
         self._mean += share * away
         self._variance = (1.0 - share) * (self._variance + share * away * away)
@@ -161,20 +160,30 @@ class Spikes(Callback):
 
 
 class Recorder(Callback):
-    """A file of JSON lines about steps; what an interrupted run logged beyond its checkpoint is dropped, for it will be run again."""
+    """A JSON Lines log of steps. Lines after the checkpoint of a resumed run are removed: those steps are repeated."""
 
     def __init__(self, path: Path, on_failure: Literal["stop", "continue"], progress: Progress) -> None:
-        """Go on from `progress`; `on_failure` says what to do when the disk does not take a line."""
+        """Open the log and remove the lines after `progress`.
+
+        Args:
+            path: the file.
+            on_failure: whether to stop or continue if a line cannot be written.
+            progress: progress at the start of this process.
+        """
         self.log, self.on_failure = Log(path), on_failure
         self._drop_beyond(progress.step, evaluated=progress.last_evaluated == progress.step)
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
-        """After a rollback, the steps since then will be run again."""
+        """Remove the lines of the steps that a rollback repeats."""
         if divergence.action == "rollback":
             self._drop_beyond(view.step)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line; where the disk is full and the run is to go on, it is kept in memory until it can be written."""
+        """Append a line; if this fails and `on_failure` is "continue", keep it in memory until it can be written.
+
+        Raises:
+            MachineError: the line cannot be written, and `on_failure` is "stop".
+        """
         waiting = bool(self.log.pending)
         try:
             self.log.append(line)
@@ -192,7 +201,7 @@ class Recorder(Callback):
                 )
 
     def _drop_beyond(self, step: int, *, evaluated: bool = True) -> None:
-        """Keep the lines up to `step`; an evaluation there, and its sample, are still to come unless `evaluated`."""
+        """Remove the lines after `step`, and the evaluation and sample at `step` unless `evaluated`."""
 
         def wanted(line: dict[str, Any]) -> bool:
             at = line.get("step")
@@ -204,10 +213,10 @@ class Recorder(Callback):
 
 
 class Metrics(Recorder):
-    """Appends to metrics.jsonl: a JSON object a line."""
+    """Writes metrics.jsonl, one JSON object per line."""
 
     def after_step(self, view: View) -> Request:
-        """Log the training loss where one is due."""
+        """Log the training loss if this step logs metrics."""
         if view.logging:
             self._write(event="train", split="train", view=view, loss=view.loss, lr=view.lr)
         return Request.NOTHING
@@ -217,11 +226,11 @@ class Metrics(Recorder):
         self._write(event="evaluation", split="val", view=view, loss=score.loss, bpb=score.bpb)
 
     def after_save(self, view: View, checkpoint: Path) -> None:
-        """Log that a checkpoint exists."""
+        """Log the name of the checkpoint."""
         self._write(event="save", view=view, checkpoint=checkpoint.name)
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
-        """Log what was not finite, and what was done."""
+        """Log the loss, the gradient norm and the reaction."""
         super().after_divergence(view, divergence)
         found = {
             "at": divergence.step + 1,
@@ -238,7 +247,7 @@ class Metrics(Recorder):
 
 
 class Samples(Recorder):
-    """Writes a little text after each evaluation: to samples.jsonl, and to whoever shows it."""
+    """Samples a text after each evaluation; writes it to samples.jsonl and shows it."""
 
     def __init__(
         self,
@@ -248,12 +257,12 @@ class Samples(Recorder):
         write: Callable[[], str],
         show: Callable[[str], None],
     ) -> None:
-        """`write` makes the text; `show` is told."""
+        """Open the log as `Recorder` does; `write` generates a text, `show` displays it."""
         super().__init__(path, on_failure, progress)
         self._sample, self._show = write, show
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        """Write, keep, show; a sample that a signal interrupts is given up."""
+        """Sample, log and show a text; a sample that a signal interrupts is discarded."""
         try:
             text = self._sample()
         except Interrupted:
@@ -263,25 +272,25 @@ class Samples(Recorder):
 
 
 class TensorBoard(Callback):
-    """The same numbers as metrics.jsonl, as TensorBoard events."""
+    """Writes losses and learning rates as TensorBoard events."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
-        """Open the writer, hiding what was written beyond `progress`; the caller has checked that the package is there."""
+        """Open the writer and purge events after `progress`; the caller has checked that the package is installed."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder), purge_step=progress.step + 1 if progress.step else None)
 
     def after_step(self, view: View) -> Request:
-        """Training loss and learning rate."""
+        """Write the training loss and the learning rate."""
         if view.logging and view.loss is not None:
             self.writer.add_scalar("loss/train", view.loss, view.step)
             self.writer.add_scalar("lr", view.lr, view.step)
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        """Validation loss."""
+        """Write the validation loss."""
         self.writer.add_scalar("loss/val", score.loss, view.step)
 
     def on_end(self, view: View) -> None:
-        """Flush and close."""
+        """Close the writer."""
         self.writer.close()
