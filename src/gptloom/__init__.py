@@ -1,11 +1,11 @@
-"""gptloom: train GPTs from scratch on any text, write with them, and trust the numbers.
+"""gptloom: train GPTs from scratch on any text, sample from them, and verify the results.
 
     import gptloom
 
     result = gptloom.train("shakespeare", minutes=1)
     print(gptloom.load(result.run).generate("ROMEO:", tokens=300))
 
-Nothing heavy is imported before it is used.
+Large packages such as torch are imported at first use.
 """
 
 import os
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# GNU OpenMP's threads spin while they wait for one another. When another program has one of the cores, a step's
-# hundreds of waits can each last as long as a time slice: next to another training, a step then takes many times as
-# long. benchmarks/busy_machine.py measures it, and what this limit costs on an idle machine. It is read when torch is
-# first imported.
+# GNU OpenMP's threads spin while they wait for each other. If another program uses one of the cores, each of a step's
+# hundreds of waits can last a time slice, and a step takes many times as long. benchmarks/busy_machine.py measures
+# this, and the cost of this limit on an idle machine. OpenMP reads the variable when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __all__ = ["GPT", "load", "train"]

@@ -1,4 +1,4 @@
-"""The Python interface in two functions; everything else is a method of what they return."""
+"""The Python interface: `train`, and `load`, which returns a `Bundle`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,18 +25,18 @@ def train(
 
     Args:
         texts: files, folders, globs, `shakespeare`, or number words such as `numbers:en-fr`.
-        recipe: a named set of settings; by default tiny on a CPU and baby on an accelerator; translate for number
-            words.
-        run: a new folder for the run; by default the next free one under runs/.
-        optimizer: makes the optimizer of parameter groups, such as `partial(torch.optim.SGD, lr=0.1)`; the schedule
-            scales each group's "lr". Such a run cannot be resumed. By default, `train.optimizer` names it.
+        recipe: a named set of settings; by default translate for number words, else tiny on a CPU and baby on an
+            accelerator.
+        run: a new folder for the run; by default the next free folder under runs/.
+        optimizer: builds the optimizer from parameter groups, such as `partial(torch.optim.SGD, lr=0.1)`; the schedule
+            scales each group's "lr". Such a run cannot be resumed. By default, `train.optimizer` selects the optimizer.
         settings: steps, minutes or epochs; seed, device, tokenizer; and model={...}, train={...}, data={...}.
 
     Returns:
-        The result of the run; `load(result.run)` loads its best checkpoint.
+        The results; `load(result.run)` loads the best checkpoint.
 
     Raises:
-        GptloomError: one line with cause and cure.
+        GptloomError: a setting, the text or the machine prevents the run; one line with cause and cure.
     """
     long = {short: key for key, short in SHORT.items()}
     changes = nest({long.get(key, key): value for key, value in settings.items()})
@@ -46,7 +46,7 @@ def train(
 
 
 def load(path: str | Path, *, device: str = "auto", which: str = "best", weights: Weights = "float32") -> Bundle:
-    """A trained model from a run folder, a checkpoint folder or a bundle; see `Bundle.load`."""
+    """Load a trained model from a run folder, a checkpoint folder or a bundle; see `Bundle.load`."""
     return Bundle.load(path, device=device, which=which, weights=weights)
 
 
@@ -58,9 +58,18 @@ def configure(
     texts: Sequence[str] = (),
     where: str = "settings",
 ) -> RunConfig:
-    """A run's settings: the recipe (given, or the file's, or the default), the file over it, the changes over both.
+    """Return a run's settings: the recipe, overridden by the file, overridden by the changes.
 
-    The default is translate for number words, else tiny on a CPU and baby on an accelerator.
+    Args:
+        recipe: the recipe; by default the file's, else translate for number words, tiny on a CPU, baby on an
+            accelerator.
+        file: settings of a TOML file.
+        changes: settings of the command line or of keyword arguments.
+        texts: the texts of the run.
+        where: the source of the settings, for error messages.
+
+    Raises:
+        ConfigError: a setting is wrong.
     """
     device = str(changes.get("device", file.get("device", "auto")))
     default = "translate" if any(map(is_numbers, texts)) else "tiny" if pick_device(device).type == "cpu" else "baby"

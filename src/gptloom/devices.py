@@ -1,7 +1,4 @@
-"""What accelerators can do by their makers' word: the dense rate of matrix products, memory, bandwidth, and where that is published.
-
-The machine: which device, in which precision, with how many threads, and where randomness comes from.
-"""
+"""The machine: device, precision, threads, seeds and memory, and the published peak rates of accelerators."""
 
 import ctypes
 import hashlib
@@ -24,18 +21,17 @@ from gptloom.errors import ConfigError, MachineError, nearest
 
 @dataclass(frozen=True)
 class Peak:
-    """One device.
+    """The published figures of one accelerator.
 
     Attributes:
-        name: as `gptloom plan --device` takes it.
-        rate: operations a second in dense matrix products (a multiplication and an addition are two), accumulated in
-            float32.
-        dtype: the type that this is the rate of: what gptloom multiplies in there by default. A device without bfloat16
-            units trains in float32.
-        memory: bytes, or None where machines differ.
-        bandwidth: bytes a second of its memory, or None.
-        source: where the figures are published. Those that a maker gives with sparsity alone are halved.
-        called: words that its driver's name for it has, every one of a group; the first device that fits is meant.
+        name: name for `gptloom plan --device`.
+        rate: FLOP/s of dense matrix products with float32 accumulation (a multiply-add counts as two).
+        dtype: dtype of `rate`, which is gptloom's default on the device: float32 without bfloat16 units.
+        memory: bytes, or None if machines differ.
+        bandwidth: memory bandwidth in bytes per second, or None.
+        source: publication of the figures. Rates that are published only with sparsity are halved.
+        called: groups of words; a driver name that contains all words of a group means this device. The first device
+            of the table that matches is used.
     """
 
     name: str
@@ -94,14 +90,14 @@ PEAKS: tuple[Peak, ...] = (
         (("Apple", "M1"),),
     ),
 )
-"""Devices by name. For Apple's later chips their maker publishes no rate."""
+"""All known devices. Apple publishes no rates of its later chips."""
 
 
 def find_peak(name: str) -> Peak:
-    """A device by the name that a user typed.
+    """Return the device that the user named.
 
     Raises:
-        ConfigError: it is not in the table.
+        ConfigError: the name is not in the table.
     """
     known = {peak.name: peak for peak in PEAKS}
     if name.lower() not in known:
@@ -111,11 +107,10 @@ def find_peak(name: str) -> Peak:
 
 
 def peak_of(driver_name: str) -> Peak | None:
-    """The device that a driver calls by this name, such as "NVIDIA A100-SXM4-80GB"; None where it is in no table."""
+    """Return the device with this driver name, such as "NVIDIA A100-SXM4-80GB"; None if it is not in the table."""
     words = driver_name.replace("-", " ").split()
-    if {"Laptop", "MIG", "D", "Ti"} & set(words) or (
-        words[:1] == ["Apple"] and len(words) > 2
-    ):  # parts and cousins: an M1 Pro is no M1
+    # Partitions and variants are other devices: an M1 Pro is not an M1.
+    if {"Laptop", "MIG", "D", "Ti"} & set(words) or (words[:1] == ["Apple"] and len(words) > 2):
         return None
     for peak in PEAKS:
         if any(all(word in words for word in group) for group in peak.called):
@@ -124,10 +119,10 @@ def peak_of(driver_name: str) -> Peak | None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for a name; `auto` is CUDA, else MPS, else the CPU.
+    """Return the device of a name; `auto` means CUDA, else MPS, else the CPU.
 
     Raises:
-        ConfigError: the name is not a device's.
+        ConfigError: the name is not the name of a device.
         MachineError: this machine has no such device.
     """
     if name == "auto":
@@ -151,7 +146,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
-    """float32, or bfloat16 for autocast: when asked for, or by `auto` on CUDA devices that multiply it natively (8.0 and later)."""
+    """Return the autocast dtype; `auto` is bfloat16 on CUDA devices of capability 8.0 or later, else float32."""
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if fast else torch.float32
@@ -159,26 +154,26 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Matrix products in `dtype`; nothing at all for float32."""
+    """Return an autocast context with this dtype; it does nothing for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 SMALL_WORK = 16_384
-"""Numbers in an activation below which PyTorch's own kernels hardly share their work out, and threads only wait for each other."""
+"""Activation elements (rows x block_size x n_embd) below which PyTorch's kernels gain nothing from threads."""
 
 SMALL_MODEL = 4_000_000
-"""Parameters below which reading a few tokens is too little work for two threads."""
+"""Parameters below which a forward pass of a few tokens gains nothing from a second thread."""
 
 SMALL_STEP = 60_000_000
-"""Multiplications of a whole step below which the same is true; beside another program threads cost more than they ever gain."""
+"""Multiplications per step below which threads gain nothing, and cost time if another program runs."""
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Use this many CPU threads for a while (None changes nothing), the quickest matrix products, and memory that is kept once it is there.
+    """Set the number of CPU threads (None: unchanged), the fastest float32 matrix products, and `keep_memory`.
 
-    Where oneDNN makes the products, `torch.get_float32_matmul_precision()` raises RuntimeError in here: PyTorch has an
-    old and a new switch, and does not like to be asked by the old one.
+    If oneDNN computes the products, `torch.get_float32_matmul_precision()` raises RuntimeError inside this context,
+    because PyTorch's old and new precision settings cannot be mixed.
     """
     keep_memory()
     products = _onednn_products()
@@ -193,27 +188,26 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 class small_products:
-    """For a while, leave products to MKL that are so small that beginning one with oneDNN takes longer than computing it."""
+    """Context manager that computes matrix products with MKL: oneDNN's overhead exceeds the time of small products."""
 
     def __enter__(self) -> None:
-        """Change the switch."""
+        """Select MKL."""
         self.products = _onednn_products()
         self.before = self.products.fp32_precision
         self.products.fp32_precision = "ieee"
 
     def __exit__(self, *_error: object) -> None:
-        """Change it back."""
+        """Restore the setting."""
         self.products.fp32_precision = self.before
 
 
 @cache
 def _multiplies_better_with_onednn() -> bool:
-    """Whether PyTorch's float32 products should go to oneDNN instead of MKL, which does not use AVX-512 on AMD's processors.
+    """Whether oneDNN should compute float32 products: MKL does not use AVX-512 on AMD processors.
 
-    benchmarks/products.py, 2 cores of Zen 5: a step of `tiny` takes 31 ms so, and 50 with MKL. PyTorch has one switch
-        for that, which would
-    also allow bfloat16 where there are units for it; so a product is looked at first, and the switch is left alone
-    unless it comes out as exact as float32 is (bfloat16 is 1,000 times worse).
+    On 2 cores of Zen 5 a step of `tiny` takes 31 ms with oneDNN and 50 ms with MKL (benchmarks/products.py). PyTorch's
+    only setting for this also permits bfloat16 on processors with bfloat16 units. One product is therefore tested, and
+    the setting is used only if the result has float32's precision (bfloat16's error is 1,000 times as large).
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
         return False
@@ -228,12 +222,12 @@ def _multiplies_better_with_onednn() -> bool:
 
 
 def _onednn_products() -> Any:
-    """PyTorch's switch for oneDNN's matrix products (new in 2.9, and without types)."""
+    """Return PyTorch's settings of oneDNN's matrix products (new in 2.9, untyped)."""
     return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 def _is_amd() -> bool:
-    """By the system's own words: Linux keeps them in a file, Windows in the environment."""
+    """Whether the processor is AMD's, according to /proc/cpuinfo (Linux) or the environment (Windows)."""
     words = platform.processor()
     with suppress(OSError):
         words += Path("/proc/cpuinfo").read_text(errors="replace")[:1000]
@@ -242,54 +236,56 @@ def _is_amd() -> bool:
 
 @cache
 def keep_memory() -> None:
-    """Have the C library keep what is freed, up to 2 GB, instead of handing it back and asking for it again.
+    """Make the C library keep up to 2 GB of freed memory instead of returning it to the system.
 
-    Under autograd activations come and go at every operation, and fresh memory must be mapped page by page at its first
-    use. Passes by hand lay theirs out once, and gain little: a step of `tiny` takes 31.8 ms without this, and 30.5 with
-    it (benchmarks/products.py).
+    Autograd allocates and frees activations at every operation, and the system maps new memory page by page at its
+    first use. The handwritten passes allocate once and gain little: a step of `tiny` takes 31.8 ms without this setting
+    and 30.5 ms with it (benchmarks/products.py).
     """
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # another C library, such as musl's
         mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD (at most this), M_TRIM_THRESHOLD, M_TOP_PAD; and no M_MXFAST: each product with oneDNN asks
-        # for many small pieces, and what the C library puts aside of them it would sort anew whenever something large
-        # is freed.
+        # M_MMAP_THRESHOLD (32 MB is the maximum), M_TRIM_THRESHOLD, M_TOP_PAD, and M_MXFAST = 0: each oneDNN product
+        # allocates many small chunks, and glibc would consolidate its fast bins whenever a large block is freed.
         for option, value in ((-3, 32 << 20), (-1, (2 << 30) - 1), (-2, 64 << 20), (1, 0)):
             mallopt(option, value)
 
 
 class cores:
-    """Use this many CPU threads for a while; None changes nothing. It is entered for each written token, so it is no generator."""
+    """Context manager that sets the number of CPU threads; None changes nothing.
+
+    It is a class, not a generator, because it is entered for each generated token.
+    """
 
     def __init__(self, count: int | None) -> None:
-        """Nothing is changed yet."""
+        """Store the number."""
         self.count = count
 
     def __enter__(self) -> None:
-        """Change the number."""
+        """Set the number of threads."""
         self.before = torch.get_num_threads()
         torch.set_num_threads(self.count or self.before)
 
     def __exit__(self, *_error: object) -> None:
-        """Change it back."""
+        """Restore the previous number."""
         torch.set_num_threads(self.before)
 
 
 def thread_count(config: RunConfig) -> int | None:
-    """As many threads as were asked for; else one for small work, and PyTorch's choice (None) for all other."""
+    """Return `train.threads` if it is set; else 1 for small activations, and None (PyTorch's default) for others."""
     work = config.train.rows * config.model.block_size * config.model.n_embd
     return config.train.threads or (1 if work < SMALL_WORK else None)
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A seed of its own (63 bits) for each purpose, from the run's one seed; the same on every machine."""
+    """Derive a separate 63-bit seed for each purpose (`names`) from the run's seed; the same on every machine."""
     text = "/".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """As `torch.manual_seed`, for what is drawn on this device; PyTorch's own looks for every kind of device there is, which takes half a millisecond."""
+    """Seed the generator of this device. `torch.manual_seed` seeds every backend, which takes 0.5 ms."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
@@ -297,26 +293,26 @@ def reseed(seed: int, device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the CPU's allocator, had no memory left."""
+    """Whether an error means that a device or the CPU's allocator is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 
 def published_peak(device: torch.device, dtype: torch.dtype) -> Peak | None:
-    """What a device's maker says of it; None where it is in no table, or where that is about another type than it multiplies in."""
+    """Return the published figures of a device; None if it is not in the table, or the rate is for another dtype."""
     peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return peak if peak is not None and peak.dtype == str(dtype).removeprefix("torch.") else None
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the peak so far: allocated on the device, or resident in this process; None where the system does not tell."""
+    """Return the peak memory so far in bytes: CUDA's allocations, or this process's resident size; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return None
     with suppress(OSError, StopIteration, ValueError):  # where there is no /proc
-        # What Linux counts for getrusage a process inherits from the one that launched it.
+        # On Linux, a process inherits getrusage's peak from the process that launched it.
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
     import resource
@@ -326,7 +322,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def memory_size(device: torch.device) -> int | None:
-    """Bytes of memory in all: the device's, or the machine's or its container's; None where the system does not tell."""
+    """Return the total memory in bytes of the device, or of the machine or its container; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if not hasattr(os, "sysconf"):  # Windows
@@ -339,7 +335,7 @@ def memory_size(device: torch.device) -> int | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Versions, devices and threads, for `gptloom doctor` and for run.json."""
+    """Return versions, devices and threads, for `gptloom doctor` and run.json."""
     packages = ("gptloom", "torch", "numpy", "safetensors", "tokenizers")
     return {
         "python": platform.python_version(),

@@ -1,6 +1,6 @@
-"""Crash-safe files: everything that must survive a crash is written and synced here.
+"""Crash-safe writes, and bounded reads of untrusted files.
 
-Bounded reads of untrusted files: they end with a value or an InputError, within bounded memory.
+A read returns a value or raises InputError, within bounded memory.
 """
 
 import hashlib
@@ -136,7 +136,7 @@ class Log:
         self.pending = ""
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove all lines but the wanted ones, and lines that a crash cut short."""
+        """Keep only the wanted lines; lines that a crash truncated are removed."""
         self.pending = ""
         if self.path.exists():
             lines = [
@@ -162,7 +162,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 SMALL_FILE = 1 << 20
-"""Default maximum size in bytes. Our own settings files have a few thousand."""
+"""Default maximum size in bytes. gptloom's settings files have a few thousand."""
 
 CURE = "check the path"
 
@@ -220,7 +220,7 @@ def read_json(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> dict[
     try:
         return json_object(text)
     except ValueError as error:
-        raise InputError(f"is not a whole JSON object: {error}", where=str(path), cure=cure) from None
+        raise InputError(f"is not a valid JSON object: {error}", where=str(path), cure=cure) from None
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -397,7 +397,7 @@ def test_a_prompt_of_a_million_characters_is_read_and_the_end_of_it_continued(sa
 def test_a_binary_prompt_is_refused_unless_its_bytes_are_to_be_left_out(sample_from):
     binary = b"\x7fELF\xff\xfe" + bytes(range(256))
     code, printed, said = sample_from(binary)
-    assert code == 2 and "half a surrogate pair" in said and said.count("\n") == 1 and not printed
+    assert code == 2 and "lone surrogate" in said and said.count("\n") == 1 and not printed
     assert sample_from(binary, "--on-unknown", "skip")[0] == sample_from(binary, "--on-unknown", "replace")[0] == 0
 
 
@@ -405,7 +405,7 @@ def test_as_a_command(trained):
     """Once as a process, because only there are bytes converted to arguments."""
     command = [sys.executable, "-m", "gptloom", "sample", str(trained), "--prompt", "-", "--tokens", "5"]
     done = subprocess.run(command, input=b"\xff\xfe\0", capture_output=True, check=False)
-    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"half a surrogate pair" in done.stderr
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"lone surrogate" in done.stderr
 
 
 class Endless:
@@ -430,7 +430,7 @@ def test_standard_input_without_an_end_is_refused(trained, capsys, monkeypatch):
 def test_odd_prompts(prompt, trained, capsys):
     """A byte of the command line that is not UTF-8 becomes half a surrogate pair."""
     if prompt == "\udcff":
-        assert "half a surrogate pair" in fails(capsys, "sample", trained, "--prompt", prompt)
+        assert "lone surrogate" in fails(capsys, "sample", trained, "--prompt", prompt)
     else:
         assert main(["sample", str(trained), "--prompt", prompt, "--tokens", "3"]) == 0
 

@@ -167,7 +167,7 @@ def test_the_file_is_the_same_each_time_and_made_again_when_damaged(few, tmp_pat
     ):
         harm()
         _, notes = number_file(QUICK, tmp_path)
-        assert len(notes) == 1 and "made again" in notes[0] and str(path) in notes[0]
+        assert len(notes) == 1 and "created again" in notes[0] and str(path) in notes[0]
         assert path.read_bytes() == whole and json.loads(record.read_text()) == facts
         assert not number_file(QUICK, tmp_path)[1]
     other, _ = number_file(QUICK, tmp_path / "elsewhere")
@@ -199,7 +199,7 @@ def test_without_num2words_the_cure_is_to_install_it(monkeypatch, tmp_path):
         ("numbers:../x-fr", r"no language '../x'"),
         ("numbers:am-it", r"numbers:am: num2words has no words for 1,100 in 'am'"),
         ("numbers:it-am", r"numbers:am: num2words has no words for 1,100 in 'am'"),
-        ("numbers:az-it", r"numbers:az: num2words spells 10,\d\d\d and 11,\d\d\d alike in 'az'"),
+        ("numbers:az-it", r"numbers:az: num2words spells 10,\d\d\d and 11,\d\d\d identically in 'az'"),
         ("number:en-fr", r"did you mean numbers:en-fr\?"),
     ],
 )
@@ -244,14 +244,14 @@ def test_without_pairs_a_tsv_is_read_by_its_field(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\tb\nno tab here\n", r"a.tsv:2: has no tab, so it is no pair; write each line as SOURCE<tab>TARGET"),
+        (b"a\tb\nno tab here\n", r"a.tsv:2: has no tab, so it is not a pair; write each line as SOURCE<tab>TARGET"),
         (b"a\tb\n\nc\td\te\n", r"a.tsv:3: has 2 tabs, and a pair has one"),
-        (b"a\tb\n\tb\n", r"a.tsv:2: has an empty source; fill it in"),
+        (b"a\tb\n\tb\n", r"a.tsv:2: has an empty source; add the text"),
         (b"a\t \n", r"a.tsv:1: has an empty target"),
         (b"\n \n", r"a.tsv: has no pair, only blank lines"),
         (b"", r"a.tsv: is empty"),
         (b"a\tb\0\n" * 9, r"a.tsv: is a binary file"),
-        ("é\tè\n".encode() * 99 + b"\xff\tx\n", r"a.tsv: is UTF-8 but for the byte 0xff"),
+        ("é\tè\n".encode() * 99 + b"\xff\tx\n", r"a.tsv: is UTF-8 except for the byte 0xff"),
     ],
 )
 def test_lines_that_are_no_pairs(tmp_path, content, message):
@@ -287,7 +287,7 @@ def test_a_side_of_unknown_characters_alone_is_an_error(tmp_path):
     config = DataConfig(cache=str(tmp_path), on_unknown="skip")
     tokenizer = make_tokenizer("char", opened(tmp_path / "a.tsv", b"a\tb\n"))
     store = prepare(opened(tmp_path / "b.tsv", b"a\tb\nb\txyz\n"), tokenizer, config)
-    with pytest.raises(InputError, match="pair 2 has a side in which the tokenizer knows nothing"):
+    with pytest.raises(InputError, match="pair 2 has a side without a token that the tokenizer knows"):
         pair_texts(split_pairs(store, config, store).train)
 
 
@@ -331,9 +331,9 @@ def test_documents_that_are_no_pairs(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
     corpus = open_corpus([str(tmp_path / "a.jsonl")], DataConfig())
     store = prepare(corpus, make_tokenizer("char", corpus), DataConfig(cache=str(tmp_path)))
-    with pytest.raises(InputError, match="3 documents are no pairs"):
+    with pytest.raises(InputError, match="3 documents are not pairs"):
         split_pairs(store, DataConfig())
-    with pytest.raises(InputError, match="3 documents are no pairs"):
+    with pytest.raises(InputError, match="3 documents are not pairs"):
         pair_texts(split(store, DataConfig(), store).train)
 
 
@@ -430,6 +430,6 @@ def test_lengths_are_checked_before_training():
     assert [too_long(tokens, size) for size in (1, 2, 5, 6, 7)] == [5, 4, 4, 2, 0]
     check_lengths(tokens, 7)
     with pytest.raises(
-        GptloomError, match=r"2 of 5 pairs do not fit block_size=6; the longest needs 7; say --model.block-size 7"
+        GptloomError, match=r"2 of 5 pairs do not fit block_size=6; the longest needs 7; use --model.block-size 7"
     ):
         check_lengths(tokens, 6)

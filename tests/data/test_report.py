@@ -98,7 +98,7 @@ def test_leakage_warns_of_a_copied_validation_part(tmp_path):
     assert describe(corpus_of(tmp_path, UNIQUE), DataConfig()).leakage == 0
     copied = describe(corpus_of(tmp_path, UNIQUE + UNIQUE[:2500]), DataConfig())
     assert copied.leakage > 0.9
-    assert any("validation text occurs in the training text" in warning for warning in copied.warnings)
+    assert any("validation text also occurs in the training text" in warning for warning in copied.warnings)
 
 
 def test_leakage_into_a_validation_file(tmp_path):

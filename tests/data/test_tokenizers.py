@@ -419,8 +419,8 @@ def test_a_model_that_puts_a_space_before_every_text(monkeypatch, collapsed):
         ("chat", "did you mean char"),
         ("bpe:x", "whole number"),
         ("bpe:100", "at least 257"),
-        ("char:5", "is no tokenizer"),
-        ("tiktoken", "is no tokenizer"),
+        ("char:5", "is not a tokenizer"),
+        ("tiktoken", "is not a tokenizer"),
         ("tiktoken:gpt3", "did you mean"),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_damaged_store_is_made_again_with_a_note(tmp_path, config, how):
     damage(path, how)
     store = prepare(corpus, tokenizer, config)
     assert path.read_bytes() == whole and tokenizer.decode(store.ids) == PROSE
-    assert len(corpus.notes) == 1 and "made again" in corpus.notes[0]
+    assert len(corpus.notes) == 1 and "created again" in corpus.notes[0]
 
 
 def test_opening_what_is_not_a_store(tmp_path):
@@ -127,7 +127,7 @@ def test_opening_what_is_not_a_store(tmp_path):
         open_store(tmp_path / "none")
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"[" * 9000)
-    with pytest.raises(InputError, match="not a whole token file"):
+    with pytest.raises(InputError, match="not a valid token file"):
         open_store(path)
 
 

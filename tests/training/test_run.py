@@ -155,9 +155,9 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_is_used(text, tm
     content = bytearray((newest / "optimizer.safetensors").read_bytes())
     content[-1] ^= 1
     (newest / "optimizer.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"optimizer\.safetensors is damaged.*whole one: .*step-000008"):
+    with pytest.raises(InputError, match=r"optimizer\.safetensors is damaged.*intact checkpoint: .*step-000008"):
         resume(tmp_path / "run", {}, checkpoint="step-000012", display=Quiet())
-    with pytest.warns(GptloomWarning, match=r"optimizer\.safetensors is damaged.*step-000008, the newest whole"):
+    with pytest.warns(GptloomWarning, match=r"optimizer\.safetensors is damaged.*step-000008, the newest intact"):
         gptloom.load(tmp_path / "run", which="latest")
     before = checkpoint_bytes(tmp_path / "run")["model.safetensors"]
     with pytest.warns(GptloomWarning, match="step-000008"):

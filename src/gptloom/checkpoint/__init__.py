@@ -1,1 +1,1 @@
-"""What a run keeps: its format, where it is, its state, and when it is written."""
+"""Checkpoints of a run: their format, their folders, their state, and the thread that writes them."""

@@ -1,4 +1,4 @@
-"""Which folder of a run holds the weights, and whether it is as it was written."""
+"""Finding the folder of a run that holds the weights, and checking its files against SHA256SUMS."""
 
 import re
 import warnings
@@ -13,17 +13,17 @@ _WRITTEN_BY_US = (".json", ".safetensors", ".model")
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder of the checkpoint after this many steps."""
+    """Return the folder name of the checkpoint after `step` steps."""
     return f"step-{step:06d}"
 
 
 def checkpoint_step(name: str) -> int:
-    """The step that such a name tells."""
+    """Return the step in a checkpoint's folder name."""
     return int(name.removeprefix("step-"))
 
 
 def checkpoint_names(run: Path) -> list[str]:
-    """The names of a run's checkpoints, oldest first."""
+    """Return the names of a run's checkpoints, oldest first."""
     found = [
         path.name
         for path in (run / "checkpoints").glob("step-*")
@@ -33,7 +33,7 @@ def checkpoint_names(run: Path) -> list[str]:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the SHA-256 of each file of a folder into SHA256SUMS, in the form that `sha256sum --check` reads."""
+    """Write the SHA-256 of each file of a folder into SHA256SUMS, in the format of `sha256sum --check`."""
     write_text(
         folder / SUMS,
         "".join(f"{file_hash(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.name != SUMS),
@@ -41,7 +41,7 @@ def write_sums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that holds a SHA256SUMS, in a few words; None when every file is as it was written."""
+    """Describe the first fault of a folder with a SHA256SUMS; None if every file matches its hash."""
     try:
         text = read_bytes(folder / SUMS).decode("ascii")
         found = re.fullmatch(r"(?:[0-9a-f]{64}  [\w.-]+\n)+", text)
@@ -66,18 +66,18 @@ def damage(folder: Path) -> str | None:
 
 
 def find_bundle(path: Path, which: str = "best") -> Path:
-    """The folder with the weights: `path` itself, or a checkpoint of the run folder that `path` is; its files are checked against their sums.
+    """Return the folder with the weights, after checking its files against their hashes.
 
     Args:
-        path: a run folder, a checkpoint folder or a bundle. A bundle without SHA256SUMS is taken as it is.
-        which: of a run folder: best, latest, diverged (where a step's loss or gradient was not finite), or a
-            checkpoint's name.
+        path: a run folder, a checkpoint folder or a bundle. A bundle without SHA256SUMS is not checked.
+        which: the checkpoint of a run folder: best, latest, diverged (the state before a step whose loss or gradient
+            was not finite), or a checkpoint's name.
 
     Raises:
-        InputError: there is none, or the one that was named is damaged.
+        InputError: there is no such folder or checkpoint, or the named checkpoint is damaged.
 
     Warns:
-        GptloomWarning: best or latest is damaged, and the newest whole checkpoint is used instead.
+        GptloomWarning: best or latest is damaged, and the newest intact checkpoint is used instead.
     """
     if not path.is_dir():
         raise InputError(
@@ -88,7 +88,7 @@ def find_bundle(path: Path, which: str = "best") -> Path:
     is_checkpoint = path.parent.name == "checkpoints"
     if is_checkpoint or (path / "model.safetensors").exists() or (path / SUMS).exists():
         if problem := damage(path) if is_checkpoint or (path / SUMS).exists() else None:
-            raise InputError(problem, where=str(path), cure=_whole_ones(path.parent.parent))
+            raise InputError(problem, where=str(path), cure=_choose_intact(path.parent.parent))
         return path
     names = checkpoint_names(path)
     if not names:
@@ -105,7 +105,7 @@ def find_bundle(path: Path, which: str = "best") -> Path:
 
 
 def _pointed(run: Path, which: str, names: list[str]) -> Path:
-    """The best checkpoint, or the newest; where it is damaged, the newest whole one."""
+    """Return the best or the newest checkpoint; if it is damaged, the newest intact one."""
     name = (_read_pointer(run / "best") if which == "best" else None) or names[-1]
     problem = damage(run / "checkpoints" / name) if name in names else "it is missing"
     if problem is None:
@@ -113,20 +113,20 @@ def _pointed(run: Path, which: str, names: list[str]) -> Path:
     for other in reversed(names):
         if other != name and damage(run / "checkpoints" / other) is None:
             warnings.warn(
-                f"{run / 'checkpoints' / name}: {problem}; {other}, the newest whole checkpoint, is used instead",
+                f"{run / 'checkpoints' / name}: {problem}; {other}, the newest intact checkpoint, is used instead",
                 GptloomWarning,
                 stacklevel=3,
             )
             return run / "checkpoints" / other
     raise InputError(
-        f"{problem}, and no other checkpoint is whole",
+        f"{problem}, and no other checkpoint is intact",
         where=str(run / "checkpoints" / name),
         cure="start a new run, or restore a copy",
     )
 
 
 def _read_pointer(path: Path) -> str | None:
-    """The name in a pointer file; None where there is no such file, or no name in it."""
+    """Return the checkpoint name in a pointer file; None if there is no file, or no name in it."""
     try:
         name = read_bytes(path).decode("ascii").strip() if path.exists() else None
     except (InputError, UnicodeDecodeError):
@@ -135,10 +135,10 @@ def _read_pointer(path: Path) -> str | None:
         return None
     if re.fullmatch(r"step-\d{6,}", name):
         return name
-    warnings.warn(f"{path}: does not name a checkpoint; it is passed over", GptloomWarning, stacklevel=4)
+    warnings.warn(f"{path}: does not name a checkpoint; it is ignored", GptloomWarning, stacklevel=4)
     return None
 
 
-def _whole_ones(run: Path) -> str:
-    whole = [name for name in checkpoint_names(run) if damage(run / "checkpoints" / name) is None]
-    return f"choose a whole one: {', '.join(whole)}" if whole else "restore a copy"
+def _choose_intact(run: Path) -> str:
+    intact = [name for name in checkpoint_names(run) if damage(run / "checkpoints" / name) is None]
+    return f"choose an intact checkpoint: {', '.join(intact)}" if intact else "restore a copy"

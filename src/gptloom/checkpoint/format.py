@@ -1,4 +1,4 @@
-"""A model's files: its configuration and its weights."""
+"""The files of a model: config.json and model.safetensors."""
 
 import json
 from collections.abc import Mapping
@@ -18,14 +18,16 @@ from gptloom.model.build import build_model, meta_model
 
 _CURE = "use another checkpoint"
 _TOGETHER = "keep the files of a bundle together"
-_LONGEST_HEADER = 1 << 24  # a thousand layers have a tenth of that
+_LONGEST_HEADER = 1 << 24  # bytes; a model of 1,000 layers needs a tenth of that
 
 
 def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """Copies of the model's parameters by name, in the CPU's memory; one that several layers share (a tied head, a shared table) is there once.
+    """Return CPU copies of the model's parameters by name.
+
+    A parameter that several layers share (a tied head, a shared table) appears once.
 
     Raises:
-        ConfigError: some are int8.
+        ConfigError: some weights are int8.
     """
     if is_quantised(model):
         refuse()
@@ -40,15 +42,15 @@ def write_model(folder: Path, config: ModelConfig, tensors: dict[str, torch.Tens
 
 
 def load_model(folder: Path) -> LanguageModel:
-    """The model that a bundle holds. Its files are compared before anything is allocated for it.
+    """Load the model of a bundle. Its files are compared before memory is allocated for the model.
 
     Raises:
-        InputError: a file is missing or damaged, they are at odds, or a weight is not a finite number.
-        MachineError: the model does not fit into the memory.
+        InputError: a file is missing or damaged, the files contradict each other, or a weight is not finite.
+        MachineError: the model does not fit into memory.
     """
     config, path = read_model_config(folder / "config.json"), folder / "model.safetensors"
     header = read_header(path)
-    if config.n_layer > max(64, len(header)):  # even the names of so many layers would be longer than the file
+    if config.n_layer > max(64, len(header)):  # before a model of that many layers is built on the meta device
         raise InputError(
             f"has {len(header)} tensors, too few for n_layer={config.n_layer}", where=str(path), cure=_TOGETHER
         )
@@ -64,10 +66,10 @@ def load_weights(model: LanguageModel, path: Path, *, names: Mapping[str, str] |
     Args:
         model: its parameters are overwritten.
         path: the file.
-        names: {the model's name: the file's}, for a file of another program's, whose types may differ, too.
+        names: {name in the model: name in the file}, for a file of another program; its dtypes may also differ.
 
     Raises:
-        InputError: the file is damaged, its names, shapes or types are not the model's own, or a weight is NaN or
+        InputError: the file is damaged, its names, shapes or dtypes are not those of the model, or a weight is NaN or
             infinite.
     """
     header = read_header(path)
@@ -79,24 +81,23 @@ def load_weights(model: LanguageModel, path: Path, *, names: Mapping[str, str] |
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for name, parameter in model.named_parameters():
                 tensor = file.get_tensor(name if names is None else names[name])
-                if (
-                    not torch.stack(tensor.aminmax()).isfinite().all()
-                ):  # NaN is passed on; ten times as fast as asking each number
+                # aminmax propagates NaN; this is ten times as fast as checking every value.
+                if not torch.stack(tensor.aminmax()).isfinite().all():
                     broken.append((name, int((~tensor.isfinite()).sum())))
                 parameter.copy_(tensor)
     except (OSError, SafetensorError) as error:
         raise InputError(f"the weights cannot be read: {error}", where=str(path), cure=_CURE) from None
     if broken:
         name, count = broken[0]
-        more = f", and {len(broken) - 1} more tensors have such" if len(broken) > 1 else ""
+        more = f", and {len(broken) - 1} more tensors have such values" if len(broken) > 1 else ""
         raise InputError(f"{name} has {count:,} values that are NaN or infinite{more}", where=str(path), cure=_CURE)
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor in a safetensors file, by name; the tensors themselves are not read.
+    """Read the dtype and shape of each tensor in a safetensors file, by name; the tensors are not read.
 
     Raises:
-        InputError: it cannot be read, or does not begin as a safetensors file does.
+        InputError: the file cannot be read, or has no valid header.
     """
     size = regular_size(path, cure=_CURE)
     try:
@@ -110,11 +111,11 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     except OSError as error:
         raise InputError(f"the weights cannot be read: {error.strerror}", where=str(path), cure=_CURE) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"is not a whole safetensors file: {error}", where=str(path), cure=_CURE) from None
+        raise InputError(f"is not a valid safetensors file: {error}", where=str(path), cure=_CURE) from None
 
 
 def _compare(header: Mapping[str, tuple[str, tuple[int, ...]]], model: LanguageModel, path: Path) -> None:
-    """See that the tensors in a file are the model's own."""
+    """Check that a file's tensors have the model's names, shapes and dtypes."""
     expected = {name: ("F32", tuple(one.shape)) for name, one in model.named_parameters()}
     problems = [f"{name} is missing" for name in expected.keys() - header.keys()] + [
         f"{name} is not expected" for name in header.keys() - expected.keys()
@@ -134,7 +135,7 @@ def _compare(header: Mapping[str, tuple[str, tuple[int, ...]]], model: LanguageM
 
 
 def read_model_config(path: Path) -> ModelConfig:
-    """The model's shape from a bundle's config.json."""
+    """Read the model's configuration from a bundle's config.json."""
     cure = "give a run folder, a checkpoint folder or a bundle"
     saved = read_json(path, cure=cure)
     if saved.get("format") != "gptloom" or not isinstance(saved.get("model"), dict):

@@ -1,4 +1,4 @@
-"""The manager of a run's checkpoints: it copies the state at once, and a thread writes it while training goes on."""
+"""Saving checkpoints in the background: the state is copied, and a thread writes the copy while training continues."""
 
 import json
 import math
@@ -32,27 +32,27 @@ from gptloom.model.base import LanguageModel
 
 
 class CheckpointManager:
-    """Writes checkpoints of what trains into a run folder, and brings the latest one back.
+    """Writes checkpoints of a training into a run folder, and loads the latest one.
 
-    One checkpoint is written at a time. A new one waits for the last, so that memory holds two states at most. Where
-    writing takes longer than the steps between two saves, training waits for it: going on would gain nothing, and put
-    more than one interval at stake. The first save of a process tells how long writing takes.
+    One checkpoint is written at a time, and a new save waits for the previous one, so that memory holds at most two
+    copies of the state. If writing takes longer than the steps between two saves, training waits for the write:
+    continuing would save no time, and a crash could lose more than one interval. The first save of a process measures
+    the time of a write.
 
-    The thread is a daemon: a process that must end at once leaves a temporary folder behind, and never half a
-    checkpoint.
+    The thread is a daemon: a process that must end at once leaves a temporary folder, and never a partial checkpoint.
 
     Args:
         run: the run folder.
         config: all settings; written with each checkpoint.
-        model: whose weights are saved, and loaded by `rollback`.
+        model: its weights are saved, and loaded by `rollback`.
         tokenizer: written with each checkpoint.
-        optimizer: whose memory is saved, and loaded by `rollback`.
-        progress: how far the training is; looked at again at each save.
-        horizon: how many steps there will be; looked at again at each save.
-        say: tells the user what could not be saved where the run is to go on.
+        optimizer: its state is saved, and loaded by `rollback`.
+        progress: progress of the training; read at each save.
+        horizon: the planned number of steps; read at each save.
+        say: prints a warning if a save failed and the run is to continue.
 
     Attributes:
-        on_saved: called with step and folder of each finished checkpoint, in the training thread.
+        on_saved: called with the step and folder of each finished checkpoint, in the training thread.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CheckpointManager:
         horizon: Horizon,
         say: Callable[[str], None],
     ) -> None:
-        """Nothing is written yet."""
+        """Store the arguments; writes nothing."""
         self.run, self.config, self.model, self.tokenizer = run, config, model, tokenizer
         self.optimizer, self.progress, self.horizon, self.say = optimizer, progress, horizon, say
         self.on_saved: Callable[[int, Path], None] = lambda _step, _path: None
@@ -75,14 +75,17 @@ class CheckpointManager:
         self._written: list[tuple[int, Path]] = []
         self._error: BaseException | None = None
         self._unsaved: MachineError | None = None
-        self._writing = math.inf  # seconds that the last checkpoint took
+        self._writing = math.inf  # seconds to write the last checkpoint
         self._free_since = 0.0
 
     def save(self, improved: bool) -> None:
-        """Copy the state and begin to write it; `improved` says that it is the best so far.
+        """Copy the state and start writing it.
+
+        Args:
+            improved: whether this checkpoint is the best so far.
 
         Raises:
-            MachineError: the last checkpoint could not be written, and `on_save_failure` is stop.
+            MachineError: the previous checkpoint could not be written, and `on_save_failure` is stop.
         """
         waits = self._is_slow()
         self.wait()
@@ -95,16 +98,16 @@ class CheckpointManager:
         self._free_since = time.monotonic()
 
     def poll(self) -> None:
-        """Call `on_saved` for checkpoints that were finished since the last call, without waiting.
+        """Call `on_saved` for the checkpoints finished since the last call, without waiting.
 
         Raises:
-            MachineError: one could not be written, and `on_save_failure` is stop.
+            MachineError: a checkpoint could not be written, and `on_save_failure` is stop.
         """
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """The same, after waiting for the checkpoint that is being written."""
+        """Wait for the checkpoint that is being written, then do the same as `poll`."""
         self.abandon()
         written, self._written = self._written, []
         for step, path in written:
@@ -113,31 +116,35 @@ class CheckpointManager:
         if isinstance(error, MachineError) and self.config.train.on_save_failure == "continue":
             names = checkpoint_names(self.run)
             last = names[-1] if names else "none"
-            self.say(f"warning: {error.where}: {error.what}; training goes on, and the last good checkpoint is {last}")
+            self.say(f"warning: {error.where}: {error.what}; training continues; the last good checkpoint is {last}")
         elif error is not None:
             raise error
 
     def close(self) -> None:
-        """The same at the end of a run, whose last checkpoint must exist.
+        """Wait at the end of a run, whose last checkpoint must exist.
 
         Raises:
-            MachineError: it could not be written.
+            MachineError: the last checkpoint could not be written.
         """
         self.wait()
         if self._unsaved is not None:
             raise self._unsaved
 
     def abandon(self) -> None:
-        """Only wait for the thread: after an error or a second interrupt.
+        """Wait for the thread, and report nothing: for use after an error or a second interrupt.
 
-        Otherwise the thread would still write into a run that the same process resumes.
+        Otherwise the thread could write into a run that the same process resumes.
         """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def rollback(self) -> Progress | None:
-        """Load weights and optimizer from the latest whole checkpoint; says how far that was, or None without one."""
+        """Load weights and optimizer state from the latest intact checkpoint.
+
+        Returns:
+            The progress at that checkpoint; None if there is no checkpoint.
+        """
         try:
             folder = find_bundle(self.run, "latest")
         except InputError:
@@ -148,10 +155,12 @@ class CheckpointManager:
         return state.progress
 
     def keep_evidence(self, divergence: Divergence, batch: tuple[Tensor, ...]) -> Path | None:
-        """Write diverged/checkpoints/step-N, from which a step that was not applied can be taken again.
+        """Save a step that was not applied to diverged/checkpoints/step-N, so that it can be repeated.
 
-        It holds the state before the step, the step's batch, and its numbers. Returns the folder; None where it could
-        not be written, after a warning.
+        The folder holds the state before the step, the batch, and the step's loss and gradient norm.
+
+        Returns:
+            The folder; None, after a warning, if it could not be written.
         """
         folder = self.run / "diverged"
         numbers = {key: str(value) if isinstance(value, float) else value for key, value in asdict(divergence).items()}
@@ -170,7 +179,7 @@ class CheckpointManager:
             self.say(f"warning: {error.where}: {error.what}")
             return None
         for name in checkpoint_names(folder):
-            if name != path.name:  # the latest is enough: they are as large as checkpoints
+            if name != path.name:  # keep only the latest: each is as large as a checkpoint
                 remove(path.parent / name)
         return path
 
@@ -189,7 +198,7 @@ class CheckpointManager:
         )
 
     def _write(self, snapshot: Snapshot, best_so_far: bool) -> None:
-        """What the thread does."""
+        """Write a snapshot and update the pointers; runs in the thread."""
         progress, start = snapshot.progress, time.monotonic()
         try:
             path = write_checkpoint(self.run, snapshot)
@@ -199,11 +208,11 @@ class CheckpointManager:
             self._written.append((progress.step, path))
             self._writing = time.monotonic() - start
             self._unsaved = None
-        except OSError as error:  # of the pointer: the checkpoint is there, but nothing says so
+        except OSError as error:  # from the pointer file: the checkpoint exists, but no file names it
             self._error = self._unsaved = MachineError(
                 f"cannot be written: {error.strerror or error}", where=str(self.run / "best"), cure="free some space"
             )
         except MachineError as error:
             self._error = self._unsaved = error
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the training's thread must hear of it
+        except BaseException as error:  # noqa: BLE001 - any error must reach the training thread
             self._error = error

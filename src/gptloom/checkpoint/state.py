@@ -1,8 +1,6 @@
-"""How far a run is: what a checkpoint must remember besides weights and optimizer.
+"""The state of a run and its checkpoints: a bundle plus optimizer.safetensors and state.json, written atomically.
 
-An optimizer's memory as named tensors, which is how optimizer.safetensors holds it.
-
-Checkpoints: a bundle plus optimizer and state, written whole or not at all.
+The optimizer's state is stored as named tensors, KIND/PARAMETER. `Progress` and `Horizon` are the rest of the state.
 """
 
 import json
@@ -29,21 +27,20 @@ from gptloom.files import forget, publish, read_text, regular_size, remove, repl
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        step: optimizer steps done, skipped ones included.
+        step: optimizer steps done, including skipped steps.
         tokens: targets trained on.
         seconds: training time.
         best_loss: lowest validation loss.
-        best_step: its step.
-        stale: evaluations since then.
-        rows: sequences per forward pass, as memory allowed.
+        best_step: step of the lowest validation loss.
+        stale: evaluations since `best_step`.
+        rows: rows per forward pass that fit into memory.
         last_loss: validation loss at the latest evaluation.
-        last_evaluated: the step of the latest evaluation.
-        skipped: steps skipped in a row, up to now, because a loss or a gradient was not finite.
-        rollbacks: how often the run has gone back to a checkpoint for that reason; each time the learning rate is
-            halved.
+        last_evaluated: step of the latest evaluation.
+        skipped: consecutive steps skipped, up to now, because a loss or a gradient was not finite.
+        rollbacks: number of returns to a checkpoint for that reason; each one halves the learning rate.
     """
 
     step: int = 0
@@ -61,14 +58,14 @@ class Progress:
 
 @dataclass
 class Horizon:
-    """The number of steps of a run. It is known from the start, or planned from a time budget as that is used up.
+    """The number of steps of a run: fixed, or planned repeatedly from the rest of a time budget.
 
-    Each plan is kept with the step from which it holds, so that the learning rates can be told from the plans.
+    The plans are kept, because the learning rates follow from them.
 
     Attributes:
-        seconds: the time budget, or None when `total` is simply the answer.
-        total: steps in all, by the latest plan.
-        plans: (step, total) for every plan made under a time budget.
+        seconds: the time budget; None if `total` is fixed.
+        total: total number of steps, by the latest plan.
+        plans: (first step, total) of every plan made under a time budget.
     """
 
     seconds: float | None
@@ -76,7 +73,13 @@ class Horizon:
     plans: list[tuple[int, int]] = field(default_factory=list)
 
     def plan(self, step: int, elapsed: float, per_step: float) -> None:
-        """Spend what is left of the budget at this pace (seconds a step)."""
+        """Plan `total` for the rest of the budget; does nothing without a budget.
+
+        Args:
+            step: steps done.
+            elapsed: seconds used.
+            per_step: seconds per step.
+        """
         if self.seconds is None:
             return
         total = step + max(0, round((self.seconds - elapsed) / max(per_step, 1e-9)))
@@ -84,7 +87,7 @@ class Horizon:
         self.plans.append((step, self.total))
 
     def due(self, step: int) -> bool:
-        """Whether it is time to plan again: after 1, 2, 4, 8 ... steps, and a hundred times in the run."""
+        """Whether to plan again: after 1, 2, 4, 8 ... steps, and a hundred times in the run."""
         if self.seconds is None or step == 0:
             return False
         return step % max(1, self.total // 100) == 0 or step & (step - 1) == 0
@@ -92,14 +95,14 @@ class Horizon:
 
 @dataclass(frozen=True)
 class Divergence:
-    """A step whose loss or gradient was not finite; it was not applied.
+    """A step that was not applied because its loss or gradient was not finite.
 
     Attributes:
-        step: optimizer steps done before it; the batch is that of this number.
+        step: optimizer steps done before it, which is also the number of its batch.
         loss: training loss in nats per token.
-        gradient_norm: of all parameters together.
-        lr: the learning rate it would have been applied with.
-        action: what was done: stop, rollback or skip.
+        gradient_norm: norm of all gradients together.
+        lr: learning rate of the step.
+        action: the reaction: stop, rollback or skip.
     """
 
     step: int
@@ -109,17 +112,17 @@ class Divergence:
     action: str
 
     def __str__(self) -> str:
-        """In a sentence."""
+        """Describe the step in a sentence."""
         rate = f"at learning rate {self.lr:.3g}"
         return f"the training loss is {self.loss} and the gradient's norm {self.gradient_norm} {rate}"
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """What gptloom asks of an optimizer: the part of `torch.optim.Optimizer` that training needs.
+    """The interface of an optimizer: the part of `torch.optim.Optimizer` that training uses.
 
-    gptloom's own optimizers answer to it without being a `torch.optim.Optimizer`, because to construct one loads
-    PyTorch's compiler and SymPy, most of a second before the first step.
+    gptloom's optimizers do not subclass `torch.optim.Optimizer`, because constructing one imports PyTorch's compiler
+    and SymPy (most of a second).
 
     Attributes:
         param_groups: dictionaries with "params" (parameters), "param_names" (their names in the model), "lr" and
@@ -129,25 +132,25 @@ class Optimizer(Protocol):
     param_groups: list[dict[str, Any]]
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory: {"state": {number: {kind: value}}, "param_groups": [...]}, numbered in the groups' order."""
+        """Return {"state": {number: {kind: value}}, "param_groups": [...]}, numbered in the order of the groups."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Put such a memory back, and forget everything else."""
+        """Load a state; clears the previous one."""
 
     def step(self) -> Any:
         """Apply the gradients."""
 
     def zero_grad(self) -> None:
-        """Begin a new sum of gradients."""
+        """Reset the gradients."""
 
 
 def parameter_names(optimizer: Optimizer) -> list[str]:
-    """The names of an optimizer's parameters in the order in which its state numbers them."""
+    """Return the names of an optimizer's parameters, in the order of the numbers in its state."""
     return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
 def state_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Copies of an optimizer's memory in the CPU's memory, as KIND/NAME, such as "exp_avg/head.weight"."""
+    """Return CPU copies of an optimizer's state by KIND/PARAMETER, such as "exp_avg/head.weight"."""
     names = parameter_names(optimizer)
     return {
         f"{kind}/{names[number]}": torch.as_tensor(value).to("cpu", copy=True).contiguous()
@@ -158,10 +161,10 @@ def state_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put what `state_tensors` gave back into an optimizer for the same parameters, and nothing else.
+    """Load the result of `state_tensors` into an optimizer of the same parameters; clears its previous state.
 
     Raises:
-        ValueError: a tensor belongs to no parameter of the optimizer, or has another shape.
+        ValueError: a tensor belongs to no parameter of the optimizer, or has a different shape.
     """
     numbers = {name: number for number, name in enumerate(parameter_names(optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
@@ -176,18 +179,18 @@ def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> N
 VERSION = 2
 
 LONGEST_STATE = 1 << 24
-"""Bytes of state.json; the plans of a run by the clock are the longest part, a hundred lines."""
+"""Maximum bytes of state.json; its longest part is the plans under a time budget, a hundred lines."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a run is at a step; training may go on while it is written.
+    """A copy of the state of a run at a step; training may continue while it is written.
 
     Attributes:
         config: the run's settings.
-        tokenizer: unchanging.
+        tokenizer: the tokenizer, not copied (it does not change).
         weights: copies of the parameters by name.
-        optimizer: copies of the optimizer's memory by parameter.
+        optimizer: copies of the optimizer's state by KIND/PARAMETER.
         progress: a copy.
         horizon: a copy.
     """
@@ -202,7 +205,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint holds besides the model: settings, progress, horizon, and the optimizer's tensors; at the beginning, no horizon is planned."""
+    """The contents of a checkpoint besides the model: settings, progress, horizon and the optimizer's tensors.
+
+    A run that has not started has no horizon (None).
+    """
 
     config: RunConfig
     progress: Progress
@@ -217,16 +223,19 @@ def write_checkpoint(
     files: Mapping[str, str] | None = None,
     tensors: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> Path:
-    """Write checkpoints/step-N of a run into a temporary folder, sync it, and rename it.
+    """Write checkpoints/step-N of a run: into a temporary folder first, which is synced and then renamed.
 
     Args:
         run: the run folder.
-        snapshot: what is written.
-        files: other texts to write beside it, by name.
-        tensors: other tensors to write beside it, by file name.
+        snapshot: the state to write.
+        files: additional text files, by file name.
+        tensors: additional safetensors files, by file name.
+
+    Returns:
+        The checkpoint folder.
 
     Raises:
-        MachineError: the disk did not take it; what was there before is untouched, and nothing of this one is left.
+        MachineError: the disk refused the write; earlier checkpoints are untouched, and no part of this one is left.
     """
     step = snapshot.progress.step
     folder = run / "checkpoints"
@@ -249,7 +258,7 @@ def write_checkpoint(
         for name, content in ({"optimizer.safetensors": snapshot.optimizer} | dict(tensors or {})).items():
             save_file(content, temporary / name)
         write_sums(temporary)
-        # What was logged up to this step must not be younger on the disk than the checkpoint that goes on from it.
+        # Sync the logs first: a run that resumes from this checkpoint needs all lines up to its step.
         for log in (run / "metrics.jsonl", run / "samples.jsonl"):
             if log.exists():
                 sync(log)
@@ -267,10 +276,10 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> State:
-    """The state of a checkpoint that `find_bundle` has found whole.
+    """Read the state of a checkpoint that `find_bundle` has checked.
 
     Raises:
-        InputError: a file does not hold what a checkpoint of this version holds.
+        InputError: a file does not have the contents of a checkpoint of this version.
     """
     cure = "resume from another checkpoint with --checkpoint"
     try:
@@ -287,15 +296,20 @@ def read_checkpoint(path: Path) -> State:
         progress, horizon = _build(Progress, state["progress"]), _build(Horizon, state["horizon"] | {"plans": plans})
         settings = state["settings"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"is not a whole checkpoint: {error}", where=str(path), cure=cure) from None
+        raise InputError(f"is not a valid checkpoint: {error}", where=str(path), cure=cure) from None
     return State(parse(RunConfig, settings, where=str(path / "state.json")), progress, horizon, optimizer)
 
 
 def prune(run: Path, keep: int, written: str, best: str) -> None:
-    """Remove all checkpoints but the newest `keep`, the best, and the one just written, which is whole.
+    """Remove all checkpoints except the newest `keep`, the best, and the one just written.
 
-    Those that were set aside belong to a part of the run that was given up when an older one was resumed from; now they
-    go.
+    Also removes the checkpoints that were set aside when the run resumed from an older one.
+
+    Args:
+        run: the run folder.
+        keep: number of newest checkpoints to keep.
+        written: name of the checkpoint just written, which is complete.
+        best: name of the best checkpoint.
     """
     for name in checkpoint_names(run)[:-keep]:
         if name not in (written, best):
@@ -304,7 +318,7 @@ def prune(run: Path, keep: int, written: str, best: str) -> None:
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
-    """A dataclass from exactly its own fields."""
+    """Build a dataclass; ValueError if the keys are not exactly its fields."""
     names = {field.name for field in fields(cls)}
     if set(values) != names:
         raise ValueError(f"state.json does not hold {', '.join(sorted(names ^ set(values)))}")

@@ -108,7 +108,7 @@ def _nearest_key(cls: type[Config], name: str) -> str:
 
 
 def _field(cls: type[Config], path: Sequence[str]) -> Any:
-    """The field at a path, or the last field on the way to it; None for the group itself."""
+    """Return the field at a path, or the last field on the way to it; None for the group itself."""
     field: Any = None
     for part in path:
         if part not in cls.model_fields:
@@ -121,7 +121,7 @@ def _field(cls: type[Config], path: Sequence[str]) -> Any:
 
 
 def _without(values: Any, paths: Sequence[tuple[str, ...]]) -> Any:
-    """A copy of nested values without the entries at these paths."""
+    """Copy nested values without the entries at these paths."""
     if not isinstance(values, Mapping) or () in paths:
         return {}
     here = {path[0] for path in paths if len(path) == 1}

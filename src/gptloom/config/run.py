@@ -17,13 +17,13 @@ TORCH_OPTIMIZERS = (
     *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"),
     *("Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
 )
-"""The classes of torch.optim that train dense parameters without a closure. Named here, so that torch is not loaded."""
+"""The classes of torch.optim for dense parameters without a closure; a list, so that torch is not imported here."""
 
 OPTIMIZERS = ("adamw", "muon", *(f"torch:{name}" for name in TORCH_OPTIMIZERS))
 """The values of --train.optimizer."""
 
 CUSTOM = "custom"
-"""The optimizer's name in the settings of a run whose optimizer is a Python object."""
+"""The value of `optimizer` in the settings of a run whose optimizer was a Python object."""
 
 OnUnknown = Literal["error", "skip", "replace"]
 Weights = Literal["float32", "int8"]
@@ -185,7 +185,7 @@ class TrainConfig(Config):
 
     @property
     def torch_optimizer(self) -> str | None:
-        """The class of torch.optim that trains, such as "SGD"; None where gptloom's own optimizers do."""
+        """Name of the class of torch.optim, such as "SGD"; None for gptloom's optimizers."""
         kind, _, name = self.optimizer.partition(":")
         return name if kind == "torch" else None
 
@@ -196,7 +196,7 @@ class TrainConfig(Config):
 
 
 def _no_optimizer(name: str) -> str:
-    """The error message for an unknown optimizer."""
+    """Describe an unknown name of an optimizer."""
     given = shortened(name, 40)
     if name in ("torch:LBFGS", "torch:SparseAdam"):
         return f"{given!r} cannot train here: it needs a closure or sparse gradients (--train.optimizer)"
@@ -249,7 +249,7 @@ class SampleConfig(Config):
     length_penalty: float = Field(1.0, ge=0.0, le=10.0, description="Divide beam scores by length to this power")
 
     def conflicts(self) -> Iterator[Conflict]:
-        """A search returns at most as many texts as it has beams."""
+        """Check that a beam search returns at most as many texts as it has beams."""
         if 1 < self.beams < self.samples:
             yield Conflict(
                 ("beams", "samples"),

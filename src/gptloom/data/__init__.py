@@ -1,5 +1,4 @@
-"""Text to batches: sources, tokenizers, the token store, windows and a report on a text.
+"""Text to batches: sources, tokenizers, token files, windows and a report on a text.
 
-Nothing is imported here; take what is needed from `gptloom.data.sources`, `.tokenizers`, `.tokens`, `.batches` and
-`.report`.
+Import names from `gptloom.data.sources`, `.tokenizers`, `.tokens`, `.batches` and `.report`; this file imports none.
 """

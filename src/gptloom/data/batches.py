@@ -1,8 +1,7 @@
-"""Random numbers as a function: what is drawn depends on (seed, stream, index) alone, with every version of NumPy.
+"""Batches of token ids.
 
-Token ids to batches: training batches are functions of (seed, step, rank); evaluation reads every target once.
-
-Masked tokens: what an encoder learns from, since it sees everything else (Devlin et al. 2019, section 3.1).
+Training batches are functions of (seed, step, rank); evaluation reads every target once. For encoders, some tokens are
+masked (Devlin et al. 2019, section 3.1). Random numbers depend only on (seed, stream, index), in all versions of NumPy.
 """
 
 from collections.abc import Iterator
@@ -19,33 +18,33 @@ from gptloom.errors import InputError
 
 
 class Draws:
-    """A stream of 64-bit numbers for each index, by Philox (Salmon et al.
+    """A stream of random 64-bit numbers for each index.
 
-    2011): key (seed, stream), counter (0, index, 0, 0).
+    The generator is Philox (Salmon et al. 2011) with key (seed, stream) and counter (0, index, 0, 0).
     """
 
     def __init__(self, seed: int, stream: int) -> None:
-        """Choose the seed (0 <= seed < 2**64), and the stream, one for each purpose."""
+        """Set the seed (0 <= seed < 2**64) and the stream (a separate one for each purpose)."""
         self._generator = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
         self._state = self._generator.state
 
     def at(self, index: int, count: int, *, first: int = 0) -> UInt64[np.ndarray, " count"]:
-        """`count` numbers of an index's stream, from the one numbered `first` on, in whatever order indices are asked for."""
-        # Setting the state of a generator takes a fifth of the time of making one. Each count gives four numbers.
+        """Return `count` numbers of an index's stream, starting at number `first`; independent of earlier calls."""
+        # Setting a generator's state takes a fifth of the time of a new generator. Each counter value gives 4 numbers.
         self._state["state"]["counter"] = np.array([first // 4, index, 0, 0], dtype=np.uint64)
         self._generator.state = self._state
         return self._generator.random_raw(first % 4 + count)[first % 4 :]
 
 
-_ORDERS = 2  # epochs whose order is kept: a batch may span two
+_ORDERS = 2  # cached epoch orders: a batch may span two epochs
 
 
 class Batch(NamedTuple):
-    """Sequences and what follows each of their tokens.
+    """Rows of token ids, and the target of each position.
 
     Attributes:
-        inputs: token ids; 0 where a row is shorter than the others.
-        targets: the next token's id, or `IGNORE_INDEX` where there is nothing to predict.
+        inputs: token ids; padding is 0.
+        targets: the id of the next token, or `IGNORE_INDEX` at positions without a target.
     """
 
     inputs: Int[torch.Tensor, "batch time"]
@@ -53,11 +52,11 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Training batches: which tokens step n sees depends on the seed and n alone, and ranks share it out.
+    """Training batches: the global batch of a step depends only on the seed and the step; each rank reads its rows.
 
-    "random" draws starts with replacement. "shuffled" lays a grid of windows over the text, moved by a different offset
-    each epoch, and visits each window once, in an order that changes each epoch. "documents" does so with windows that
-    end where their document ends. A text shorter than a window makes all windows shorter.
+    "random" draws window starts with replacement. "shuffled" divides the text into windows, with a different offset
+    each epoch, and reads each window once per epoch in a new order. "documents" does the same with windows that end at
+    the end of their document. If the text is shorter than a window, all windows are shorter.
     """
 
     def __init__(
@@ -71,19 +70,19 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Lay out the windows.
+        """Compute the windows.
 
         Args:
             tokens: the training part, at least 2 tokens.
             block_size: longest window, in tokens.
-            batch_size: sequences per step over all ranks.
+            batch_size: rows per step over all ranks.
             seed: 0 <= seed < 2**64.
-            sampling: how windows are chosen.
-            rank: this process takes the sequences from rank * batch_size // world on.
+            sampling: the method, see above.
+            rank: this process reads the rows from rank * batch_size // world.
             world: number of processes.
 
         Raises:
-            InputError: there is no window: fewer than 2 tokens, or no document has 2.
+            InputError: there is no window: the text has fewer than 2 tokens, or no document has 2.
         """
         if len(tokens) < 2:
             raise InputError(
@@ -106,20 +105,20 @@ class Batches:
         self._read = partial(_read, _all_windows(tokens.ids, self.time))
 
     def batch(self, step: int) -> Batch:
-        """This rank's sequences of a step, which counts from 0; the same for the same step, in whatever order steps are asked for."""
+        """Return this rank's rows of a step (from 0); independent of earlier calls."""
         if self._sampling == "random":
             draws = self._starting.at(step, self._batch_size)[self._rows]
             return self._read((draws % np.uint64(self._length - self.time)).astype(np.int64))
         epoch, first = divmod(step * self._batch_size + self._rows.start, self._windows)
         windows = self._order(epoch)[first : first + self._rows.stop - self._rows.start]
-        while (missing := self._rows.stop - self._rows.start - len(windows)) > 0:  # the batch goes on in the next epoch
+        while (missing := self._rows.stop - self._rows.start - len(windows)) > 0:  # continue in the next epoch
             windows = np.concatenate((windows, self._order(epoch := epoch + 1)[:missing]))
         if self._sampling == "documents":
             return self._read(self._starts[windows], self._lengths[windows])
         return self._read(windows)
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " windows"]:
-        """The windows of an epoch in the order they are visited: numbers of documents' windows, starts of others."""
+        """Return an epoch's windows in reading order: window numbers for "documents", else window starts."""
         if epoch not in self._orders:
             draws = self._ordering.at(epoch, self._windows + 1)
             order = np.argsort(draws[1:], kind="stable")
@@ -133,11 +132,11 @@ class Batches:
 
 
 def evaluation_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iterator[Batch]:
-    """Fixed windows, one after another, in which each of the n - 1 targets occurs exactly once; nothing is drawn.
+    """Yield consecutive windows in which each of the n - 1 targets occurs exactly once.
 
     Args:
-        tokens: what to evaluate on, n >= 2 tokens.
-        block_size: longest window, in tokens; the last one is padded.
+        tokens: the evaluation text, n >= 2 tokens.
+        block_size: longest window, in tokens; the last window is padded.
         batch_size: windows per batch; the last batch may have fewer.
     """
     last = len(tokens) - 1
@@ -149,7 +148,7 @@ def evaluation_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iter
 
 
 def _all_windows(ids: UInt[np.ndarray, " tokens"], time: int) -> UInt[np.ndarray, "windows time_and_next"]:
-    """Every window of `time` tokens and the next, as a view: to read one is to copy a row, which is quicker than finding each token."""
+    """Return a view of all windows of `time + 1` tokens; copying a row is faster than gathering single tokens."""
     return np.lib.stride_tricks.sliding_window_view(ids, time + 1)
 
 
@@ -158,7 +157,7 @@ def _read(
     starts: Int64[np.ndarray, " batch"],
     lengths: Int64[np.ndarray, " batch"] | None = None,
 ) -> Batch:
-    """The windows that begin at `starts`; those with fewer targets than the longest are padded, and may reach beyond the last token."""
+    """Return the windows at `starts`, padded after `lengths` targets; a padded window may end behind the last token."""
     if lengths is None:
         block = windows[starts]
         return Batch(torch.from_numpy(block[:, :-1].astype(np.int64)), torch.from_numpy(block[:, 1:].astype(np.int64)))
@@ -176,7 +175,7 @@ def _read(
 def _document_windows(
     tokens: Tokens, block_size: int
 ) -> tuple[Int64[np.ndarray, " windows"], Int64[np.ndarray, " windows"]]:
-    """Starts and numbers of targets of consecutive windows that stay within their document."""
+    """Return the starts and numbers of targets of consecutive windows, each within one document."""
     targets = np.maximum(np.diff(tokens.document_starts, append=len(tokens)) - 1, 0)
     counts = -(-targets // block_size)
     document = np.repeat(np.arange(len(counts)), counts)
@@ -186,40 +185,40 @@ def _document_windows(
     return tokens.document_starts[document] + offsets, np.minimum(block_size, targets[document] - offsets)
 
 
-_STREAM = 2  # of the seed's random numbers; the windows have 0 and 1
+_STREAM = 2  # random stream of the masks; the windows use 0 and 1
 
 
 class MaskedBatches:
-    """Training windows in which some tokens are hidden: a function of (seed, step), like the windows themselves."""
+    """Training batches with masked tokens: a function of (seed, step), as the windows are."""
 
     def __init__(self, batches: Batches, *, mask: int, fraction: float, seed: int, first: int = 0) -> None:
-        """Wrap the windows.
+        """Wrap the batches.
 
         Args:
-            batches: where they come from.
-            mask: the id that hides a token.
-            fraction: share of the tokens that are hidden.
-            seed: of the choice.
-            first: rows of the global batch that other ranks have before this one's.
+            batches: source of the windows.
+            mask: id of the mask token.
+            fraction: share of tokens to mask.
+            seed: seed of the masks.
+            first: index of this rank's first row in the global batch.
         """
         self._batches, self._mask, self._fraction, self._first = batches, mask, fraction, first
         self._draws = Draws(seed, _STREAM)
         self.tokens_per_epoch = batches.tokens_per_epoch
 
     def batch(self, step: int) -> Batch:
-        """Inputs with hidden tokens, and those tokens as the only targets."""
+        """Return inputs with masked tokens; the targets are the masked tokens only."""
         return _hide(self._batches.batch(step), self._mask, self._fraction, self._draws, step, self._first)
 
 
 def masked_windows(tokens: Tokens, block_size: int, batch_size: int, *, mask: int, fraction: float) -> Iterator[Batch]:
-    """The fixed windows of an evaluation, always with the same tokens hidden."""
+    """Yield the windows of `evaluation_windows`, always with the same tokens masked."""
     draws = Draws(0, _STREAM)
     for index, batch in enumerate(evaluation_windows(tokens, block_size, batch_size)):
         yield _hide(batch, mask, fraction, draws, index)
 
 
 def _hide(batch: Batch, mask: int, fraction: float, draws: Draws, index: int, first: int = 0) -> Batch:
-    """Hide tokens; places behind a window's end become padding, which an encoder does not look at."""
+    """Mask tokens; positions after a window's end become -1, the padding that encoders ignore."""
     drawn = draws.at(index, batch.inputs.numel(), first=first * batch.inputs.shape[1])
     real = batch.targets != IGNORE_INDEX
     hidden = torch.from_numpy(drawn < np.uint64(fraction * 2**64)).view_as(real) & real

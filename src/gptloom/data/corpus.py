@@ -1,4 +1,4 @@
-"""A corpus: documents that can be read again and again as a stream, and what one pass over them finds."""
+"""A corpus: documents that can be streamed repeatedly, and the statistics of one pass."""
 
 import hashlib
 import re
@@ -18,15 +18,15 @@ _CODE_POINTS = sys.maxunicode + 1
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a corpus finds.
+    """The results of one pass over a corpus.
 
     Attributes:
         documents: number of documents.
         characters: number of characters (code points).
-        bytes: length of the text as UTF-8.
-        sha256: hex hash of the text as UTF-8; between documents stands the byte 0xFF, which UTF-8 never has.
-        alphabet: the distinct code points, ascending.
-        frequencies: how often each of them occurs.
+        bytes: length in UTF-8 bytes.
+        sha256: hex hash of the UTF-8 text, with the byte 0xFF (never in UTF-8) between documents.
+        alphabet: distinct code points, ascending.
+        frequencies: number of occurrences of each code point.
     """
 
     documents: int
@@ -38,16 +38,16 @@ class Scan:
 
 
 class Corpus:
-    """Documents that can be read several times, in bounded memory (a JSON line or a CSV row is held whole).
+    """Documents that can be read several times in bounded memory (except that JSON lines and CSV rows are not split).
 
     Attributes:
-        name: a short word for it, fit to name a run.
-        sources: the files and labels it was read from.
-        notes: what the user should know about how it was read.
+        name: a short name, usable as the name of a run.
+        sources: the labels of its files.
+        notes: remarks on the reading, for the user.
     """
 
     def __init__(self, name: str, sources: Sequence[Source], text_field: str, notes: Iterable[str] = ()) -> None:
-        """Keep the files; nothing is read yet. `text_field` is the JSON key or CSV column that holds the text."""
+        """Store the files; reads nothing. `text_field` is the JSON key or CSV column of the text."""
         self.name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
         self.sources = [source.label for source in sources]
         self.notes = list(notes)
@@ -56,20 +56,20 @@ class Corpus:
         self._note_remarks()
 
     def pieces(self) -> Iterator[Piece]:
-        """The text from its beginning, in pieces that never cross a document.
+        """Yield the text in pieces; a piece never spans two documents.
 
         Raises:
-            InputError: a file turns out not to be what it seemed.
+            InputError: a file is not in its format or encoding.
         """
         for source in self._sources:
             yield from source.pieces(self._text_field)
 
     @cached_property
     def scan(self) -> Scan:
-        """The facts of the text; the first use reads all of it.
+        """The statistics of the text; the first use reads all of it.
 
         Raises:
-            InputError: there is no text, or a file turns out not to be what it seemed.
+            InputError: there is no text, or a file is not in its format or encoding.
         """
         digest, tally = hashlib.sha256(), _Tally()
         documents = size = 0
@@ -110,12 +110,12 @@ class Corpus:
 
     @property
     def bytes(self) -> int:
-        """Length of the text as UTF-8."""
+        """Length in UTF-8 bytes."""
         return self.scan.bytes
 
     @property
     def sha256(self) -> str:
-        """Hex hash of the text and of where its documents end; of a single document, that of its UTF-8 bytes."""
+        """Hex hash of the text and its document boundaries; for a single document, the hash of its UTF-8 bytes."""
         return self.scan.sha256
 
     def _note_remarks(self) -> None:
@@ -128,13 +128,13 @@ class Corpus:
 
 
 class _Tally:
-    """How often each code point occurs. ASCII characters are counted two at a time, which halves the work."""
+    """Counter of code points. ASCII text is counted in pairs of characters, which halves the work."""
 
     def __init__(self) -> None:
         self._pairs, self._single = np.zeros(1 << 16, np.int64), np.zeros(_CODE_POINTS, np.int64)
 
     def add(self, text: str) -> None:
-        """Count a text in."""
+        """Count the characters of a text."""
         if text.isascii():
             codes = np.frombuffer(text.encode(), np.uint8)
             even = len(codes) & ~1
@@ -145,12 +145,12 @@ class _Tally:
         np.add.at(self._single, codes.astype(np.intp), 1)
 
     def counts(self) -> Int64[np.ndarray, " code_points"]:
-        """The count of each code point so far."""
+        """Return the count of each code point."""
         table, found = self._pairs.reshape(256, 256), self._single.copy()
         found[:256] += table.sum(axis=0) + table.sum(axis=1)
         return found
 
 
 def listed(labels: Sequence[str]) -> str:
-    """The first three labels, and how many more there are."""
+    """Join the first three labels, and add the number of the others."""
     return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")

@@ -1,8 +1,7 @@
-"""Bytes to characters: which encoding a file has, and its text as a stream in bounded memory.
+"""Decoding files: the encoding of a file, and its documents as a stream of strings in bounded memory.
 
-Files to documents: plain text is one document, JSON Lines and CSV hold one on each line or row.
-
-Pairs out of texts: a line holds a source and its target with a tab between, and each side is a document of its own.
+A plain text file is one document. JSON Lines and CSV files have one document per line or row. A file of pairs has
+lines of SOURCE<tab>TARGET, and each side is a document.
 """
 
 import codecs
@@ -18,14 +17,14 @@ from typing import BinaryIO, Literal, NamedTuple
 from gptloom.errors import ConfigError, InputError, nearest
 
 PIECE = 1 << 20
-"""Bytes read, and characters handed on, at a time."""
+"""Maximum bytes per read, and maximum characters per piece."""
 
 LINE_ENDS = "CRLF or CR line ends are read as LF"
 
 _SAMPLE = 1 << 16
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's mark, which it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's mark, which is a prefix of it
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -42,11 +41,15 @@ class BinaryFileError(InputError):
 
 
 class EmptyFileError(InputError):
-    """The file holds nothing."""
+    """The file is empty."""
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """Open a file for reading; InputError says why it cannot be."""
+    """Open a file for reading.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
     try:
         return path.open("rb")
     except OSError as error:
@@ -56,7 +59,7 @@ def open_binary(path: Path) -> BinaryIO:
 
 
 def check_encoding(name: str) -> str:
-    """Python's name of an encoding that the user gave; UTF-8 becomes the kind that drops a byte-order mark.
+    """Return Python's name of the user's encoding; UTF-8 becomes utf-8-sig, which drops a byte-order mark.
 
     Raises:
         ConfigError: there is no such text encoding.
@@ -72,11 +75,11 @@ def check_encoding(name: str) -> str:
 
 
 def find_encoding(path: Path) -> str:
-    """The encoding of a file: what its byte-order mark says, UTF-8 where the whole file is UTF-8, else detected.
+    """Find the encoding of a file: by its byte-order mark, else UTF-8 if all bytes are valid, else by detection.
 
     Raises:
-        BinaryFileError: it has NUL bytes or many control characters.
-        InputError: it is damaged UTF-8, in an unknown encoding, or cannot be read.
+        BinaryFileError: the file has NUL bytes or many control characters.
+        InputError: the file is damaged UTF-8, has an unknown encoding, or cannot be read.
     """
     with open_binary(path) as file:
         head = file.read(_SAMPLE)
@@ -90,10 +93,15 @@ def find_encoding(path: Path) -> str:
 
 
 def decoded(path: Path, encoding: str, remarks: set[str]) -> Iterator[str]:
-    """A file's text in strings of at most `PIECE` characters, line ends as LF; what was changed is added to `remarks`.
+    """Yield a file's text in strings of at most `PIECE` characters, with LF line ends.
+
+    Args:
+        path: the file.
+        encoding: Python's name of its encoding.
+        remarks: a remark is added if line ends were changed.
 
     Raises:
-        UnicodeError: the file is not in this encoding; the message tells near which byte.
+        UnicodeError: the file is not in this encoding; the message names the byte offset.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
     start = 0
@@ -114,12 +122,12 @@ def decoded(path: Path, encoding: str, remarks: set[str]) -> Iterator[str]:
 
 
 def _binary(path: Path) -> BinaryFileError:
-    cure = "give a text file; if it is UTF-16 without a byte-order mark, say --data.encoding utf-16-le"
+    cure = "give a text file; if it is UTF-16 without a byte-order mark, use --data.encoding utf-16-le"
     return BinaryFileError("is a binary file, not text", where=str(path), cure=cure)
 
 
 def _first_invalid(path: Path) -> int | None:
-    """Offset of the first byte that is not UTF-8, or None; a NUL anywhere makes the file binary."""
+    """Return the offset of the first byte that is not UTF-8, or None; raises BinaryFileError at a NUL byte."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     start = 0
     with open_binary(path) as file:
@@ -138,36 +146,36 @@ def _first_invalid(path: Path) -> int | None:
 
 
 def _detect(path: Path, invalid: int) -> str:
-    """The likeliest legacy encoding, judged around the first byte that is not UTF-8."""
+    """Detect a legacy encoding from the bytes around the first byte that is not UTF-8."""
     start = max(0, invalid - _SAMPLE // 2)
     with open_binary(path) as file:
         file.seek(start)
         sample = file.read(_SAMPLE)
     lenient = sample.decode("utf-8", errors="replace")
     if sum(char > "\x7f" for char in lenient) > 5 * lenient.count("\ufffd"):
-        what = f"is UTF-8 but for the byte 0x{sample[invalid - start]:02x} at offset {invalid:,}"
+        what = f"is UTF-8 except for the byte 0x{sample[invalid - start]:02x} at offset {invalid:,}"
         raise InputError(what, where=str(path), cure="correct that byte, or name the encoding (--data.encoding)")
-    found = _likeliest(b"\n".join(line for line in sample.splitlines() if not line.isascii()))
+    found = _most_likely(b"\n".join(line for line in sample.splitlines() if not line.isascii()))
     if found is None:
         raise InputError(
-            "is neither UTF-8 nor in an encoding that can be told",
+            "is neither UTF-8 nor in an encoding that can be detected",
             where=str(path),
             cure="name its encoding (--data.encoding)",
         )
     return found
 
 
-def _likeliest(sample: bytes) -> str | None:
+def _most_likely(sample: bytes) -> str | None:
     import charset_normalizer
 
     runs = _HIGH.findall(sample)
-    # In Latin scripts accented letters stand alone between ASCII ones; in other scripts nearly every byte is high.
+    # In Latin scripts, single accented letters occur between ASCII letters; in others, nearly every byte is above 0x7F.
     latin = sum(map(len, runs)) < 2 * len(runs)
     matches = charset_normalizer.from_bytes(sample, cp_isolation=_LATIN if latin else _OTHER)
     best = matches.best()
     if best is None:
         return None
-    # Several code pages often read a text alike; the commonest wins unless another looks more like a language.
+    # Several code pages often decode a text identically; prefer cp1252 unless another one is more coherent.
     western = max((match.coherence for match in matches if "cp1252" in match.could_be_from_charset), default=0.0)
     if latin and best.coherence <= western + 0.01 and not _NOT_CP1252.intersection(sample):
         return "cp1252"
@@ -185,7 +193,7 @@ _TOGETHER = 1 << 16  # characters
 
 
 class Piece(NamedTuple):
-    """A stretch of one document, at most `PIECE` characters."""
+    """Part of one document, at most `PIECE` characters."""
 
     text: str
     ends_document: bool
@@ -197,10 +205,10 @@ class Source:
 
     Attributes:
         path: the file.
-        label: what to call it.
+        label: its name in messages.
         encoding: Python's name of its encoding.
-        kind: how documents lie in it.
-        remarks: what reading it had to change, for the user to know.
+        kind: its format.
+        remarks: changes made while reading, for the user.
     """
 
     path: Path
@@ -210,13 +218,13 @@ class Source:
     remarks: set[str] = field(default_factory=set)
 
     def pieces(self, text_field: str) -> Iterator[Piece]:
-        """The file's documents, in order, in pieces; documents without a character are left out.
+        """Yield the file's documents in order, in pieces; empty documents are omitted.
 
         Args:
-            text_field: the JSON key or CSV column that holds the text.
+            text_field: the JSON key or CSV column of the text.
 
         Raises:
-            InputError: the file is not in its encoding, or a line or the header is not as it should be.
+            InputError: the file is not in its encoding, or a line or the header is invalid.
         """
         try:
             if self.kind == "text":
@@ -244,15 +252,15 @@ class Source:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         text = self._clean(text)
         if not text:
-            self.remarks.add("documents without text are left out")
+            self.remarks.add("documents without text are omitted")
         for start in range(0, len(text), PIECE):
             yield Piece(text[start : start + PIECE], start + PIECE >= len(text))
 
     def _clean(self, text: str) -> str:
         try:
-            text.encode()  # five times as quick as looking for halves
+            text.encode()  # five times as fast as a search for surrogates
         except UnicodeEncodeError:
-            self.remarks.add("halves of surrogate pairs are read as U+FFFD")
+            self.remarks.add("lone surrogates are read as U+FFFD")
             return _SURROGATE.sub("\ufffd", text)
         return text
 
@@ -270,7 +278,7 @@ class Source:
                 header = next(rows, [])
                 if text_field not in header:
                     there = f"; its columns are {', '.join(header)}" if header else ""
-                    cure = f"{nearest(text_field, header)} Say which column holds the text (--data.text-field)".strip()
+                    cure = f"{nearest(text_field, header)} Name the column of the text (--data.text-field)".strip()
                     raise InputError(f"has no column {text_field!r}{there}", where=self.label, cure=cure)
                 column = header.index(text_field)
                 for row in rows:
@@ -290,7 +298,7 @@ class Source:
 
 
 def together(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Short pieces many at a time, for what has its price a call; long ones alone."""
+    """Group short pieces (up to 65,536 characters), to amortise the cost of a call."""
     group, size = list[Piece](), 0
     for piece in pieces:
         group.append(piece)
@@ -303,7 +311,7 @@ def together(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _text_of(line: str, text_field: str, where: str) -> str:
-    """The text in one line of JSON Lines."""
+    """Return the text in one line of JSON Lines."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -317,14 +325,14 @@ def _text_of(line: str, text_field: str, where: str) -> str:
             cure=f'write each line as {{"{text_field}": "..."}}',
         )
     if text_field not in record:
-        cure = f"{nearest(text_field, record)} Say which key holds the text (--data.text-field)".strip()
+        cure = f"{nearest(text_field, record)} Name the key of the text (--data.text-field)".strip()
         raise InputError(f"has no key {text_field!r}; its keys are {', '.join(record)}", where=where, cure=cure)
     text = record[text_field]
     if not isinstance(text, str):
         raise InputError(
             f"{text_field!r} is {type(text).__name__}, not a string",
             where=where,
-            cure="name the key that holds the text (--data.text-field)",
+            cure="name the key of the text (--data.text-field)",
         )
     return text
 
@@ -334,10 +342,10 @@ _SHAPE = "write each line as SOURCE<tab>TARGET"
 
 @dataclass
 class PairSource(Source):
-    """A file of pairs: document 2i is the source of pair i, document 2i + 1 its target."""
+    """A file of pairs: document 2i is the source of pair i, and document 2i + 1 is its target."""
 
     def pieces(self, text_field: str) -> Iterator[Piece]:
-        """Both sides of each line, in order, in pieces; blank lines are left out.
+        """Yield both sides of each line in order, in pieces; blank lines are skipped.
 
         Args:
             text_field: not used; a file of pairs has no header.
@@ -368,13 +376,13 @@ class PairSource(Source):
 
 
 def _sides(line: str, where: str) -> tuple[str, str]:
-    """The two sides of a line."""
+    """Split a line into source and target."""
     sides = line.split("\t")
     if len(sides) == 1:
-        raise InputError("has no tab, so it is no pair", where=where, cure=_SHAPE)
+        raise InputError("has no tab, so it is not a pair", where=where, cure=_SHAPE)
     if len(sides) > 2:
         raise InputError(f"has {len(sides) - 1} tabs, and a pair has one", where=where, cure=_SHAPE)
     for name, side in zip(("source", "target"), sides, strict=True):
         if not side.strip():
-            raise InputError(f"has an empty {name}", where=where, cure="fill it in, or delete the line")
+            raise InputError(f"has an empty {name}", where=where, cure="add the text, or delete the line")
     return sides[0], sides[1]

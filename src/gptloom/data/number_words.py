@@ -1,4 +1,4 @@
-"""Number words: the same numbers in two languages, as num2words spells them, with two ranges that never train."""
+"""Number words: pairs of the same number spelled in two languages by num2words; two ranges are for validation only."""
 
 import hashlib
 import importlib.metadata
@@ -16,35 +16,29 @@ PREFIX = "numbers:"
 EXAMPLE = "numbers:en-fr"
 
 HELD_OUT = (range(42_000, 43_000), range(97_000, 98_000))
-"""Numbers that no training pair is of.
-
-Their thousands, forty-two and ninety-seven, occur in training only as the end of a number.
-"""
+"""Numbers without a training pair. In training, 42 and 97 occur only at the end of a number, not as thousands."""
 
 VAL_FRACTION = 0.1
-"""The share that the held-out numbers have of all pairs.
-
-It is `DataConfig`'s default, so that they are what validation reads.
-"""
+"""Share of the held-out numbers in all pairs: `DataConfig`'s default, so that they form the validation part."""
 
 _ALL_BELOW = 1_000
 _DRAWN = {4: 8_500, 5: 8_500}
 _VERSION = 1
-# What num2words raises where a language stops short; it has no class of its own for that.
+# num2words raises any of these for numbers that a language does not support.
 _FAILURES = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
 
 
 def is_numbers(text: str) -> bool:
-    """Whether a word of the command line asks for number words."""
+    """Whether a text on the command line means number words."""
     return text.startswith(PREFIX)
 
 
 def training_numbers() -> list[int]:
-    """The numbers of the training pairs, ascending, always the same.
+    """Return the numbers of the training pairs, ascending; always the same.
 
-    All numbers below 1,000 are there once, because they are the parts of the larger ones, and 8,500 each of four and of
-    five digits: a draw over all of them alike would leave nine in ten with five digits, the longest and slowest to
-    learn from.
+    They are all numbers below 1,000, which are parts of the larger ones, and 8,500 numbers each of four and of five
+    digits. In a uniform sample, nine in ten numbers would have five digits; their words are the longest and the slowest
+    to learn from.
     """
     held_out = {number for block in HELD_OUT for number in block}
     numbers = list(range(_ALL_BELOW))
@@ -57,12 +51,12 @@ def training_numbers() -> list[int]:
 
 
 def held_out_numbers() -> list[int]:
-    """The numbers of the validation pairs, which stand behind all others."""
+    """Return the numbers of the validation pairs, which follow the training pairs in the file."""
     return [number for block in HELD_OUT for number in block]
 
 
 def languages() -> list[str]:
-    """The languages that num2words names; some of them end before 99,999.
+    """Return the languages of num2words; some do not reach 99,999.
 
     Raises:
         InputError: num2words is not installed.
@@ -71,18 +65,18 @@ def languages() -> list[str]:
 
 
 def number_pairs(text: str, cache: Path) -> tuple[Path, list[str]]:
-    """The file of pairs that a word such as numbers:en-fr stands for, and notes for the user.
+    """Return the file of pairs of a text such as numbers:en-fr, creating it if needed, and notes for the user.
 
-    It holds a line for each number, its words in both languages with a tab between, the held-out numbers last. Beside
-    it lies a JSON file with its hash and the version of num2words that made it. A file that is whole is used as it is.
+    Each line is one number as SOURCE<tab>TARGET; the held-out numbers are last. A JSON file with the same name records
+    the hash and the version of num2words. An existing undamaged file is used.
 
     Args:
         text: numbers:SOURCE-TARGET, with num2words' names of the languages.
-        cache: the cache folder, where the file is kept as datasets/numbers-SOURCE-TARGET.tsv.
+        cache: the cache folder; the file is stored there as datasets/numbers-SOURCE-TARGET.tsv.
 
     Raises:
-        InputError: the word is of another form, num2words is missing or does not know a language, or a language has no
-            words for some of the numbers, or the same words for two of them.
+        InputError: the text has another form, num2words is missing or does not know a language, or a language has no
+            words for a number, or the same words for two numbers.
         MachineError: the cache cannot be written.
     """
     source, target = _parsed(text)
@@ -92,7 +86,7 @@ def number_pairs(text: str, cache: Path) -> tuple[Path, list[str]]:
     if path.is_file():
         if _is_whole(path.read_bytes(), record):
             return path, notes
-        notes.append(f"{path} was damaged or out of date and has been made again")
+        notes.append(f"{path} was damaged or out of date and was created again")
     numbers = [*training_numbers(), *held_out_numbers()]
     data = "".join(
         f"{left}\t{right}\n" for left, right in zip(_sources(source, numbers), _spelled(target, numbers), strict=True)
@@ -110,7 +104,7 @@ def number_pairs(text: str, cache: Path) -> tuple[Path, list[str]]:
 
 
 def _parsed(text: str) -> tuple[str, str]:
-    """The two languages, both of them known to num2words."""
+    """Parse the two languages; both are known to num2words."""
     pair = text.removeprefix(PREFIX).split("-")
     if len(pair) != 2 or not all(pair):
         raise InputError(
@@ -125,12 +119,12 @@ def _parsed(text: str) -> tuple[str, str]:
 
 
 def _sources(language: str, numbers: Sequence[int]) -> Iterator[str]:
-    """As `_spelled`, and no two numbers are spelled alike: else nobody could tell which is meant."""
+    """Yield the words of `_spelled`; raises InputError if two numbers have the same words (ambiguous as a source)."""
     found: dict[str, int] = {}
     for number, words in zip(numbers, _spelled(language, numbers), strict=True):
         other = found.setdefault(words, number)
         if other != number:
-            what = f"num2words spells {other:,} and {number:,} alike in {language!r}: {words!r}"
+            what = f"num2words spells {other:,} and {number:,} identically in {language!r}: {words!r}"
             raise InputError(what, where=PREFIX + language, cure="translate from another language")
         yield words
 

@@ -1,4 +1,4 @@
-"""Pairs as ids: cut for validation, batched for training as a function of (seed, step), and read once for evaluation."""
+"""Batches of pairs (source, target): training batches as functions of (seed, step), evaluation, and the split."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -13,17 +13,17 @@ from gptloom.data.batches import Draws
 from gptloom.data.tokens import Split, Tokens, TokenStore
 from gptloom.errors import InputError
 
-_WINDOW = 32  # batches whose pairs are sorted by length together: more would pad little less
-_ORDERS = 2  # epochs whose order is kept: a batch may span two
+_WINDOW = 32  # batches whose pairs are sorted by length together; more would hardly reduce the padding
+_ORDERS = 2  # cached epoch orders: a batch may span two epochs
 
 
 class PairBatch(NamedTuple):
-    """Sources, and targets to be predicted from them.
+    """Sources, and the targets to predict from them.
 
     Attributes:
-        sources: token ids, then `IGNORE_INDEX` where a source is shorter than the longest.
-        inputs: the end of a text, then the target's ids; 0 where a target is shorter than the longest.
-        targets: the target's ids, then the end of a text; `IGNORE_INDEX` where there is nothing to predict.
+        sources: token ids; padding is `IGNORE_INDEX`.
+        inputs: the end-of-text id, then the target's ids; padding is 0.
+        targets: the target's ids, then the end-of-text id; padding is `IGNORE_INDEX`.
     """
 
     sources: Int[torch.Tensor, "batch source_time"]
@@ -32,19 +32,20 @@ class PairBatch(NamedTuple):
 
 
 class _Pairs:
-    """Where the sides of each pair lie among the ids; the end of a text that follows each side is not counted."""
+    """The start and length of each side of each pair; lengths exclude the end-of-text id."""
 
     def __init__(self, tokens: Tokens) -> None:
         starts = tokens.document_starts
         lengths = np.diff(starts, append=len(tokens)) - 1
         if len(starts) % 2:
             raise InputError(
-                f"{len(starts)} documents are no pairs", where="text", cure="give lines of SOURCE<tab>TARGET"
+                f"{len(starts)} documents are not pairs", where="text", cure="give lines of SOURCE<tab>TARGET"
             )
         if lengths.min() < 1:
             pair = int(lengths.argmin()) // 2
-            what = f"pair {pair + 1:,} has a side in which the tokenizer knows nothing"
-            raise InputError(what, where="text", cure="leave it out, or choose another tokenizer (--data.tokenizer)")
+            what = f"pair {pair + 1:,} has a side without a token that the tokenizer knows"
+            cure = "remove the pair, or choose another tokenizer (--data.tokenizer)"
+            raise InputError(what, where="text", cure=cure)
         self.ids = tokens.ids
         self.source_starts, self.target_starts = starts[0::2], starts[1::2]
         self.source_lengths, self.target_lengths = lengths[0::2], lengths[1::2]
@@ -53,11 +54,11 @@ class _Pairs:
         return len(self.source_starts)
 
     def by_length(self, pairs: Int64[np.ndarray, " n"], windows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """Pairs sorted by window, within it by target, within that by source: a decoder's padding costs the most."""
+        """Sort pairs by window, then target length, then source length: a decoder's padding costs more."""
         return pairs[np.lexsort((self.source_lengths[pairs], self.target_lengths[pairs], windows))]
 
     def read(self, pairs: Int64[np.ndarray, " batch"], rows: slice, end_of_text: int) -> PairBatch:
-        """Some rows of a batch of pairs, padded to the longest of the whole batch."""
+        """Return some rows of a batch of pairs, padded to the longest pair of the entire batch."""
         here = pairs[rows]
         sources = self._gather(
             self.source_starts[here], self.source_lengths[here], int(self.source_lengths[pairs].max())
@@ -78,15 +79,15 @@ class _Pairs:
 
 
 class PairBatches:
-    """Training batches of pairs: which pairs step n sees depends on the seed and n alone, and ranks share it out.
+    """Training batches of pairs: the global batch of a step depends only on the seed and the step.
 
-    Each pair is seen once an epoch, in an order that changes each epoch. Within a window of 32 batches, pairs of like
-    length come into the same batch, so that little of it is padding; the batches of a window are then visited in random
-    order.
+    Each pair is read once per epoch, in a new order each epoch. Within a window of 32 batches, pairs of similar length
+    are batched together to reduce padding; the batches of a window are then read in random order. Each rank reads its
+    rows.
 
     Attributes:
-        tokens_per_epoch: targets of an epoch.
-        longest: tokens of the longest source, and of the longest target with its end.
+        tokens_per_epoch: targets per epoch.
+        longest: tokens of the longest source, and of the longest target with its end-of-text id.
     """
 
     def __init__(
@@ -95,15 +96,15 @@ class PairBatches:
         """Find the pairs.
 
         Args:
-            tokens: the training part, whose documents are sources and targets in turn.
+            tokens: the training part; its documents are alternately sources and targets.
             batch_size: pairs per step over all ranks.
             seed: 0 <= seed < 2**64.
             end_of_text: the id that begins a target's inputs and ends its targets.
-            rank: this process takes the pairs from rank * batch_size // world on.
+            rank: this process reads the pairs from rank * batch_size // world.
             world: number of processes.
 
         Raises:
-            InputError: the documents are no pairs, or one has no token.
+            InputError: the documents are not pairs, or a document has no token.
         """
         self._pairs = _Pairs(tokens)
         self._batch_size, self._end_of_text = batch_size, end_of_text
@@ -114,7 +115,7 @@ class PairBatches:
         self.longest = longest(tokens)
 
     def batch(self, step: int) -> PairBatch:
-        """This rank's pairs of a step, which counts from 0; the same for the same step, in whatever order steps are asked for."""
+        """Return this rank's pairs of a step (from 0); independent of earlier calls."""
         epochs, places = np.divmod(step * self._batch_size + np.arange(self._batch_size), len(self._pairs))
         pairs = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
@@ -123,7 +124,7 @@ class PairBatches:
         return self._pairs.read(pairs, self._rows, self._end_of_text)
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " pairs"]:
-        """The pairs of an epoch in the order they are visited."""
+        """Return an epoch's pairs in reading order."""
         if epoch not in self._orders:
             if len(self._orders) == _ORDERS:
                 self._orders.clear()
@@ -138,21 +139,21 @@ class PairBatches:
         by_length = self._pairs.by_length(shuffled, windows)
         batches -= batches[0]
         keys = self._mixing.at(epoch, int(batches[-1]) + 1)
-        # The first and the last batch of an epoch may be shared with its neighbours: they keep their places.
+        # The first and the last batch of an epoch may be shared with the neighbouring epochs, so they are not moved.
         keys[0], keys[-1] = 0, np.iinfo(np.uint64).max
         return by_length[np.lexsort((keys[batches], windows))]
 
 
 def pair_windows(tokens: Tokens, batch_size: int, end_of_text: int) -> Iterator[PairBatch]:
-    """All pairs once, by length, shortest first; nothing is drawn.
+    """Yield every pair once, shortest first.
 
     Args:
-        tokens: what to evaluate on; its documents are sources and targets in turn.
+        tokens: the evaluation text; its documents are alternately sources and targets.
         batch_size: pairs per batch; the last batch may have fewer.
         end_of_text: the id that begins a target's inputs and ends its targets.
 
     Raises:
-        InputError: the documents are no pairs, or one has no token.
+        InputError: the documents are not pairs, or a document has no token.
     """
     pairs = _Pairs(tokens)
     order = pairs.by_length(np.arange(len(pairs)), np.zeros(len(pairs), np.int64))
@@ -161,10 +162,10 @@ def pair_windows(tokens: Tokens, batch_size: int, end_of_text: int) -> Iterator[
 
 
 def pair_texts(tokens: Tokens) -> list[tuple[list[int], list[int]]]:
-    """The ids of each source and of its target, in the order of the text, without the end of a text.
+    """Return the ids of each source and its target in text order, without end-of-text ids.
 
     Raises:
-        InputError: the documents are no pairs, or one has no token.
+        InputError: the documents are not pairs, or a document has no token.
     """
     pairs = _Pairs(tokens)
     sides = zip(pairs.source_starts, pairs.source_lengths, pairs.target_starts, pairs.target_lengths, strict=True)
@@ -172,50 +173,50 @@ def pair_texts(tokens: Tokens) -> list[tuple[list[int], list[int]]]:
 
 
 def longest(tokens: Tokens) -> tuple[int, int]:
-    """Tokens of the longest source, and of the longest target with the end of a text."""
+    """Return the tokens of the longest source, and of the longest target with its end-of-text id."""
     pairs = _Pairs(tokens)
     return int(pairs.source_lengths.max()), int(pairs.target_lengths.max()) + 1
 
 
 def too_long(tokens: Tokens, block_size: int) -> int:
-    """How many pairs have a source, or a target with its end, of more than `block_size` tokens."""
+    """Count the pairs whose source, or target with its end-of-text id, has more than `block_size` tokens."""
     pairs = _Pairs(tokens)
     return int((np.maximum(pairs.source_lengths, pairs.target_lengths + 1) > block_size).sum())
 
 
 def check_lengths(tokens: Tokens, block_size: int) -> None:
-    """See to it, before training, that the model can read every pair.
+    """Check that every pair fits into the context window.
 
     Raises:
-        InputError: some are longer than `block_size`.
+        InputError: a pair is longer than `block_size`.
     """
     count = too_long(tokens, block_size)
     if count:
         needed = max(longest(tokens))
-        verb = "pair does" if count == 1 else "pairs do"
-        what = f"{count:,} of {len(tokens.document_starts) // 2:,} {verb} not fit block_size={block_size}; the longest needs {needed}"
-        raise InputError(what, where="text", cure=f"say --model.block-size {needed}, or leave out what is longer")
+        total, verb = len(tokens.document_starts) // 2, "pair does" if count == 1 else "pairs do"
+        what = f"{count:,} of {total:,} {verb} not fit block_size={block_size}; the longest needs {needed}"
+        raise InputError(what, where="text", cure=f"use --model.block-size {needed}, or remove the longer pairs")
 
 
 def split_pairs(store: TokenStore, config: DataConfig, val_store: TokenStore | None = None) -> Split:
-    """Cut off what validation reads, between pairs: the first int((1 - val_fraction) n) pairs train.
+    """Split pairs into a training part, the first int((1 - val_fraction) n) pairs, and a validation part.
 
-    More train where the rest would be longer than val_tokens. `config.split` is not asked: a pair is never cut.
+    The training part is longer if the rest would exceed val_tokens. `config.split` is ignored: a pair is never divided.
 
     Args:
         store: the pairs.
         config: `val_fraction` and `val_tokens` are used.
-        val_store: pairs of their own for validation; then all of `store` trains.
+        val_store: separate validation pairs; all of `store` is then for training.
 
     Raises:
-        InputError: the documents are no pairs, or a part would have none.
+        InputError: the documents are not pairs, or a part would have no pair.
     """
     if val_store is not None:
         return Split(_part(store, 0, _count(store)), _part(val_store, 0, _count(val_store)))
     n = _count(store)
-    # Decimal, because 1 - val_fraction in binary can fall short of a whole pair.
+    # Decimal: in binary, (1 - val_fraction) n can be just below an integer.
     cut = int((1 - Decimal(str(config.val_fraction))) * n)
-    # Compared by what follows, for unsigned integers do not go below 0.
+    # At least the number of pairs that are followed by more than val_tokens tokens (including their own).
     cut = max(cut, int((len(store.ids) - store.document_starts[0::2].astype(np.int64) > config.val_tokens).sum()))
     for name, size in (("training", cut), ("validation", n - cut)):
         if not size:
@@ -227,7 +228,7 @@ def split_pairs(store: TokenStore, config: DataConfig, val_store: TokenStore | N
 def _count(store: TokenStore) -> int:
     if len(store.document_starts) % 2:
         raise InputError(
-            f"{len(store.document_starts):,} documents are no pairs",
+            f"{len(store.document_starts):,} documents are not pairs",
             where=str(store.path),
             cure="give lines of SOURCE<tab>TARGET",
         )
@@ -235,7 +236,7 @@ def _count(store: TokenStore) -> int:
 
 
 def _part(store: TokenStore, first: int, last: int) -> Tokens:
-    """The pairs from `first` to before `last`."""
+    """Return the pairs with first <= index < last."""
     starts = np.append(store.document_starts.astype(np.int64), len(store.ids))
     begin, end = int(starts[2 * first]), int(starts[2 * last])
     return Tokens(store.ids[begin:end], starts[2 * first : 2 * last] - begin)

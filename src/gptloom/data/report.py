@@ -1,8 +1,6 @@
-"""Text that occurs twice: repeated lines and documents, and validation text that training has seen.
+"""A report on a text before training: size, alphabet, tokens, repetitions, and leakage into the validation part.
 
-Hashes of 64 bits stand for text.
-
-What a text is like, before a model is trained on it: its size, alphabet, tokens, repetitions and leaks.
+Repetitions are found by comparing 64-bit hashes.
 """
 
 import hashlib
@@ -20,13 +18,13 @@ from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
 
 LINES = 5_000_000
-"""Lines, and documents, that are compared at most."""
+"""Maximum number of lines, and of documents, to compare."""
 
 WINDOW = 50
-"""Characters of a stretch of validation text that is looked for in the training text."""
+"""Characters of each validation sample that is searched for in the training text."""
 
 SAMPLES = 20_000
-"""Stretches of validation text that are looked for at most."""
+"""Maximum number of validation samples."""
 
 _BASE = 0x9E3779B97F4A7C15 | 1
 _BITS = 20
@@ -34,16 +32,16 @@ _BITS = 20
 
 @dataclass(frozen=True)
 class Repeats:
-    """How much of a text repeats an earlier part of it.
+    """The repetitions in a text.
 
     Attributes:
         lines: lines with a visible character.
-        repeated_lines: those that are the same as an earlier one, up to white space at the ends.
+        repeated_lines: lines that equal an earlier line, ignoring white space at the ends.
         line_share: repeated_lines / lines.
-        character_share: the characters in repeated lines, as a share of those in all lines.
+        character_share: characters in repeated lines / characters in all lines.
         documents: number of documents.
-        repeated_documents: those that are the same as an earlier one.
-        complete: whether all of the text was compared, not its first `LINES` lines or documents.
+        repeated_documents: documents that equal an earlier document.
+        complete: whether the entire text was compared, not only its first `LINES` lines or documents.
     """
 
     lines: int
@@ -56,7 +54,7 @@ class Repeats:
 
 
 def repeats(pieces: Iterable[Piece]) -> Repeats:
-    """Count repeated lines and documents, in 12 bytes a line and 8 a document, up to `LINES` of each."""
+    """Count repeated lines and documents, up to `LINES` of each, with 12 bytes per line and 8 per document."""
     lines, lengths, documents = array("q"), array("I"), array("Q")
     document, held, complete = hashlib.blake2b(digest_size=8), "", True
     for text, ends_document in pieces:
@@ -88,12 +86,12 @@ def repeats(pieces: Iterable[Piece]) -> Repeats:
 
 
 def leakage(train: Iterable[str], val: Iterable[str], val_characters: int) -> float:
-    """The share of validation stretches of `WINDOW` characters that occur somewhere in the training text.
+    """Return the share of validation samples of `WINDOW` characters that also occur in the training text.
 
     Args:
         train: the training text, in strings.
         val: the validation text, in strings.
-        val_characters: its length; about `SAMPLES` stretches are taken from it at an even stride.
+        val_characters: length of the validation text; about `SAMPLES` samples are taken from it at an even stride.
     """
     stride = max(1, val_characters // SAMPLES)
     wanted, position = [], 0
@@ -102,7 +100,7 @@ def leakage(train: Iterable[str], val: Iterable[str], val_characters: int) -> fl
         position += len(hashes)
     samples = np.concatenate([np.empty(0, np.uint64), *wanted])
     looked_for = np.unique(samples)
-    # A table of the highest bits lets almost all of the training text pass at the cost of one look.
+    # A table of the highest bits rejects almost all of the training text with one lookup.
     likely = np.zeros(1 << _BITS, bool)
     likely[looked_for >> np.uint64(64 - _BITS)] = True
     found = np.empty(0, np.uint64)
@@ -113,7 +111,7 @@ def leakage(train: Iterable[str], val: Iterable[str], val_characters: int) -> fl
 
 
 def _windows(texts: Iterable[str]) -> Iterator[UInt64[np.ndarray, " windows"]]:
-    """A hash of each stretch of `WINDOW` characters, those across two strings included."""
+    """Yield hashes of all windows of `WINDOW` characters, including windows across two strings."""
     held = ""
     for text in texts:
         held += text
@@ -123,7 +121,7 @@ def _windows(texts: Iterable[str]) -> Iterator[UInt64[np.ndarray, " windows"]]:
 
 
 def _hashes(codes: UInt64[np.ndarray, " characters"]) -> UInt64[np.ndarray, " windows"]:
-    """Polynomials in the characters modulo 2**64, built from windows of 1, 2, 4, ... characters."""
+    """Hash every window: polynomials in the characters modulo 2**64, built from windows of 1, 2, 4, ... characters."""
     power, size = codes * np.uint64(_BASE) + np.uint64(_BASE >> 7), 1
     total, length = np.zeros(len(codes) + 1, np.uint64), 0
     factor = _BASE  # to the power of size
@@ -140,7 +138,7 @@ def _hashes(codes: UInt64[np.ndarray, " characters"]) -> UInt64[np.ndarray, " wi
 
 
 def _repeated(hashes: UInt64[np.ndarray, " items"]) -> np.ndarray:
-    """Which items equal an earlier one."""
+    """Return a mask of the items that equal an earlier item."""
     again = np.ones(len(hashes), bool)
     again[np.unique(hashes, return_index=True)[1]] = False
     return again
@@ -151,7 +149,7 @@ def _share(part: int, whole: int) -> float:
 
 
 SAMPLE = 4_000_000
-"""Characters, from the beginning of the text, that subword tokenizers are compared on."""
+"""Number of first characters on which subword tokenizers are compared."""
 
 _SIZES = (1024, 4096)
 
@@ -162,7 +160,7 @@ class Alphabet:
 
     Attributes:
         size: number of distinct characters.
-        characters: each of the most frequent 256 and how often it occurs, most frequent first.
+        characters: the 256 most frequent characters and their counts, most frequent first.
     """
 
     size: int
@@ -171,13 +169,13 @@ class Alphabet:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """A text in the eyes of one tokenizer.
+    """The size of a text under one tokenizer.
 
     Attributes:
         vocab_size: number of ids.
-        tokens: number of tokens, without ends of texts.
+        tokens: number of tokens, without end-of-text ids.
         characters_per_token: characters / tokens.
-        exact: whether all of the text was counted, not its first `SAMPLE` characters.
+        exact: whether the entire text was counted, not only its first `SAMPLE` characters.
     """
 
     vocab_size: int
@@ -188,21 +186,21 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Report:
-    """What is worth knowing about a text; `dataclasses.asdict` makes it JSON.
+    """Statistics of a text; `dataclasses.asdict` makes it JSON.
 
     Attributes:
-        name: a short word for the text.
-        sources: the files it was read from.
+        name: a short name of the text.
+        sources: its files.
         documents: number of documents.
         characters: number of characters (code points).
         bytes: length as UTF-8.
         sha256: hash of the text.
         alphabet: its characters.
-        tokens: what each tokenizer, by its spec, makes of it.
-        repeats: lines and documents that occur again.
-        leakage: share of the validation text's stretches of 50 characters that the training text has too.
-        warnings: what may spoil a model trained on it.
-        notes: how it was read, and what was only sampled.
+        tokens: token counts by tokenizer spec.
+        repeats: repeated lines and documents.
+        leakage: share of the validation samples of 50 characters that also occur in the training text.
+        warnings: properties that may harm a model trained on it.
+        notes: remarks on the reading, and on numbers that are estimates.
     """
 
     name: str
@@ -220,14 +218,15 @@ class Report:
 
 
 def describe(corpus: Corpus, config: DataConfig) -> Report:
-    """Examine a text, in bounded memory; it is read several times.
+    """Analyse a text in bounded memory; the text is read several times.
 
     Args:
         corpus: the text.
-        config: `tokenizer` is counted beside the usual ones; `val_fraction` and `val_text` tell what is validated on.
+        config: `tokenizer` is counted in addition to the usual ones; `val_fraction`, `val_tokens` and `val_text`
+            define the validation part.
 
     Raises:
-        InputError: a file turns out not to be what it seemed.
+        InputError: a file is not in its format or encoding.
         ConfigError: the tokenizer cannot be used.
         MachineError: the tokenizer could not be downloaded.
     """
@@ -298,7 +297,7 @@ def _count(tokenizer: Tokenizer, beginning: Corpus, characters: int, exact: bool
 
 
 def _leakage(corpus: Corpus, config: DataConfig) -> float:
-    """Leakage between the parts that a split by position makes, measured in characters, or into the validation file."""
+    """Measure leakage into the validation file, or between the parts of a split by position, in characters."""
     if config.val_text is not None:
         val = open_corpus([config.val_text], config)
         return leakage(
@@ -319,7 +318,7 @@ def _slice(corpus: Corpus, start: int, end: int) -> Iterator[str]:
 def _warnings(alphabet: Alphabet, characters: int, found: Repeats, leaked: float) -> list[str]:
     most, count = alphabet.characters[0]
     checks = [
-        (characters < 10_000, f"{characters:,} characters are few: a model will learn them by heart"),
+        (characters < 10_000, f"{characters:,} characters are few: a model will overfit them"),
         (
             characters > 1_000_000_000,
             f"{characters:,} characters are many: tokenizing takes minutes, and the token file as many bytes or more",
@@ -339,7 +338,8 @@ def _warnings(alphabet: Alphabet, characters: int, found: Repeats, leaked: float
         ),
         (
             leaked > 0.05,
-            f"{leaked:.0%} of the validation text occurs in the training text too: the validation loss will look too good",
+            f"{leaked:.0%} of the validation text also occurs in the training text: "
+            "the validation loss will be too optimistic",
         ),
     ]
     return [warning for applies, warning in checks if applies]

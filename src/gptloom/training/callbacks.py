@@ -1,6 +1,6 @@
-"""Callbacks of the trainer, as in minGPT: signals, loss spikes, metrics.jsonl, samples.jsonl and TensorBoard.
+"""Callbacks with six hooks, as in minGPT: a callback sees a `View` and returns a `Request`; it never has the trainer.
 
-A callback sees a `View` of the training and may return a `Request`. It never changes the trainer.
+`Signals` and `Spikes` watch for signals and loss spikes. `Metrics`, `Samples` and `TensorBoard` write logs.
 """
 
 import signal
@@ -26,7 +26,7 @@ class Interrupted(BaseException):
 
 
 class Request(Flag):
-    """A callback's request to the trainer after a step."""
+    """Requests of a callback to the trainer after a step."""
 
     NOTHING = 0
     EVALUATE = auto()
@@ -36,18 +36,18 @@ class Request(Flag):
 
 @dataclass(frozen=True)
 class View:
-    """The state of a training, as callbacks see it.
+    """The trainer's state, as its callbacks see it.
 
     Attributes:
         step: optimizer steps done.
-        total: steps of the whole training, by the latest plan.
+        total: total number of steps, by the current plan.
         lr: learning rate of the last step.
         tokens: targets trained on so far.
-        seconds: training time so far, earlier parts of a resumed run included.
+        seconds: training time so far, including earlier parts of a resumed run.
         loss: training loss of the last step in nats per token; None before the first step, or if it is not finite.
-        logging: whether metrics are to be logged at this step.
-        best_loss: lowest validation loss so far, in nats per token.
-        best_step: its step.
+        logging: whether this step logs metrics.
+        best_loss: lowest validation loss so far.
+        best_step: step of the lowest validation loss.
     """
 
     step: int
@@ -62,48 +62,48 @@ class View:
 
 
 class Callback:
-    """Base class: every hook does nothing."""
+    """Base class; every hook does nothing."""
 
     def on_start(self, view: View) -> None:
-        """Before the first step of this process."""
+        """Called before the first step of this process."""
 
     def after_step(self, view: View) -> Request:
-        """After each optimizer step."""
+        """Called after each optimizer step."""
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        """After an evaluation on the validation split."""
+        """Called after each evaluation."""
 
     def after_save(self, view: View, checkpoint: Path) -> None:
-        """After a checkpoint is complete on the disk."""
+        """Called after a checkpoint is complete."""
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
-        """After a step whose loss or gradient was not finite. The view is that after the rollback or skip."""
+        """Called after a step whose loss or gradient was not finite; the view is the state after the reaction."""
 
     def on_end(self, view: View) -> None:
-        """After the last step, also if the run was stopped or failed."""
+        """Called after the last step, also if the run was stopped early or failed."""
 
 
 class Signals(Callback):
-    """Handles SIGINT and SIGTERM (save and end), a second SIGINT (end now), and SIGUSR1 (save and continue).
+    """Handles signals: SIGINT and SIGTERM save and stop, a second SIGINT stops at once, SIGUSR1 saves and continues.
 
-    The handlers only set flags. They are read between steps, forward passes, batches of an evaluation and tokens of a
-    sample, so that no work is left incomplete.
+    The handlers only set flags. The flags are read between steps, forward passes, evaluation batches and tokens of a
+    sample, so that no operation is interrupted halfway.
     """
 
     def __init__(self) -> None:
-        """No signal has come yet."""
+        """Start without a signal."""
         self.received: int | None = None
         self._interrupts = 0
         self._wants_save = False
         self._before: dict[int, Any] = {}
 
     def stopping(self) -> bool:
-        """Whether a signal has asked to end the run."""
+        """Whether a signal has asked the run to stop."""
         return self.received is not None
 
     def on_start(self, view: View) -> None:
-        """Install the handlers; only the main thread can."""
+        """Install the handlers (possible only in the main thread)."""
         numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
         try:
             self._before = {number: signal.signal(number, self._note) for number in numbers}
@@ -111,12 +111,12 @@ class Signals(Callback):
             self._before = {}
 
     def after_step(self, view: View) -> Request:
-        """Request what the signals ask for."""
+        """Convert the flags to a request."""
         saves, self._wants_save = self._wants_save, False
         return Request.STOP | Request.SAVE if self.stopping() else Request.SAVE if saves else Request.NOTHING
 
     def on_end(self, view: View) -> None:
-        """Restore the earlier handlers."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -131,9 +131,10 @@ class Signals(Callback):
 
 
 class Spikes(Callback):
-    """Warns of a training loss more than six standard deviations, and 0.1 nats, above its mean over about 50 steps.
+    """Warns of loss spikes: a training loss above its running mean by 6 standard deviations and at least 0.1 nats.
 
-    A spike is often the first sign of a too high learning rate (Chowdhery et al. 2022, section 5.1).
+    The running statistics cover about 50 steps. A spike is often the first sign that the learning rate is too high
+    (Chowdhery et al. 2022, section 5.1). Training is not changed.
     """
 
     MEMORY = 50
@@ -141,7 +142,7 @@ class Spikes(Callback):
     LEAST = 0.1
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        """`say` prints a line."""
+        """Start without statistics; `say` prints a warning."""
         self.say = say
         self._mean = self._variance = 0.0
         self._seen = self._told = 0
@@ -154,8 +155,10 @@ class Spikes(Callback):
         ripe = self._seen >= self.MEMORY and view.step - self._told >= self.MEMORY
         if ripe and away > max(self.LEAST, self.DEVIATIONS * self._variance**0.5):
             self._told = view.step
-            jump = f"the training loss jumped to {view.loss:.3f} at step {view.step:,}"
-            self.say(f"warning: {jump}; lately it was {self._mean:.3f} on average")
+            self.say(
+                f"warning: the training loss jumped to {view.loss:.3f} at step {view.step:,}; "
+                f"its recent mean was {self._mean:.3f}"
+            )
         self._mean += share * away
         self._variance = (1.0 - share) * (self._variance + share * away * away)
         self._seen += 1
@@ -163,20 +166,30 @@ class Spikes(Callback):
 
 
 class Recorder(Callback):
-    """A file of JSON lines about steps; what an interrupted run logged beyond its checkpoint is dropped, for it will be run again."""
+    """A JSON Lines log of steps. Lines after the checkpoint of a resumed run are removed: those steps are repeated."""
 
     def __init__(self, path: Path, on_failure: Literal["stop", "continue"], progress: Progress) -> None:
-        """Go on from `progress`; `on_failure` says what to do when the disk does not take a line."""
+        """Open the log and remove the lines after `progress`.
+
+        Args:
+            path: the file.
+            on_failure: whether to stop or continue if a line cannot be written.
+            progress: progress at the start of this process.
+        """
         self.log, self.on_failure = Log(path), on_failure
         self._drop_beyond(progress.step, evaluated=progress.last_evaluated == progress.step)
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
-        """After a rollback, the steps since then will be run again."""
+        """Remove the lines of the steps that a rollback repeats."""
         if divergence.action == "rollback":
             self._drop_beyond(view.step)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line; where the disk is full and the run is to go on, it is kept in memory until it can be written."""
+        """Append a line; if this fails and `on_failure` is "continue", keep it in memory until it can be written.
+
+        Raises:
+            MachineError: the line cannot be written, and `on_failure` is "stop".
+        """
         waiting = bool(self.log.pending)
         try:
             self.log.append(line)
@@ -194,7 +207,7 @@ class Recorder(Callback):
                 )
 
     def _drop_beyond(self, step: int, *, evaluated: bool = True) -> None:
-        """Keep the lines up to `step`; an evaluation there, and its sample, are still to come unless `evaluated`."""
+        """Remove the lines after `step`, and the evaluation and sample at `step` unless `evaluated`."""
 
         def wanted(line: dict[str, Any]) -> bool:
             at = line.get("step")
@@ -206,10 +219,10 @@ class Recorder(Callback):
 
 
 class Metrics(Recorder):
-    """Appends to metrics.jsonl: a JSON object a line."""
+    """Writes metrics.jsonl, one JSON object per line."""
 
     def after_step(self, view: View) -> Request:
-        """Log the training loss where one is due."""
+        """Log the training loss if this step logs metrics."""
         if view.logging:
             self._write(event="train", split="train", view=view, loss=view.loss, lr=view.lr)
         return Request.NOTHING
@@ -219,11 +232,11 @@ class Metrics(Recorder):
         self._write(event="evaluation", split="val", view=view, loss=score.loss, bpb=score.bpb)
 
     def after_save(self, view: View, checkpoint: Path) -> None:
-        """Log that a checkpoint exists."""
+        """Log the name of the checkpoint."""
         self._write(event="save", view=view, checkpoint=checkpoint.name)
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
-        """Log what was not finite, and what was done."""
+        """Log the loss, the gradient norm and the reaction."""
         super().after_divergence(view, divergence)
         found = {
             "at": divergence.step + 1,
@@ -240,7 +253,7 @@ class Metrics(Recorder):
 
 
 class Samples(Recorder):
-    """Writes a little text after each evaluation: to samples.jsonl, and to whoever shows it."""
+    """Samples a text after each evaluation; writes it to samples.jsonl and shows it."""
 
     def __init__(
         self,
@@ -250,12 +263,12 @@ class Samples(Recorder):
         write: Callable[[], str],
         show: Callable[[str], None],
     ) -> None:
-        """`write` makes the text; `show` is told."""
+        """Open the log as `Recorder` does; `write` generates a text, `show` displays it."""
         super().__init__(path, on_failure, progress)
         self._sample, self._show = write, show
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        """Write, keep, show; a sample that a signal interrupts is given up."""
+        """Sample, log and show a text; a sample that a signal interrupts is discarded."""
         try:
             text = self._sample()
         except Interrupted:
@@ -265,25 +278,25 @@ class Samples(Recorder):
 
 
 class TensorBoard(Callback):
-    """The same numbers as metrics.jsonl, as TensorBoard events."""
+    """Writes losses and learning rates as TensorBoard events."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
-        """Open the writer, hiding what was written beyond `progress`; the caller has checked that the package is there."""
+        """Open the writer and purge events after `progress`; the caller has checked that the package is installed."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder), purge_step=progress.step + 1 if progress.step else None)
 
     def after_step(self, view: View) -> Request:
-        """Training loss and learning rate."""
+        """Write the training loss and the learning rate."""
         if view.logging and view.loss is not None:
             self.writer.add_scalar("loss/train", view.loss, view.step)
             self.writer.add_scalar("lr", view.lr, view.step)
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        """Validation loss."""
+        """Write the validation loss."""
         self.writer.add_scalar("loss/val", score.loss, view.step)
 
     def on_end(self, view: View) -> None:
-        """Flush and close."""
+        """Close the writer."""
         self.writer.close()

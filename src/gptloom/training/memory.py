@@ -1,7 +1,4 @@
-"""How much memory a pass keeps, told without any: the model's outline is run, and the bytes of what lives are counted.
-
-What a training holds in memory between its passes.
-"""
+"""Estimates of training memory: peak activations, from a run on the meta device, and weights, gradients and state."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -27,21 +24,20 @@ from gptloom.model.ngram import HashedNgrams
 from gptloom.model.transformer import Stack
 from gptloom.training.optim import hidden_matrices
 
-_LONGEST = 16  # steps that a recurrent network is followed for; after that each is like the last
+_LONGEST = 16  # simulated positions of a recurrent network; memory grows linearly with the positions
 
 
 @lru_cache(maxsize=64)
 def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True) -> int:
-    """Bytes at the peak of a forward and backward pass, besides weights, their gradients and the optimizer's memory.
+    """Estimate the peak bytes of a forward and backward pass, without weights, gradients and optimizer state.
 
-    Every tensor that the pass makes is counted from its birth to its end; what a kernel needs for itself meanwhile is
-    not seen.
+    Counts every tensor during its lifetime; the workspace inside kernels is not counted.
 
     Args:
-        config: the shape.
-        rows: sequences of block_size tokens (pairs of them, for an encoder-decoder) in the pass.
-        dtype: of matrix products: float32, or the type that autocast multiplies in.
-        on_cpu: what fused kernels there are. A CPU's attention has none with dropout, and its RMSNorm has none at all.
+        config: the model's configuration.
+        rows: rows of block_size tokens (pairs of rows, for an encoder-decoder) in the pass.
+        dtype: dtype of matrix products: float32, or the autocast dtype.
+        on_cpu: selects the fused kernels. A CPU has no fused attention with dropout, and no fused RMSNorm.
     """
     model = _prepare(config)
     alive = _Alive([*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -51,7 +47,7 @@ def activation_bytes(config: ModelConfig, rows: int, *, dtype: torch.dtype = tor
 
 
 def _prepare(config: ModelConfig) -> LanguageModel:
-    """An outline that can be run: with its tables of fixed positions, and a place for every gradient."""
+    """Build a meta model that can be run: with its fixed position tables, and allocated gradients."""
     model = meta_model(config)
     for part in model.modules():
         if isinstance(part, Stack):
@@ -62,7 +58,7 @@ def _prepare(config: ModelConfig) -> LanguageModel:
 
 
 def _run(model: LanguageModel, rows: int, time: int, *watching: AbstractContextManager[object], fast: bool) -> None:
-    """A forward and backward pass in training mode over `rows` sequences of `time` tokens (on each side, for an encoder-decoder)."""
+    """Run a forward and backward pass over `rows` rows of `time` tokens (on each side, for an encoder-decoder)."""
     ids = torch.empty((rows, time), dtype=torch.int64, device="meta")
     with ExitStack() as stack:
         stack.enter_context(_NothingIsPadded())
@@ -76,7 +72,7 @@ def _run(model: LanguageModel, rows: int, time: int, *watching: AbstractContextM
 
 
 def _add_tables(stack: Stack, config: ModelConfig) -> None:
-    """An outline is built without them, for their formulas would load PyTorch's compiler."""
+    """Add empty position tables: meta models have none, because computing them would import PyTorch's compiler."""
     stack.config = config
     if config.positions == "rotary":
         stack.register_buffer(
@@ -89,22 +85,22 @@ def _add_tables(stack: Stack, config: ModelConfig) -> None:
 
 
 def _leave() -> None:
-    """Gradients stay where they are."""
+    """Keep the gradients in place."""
 
 
 class _NothingIsPadded(TorchFunctionMode):
-    """An encoder asks whether all of a row is text, and the meta device cannot answer."""
+    """Answers an encoder's test for padding with "none", because the meta device has no values."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return torch.ones((), dtype=torch.bool, device="cpu") if func is Tensor.all else func(*args, **(kwargs or {}))
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that live, of those made while it holds; views of what was there before are not."""
+    """Counts the bytes of live storages that were allocated in this mode; views of earlier storages do not count."""
 
     def __init__(self, before: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kept = [tensor.untyped_storage() for tensor in before]  # or their numbers would be given to others
+        self.kept = [tensor.untyped_storage() for tensor in before]  # alive, so that their ids are not reused
         self.before = {storage._cdata for storage in self.kept}
         self.peak = self.live = 0
         self.known: dict[int, tuple[int, weakref.ref[Any]]] = {}
@@ -128,7 +124,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Kernels(TorchFunctionMode):
-    """What the meta device cannot tell: which kernels a real one has, and what autocast changes."""
+    """Imitates a real device on the meta device: its fused kernels and autocast."""
 
     def __init__(self, dtype: torch.dtype, on_cpu: bool) -> None:
         super().__init__()
@@ -139,8 +135,9 @@ class _Kernels(TorchFunctionMode):
         given = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, key, value = (self._cast(part) for part in args)
-            spelled = self.on_cpu and given["dropout_p"] > 0
-            return _spelled(query, key, value, given["dropout_p"]) if spelled else _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+            if self.on_cpu and given["dropout_p"] > 0:
+                return _spelled(query, key, value, given["dropout_p"])
+            return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
         if func is F.linear and self.dtype != torch.float32:
             return func(*(part if part is None else self._cast(part) for part in args))
         if func is F.embedding_bag:
@@ -150,7 +147,7 @@ class _Kernels(TorchFunctionMode):
         return func(*args, **given)
 
     def _cast(self, x: Tensor) -> Tensor:
-        """As autocast does it: a weight once, anything else each time."""
+        """Cast as autocast does: weights once, other tensors each time."""
         if self.dtype == torch.float32 or x.dtype == self.dtype:
             return x
         if not isinstance(x, nn.Parameter):
@@ -159,7 +156,7 @@ class _Kernels(TorchFunctionMode):
 
 
 class _Fused(Function):
-    """Attention as one kernel: it keeps what goes in, what comes out, and a number a row; no matrix of scores."""
+    """Fused attention: saves inputs, output and one number per query, but no score matrix."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -173,7 +170,7 @@ class _Fused(Function):
 
 
 class _Rows(Function):
-    """Sums of rows of a table: a CPU makes the gradients of the rows that were looked up, and the table's whole gradient is no part of a pass."""
+    """Embedding bag: on a CPU, backward allocates the gradients of the rows in the batch; dense ones are not counted."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, sparse: bool) -> Tensor:
@@ -190,14 +187,14 @@ class _Rows(Function):
 
 
 def _spelled(query: Tensor, key: Tensor, value: Tensor, drop: float) -> Tensor:
-    """Attention with its matrix of scores."""
+    """Attention that stores the score matrix."""
     key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     scores = (query * 1.0) @ (key * 1.0).transpose(-2, -1)
     return F.dropout((scores + scores.new_empty(scores.shape[-2:])).softmax(-1), drop) @ value
 
 
 FLOAT, INDEX = 4, 8
-"""Bytes of a number, and of the number of a row."""
+"""Bytes of a float32 value, and of a row index."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +202,10 @@ class Held:
     """Bytes on each device.
 
     Attributes:
-        weights: of the model.
-        gradients: of its weights; of a table of n-grams on a CPU, those of the rows that a batch looks up, at most.
-        optimizer: two means a weight with AdamW (and, as a guess, with a class of torch.optim), one with Muon, and a
-            number a row with AdaGrad.
+        weights: bytes of the weights.
+        gradients: bytes of the gradients; for an n-gram table on a CPU, at most the rows that a batch can contain.
+        optimizer: two values per weight with AdamW (assumed for classes of torch.optim, too), one with Muon, and one
+            per row with AdaGrad.
     """
 
     weights: int
@@ -217,12 +214,12 @@ class Held:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of the three."""
         return self.weights + self.gradients + self.optimizer
 
 
 def held_bytes(config: RunConfig, *, on_cpu: bool) -> Held:
-    """What the optimizers of `make_optimizer` hold from one step to the next, in float32; what an update needs meanwhile is not counted."""
+    """Return the float32 bytes that training holds between steps; temporary memory of an update is not counted."""
     model, train = meta_model(config.model), config.train
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     tables = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, HashedNgrams)}

@@ -1,7 +1,4 @@
-"""One run folder has one writer.
-
-The run folder: made before the first step, and read again to continue.
-"""
+"""The run folder: its lock, its creation before the first step, and reading it again to continue."""
 
 import hashlib
 import itertools
@@ -36,12 +33,12 @@ LOCK = ".lock"
 
 @contextmanager
 def only_writer(run: Path) -> Iterator[None]:
-    """Hold the run folder's lock.
+    """Hold the run folder's lock, so that a run has one writer.
 
-    The operating system holds it for the process, so that a killed writer leaves none behind.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
         MachineError: the folder cannot be written, or its file system has no locks.
     """
     lock = FileLock(run / LOCK)
@@ -61,20 +58,20 @@ def only_writer(run: Path) -> Iterator[None]:
 
 
 def next_folder(stem: str) -> Path:
-    """runs/STEM-N for the first N that is free."""
+    """Return runs/STEM-N with the first free N."""
     return next(folder for number in itertools.count(1) if not (folder := Path("runs") / f"{stem}-{number}").exists())
 
 
 def make_folder(run: Path | None, stem: str) -> Path:
-    """Make a run's folder: the one that is asked for, or the next free one under runs/.
+    """Create a run's folder: `run`, or the next free folder under runs/.
 
     Raises:
-        MachineError: it cannot be made.
+        MachineError: the folder cannot be created.
     """
     try:
         while run is None:
             folder = next_folder(stem)
-            with suppress(FileExistsError):  # taken in this very moment
+            with suppress(FileExistsError):  # another process created it in the meantime
                 folder.mkdir(parents=True)
                 return folder
         run.mkdir(parents=True, exist_ok=True)
@@ -84,14 +81,18 @@ def make_folder(run: Path | None, stem: str) -> Path:
 
 
 def check_empty(run: Path) -> None:
-    """InputError when the folder that a run is to be written into holds something else."""
+    """Check that a new run's folder is empty or does not exist.
+
+    Raises:
+        InputError: the folder has other contents.
+    """
     if run.exists() and (not run.is_dir() or any(path.name != LOCK for path in run.iterdir())):
-        going_on = f", or continue it with `gptloom resume {run}`" if (run / "run.json").exists() else ""
-        raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run{going_on}")
+        resume = f", or continue it with `gptloom resume {run}`" if (run / "run.json").exists() else ""
+        raise InputError("already exists and is not empty", where=str(run), cure=f"choose another --run{resume}")
 
 
 def code_hash() -> str:
-    """SHA-256 of gptloom's own source."""
+    """Return the SHA-256 of gptloom's source."""
     sources = Path(__file__).parent.parent.rglob("*.py")
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
 
@@ -106,7 +107,20 @@ def create_run(
     val_text_sha256: str | None,
     device: str,
 ) -> None:
-    """Create the run folder with everything that is known before the first step."""
+    """Write config.toml, the tokenizer and run.json into the run folder.
+
+    Args:
+        run: the folder.
+        config: all settings.
+        tokenizer: the tokenizer.
+        texts: the texts as the user named them.
+        store: the token file of the texts.
+        val_text_sha256: hash of a separate validation text, or None.
+        device: name of the device.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
     about = {
         "command": sys.argv,
         "texts": [str(Path(text).absolute()) if Path(text).exists() else text for text in texts],
@@ -130,7 +144,17 @@ def create_run(
 
 
 def note_passes(run: Path, *, path: str, why: str | None, deviation: float | None) -> None:
-    """Add to run.json which passes train: `path` is fast or reference, `why` says why not fast, `deviation` how far the two were apart."""
+    """Add the kind of training passes to run.json.
+
+    Args:
+        run: the run folder.
+        path: fast or reference.
+        why: the reason if the passes are not fast.
+        deviation: deviation between fast and reference passes, or None if it was not measured.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
     about = read_json(run / "run.json") | {"path": path, "why": why, "deviation": deviation}
     try:
         replace_text(run / "run.json", json.dumps(about, indent=2) + "\n")
@@ -147,7 +171,7 @@ def _unwritable(run: Path, error: OSError) -> MachineError:
 
 
 def make_parts(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> tuple[Split, str | None]:
-    """What trains and what validates, and the hash of a validation text of its own."""
+    """Return the training and validation parts, and the hash of a separate validation text (or None)."""
     val_text, task = config.data.val_text, task_of(config.model)
     val_store = (
         None
@@ -158,10 +182,10 @@ def make_parts(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> tu
 
 
 def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
-    """The parts that a run was begun with: from its token file, or from its text read again, provided that nothing has changed.
+    """Return the parts of a run from its token file, or from its text, after checking that nothing has changed.
 
     Raises:
-        InputError: the text, the validation text or the tokenizer is another one, or gone.
+        InputError: the text, the validation text or the tokenizer is missing or has changed.
     """
     path = run / "run.json"
     try:
@@ -173,12 +197,12 @@ def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
             "is missing or damaged, so the run's text is not known", where=str(path), cure="start a new run"
         ) from None
     if tokenizer.fingerprint != fingerprint:
-        raise InputError("the tokenizer is not the one that the run began with", where=str(run), cure="start a new run")
+        raise InputError("the tokenizer has changed since the run began", where=str(run), cure="start a new run")
     store = _stored(tokens, sha256, fingerprint)
     if store is None:
         if "-" in texts:
             raise InputError(
-                "the text came from standard input, and its token file is gone",
+                "the text came from standard input, and its token file is missing",
                 where=str(tokens),
                 cure="start a new run",
             )
@@ -217,7 +241,7 @@ def validation_split(path: str | Path, *, device: str = "auto", checkpoint: str 
 
 
 def _stored(path: Path, text_sha256: str, fingerprint: str) -> TokenStore | None:
-    """A token file, if it is there, whole, and the right one."""
+    """Open a token file; None if it is missing, damaged or of another text."""
     if not path.exists():
         return None
     try:
@@ -228,7 +252,7 @@ def _stored(path: Path, text_sha256: str, fingerprint: str) -> TokenStore | None
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl with losses; a disk that does not give them costs a warning."""
+    """Return the lines of metrics.jsonl with losses; a warning and no lines if it cannot be read."""
     path = run / "metrics.jsonl"
     try:
         return [
@@ -242,7 +266,7 @@ def read_history(run: Path) -> list[dict[str, Any]]:
 
 
 def draw_history(run: Path, lines: Sequence[Mapping[str, Any]], config: RunConfig, progress: Progress) -> None:
-    """Draw loss.png; a disk that does not take the picture costs a warning."""
+    """Draw loss.png; a warning if it cannot be written."""
     curve = {event: [(line["step"], line["loss"]) for line in lines if line["event"] == event] for event in _CURVES}
     best = (
         (progress.best_step, progress.best_loss)

@@ -26,15 +26,15 @@ _SMALLEST = 257
 
 
 def make_tokenizer(spec: str, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that a setting asks for, learned from the text where there is something to learn.
+    """Return the tokenizer of a spec, trained on the text if its kind needs training.
 
     Args:
-        spec: char, byte, bpe:SIZE, sentencepiece:SIZE (SIZE is 4096 when left out), tiktoken:NAME, or the path of a
+        spec: char, byte, bpe:SIZE, sentencepiece:SIZE (default SIZE 4096), tiktoken:NAME, or the path of a
             tokenizer.json or .model file.
         corpus: the text; notes for the user are added to it.
 
     Raises:
-        ConfigError: there is no such kind, or its size or name cannot be used.
+        ConfigError: there is no such kind, or its size or name is invalid.
         InputError: the file is not a tokenizer, or an optional package is missing.
         MachineError: tiktoken's vocabulary could not be downloaded.
     """
@@ -54,13 +54,13 @@ def make_tokenizer(spec: str, corpus: Corpus) -> Tokenizer:
 
 
 def ready_tokenizer(spec: str) -> Tokenizer:
-    """A tokenizer that needs no text to learn from.
+    """Load a tokenizer that needs no training.
 
     Args:
         spec: tiktoken:NAME, or the path of a tokenizer.json or .model file.
 
     Raises:
-        GptloomError: as `make_tokenizer`.
+        GptloomError: the errors of `make_tokenizer`.
     """
     kind, _, detail = spec.partition(":")
     if kind == "tiktoken" and detail:
@@ -71,10 +71,10 @@ def ready_tokenizer(spec: str) -> Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that was saved in a folder.
+    """Load the tokenizer that was saved in a folder.
 
     Raises:
-        InputError: there is none, it is damaged, or an optional package is missing.
+        InputError: there is no tokenizer, it is damaged, or an optional package is missing.
     """
     return _from_json(folder / FILE)
 
@@ -103,16 +103,16 @@ def _from_path(spec: str) -> Tokenizer:
         nearest(spec.partition(":")[0], _KINDS)
         or "choose char, byte, bpe:SIZE, sentencepiece:SIZE, tiktoken:NAME, or a tokenizer.json or .model file"
     )
-    raise ConfigError(f"{spec!r} is no tokenizer", where="--data.tokenizer", cure=cure)
+    raise ConfigError(f"{spec!r} is not a tokenizer", where="--data.tokenizer", cure=cure)
 
 
 def _from_json(path: Path) -> Tokenizer:
-    """A tokenizer of ours, whose JSON names its kind, or one of Hugging Face's, whose JSON does not."""
+    """Load gptloom's JSON, which has a "kind", or a Hugging Face tokenizer.json, which has none."""
     try:
         text = read_side_file(path, None).decode()
         content = json_object(text)
     except ValueError as error:
-        raise InputError(f"is not a whole JSON object: {error}", where=str(path), cure=CURE) from None
+        raise InputError(f"is not a valid JSON object: {error}", where=str(path), cure=CURE) from None
     match content.get("kind"):
         case "char":
             return CharTokenizer.load(path, content)

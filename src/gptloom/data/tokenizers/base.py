@@ -1,6 +1,6 @@
-"""What every tokenizer does: text to ids and back, in a stream, with a saved form that can be trusted.
+"""Base classes of tokenizers: text to ids and back, as a stream, and files with checked hashes.
 
-What subword tokenizers share: they encode long texts in chunks, cut where no token would cross, many at a time.
+Subword tokenizers encode long texts in chunks that end where no token would cross, many chunks at a time.
 """
 
 import hashlib
@@ -22,44 +22,44 @@ from gptloom.files import read_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 FILE = "tokenizer.json"
-CURE = "copy it again from where it was made, or train a new one (--data.tokenizer)"
+CURE = "copy the file again from its source, or train a new tokenizer (--data.tokenizer)"
 
 Ids = UInt[np.ndarray, " tokens"]
 AnyIds = Integer[np.ndarray, " tokens"] | Sequence[int]
 Value = TypeVar("Value")
 
 LONGEST_FILE = 1 << 26
-"""Bytes that a tokenizer's file may have; the largest in use have half of that."""
+"""Maximum bytes of a tokenizer's file; the largest in use have half of that."""
 
-_STRETCH = 1 << 20  # ids that are looked up at once: a memory-mapped text must not be copied whole
+_STRETCH = 1 << 20  # ids per lookup, so that a memory-mapped text is not copied at once
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EncodedPiece(NamedTuple):
-    """The ids of a stretch of one document."""
+    """The ids of a part of one document."""
 
     ids: Ids
     ends_document: bool
 
 
 class Tokenizer(ABC):
-    """Text to ids and back.
+    """Base class of all tokenizers.
 
     Attributes:
-        kind: what sort it is, in a word.
-        vocab_size: ids are below this.
-        end_of_text: the id that ends a document, if there is one.
-        dtype: the smallest unsigned integers that hold every id.
+        kind: name of the kind.
+        vocab_size: number of ids.
+        end_of_text: the id that ends a document, or None.
+        dtype: the smallest unsigned dtype that holds every id.
     """
 
     kind: str
 
     def __init__(self, spellings: Sequence[bytes], end_of_text: int | None) -> None:
-        """Keep the table of what each id stands for.
+        """Store the text of each id.
 
         Args:
-            spellings: the UTF-8 bytes of each id; a part of a character for some, nothing for special ones.
-            end_of_text: the id that ends a document.
+            spellings: the UTF-8 bytes of each id; they may be part of a character, and are empty for special ids.
+            end_of_text: the id that ends a document, or None.
         """
         self.vocab_size = len(spellings)
         self.end_of_text = end_of_text
@@ -69,44 +69,44 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
-        """The ids of a text.
+        """Encode a text.
 
         Args:
-            text: any string; what looks like a special token in it is text.
-            on_unknown: refuse characters that the tokenizer does not have, leave them out, or take the nearest one.
+            text: any string; special tokens in it are encoded as plain text.
+            on_unknown: raise an error at unknown characters, skip them, or replace them by the nearest known character.
 
         Raises:
             InputError: there is an unknown character and `on_unknown` is "error".
         """
 
     def padded(self, count: int) -> "Tokenizer":
-        """The same tokenizer with `count` more ids, which stand for nothing, for models whose table is longer than their vocabulary.
+        """Return the tokenizer with `count` more unused ids, for models with more embedding rows than tokens.
 
         Raises:
-            InputError: tokenizers of this kind cannot have such ids.
+            InputError: tokenizers of this kind cannot be padded.
         """
         raise InputError(
             f"a tokenizer of the kind {self.kind} cannot be padded with {count} ids",
             where="tokenizer",
-            cure="give one that has them all",
+            cure="give a tokenizer that has all ids",
         )
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
-        """All that is needed to load it again: file name to content. The same tokenizer gives the same bytes."""
+        """Return the files to save, {file name: content}. The same tokenizer gives the same bytes."""
 
     def decode(self, ids: AnyIds) -> str:
-        """The text of some ids; special ids are left out, and bytes that are not UTF-8 become U+FFFD."""
+        """Decode ids; special ids are skipped, and invalid UTF-8 becomes U+FFFD."""
         return b"".join(map(self._spellings.__getitem__, np.asarray(ids, dtype=np.int64).tolist())).decode(
             errors="replace"
         )
 
     def token_text(self, token: int) -> str:
-        r"""One id for display: its text, or `\xf0\x9f` where it is a part of a character."""
+        r"""Return the text of one id for display; a part of a character is shown as `\xf0\x9f`."""
         return END_OF_TEXT if token == self.end_of_text else self._spellings[token].decode(errors="backslashreplace")
 
     def count_bytes(self, ids: AnyIds) -> int:
-        """The UTF-8 bytes of text that some ids stand for; the end of a text counts 0."""
+        """Count the UTF-8 bytes of the text of some ids; the end-of-text id counts 0."""
         ids = np.asarray(ids)
         return sum(
             int(self._lengths[ids[start : start + _STRETCH].astype(np.int64)].sum())
@@ -114,7 +114,7 @@ class Tokenizer(ABC):
         )
 
     def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
-        """Encode documents as a stream, in bounded memory; where the pieces were cut does not change the ids."""
+        """Encode documents as a stream, in bounded memory; the ids do not depend on the borders of the pieces."""
         for text, ends_document in pieces:
             yield EncodedPiece(self.encode(text, on_unknown), ends_document)
 
@@ -125,7 +125,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of its files: two tokenizers with the same fingerprint give the same ids."""
+        """Hex SHA-256 of its files; tokenizers with the same fingerprint give the same ids."""
         digest = hashlib.sha256()
         for name, content in sorted(self.files().items()):
             digest.update(f"{name} {len(content)}\n".encode() + content)
@@ -133,25 +133,25 @@ class Tokenizer(ABC):
 
 
 def unused_names(first: int, count: int) -> list[str]:
-    """What ids that stand for nothing are called in a tokenizer's file."""
+    """Return names for `count` unused ids from `first`, for a tokenizer's file."""
     return [f"<|unused_{first + place}|>" for place in range(count)]
 
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest of uint8, uint16 and uint32 that holds every id."""
+    """Return the smallest of uint8, uint16 and uint32 that holds every id."""
     return np.dtype(np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def well_formed(text: str, on_unknown: OnUnknown) -> str:
-    """The text without lone surrogates, which UTF-8 cannot hold: dropped, replaced by U+FFFD, or an InputError."""
+    """Remove lone surrogates, which UTF-8 cannot encode: dropped, replaced by U+FFFD, or an InputError."""
     try:
-        text.encode()  # five times as quick as looking for halves
+        text.encode()  # five times as fast as a search for surrogates
         return text
     except UnicodeEncodeError as error:
         found = text[error.start]
     if on_unknown == "error":
         raise InputError(
-            f"the text has half a surrogate pair, {found!r}, which is not a character",
+            f"the text has a lone surrogate, {found!r}, which is not a character",
             where="text",
             cure="use --on-unknown skip|replace",
         )
@@ -159,48 +159,48 @@ def well_formed(text: str, on_unknown: OnUnknown) -> str:
 
 
 def check_ids(ids: Collection[int], where: str) -> None:
-    """See that a table of these ids is not far longer than the ids are many.
+    """Check that a table indexed by these ids has few gaps.
 
     Raises:
-        InputError: there is none, or they are negative, or far apart.
+        InputError: there are no ids, an id is negative, or the gaps are large.
     """
     if not ids or min(ids) < 0 or max(ids) > 2 * len(ids) + (1 << 16):
-        raise InputError("its ids must be whole numbers from 0 on, without large gaps", where=where, cure=CURE)
+        raise InputError("its ids must be integers from 0, without large gaps", where=where, cure=CURE)
 
 
 def spelling_table(spellings: Mapping[int, bytes]) -> list[bytes]:
-    """What each id stands for, from 0 on; numbers without a token stand for nothing. The ids have been checked."""
+    """Return the bytes of each id from 0; unused ids have none. `check_ids` has checked the ids."""
     return [spellings.get(index, b"") for index in range(max(spellings) + 1)]
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """A tokenizer's own JSON file, the same bytes each time."""
+    """Encode a tokenizer's JSON file; the bytes are deterministic."""
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def entry(content: Mapping[str, Any], key: str, kind: type[Value], where: Path) -> Value:
-    """A value of a tokenizer's JSON file; InputError when it is missing or of another type."""
+    """Return a value of a tokenizer's JSON file; raises InputError if it is missing or has another type."""
     value = content.get(key)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         what = f"{key!r} is {type(value).__name__}, not {kind.__name__}" if key in content else f"has no {key!r}"
-        raise InputError(f"is not a whole tokenizer: {what}", where=str(where), cure=CURE)
+        raise InputError(f"is not a valid tokenizer: {what}", where=str(where), cure=CURE)
     return value
 
 
 def read_side_file(path: Path, sha256: str | None) -> bytes:
-    """A file that belongs to a tokenizer; InputError when it is missing or is not the one with this hash (None: any)."""
+    """Read a file of a tokenizer; raises InputError if it is missing or its hash is not `sha256` (None: any)."""
     content = read_bytes(path, limit=LONGEST_FILE, cure=CURE)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError("is damaged: its hash is not the one that the tokenizer names", where=str(path), cure=CURE)
+        raise InputError("is damaged: its hash is not the one in the tokenizer's JSON", where=str(path), cure=CURE)
     return content
 
 
 CHUNK = 1 << 16
-"""Characters after which a chunk ends at the next safe place, and at twice as many in any case."""
+"""Characters after which a chunk ends at the next safe position; it ends at 2 `CHUNK` at the latest."""
 
 _TOGETHER = 32
-# GPT-2's, cl100k's and o200k's patterns, and sentencepiece's rule, never join a character to a space or a letter to a
-# newline that follows.
+# The patterns of GPT-2, cl100k and o200k, and sentencepiece's rule, never join a visible character and the space after
+# it, or a letter and the newline after it.
 _SAFE = re.compile(r"(?<=\S)(?= )|(?<=[^\W_])(?=\n)")
 
 
@@ -209,20 +209,20 @@ class SubwordTokenizer(Tokenizer):
 
     @abstractmethod
     def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Ids | Sequence[int]]:
-        """The ids of each of some well-formed strings."""
+        """Return the ids of each string; the strings have no lone surrogates."""
 
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
-        """The ids of a text, cut as in `encode_pieces`; see `Tokenizer.encode`. Only lone surrogates are unknown."""
+        """Encode a text in the chunks of `encode_pieces`; see `Tokenizer.encode`. Only lone surrogates are unknown."""
         parts = [piece.ids for piece in self.encode_pieces([Piece(text, True)], on_unknown)]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
-        """Encode documents as a stream, in bounded memory; where the pieces were cut does not change the ids.
+        """Encode documents as a stream, in bounded memory; the ids do not depend on the borders of the pieces.
 
         A document is encoded in chunks of `CHUNK` characters or a little more. A chunk ends before a space that follows
         a visible character, or before a newline that follows a letter or digit: no token of the known patterns crosses
-        these. Where there is no such place in 2 `CHUNK` characters the cut is made there, and a token may differ at
-        that point from what the whole document in one call would give.
+        these positions. If there is none within 2 `CHUNK` characters, the chunk ends there, and the tokens at that
+        border may differ from those of the document encoded in one call.
         """
         together: list[Piece] = []
         for chunk in rechunk(pieces):
@@ -240,7 +240,7 @@ class SubwordTokenizer(Tokenizer):
 
 
 def rechunk(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same documents in chunks that end at safe places and depend on the text alone."""
+    """Yield the documents in chunks that end at safe positions and depend only on the text."""
     held = ""
     for text, ends_document in pieces:
         held += text
@@ -257,7 +257,7 @@ def rechunk(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def limited(pieces: Iterable[Piece], characters: int) -> Iterator[str]:
-    """The chunks of the first so many characters, to learn from."""
+    """Yield the chunks of the first `characters` characters, for training a vocabulary."""
     for text, _ in rechunk(pieces):
         if characters <= 0:
             return

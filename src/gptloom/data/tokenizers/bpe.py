@@ -1,6 +1,6 @@
-"""Words that occur again are encoded once: a fast path for byte-level tokenizers whose tokens never reach from a word into the space behind it.
+"""Byte-level BPE trained on the text, and any tokenizer.json of Hugging Face's tokenizers library.
 
-Byte-level BPE trained on the text, and any tokenizer.json in the format of Hugging Face's tokenizers library.
+`Words` caches the ids of each word, for byte-level tokenizers whose tokens never span a word and the space after it.
 """
 
 import json
@@ -31,45 +31,48 @@ from gptloom.data.tokenizers.base import (
 from gptloom.errors import InputError
 
 KEPT = 1 << 22
-"""Characters of words that are remembered at most, in some 25 bytes each; then all are forgotten."""
+"""Maximum characters of cached words (about 25 bytes each); then the cache is cleared."""
 
-_TOGETHER = (
-    1 << 12
-)  # words that are encoded as one text: enough that a text costs nothing, few enough that there is work for every core
+_TOGETHER = 1 << 12  # words per encoded text: enough to amortise the call, and few enough to occupy all cores
 
-# A word is white space and what follows it, up to the next white space. What one library takes for white space and
-# another may not never ends a word, so that the words are right for both.
+# A word is white space and the text after it, up to the next white space. Characters that are white space for only one
+# of the two libraries never end a word, so that the words suit both.
 _SPACE, _VISIBLE, _DOUBTFUL = (
     r"[\s\u180e]",
     r"[^\s\u180e]",
     r"[\x0b\x0c\x1c-\x1f\x85\xa0\u1680\u180e\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]",
 )
 _WORD = re.compile(f"{_SPACE}*{_VISIBLE}+(?:{_DOUBTFUL}{_SPACE}*{_VISIBLE}*)*|{_SPACE}+")
-# These can stand behind one another in one text, and are the same words there.
+# Words of this form can be concatenated to one text, and remain the same words.
 _JOINS = re.compile(f"[ \\t\\r\\n].*{_VISIBLE}", re.DOTALL)
 
 
 class Words:
-    """The ids of texts, word by word.
+    """Encoder with a cache of words.
 
-    It is exact where no token spans a visible character and a space, tab or line end behind it, and where the tokens
-    of a text spell its bytes.
+    It is exact if no token spans a visible character and the space, tab or line end after it, and if the bytes of a
+    text's tokens are the bytes of the text.
     """
 
     def __init__(
         self, encode: Callable[[list[str]], Iterable[Sequence[int]]], lengths: Int64[np.ndarray, " vocabulary"]
     ) -> None:
-        """Remember what `encode`, which is given several texts, makes of each word; `lengths` are the bytes that each id stands for."""
+        """Start with an empty cache.
+
+        Args:
+            encode: encodes several texts.
+            lengths: number of bytes of each id.
+        """
         self._encode, self._lengths, self._dtype = encode, lengths, id_dtype(len(lengths))
         self._known: dict[str, bytes] = {}
         self._kept = 0
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text."""
+        """Return the ids of each text."""
         words = [_WORD.findall(text) for text in texts]
         new = list(set(chain.from_iterable(words)).difference(self._known))
         characters = sum(map(len, new))
-        if 2 * characters > sum(map(len, texts)):  # there is little to gain
+        if 2 * characters > sum(map(len, texts)):  # the cache would gain little
             return [np.array(ids, self._dtype) for ids in self._encode(list(texts))]
         if self._kept + characters > KEPT:
             self._known, self._kept = {}, 0
@@ -79,7 +82,7 @@ class Words:
         return [np.frombuffer(b"".join(map(self._known.__getitem__, each)), self._dtype) for each in words]
 
     def _learn(self, words: list[str]) -> None:
-        """Encode words, most of them many at a time: a text of its own costs each more than its tokens do."""
+        """Encode new words, most of them in groups: the cost of a separate text exceeds that of a word's tokens."""
         joined = [word for word in words if _JOINS.fullmatch(word)]
         alone = set(words).difference(joined)
         groups = [joined[start : start + _TOGETHER] for start in range(0, len(joined), _TOGETHER)] + [
@@ -100,7 +103,7 @@ class Words:
 
 
 TRAINED_ON = 200_000_000
-"""Characters of the text, from its beginning, that a vocabulary is learned from at most."""
+"""Maximum number of first characters of the text on which a vocabulary is trained."""
 
 _ENDLESS = re.compile(r"\S{1001}")
 _PIECES = re.compile(r"\s*\S{1,1000}|\s+")
@@ -108,20 +111,21 @@ _ENDS = (END_OF_TEXT, "</s>", "<eos>")
 
 
 class HuggingFaceTokenizer(SubwordTokenizer):
-    """A tokenizer of the tokenizers library.
+    """A tokenizer of Hugging Face's tokenizers library.
 
-    Byte-level ones are lossless and count bytes exactly; of others neither is promised.
+    Byte-level tokenizers are lossless and count bytes exactly; other tokenizers may do neither.
     """
 
     def __init__(self, text: str, where: str = FILE) -> None:
-        """Read the JSON text of a tokenizer.json; InputError, naming `where`, when it is not one."""
+        """Parse the JSON text of a tokenizer.json; raises InputError, naming `where`, if it is invalid."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001  # the library raises Exception itself, and its Rust code panics with less than that
+        # The library raises Exception; a panic of its Rust code is a BaseException.
+        except BaseException as error:  # noqa: BLE001
             raise InputError(f"is not a tokenizer.json: {error}", where=where, cure=CURE) from None
-        # Before anything else: the library needs gigabytes to write down ids that are far apart.
+        # Check first: serializing ids with large gaps takes the library gigabytes.
         check_ids(self._tokenizer.get_vocab(with_added_tokens=True).values(), where)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -135,11 +139,11 @@ class HuggingFaceTokenizer(SubwordTokenizer):
 
     @classmethod
     def train(cls, corpus: Corpus, vocab_size: int) -> "HuggingFaceTokenizer":
-        """Learn a byte-level BPE (GPT-2's pattern) on the first `TRAINED_ON` characters of a text.
+        """Train a byte-level BPE (GPT-2's pattern) on the first `TRAINED_ON` characters of a text.
 
         Args:
-            corpus: the text; a note is added to it when it is too short for so many tokens, or longer than was read.
-            vocab_size: tokens, with the 256 bytes and the end of a text; there are fewer when no more pairs repeat.
+            corpus: the text; a note is added if it is too short for the vocabulary, or was not read to its end.
+            vocab_size: tokens, including the 256 bytes and the end-of-text id; fewer if no more pairs repeat.
         """
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -158,21 +162,21 @@ class HuggingFaceTokenizer(SubwordTokenizer):
                 f"the text is too short for bpe:{vocab_size}; the vocabulary has {trained.vocab_size} tokens"
             )
         if corpus.characters > TRAINED_ON:
-            corpus.notes.append(f"the BPE vocabulary was learned on the first {TRAINED_ON:,} characters")
+            corpus.notes.append(f"the BPE vocabulary was trained on the first {TRAINED_ON:,} characters")
         return trained
 
     def padded(self, count: int) -> "HuggingFaceTokenizer":
-        """With special tokens that no text has; see `Tokenizer.padded`."""
+        """Return the tokenizer with additional unused special tokens; see `Tokenizer.padded`."""
         more = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         more.add_special_tokens(unused_names(self.vocab_size, count))
         return HuggingFaceTokenizer(more.to_str())
 
     def files(self) -> dict[str, bytes]:
-        """The plain tokenizer.json, as other programs read it."""
+        """Return a plain tokenizer.json, which other programs can read."""
         return {FILE: self._tokenizer.to_str(pretty=True).encode()}
 
     def decode(self, ids: AnyIds) -> str:
-        """The text of some ids; see `Tokenizer.decode`."""
+        """Decode ids; see `Tokenizer.decode`."""
         return (
             super().decode(ids)
             if self._byte_level
@@ -180,18 +184,18 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         )
 
     def count_bytes(self, ids: AnyIds) -> int:
-        """UTF-8 bytes; of tokenizers that are not byte-level, those of the decoded text."""
+        """Count the UTF-8 bytes; of the decoded text if the tokenizer is not byte-level."""
         return super().count_bytes(ids) if self._byte_level else len(self.decode(ids).encode())
 
     def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Ids | Sequence[int]]:
         return self._words.encode(chunks) if self._words else self._whole(chunks)
 
     def _whole(self, chunks: Sequence[str]) -> list[Sequence[int]]:
-        """As the library encodes them, without a memory of words."""
+        """Encode with the library, without the cache of words."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(chunks), add_special_tokens=False)]
 
     def _table(self) -> list[bytes]:
-        """What each id stands for; numbers without a token stand for nothing."""
+        """Return the bytes of each id; unused ids have none."""
         added, table = self._tokenizer.get_added_tokens_decoder(), dict[int, bytes]()
         for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if index in added:
@@ -204,7 +208,7 @@ class HuggingFaceTokenizer(SubwordTokenizer):
 
 
 def _words(chunks: Iterable[str]) -> Iterator[str]:
-    """The chunks, those with endless words in pieces: the trainer's time grows with the square of a word's length."""
+    """Yield the chunks, with very long words split: the trainer's time is quadratic in the length of a word."""
     for chunk in chunks:
         if _ENDLESS.search(chunk):
             yield from _PIECES.findall(chunk)
@@ -213,7 +217,11 @@ def _words(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _keeps_to_words(content: dict[str, Any]) -> bool:
-    """Whether it is as GPT-2's: its pattern begins a new token wherever white space follows something visible, and its tokens spell a text's bytes."""
+    """Whether a tokenizer.json meets the conditions of `Words`, as GPT-2's does.
+
+    Its pattern must start a new token at white space after a visible character, and its tokens must spell the text's
+    bytes.
+    """
     cut, model = content["pre_tokenizer"] or {}, content["model"]
     gpt2s = cut.get("type") == "ByteLevel" and cut.get("use_regex", True) and not cut.get("add_prefix_space")
     as_it_is = content["normalizer"] is None and all(token["special"] for token in content["added_tokens"])
@@ -224,14 +232,14 @@ def _keeps_to_words(content: dict[str, Any]) -> bool:
 
 
 def _types(part: Any) -> set[str]:
-    """The types named in a component of a tokenizer.json, those inside a Sequence included."""
+    """Return the types in a component of a tokenizer.json, including those inside a Sequence."""
     if isinstance(part, dict):
         return {str(part.get("type"))}.union(*map(_types, part.values()))
     return set().union(*map(_types, part)) if isinstance(part, list) else set()
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte: itself where it is visible, else a character from U+0100 on."""
+    """Map GPT-2's printable character of each byte to the byte: itself if visible, else a character from U+0100."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [value for value in range(256) if value not in visible]
     return {chr(value): value for value in visible} | {chr(0x100 + n): value for n, value in enumerate(hidden)}

@@ -1,4 +1,4 @@
-"""One id per character, or per byte."""
+"""Tokenizers with one id per character or per byte."""
 
 import itertools
 import unicodedata
@@ -19,39 +19,36 @@ _PLAIN = dict(zip("‘’‚“”„–—−", "''," + '"""' + "---", strict=T
 
 
 class UnitTokenizer(Tokenizer):
-    """A tokenizer with one id for each unit of the text, so that a document's ids are as many as its units."""
+    """Base class of tokenizers with one id per unit: a document has as many ids as units."""
 
     @abstractmethod
     def _units(self, text: str) -> int:
-        """How many units a text has."""
+        """Count the units of a text."""
 
     def _numbers(self, table: np.ndarray, ids: AnyIds) -> np.ndarray:
-        """What a table has for each id but the end of a text; IndexError for what is no id."""
+        """Look up each id except end-of-text ids in a table; raises IndexError for an invalid id."""
         ids = np.asarray(ids, dtype=None if len(ids) else np.intp)
         return table.take(ids if self.end_of_text is None else ids[ids != self.end_of_text])
 
     def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
-        """See `Tokenizer.encode_pieces`.
-
-        Short documents are encoded many at once, and then told apart by their units.
-        """
+        """Encode as `Tokenizer.encode_pieces` does; short documents are encoded together and split by their units."""
         for group in together(pieces):
             ids = self.encode("".join([piece.text for piece in group]), on_unknown)
             ends = list(itertools.accumulate(self._units(piece.text) for piece in group))
             if ends[-1] == len(ids):
                 for start, end, piece in zip([0, *ends], ends, group, strict=False):
                     yield EncodedPiece(ids[start:end], piece.ends_document)
-            else:  # unknown units were left out
+            else:  # unknown units were skipped
                 yield from super().encode_pieces(group, on_unknown)
 
 
 class CharTokenizer(UnitTokenizer):
-    """One id per character of an alphabet, in code point order; the end of a text, if there is one, comes last."""
+    """One id per character of an alphabet, in code point order; the end-of-text id, if there is one, is the last."""
 
     kind = "char"
 
     def __init__(self, alphabet: str, *, ends: bool) -> None:
-        """Number the characters.
+        """Assign ids to the characters.
 
         Args:
             alphabet: distinct characters.
@@ -60,14 +57,14 @@ class CharTokenizer(UnitTokenizer):
         self.alphabet = "".join(sorted(alphabet))
         super().__init__([char.encode() for char in self.alphabet] + [b""] * ends, len(alphabet) if ends else None)
         self._codes = np.frombuffer(self.alphabet.encode("utf-32-le"), np.uint32).astype(np.int64)
-        # One entry more than the highest code point: reads beyond it are clipped there and found missing.
+        # One entry more than the highest code point: higher code points are clipped to it and are missing.
         self._missing = self.vocab_size
         self._table = np.full(max(int(self._codes[-1]), 0x7F) + 2, self._missing, np.uint32)
         self._table[self._codes] = np.arange(len(self._codes))
         self._characters = self._codes.astype("<u4")
 
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
-        """The id of each character; see `Tokenizer.encode`."""
+        """Return the id of each character; see `Tokenizer.encode`."""
         wide = not text.isascii()
         codes: Ids = np.frombuffer(
             text.encode("utf-32-le", "surrogatepass") if wide else text.encode(), np.uint32 if wide else np.uint8
@@ -85,7 +82,7 @@ class CharTokenizer(UnitTokenizer):
         return ids.astype(self.dtype)
 
     def decode(self, ids: AnyIds) -> str:
-        """The characters; see `Tokenizer.decode`."""
+        """Return the characters; see `Tokenizer.decode`."""
         text: str = self._numbers(self._characters, ids).tobytes().decode("utf-32-le")
         return text
 
@@ -93,9 +90,9 @@ class CharTokenizer(UnitTokenizer):
         return len(text)
 
     def nearest(self, char: str) -> Iterator[str]:
-        """Characters of the alphabet that can stand for another one, best first; there is always one.
+        """Yield the alphabet's characters as replacements of `char`, best first.
 
-        The other case, plain punctuation and the letter without its accents (NFKD) come first, then close code points.
+        The other case, plain punctuation and the letter without accents (NFKD) come first, then near code points.
         """
         plain = _PLAIN.get(char, "") + "".join(
             part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part)
@@ -108,20 +105,22 @@ class CharTokenizer(UnitTokenizer):
     def _unknown(self, char: str) -> InputError:
         close = ", ".join(repr(other) for other in itertools.islice(self.nearest(char), 2))
         name = unicodedata.name(char, "unnamed")
-        what = f"the character {char!r} (U+{ord(char):04X}, {name}) is not among the {len(self.alphabet)} that the tokenizer knows"
         return InputError(
-            what, where="text", cure=f"the nearest are {close}; change the text, or use --on-unknown skip|replace"
+            f"the character {char!r} (U+{ord(char):04X}, {name}) is not among the {len(self.alphabet)} that the "
+            "tokenizer knows",
+            where="text",
+            cure=f"the nearest are {close}; change the text, or use --on-unknown skip|replace",
         )
 
     def files(self) -> dict[str, bytes]:
-        """The alphabet as JSON."""
+        """Return the alphabet as JSON."""
         return {
             FILE: to_json({"kind": self.kind, "alphabet": self.alphabet, "end_of_text": self.end_of_text is not None})
         }
 
     @classmethod
     def load(cls, path: Path, content: Mapping[str, Any]) -> "CharTokenizer":
-        """Build it from its JSON file; InputError when the alphabet is empty, repeats itself or holds half a character."""
+        """Load a JSON file; raises InputError if the alphabet is empty, or has a duplicate or a lone surrogate."""
         alphabet = entry(content, "alphabet", str, path)
         if (
             not alphabet
@@ -133,20 +132,20 @@ class CharTokenizer(UnitTokenizer):
 
 
 class ByteTokenizer(UnitTokenizer):
-    """One id per byte of the text as UTF-8; the end of a text, if there is one, is 256."""
+    """One id per UTF-8 byte; the end-of-text id, if there is one, is 256."""
 
     kind = "byte"
 
     def __init__(self, *, ends: bool) -> None:
-        """Nothing is learned; `ends` tells whether there is an end-of-text id."""
+        """Build the table of bytes; `ends` adds an end-of-text id."""
         super().__init__([bytes([value]) for value in range(256)] + [b""] * ends, 256 if ends else None)
 
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
-        """The bytes; see `Tokenizer.encode`. Only lone surrogates are unknown."""
+        """Return the bytes; see `Tokenizer.encode`. Only lone surrogates are unknown."""
         return np.frombuffer(well_formed(text, on_unknown).encode(), np.uint8).astype(self.dtype)
 
     def decode(self, ids: AnyIds) -> str:
-        """The text that the bytes spell; see `Tokenizer.decode`."""
+        """Decode the bytes; see `Tokenizer.decode`."""
         text: str = self._numbers(_BYTES, ids).tobytes().decode(errors="replace")
         return text
 
@@ -154,10 +153,10 @@ class ByteTokenizer(UnitTokenizer):
         return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
     def files(self) -> dict[str, bytes]:
-        """Whether documents end, as JSON."""
+        """Return the kind, and whether there is an end-of-text id, as JSON."""
         return {FILE: to_json({"kind": self.kind, "end_of_text": self.end_of_text is not None})}
 
     @classmethod
     def load(cls, path: Path, content: Mapping[str, Any]) -> "ByteTokenizer":
-        """Build it from its JSON file."""
+        """Load a JSON file."""
         return cls(ends=entry(content, "end_of_text", bool, path))

@@ -1,6 +1,7 @@
-"""Tiktoken's encodings, kept complete so that a trained model needs no download.
+"""Tokenizers of tiktoken and sentencepiece.
 
-Sentencepiece: a unigram model trained on the text, or a given .model file.
+tiktoken's encodings are saved completely, so that a trained model needs no download. A sentencepiece tokenizer is a
+unigram model trained on the text, or a given .model file.
 """
 
 import base64
@@ -32,7 +33,7 @@ RANKS_FILE = "tokenizer.tiktoken"
 
 
 class TiktokenTokenizer(SubwordTokenizer):
-    """One of OpenAI's byte-level BPE encodings, or another of the same make."""
+    """A byte-level BPE encoding of OpenAI's tiktoken, or another encoding of the same form."""
 
     kind = "tiktoken"
 
@@ -40,17 +41,17 @@ class TiktokenTokenizer(SubwordTokenizer):
         """Build the encoding.
 
         Args:
-            name: what it is called.
-            pattern: the regular expression that cuts text into words.
-            ranks: the bytes of each token and its id; every single byte must be there.
-            special_tokens: the text of each special token and its id.
+            name: its name.
+            pattern: the regular expression that splits text into words.
+            ranks: {bytes of a token: id}; every single byte must be a token.
+            special_tokens: {text of a special token: id}.
 
         Raises:
-            InputError: an id stands for two tokens, a byte is missing, or the pattern is not one.
+            InputError: two tokens have the same id, a byte is missing, or the pattern is invalid.
         """
         ids = [*ranks.values(), *special_tokens.values()]
         if len(set(ids)) != len(ids) or any(bytes([value]) not in ranks for value in range(256)):
-            raise InputError("its ranks must hold every byte, and each id once", where=name, cure=CURE)
+            raise InputError("its ranks must contain every byte, and each id once", where=name, cure=CURE)
         check_ids(ids, name)
         table = spelling_table(
             {rank: spelling for spelling, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b"")
@@ -66,11 +67,11 @@ class TiktokenTokenizer(SubwordTokenizer):
 
     @classmethod
     def named(cls, name: str) -> "TiktokenTokenizer":
-        """One of tiktoken's own encodings, such as gpt2 or cl100k_base; it downloads them when it has not before.
+        """Load an encoding of tiktoken by name, such as gpt2 or cl100k_base; tiktoken downloads it at the first use.
 
         Raises:
             ConfigError: there is no encoding of this name.
-            MachineError: it could not be downloaded.
+            MachineError: the encoding could not be downloaded.
         """
         library = _library("tiktoken")
         known = library.list_encoding_names()
@@ -83,20 +84,23 @@ class TiktokenTokenizer(SubwordTokenizer):
         try:
             encoding = library.get_encoding(name)
         except OSError:
-            cure = "connect to the network, train one on the text (--data.tokenizer bpe:4096), or give the path of a tokenizer.json"
+            cure = (
+                "connect to the network, train a tokenizer on the text (--data.tokenizer bpe:4096), "
+                "or give the path of a tokenizer.json"
+            )
             raise MachineError(
                 "tiktoken could not download its vocabulary", where=f"tiktoken:{name}", cure=cure
             ) from None
         return cls(name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
 
     def padded(self, count: int) -> "TiktokenTokenizer":
-        """With special tokens that no text has; see `Tokenizer.padded`."""
+        """Return the tokenizer with additional unused special tokens; see `Tokenizer.padded`."""
         first = self.vocab_size
         unused = {name: first + place for place, name in enumerate(unused_names(first, count))}
         return TiktokenTokenizer(self._encoding.name, self._pattern, self._ranks, self._special_tokens | unused)
 
     def files(self) -> dict[str, bytes]:
-        """The ranks in tiktoken's own format, and JSON with the rest."""
+        """Return the ranks in tiktoken's format, and JSON with the rest."""
         ranks = b"".join(
             base64.b64encode(token) + f" {rank}\n".encode()
             for token, rank in sorted(self._ranks.items(), key=lambda item: item[1])
@@ -112,7 +116,7 @@ class TiktokenTokenizer(SubwordTokenizer):
 
     @classmethod
     def load(cls, path: Path, content: Mapping[str, Any]) -> "TiktokenTokenizer":
-        """Build it from its JSON file and the ranks beside it."""
+        """Load a JSON file, and the ranks file in the same folder."""
         side = path.parent / RANKS_FILE
         try:
             lines = (
@@ -123,17 +127,17 @@ class TiktokenTokenizer(SubwordTokenizer):
             raise InputError("is not a list of tokens and ranks", where=str(side), cure=CURE) from None
         special = entry(content, "special_tokens", dict, path)
         if not all(isinstance(index, int) for index in special.values()):
-            raise InputError("its special tokens must have whole numbers", where=str(path), cure=CURE)
+            raise InputError("its special tokens must have integer ids", where=str(path), cure=CURE)
         return cls(entry(content, "name", str, path), entry(content, "pattern", str, path), ranks, special)
 
     def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Sequence[int]]:
-        if len(chunks) == 1:  # no threads for a prompt
+        if len(chunks) == 1:  # a prompt: without threads
             return [self._encoding.encode_ordinary(chunks[0])]
         return list(self._encoding.encode_ordinary_batch(list(chunks)))
 
 
 TRAINED_ON = 20_000_000
-"""Characters of the text, from its beginning, that a vocabulary is learned from at most (the trainer holds some 50 bytes for each)."""
+"""Maximum number of first characters on which a vocabulary is trained (the trainer needs about 50 bytes for each)."""
 
 MODEL_FILE = "tokenizer.model"
 
@@ -142,12 +146,12 @@ _SENTENCE = 1000
 
 
 class SentencePieceTokenizer(SubwordTokenizer):
-    """A sentencepiece model. One trained here is lossless; a given one may normalise the text or lack characters."""
+    """A sentencepiece model. A model trained here is lossless; a given one may normalise text or lack characters."""
 
     kind = "sentencepiece"
 
     def __init__(self, model: bytes, where: str = MODEL_FILE) -> None:
-        """Read the bytes of a .model file; InputError, naming `where`, when they are not one."""
+        """Parse the bytes of a .model file; raises InputError, naming `where`, if they are invalid."""
         try:
             self._processor = _library("sentencepiece").SentencePieceProcessor(model_proto=model)
             self._model = model
@@ -156,20 +160,20 @@ class SentencePieceTokenizer(SubwordTokenizer):
             self._bytes = {table[index]: index for index in range(len(table)) if pieces.is_byte(index)}
             self._prefixed = pieces.encode("a", out_type=str)[0].startswith(_SPACE)
             end = pieces.eos_id()
-        except (RuntimeError, ValueError, LookupError):  # also pieces that are no bytes, or none at all
+        except (RuntimeError, ValueError, LookupError):  # also for invalid byte pieces, or no pieces
             raise InputError("is not a sentencepiece model", where=where, cure=CURE) from None
         super().__init__(table, end if end >= 0 else None)
 
     @classmethod
     def train(cls, corpus: Corpus, vocab_size: int) -> "SentencePieceTokenizer":
-        """Learn a lossless unigram model with byte fallback on the first `TRAINED_ON` characters of a text.
+        """Train a lossless unigram model with byte fallback on the first `TRAINED_ON` characters of a text.
 
         Args:
-            corpus: the text; a note is added to it when it is longer than was read.
-            vocab_size: tokens, with the 256 bytes; there are fewer when the text has no more pieces.
+            corpus: the text; a note is added if it was not read to its end.
+            vocab_size: tokens, including the 256 bytes; fewer if the text has no more pieces.
 
         Raises:
-            ConfigError: so few tokens cannot hold the bytes and the text's characters.
+            ConfigError: the vocabulary is too small for the bytes and the text's characters.
         """
         model = io.BytesIO()
         options = {
@@ -198,16 +202,16 @@ class SentencePieceTokenizer(SubwordTokenizer):
                 f"sentencepiece:{vocab_size} cannot be trained: {reason}", where="--data.tokenizer", cure=cure
             ) from None
         if corpus.characters > TRAINED_ON:
-            corpus.notes.append(f"the sentencepiece vocabulary was learned on the first {TRAINED_ON:,} characters")
+            corpus.notes.append(f"the sentencepiece vocabulary was trained on the first {TRAINED_ON:,} characters")
         return cls(model.getvalue())
 
     def decode(self, ids: AnyIds) -> str:
-        """The text of some ids; see `Tokenizer.decode`."""
+        """Decode ids; see `Tokenizer.decode`."""
         text = super().decode(ids)
         return text.removeprefix(" ") if self._prefixed else text
 
     def files(self) -> dict[str, bytes]:
-        """The model, and JSON that names its hash."""
+        """Return the model, and JSON with its hash."""
         return {
             FILE: to_json({"kind": self.kind, "model_sha256": hashlib.sha256(self._model).hexdigest()}),
             MODEL_FILE: self._model,
@@ -215,7 +219,7 @@ class SentencePieceTokenizer(SubwordTokenizer):
 
     @classmethod
     def load(cls, path: Path, content: Mapping[str, Any]) -> "SentencePieceTokenizer":
-        """Build it from its JSON file and the model beside it."""
+        """Load a JSON file, and the model file in the same folder."""
         model = path.parent / MODEL_FILE
         return cls(read_side_file(model, entry(content, "model_sha256", str, path)), str(model))
 
@@ -232,12 +236,12 @@ class SentencePieceTokenizer(SubwordTokenizer):
         return [self._encode_chunk(chunk) for chunk in chunks]
 
     def _encode_chunk(self, chunk: str) -> list[int]:
-        # A model that puts a space before every text would add one at each cut; cuts are before a space.
+        # A model that adds a space before each text would add one at each chunk, and chunks begin with a space.
         chunk = chunk.removeprefix(" ") if self._prefixed else chunk
         mark = [self._bytes[bytes([value])] for value in _SPACE.encode()] if self._bytes else []
         if not mark or _SPACE not in chunk:
             return list(self._processor.encode(chunk))
-        # The library takes U+2581 for a space; spelled in bytes it stays what it is.
+        # The library reads U+2581 as a space; encoded as bytes it is preserved.
         first, *rest = chunk.split(_SPACE)
         ids = list(self._processor.encode(first))
         for part in rest:
@@ -246,7 +250,7 @@ class SentencePieceTokenizer(SubwordTokenizer):
 
 
 def _sentences(corpus: Corpus) -> Iterator[str]:
-    """Lines to learn from, the longest cut because the trainer leaves out what is longer than 4192 bytes."""
+    """Yield lines for the trainer; long lines are split, because the trainer skips lines of more than 4192 bytes."""
     for text in limited(corpus.pieces(), TRAINED_ON):
         for line in text.split("\n"):
             for start in range(0, len(line), _SENTENCE):
@@ -257,7 +261,7 @@ def _library(name: str) -> Any:
     """Import tiktoken or sentencepiece.
 
     Raises:
-        InputError: it is not installed.
+        InputError: the package is not installed.
     """
     try:
         if name == "tiktoken":

@@ -1,4 +1,4 @@
-"""The optimizer that a configuration asks for: gptloom's own, one of torch.optim, or several side by side."""
+"""Building the configured optimizer: gptloom's optimizers, a class of torch.optim, or a combination."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from gptloom.training.optim.adamw import FlatAdamW, parameter_groups
 from gptloom.training.optim.muon import Muon
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
-"""Makes an optimizer of parameter groups, as a class of torch.optim does."""
+"""Builds an optimizer from parameter groups, as a class of torch.optim does."""
 
 
 def make_optimizer(
@@ -28,23 +28,23 @@ def make_optimizer(
     *,
     factory: OptimizerFactory | None = None,
 ) -> Optimizer:
-    """The optimizer that a configuration asks for.
+    """Build the optimizer of a configuration.
 
     Args:
-        model: on its device and in its type, where it stays. gptloom's own optimizers make its parameters views of
-            their buffers; those of torch.optim leave them as they are.
-        config: which optimizer, learning rates, means and weight decay.
-        group: the processes that train together; work that would be the same on each is shared out.
-        factory: makes the optimizer in place of the one that `config` names.
+        model: on its final device and in its final dtype. gptloom's optimizers turn its parameters into views of their
+            buffers; those of torch.optim do not change them.
+        config: optimizer, learning rates, betas, momentum and weight decay.
+        group: the process group; Muon distributes its work over the ranks.
+        factory: builds the optimizer instead of `config.optimizer`.
 
     Raises:
-        ConfigError: the class of torch.optim refuses the model's parameters or the settings.
+        ConfigError: the class of torch.optim rejects the model's parameters or the settings.
     """
     if factory is not None:
         return _named(factory(parameter_groups(model, config.weight_decay, config.decay)), model)
     if config.optimizer == CUSTOM:
         raise ConfigError(
-            "the optimizer was given as an object of Python, which no run folder holds",
+            "the optimizer was a Python object, which is not saved in a run folder",
             where="train.optimizer=custom",
             cure="start a new run, and name the optimizer, such as torch:SGD",
         )
@@ -65,7 +65,7 @@ def make_optimizer(
 
 
 def hidden_matrices(model: nn.Module) -> set[str]:
-    """Names of the matrices inside the blocks: those of linear and recurrent layers, but no table and no head."""
+    """Return the names of the blocks' matrices: those of linear and recurrent layers, without tables and head."""
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams) for p in m.parameters()}
     return {
         name
@@ -75,7 +75,7 @@ def hidden_matrices(model: nn.Module) -> set[str]:
 
 
 def _torch_optimizer(model: nn.Module, config: TrainConfig, name: str) -> Optimizer:
-    """A class of torch.optim on plain parameters, with the settings that its constructor knows."""
+    """Build a class of torch.optim, with the settings that its constructor accepts."""
     make = getattr(torch.optim, name, None)
     if make is None:
         raise ConfigError(
@@ -96,12 +96,14 @@ def _torch_optimizer(model: nn.Module, config: TrainConfig, name: str) -> Optimi
         return _named(make(groups, **{key: value for key, value in settings.items() if key in known}), model)
     except ValueError as error:
         raise ConfigError(
-            f"torch.optim.{name} refuses: {error}", where="--train.optimizer", cure="choose another optimizer"
+            f"torch.optim.{name} rejects the model or the settings: {error}",
+            where="--train.optimizer",
+            cure="choose another optimizer",
         ) from None
 
 
 def _named(optimizer: Optimizer, model: nn.Module) -> Optimizer:
-    """Note in an optimizer's groups what its parameters are called, and the peak learning rate."""
+    """Add the parameters' names and the peak learning rate to an optimizer's groups."""
     names = {id(p): name for name, p in model.named_parameters()}
     for group in optimizer.param_groups:
         group["param_names"] = [names[id(p)] for p in group["params"]]
@@ -110,13 +112,13 @@ def _named(optimizer: Optimizer, model: nn.Module) -> Optimizer:
 
 
 def set_lr_scale(optimizer: Optimizer, scale: float) -> None:
-    """Set the learning rate of each group to this share of its peak."""
+    """Set the learning rate of each group to `scale` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * scale
 
 
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
-    """The gradients that the next step applies, in as few tensors as there are, which may be changed in place."""
+    """Return the gradients that the next step applies, in as few tensors as possible; they may be changed in place."""
     own = getattr(optimizer, "gradients", None)
     if own is not None:
         return own()  # type: ignore[no-any-return]
@@ -124,7 +126,7 @@ def gradients_of(optimizer: Optimizer) -> list[Tensor]:
 
 
 def all_reduce_gradients(optimizer: Optimizer, group: ProcessGroup) -> None:
-    """Replace the gradients by their sums over the ranks; sparse ones become dense."""
+    """Replace the gradients by their sums over the ranks; sparse gradients become dense."""
     for one in optimizer.param_groups:
         for p in one["params"]:
             if p.grad is not None and p.grad.is_sparse:
@@ -133,25 +135,25 @@ def all_reduce_gradients(optimizer: Optimizer, group: ProcessGroup) -> None:
 
 
 class CombinedOptimizer:
-    """Optimizers side by side, each with parameters of its own, as one.
+    """Several optimizers of separate parameters, used as one.
 
     Attributes:
         parts: the optimizers.
-        param_groups: their groups, one part's after the other's; the dictionaries are the parts' own.
+        param_groups: the groups of all parts, in order; the same dictionary objects.
     """
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
-        """Keep the parts."""
+        """Store the parts and collect their groups."""
         self.parts = parts
         self.param_groups = [group for part in parts for group in part.param_groups]
 
     def zero_grad(self) -> None:
-        """Begin a new sum of gradients."""
+        """Reset the gradients."""
         for part in self.parts:
             part.zero_grad()
 
     def gradients(self) -> list[Tensor]:
-        """The gradients of all parts, which may be changed in place."""
+        """Return the gradients of all parts; they may be changed in place."""
         return [gradient for part in self.parts for gradient in gradients_of(part)]
 
     def step(self) -> None:
@@ -160,7 +162,7 @@ class CombinedOptimizer:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory of all parts, in torch's form."""
+        """Return the state of all parts, in torch's format."""
         state: dict[int, Any] = {}
         start = 0
         for part in self.parts:
@@ -169,10 +171,10 @@ class CombinedOptimizer:
         return {"state": state, "param_groups": packed_groups(self.param_groups)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put a memory back, and forget everything else.
+        """Load a state; clears the previous one.
 
         Raises:
-            ValueError: a tensor fits no parameter.
+            ValueError: a tensor does not match a parameter.
         """
         start, groups = 0, list(state_dict["param_groups"])
         for part in self.parts:
@@ -183,5 +185,5 @@ class CombinedOptimizer:
 
 
 def _count(optimizer: Optimizer) -> int:
-    """The number of parameters."""
+    """Count the parameters of an optimizer."""
     return sum(len(group["params"]) for group in optimizer.param_groups)

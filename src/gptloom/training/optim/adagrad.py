@@ -1,4 +1,4 @@
-"""AdaGrad for tables of which a batch touches a few rows."""
+"""AdaGrad for embedding tables with sparse gradients."""
 
 from typing import Any
 
@@ -10,24 +10,24 @@ from gptloom.fast.flat import load_groups, packed_groups, unfit
 from gptloom.model.ngram import HashedNgrams
 
 TINY = 1e-20
-"""Added to a row's sum of squares, so that a gradient of zeros divides by something."""
+"""Added to a row's sum of squares, to avoid division by zero."""
 
 
 class RowAdagrad:
-    """AdaGrad (Duchi et al. 2011) with one sum of mean squares a row.
+    """AdaGrad (Duchi et al. 2011) with one sum of mean squares per row.
 
-    row -= lr * gradient / sqrt(sum over steps of mean(gradient ** 2)). A row learns fast while it is new and settles
-    as it is met more often, as a count would. Gradients are sparse: rows that a batch has not looked up cost nothing,
-    and what is remembered of a row is one number.
+    row -= lr * gradient / sqrt(sum over steps of mean(gradient ** 2)). A row learns fast at first, and more slowly the
+    more often it occurs, as a running count would. Gradients are sparse: rows that are not in the batch cost nothing.
+    The state of a row is one number.
 
     Args:
-        name: the parameter's.
-        table: the layer; it is told to make sparse gradients, on a CPU.
-        config: `table_learning_rate`.
+        name: name of the parameter.
+        table: the layer; on a CPU it is set to sparse gradients.
+        config: `table_learning_rate` is used.
     """
 
     def __init__(self, name: str, table: HashedNgrams, config: TrainConfig) -> None:
-        """Nothing is remembered yet."""
+        """Start with sums of 0."""
         self.name, self.weight = name, table.weight
         table.sparse = table.weight.device.type == "cpu"
         self.squares = torch.zeros(len(table.weight), dtype=table.weight.dtype, device=table.weight.device)
@@ -37,11 +37,11 @@ class RowAdagrad:
         ]
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Reset the gradient."""
         self.weight.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """The gradients of the rows that were looked up, which may be changed in place."""
+        """Return the gradients of the rows in the batch; they may be changed in place."""
         grad = self.weight.grad
         if grad is None:
             return []
@@ -53,7 +53,7 @@ class RowAdagrad:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update the rows that were looked up."""
+        """Update the rows in the batch."""
         grad = self.weight.grad
         if grad is None:
             return
@@ -73,14 +73,14 @@ class RowAdagrad:
             self.weight.index_add_(0, rows, change)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows' sums, in torch's form."""
+        """Return the rows' sums, in torch's format."""
         return {"state": {0: {"squares": self.squares}}, "param_groups": packed_groups(self.param_groups)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put the rows' sums back.
+        """Load the rows' sums.
 
         Raises:
-            ValueError: a tensor is of another kind, or has another shape.
+            ValueError: a tensor has an unknown kind or another shape.
         """
         for memory in state_dict["state"].values():
             for kind, tensor in memory.items():

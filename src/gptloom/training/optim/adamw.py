@@ -1,4 +1,4 @@
-"""AdamW on flat buffers, and the groups of parameters that decay and do not."""
+"""AdamW on flat buffers, and parameter groups with and without weight decay."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from gptloom.fast.flat import Flat, FlatOptimizer
 from gptloom.model.ngram import HashedNgrams
 
 EPSILON = 1e-8
-"""Added to the root of AdamW's mean squared gradient: the paper's value, and PyTorch's."""
+"""AdamW's epsilon, added to the root of the second moment: the paper's value, and PyTorch's default."""
 
 
 def parameter_groups(
@@ -20,13 +20,17 @@ def parameter_groups(
     decay: Literal["matrices", "all"] = "matrices",
     only: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters (or `only` those named): the ones that decay, and the others.
+    """Return the groups of trainable parameters: those with weight decay, and those without.
 
-    "matrices": matrices do, and tables, gains and biases do not; a tied head is a table. "all": everything
-    decays, as it does where PyTorch's AdamW is simply given `model.parameters()`.
+    Args:
+        model: the model.
+        weight_decay: of the first group.
+        decay: "matrices": matrices decay; tables (also a tied head), gains and biases do not. "all": all parameters
+            decay, as with PyTorch's AdamW of `model.parameters()`.
+        only: names of the parameters to group; by default all.
 
     Raises:
-        ValueError: the groups leave a parameter out or hold one twice.
+        ValueError: a parameter is in no group, or in both.
     """
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding | HashedNgrams) for p in m.parameters()}
     names = None if only is None else set(only)
@@ -44,14 +48,12 @@ def parameter_groups(
 
 
 class FlatAdamW(FlatOptimizer):
-    """AdamW (Loshchilov and Hutter 2019) on one flat parameter a group.
-
-    The arithmetic is PyTorch's own, in its fused kernel.
+    """AdamW (Loshchilov and Hutter 2019) on one flat buffer per group, with PyTorch's fused kernel.
 
     Args:
-        model: already on its device and in its type.
-        config: learning rate, betas, weight decay and what decays.
-        only: names of the parameters that it is to train; by default all.
+        model: on its final device and in its final dtype.
+        config: `learning_rate`, `beta1`, `beta2`, `weight_decay` and `decay` are used.
+        only: names of the parameters to train; by default all.
     """
 
     kinds = ("step", "exp_avg", "exp_avg_sq")
@@ -68,7 +70,7 @@ class FlatAdamW(FlatOptimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """AdamW's step."""
+        """Apply the gradients."""
         for flat, memory, group in zip(self.flats, self.memory, self.param_groups, strict=True):
             flat.gather()
             if not memory:

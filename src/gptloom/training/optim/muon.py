@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al. 2024)."""
+"""Muon: orthogonalised momentum for matrices (Jordan et al. 2024)."""
 
 import torch
 from jaxtyping import Float
@@ -9,9 +9,9 @@ from gptloom.distributed import ProcessGroup
 from gptloom.fast.flat import Flat, FlatOptimizer, Named
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic whose iteration brings every singular value near 1, as published with Muon.
+"""Coefficients (a, b, c) of the quintic that brings every singular value near 1, as published with Muon.
 
-It is fast near 0, and not exact at 1.
+The iteration converges fast near 0, and is not exact at 1.
 """
 
 ITERATIONS = 5
@@ -20,14 +20,14 @@ ITERATIONS = 5
 class Muon(FlatOptimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices.
 
-    Matrices of one shape lie in one buffer, so that their Newton-Schulz iterations are a few batched products; they
-    stay in float32, which on a CPU is faster than the bfloat16 of PyTorch's own Muon. With several ranks, each makes a
-    share of the matrices orthogonal.
+    Matrices of the same shape share a buffer, so that their Newton-Schulz iterations are a few batched products. These
+    are in float32, which on a CPU is faster than the bfloat16 of PyTorch's Muon. With several ranks, each rank
+    orthogonalises a share of the matrices.
 
     Args:
-        named: matrices (r, c) by name.
-        config: `matrix_learning_rate`, `momentum` and `weight_decay`.
-        group: the processes that train together.
+        named: names and matrices (r, c).
+        config: `matrix_learning_rate`, `momentum` and `weight_decay` are used.
+        group: the process group.
     """
 
     kinds = ("momentum",)
@@ -45,12 +45,12 @@ class Muon(FlatOptimizer):
         self.group, self.shapes = group, [(-1, *shape) for shape in shapes]
 
     def empty_memory(self) -> list[dict[str, Tensor]]:
-        """Momenta of zeros."""
+        """Return zero momenta."""
         return [{"momentum": torch.zeros_like(flat.grad)} for flat in self.flats]
 
     @torch.no_grad()
     def step(self) -> None:
-        """Turn each momentum into the nearest orthogonal matrix, times sqrt(max(1, r / c)), and go that way."""
+        """Update by the orthogonalised momenta, times sqrt(max(1, r / c))."""
         for flat, shape, memory, group in zip(self.flats, self.shapes, self.memory, self.param_groups, strict=True):
             flat.gather()
             rate, share = group["lr"], group["momentum"]
@@ -62,31 +62,31 @@ class Muon(FlatOptimizer):
             flat.whole.add_(update.flatten(), alpha=-rate * max(1.0, shape[1] / shape[2]) ** 0.5)
 
     def _orthogonal(self, stack: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-        """This rank's share of a stack, put together with the others'."""
+        """Orthogonalise this rank's share of a stack, and gather the shares of all ranks."""
         if self.group.world == 1:
             return orthogonalise(stack)
         mine = torch.zeros_like(stack)
         share = slice(self.group.rank, None, self.group.world)
         if len(stack[share]):
             mine[share] = orthogonalise(stack[share])
-        self.group.all_reduce(mine)  # the other ranks' shares are zeros here
+        self.group.all_reduce(mine)  # the other ranks' shares are 0 here
         return mine
 
 
 def orthogonalise(stack: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-    """Each matrix with its singular values brought to about 1 (0.7 to 1.2).
+    """Bring the singular values of each matrix to about 1 (0.7 to 1.2).
 
-    By Newton-Schulz iterations x <- (a + b x x^T + c (x x^T)^2) x.
+    Uses Newton-Schulz iterations x <- (a + b x x^T + c (x x^T)^2) x.
     """
     tall = stack.shape[1] > stack.shape[2]
-    x = stack.transpose(1, 2) if tall else stack  # the products of rows are then as small as they can be
+    x = stack.transpose(1, 2) if tall else stack  # x x^T then has the smaller of the two possible sizes
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     x = _by_products(x) if x.shape[2] >= 2 * x.shape[1] else _by_matrices(x)
     return x.transpose(1, 2) if tall else x
 
 
 def _by_matrices(x: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-    """The iteration as it is written."""
+    """Iterate on x."""
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.transpose(1, 2)
@@ -95,9 +95,10 @@ def _by_matrices(x: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
 
 
 def _by_products(x: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-    """The same on the small g = x x^T alone.
+    """Iterate on the smaller matrix g = x x^T.
 
-    An iteration multiplies x by p = a + b g + c g^2, so g becomes p g p, and the p's are collected.
+    An iteration multiplies x by p = a + b g + c g^2, so g becomes p g p. The product of all p is applied to x at the
+    end.
     """
     a, b, c = COEFFICIENTS
     gram = x @ x.transpose(1, 2)
