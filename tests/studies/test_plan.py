@@ -12,7 +12,8 @@ from gptloom.checkpoint.state import state_tensors
 from gptloom.cli.main import main
 from gptloom.config.load import resolve
 from gptloom.config.model import ModelConfig
-from gptloom.devices import PEAKS, find_peak, peak_of, published_peak
+from gptloom.devices import published_peak
+from gptloom.hardware import PEAKS, find_peak, peak_of
 from gptloom.errors import ConfigError
 from gptloom.model.build import PARTS, build_model, cache_bytes, count_parts, operations_per_token, read_weights
 from gptloom.model.loss import Objective

@@ -11,7 +11,7 @@ from typing import Any
 from gptloom.cli.flags import Parser, add_flags, given, loading, make_parser
 from gptloom.config.load import check_early, nest, recipe_names, resolve
 from gptloom.config.run import RunConfig
-from gptloom.devices import PEAKS
+from gptloom.hardware import PEAKS
 from gptloom.errors import ConfigError, ExitCode
 from gptloom.studies.plan import read_amount, show_amount, show_bytes
 

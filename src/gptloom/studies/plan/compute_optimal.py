@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from gptloom.config.run import RunConfig
-from gptloom.devices import find_peak, memory_size, pick_device, pick_precision, thread_count, threads
+from gptloom.devices import memory_size, pick_device, pick_precision, thread_count, threads
+from gptloom.hardware import find_peak
 from gptloom.model.build import operations_per_token
 from gptloom.studies.bench.limits import Budget, Multiplier, square
 from gptloom.studies.bench.speed import time_steps
