@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from gptloom.checkpoint.find import find_bundle, write_sums
-from gptloom.checkpoint.format import load_model, weights, write_model
+from gptloom.checkpoint.format import find_bundle, load_model, weights, write_model, write_sums
 from gptloom.config.load import parse
 from gptloom.config.run import OnUnknown, SampleConfig, Weights
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer

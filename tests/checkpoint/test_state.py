@@ -19,7 +19,7 @@ import gptloom
 from gptloom.api import configure
 from gptloom.checkpoint import manager
 from gptloom.checkpoint import state as checkpoint
-from gptloom.checkpoint.find import checkpoint_names, find_bundle
+from gptloom.checkpoint.format import checkpoint_names, find_bundle
 from gptloom.checkpoint.state import Horizon
 from gptloom.config.load import nest
 from gptloom.distributed import launch

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from axes import every_architecture
-from gptloom.checkpoint.find import write_sums
+from gptloom.checkpoint.format import write_sums
 from gptloom.cli.main import COMMANDS, main
 from gptloom.config.model import ModelConfig
 from gptloom.errors import InputError, MachineError

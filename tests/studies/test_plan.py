@@ -13,8 +13,8 @@ from gptloom.cli.main import main
 from gptloom.config.load import resolve
 from gptloom.config.model import ModelConfig
 from gptloom.devices import published_peak
-from gptloom.hardware import PEAKS, find_peak, peak_of
 from gptloom.errors import ConfigError
+from gptloom.hardware import PEAKS, find_peak, peak_of
 from gptloom.model.build import PARTS, build_model, cache_bytes, count_parts, operations_per_token, read_weights
 from gptloom.model.loss import Objective
 from gptloom.studies.plan import read_amount, show_amount

@@ -13,7 +13,7 @@ import torch
 import gptloom
 from axes import every_sampling_of_one_text
 from gptloom.api import configure
-from gptloom.checkpoint.find import checkpoint_names
+from gptloom.checkpoint.format import checkpoint_names
 from gptloom.config.load import nest
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
 from gptloom.fast.train import TrainingPass

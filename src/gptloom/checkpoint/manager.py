@@ -10,8 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, find_bundle
-from gptloom.checkpoint.format import load_weights, weights
+from gptloom.checkpoint.format import checkpoint_name, checkpoint_names, find_bundle, load_weights, weights
 from gptloom.checkpoint.state import (
     Divergence,
     Horizon,

@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, write_sums
-from gptloom.checkpoint.format import write_model
+from gptloom.checkpoint.format import checkpoint_name, checkpoint_names, write_model, write_sums
 from gptloom.config.load import parse
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import Tokenizer

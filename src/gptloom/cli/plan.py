@@ -11,8 +11,8 @@ from typing import Any
 from gptloom.cli.flags import Parser, add_flags, given, loading, make_parser
 from gptloom.config.load import check_early, nest, recipe_names, resolve
 from gptloom.config.run import RunConfig
-from gptloom.hardware import PEAKS
 from gptloom.errors import ConfigError, ExitCode
+from gptloom.hardware import PEAKS
 from gptloom.studies.plan import read_amount, show_amount, show_bytes
 
 FORMULAS = """\

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from gptloom.bundle import Bundle
-from gptloom.checkpoint.find import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
+from gptloom.checkpoint.format import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
 from gptloom.checkpoint.manager import CheckpointManager
 from gptloom.checkpoint.state import Progress, State, read_checkpoint
 from gptloom.config.load import resolve, to_toml

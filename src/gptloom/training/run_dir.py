@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gptloom.bundle import Bundle
-from gptloom.checkpoint.find import find_bundle
+from gptloom.checkpoint.format import find_bundle
 from gptloom.checkpoint.state import Progress, read_checkpoint
 from gptloom.config.load import parse, read_toml, to_toml
 from gptloom.config.run import RunConfig

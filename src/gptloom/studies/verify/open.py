@@ -12,7 +12,7 @@ import torch
 
 from gptloom.api import configure
 from gptloom.bundle import Bundle
-from gptloom.checkpoint.find import find_bundle
+from gptloom.checkpoint.format import find_bundle
 from gptloom.checkpoint.state import read_checkpoint
 from gptloom.config.load import merge, resolve
 from gptloom.config.run import DataConfig, RunConfig

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from gptloom.bundle import Bundle
-from gptloom.checkpoint.find import find_bundle
+from gptloom.checkpoint.format import find_bundle
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.model.base import LanguageModel
 from gptloom.reference.formulas import length
