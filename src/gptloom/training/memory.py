@@ -170,7 +170,7 @@ class _Fused(Function):
 
 
 class _Rows(Function):
-    """Embedding bag: on a CPU, backward allocates the gradients of the rows in the batch; dense ones are not counted."""
+    """Embedding bag: on a CPU, backward allocates gradients of the rows in the batch; dense ones are not counted."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, sparse: bool) -> Tensor:
