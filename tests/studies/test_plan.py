@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from axes import every_config_and_recipe, model_config
 from gptloom.checkpoint.state import state_tensors
 from gptloom.cli.main import main
+from gptloom.cli.plan import read_amount, show_amount
 from gptloom.config.load import resolve
 from gptloom.config.model import ModelConfig
 from gptloom.devices import published_peak
@@ -17,7 +18,6 @@ from gptloom.errors import ConfigError
 from gptloom.hardware import PEAKS, find_peak, peak_of
 from gptloom.model.build import PARTS, build_model, cache_bytes, count_parts, operations_per_token, read_weights
 from gptloom.model.loss import Objective
-from gptloom.studies.plan import read_amount, show_amount
 from gptloom.studies.plan.compute_optimal import FITS, compute_optimal
 from gptloom.training import run as training_run
 from gptloom.training.memory import activation_bytes, held_bytes

@@ -1,7 +1,4 @@
-"""Finding the folder of a run that holds the weights, and checking its files against SHA256SUMS.
-
-The files of a model: config.json and model.safetensors.
-"""
+"""A model on disk: finding its folder in a run, its SHA256SUMS, config.json and model.safetensors."""
 
 import json
 import re

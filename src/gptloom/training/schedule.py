@@ -14,9 +14,9 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
 def rate_share(config: TrainConfig, step: int, total: int) -> float:
     """The learning rate at step `step` (from 0) of `total`, as a fraction of the peak.
 
-    A linear warm-up comes before the schedule. It takes at most half the run. cosine is Loshchilov and Hutter 2017 without restarts; wsd is warm-up,
-    stable, decay (Hu et al. 2024, section 4), its decay linear over the last `decay_fraction`; inverse-root is Vaswani
-    et al. 2017, section 5.3, by its peak instead of the width.
+    A linear warm-up comes before the schedule. It takes at most half the run. cosine is Loshchilov and Hutter 2017
+    without restarts. wsd is warm-up, stable, decay (Hu et al. 2024, section 4), with a linear decay over the last
+    `decay_fraction`. inverse-root is Vaswani et al. 2017, section 5.3, with a peak instead of the width.
     """
     warmup = min(config.warmup_steps, total // 2)
     if step < warmup:

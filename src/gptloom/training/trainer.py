@@ -316,8 +316,8 @@ class Trainer:
     def _evaluation_is_due(self) -> bool:
         """Whether to evaluate at this step.
 
-        That is at the end, at the beginning of a run without a time limit, and every `eval_every` steps. Without `eval_every`: after a fixed fraction of the run since the last evaluation, and after the epochs of
-        `_epochs_have_doubled`.
+        That is at the end, at the beginning of a run without a time limit, and every `eval_every` steps. Without
+        `eval_every`: after a fixed fraction of the run since the last evaluation, and when `_epochs_have_doubled`.
         """
         step, last, every = self.progress.step, self.progress.last_evaluated, self.config.eval_every
         if last == step:

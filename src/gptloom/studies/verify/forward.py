@@ -65,7 +65,7 @@ def fused(subject: Subject) -> Outcome:
 
 
 def cached(subject: Subject) -> Outcome:
-    """Compare the logits of greedy tokens with and without a cache, for even and uneven rows, at both ends of a context."""
+    """Compare logits with and without a cache, for even and uneven rows, at both ends of a context."""
     block = subject.model.block_size
     ids = subject.batch(rows=2, time=min(block, len(subject.parts.train) - 1))[-2].clamp(min=0)
     row: list[int] = (ids.flatten().tolist() * (2 * block // ids.numel() + 2))[: 2 * block]
