@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from gptloom.cli.flags import Parser, add_flags, given, loading, make_parser
 from gptloom.config.load import check_early, nest, recipe_names, resolve
 from gptloom.config.run import RunConfig
-from gptloom.errors import ConfigError, ExitCode
+from gptloom.errors import ConfigError, ExitCode, shortened
 from gptloom.hardware import PEAKS
 
 FORMULAS = """\

@@ -1,6 +1,5 @@
 """A plan: a model's parameters, operations, memory and training time, and the compute-optimal alternative."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -8,7 +7,7 @@ from typing import Any
 
 from gptloom.config.load import recipe_names, resolve
 from gptloom.config.run import RunConfig
-from gptloom.errors import ConfigError, shortened
+from gptloom.errors import ConfigError
 from gptloom.model.build import cache_bytes, count_parts, operations_per_token
 from gptloom.studies.plan.compute_optimal import CAVEAT, FITS, Rate, compute_optimal, within_the_fit
 from gptloom.training.memory import activation_bytes, held_bytes

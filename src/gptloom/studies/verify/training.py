@@ -105,7 +105,7 @@ def walk(
 
 
 def micro_batches(subject: Subject) -> Outcome:
-    """Compare gradients of passes of 1, 3 and all rows, with unequal numbers of targets, with those of the mean loss."""
+    """Compare gradients of passes of 1, 3 and all rows, whose target counts differ, with those of the mean loss."""
     batch, train = subject.ragged_batch(), subject.config.train.model_copy(update={"grad_clip": 0.0})
     expected = gradients(subject.exact, batch, train.label_smoothing)
     found = []
