@@ -14,7 +14,7 @@ import statistics
 import sys
 import tokenize
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -87,6 +87,15 @@ def test_lines_have_at_most_120_characters():
     fail_with(
         [f"{name}: {len(lines)}, first at line {lines[0]}" for name, lines in long.items()], "files with long lines"
     )
+
+
+def test_a_name_is_defined_once_in_a_file():
+    """Two files that were merged may both have had a `_CURE`: the second would replace the first without a word."""
+    twice = []
+    for name, (_, tree) in sources().items():
+        defined = Counter(one for node in tree.body if not isinstance(node, ast.If) for one in set(defined_by(node)))
+        twice += [f"{name}: {one}" for one, count in defined.items() if count > 1]
+    fail_with(twice, "names that are defined twice")
 
 
 # Imports.

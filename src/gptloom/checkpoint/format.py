@@ -19,7 +19,7 @@ from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model, meta_model
 
 SUMS = "SHA256SUMS"
-_CURE = "give a run folder, a checkpoint folder or a bundle"
+_PATH_CURE = "give a run folder, a checkpoint folder or a bundle"
 _WRITTEN_BY_US = (".json", ".safetensors", ".model")
 
 
@@ -92,7 +92,7 @@ def find_bundle(path: Path, which: str = "best") -> Path:
     """
     if not path.is_dir():
         raise InputError(
-            "there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=_CURE
+            "there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=_PATH_CURE
         )
     if which == "diverged" and (path / "diverged").is_dir():
         return find_bundle(path / "diverged", "latest")
@@ -103,7 +103,7 @@ def find_bundle(path: Path, which: str = "best") -> Path:
         return path
     names = checkpoint_names(path)
     if not names:
-        raise InputError("holds no model and no checkpoints yet", where=str(path), cure=_CURE)
+        raise InputError("holds no model and no checkpoints yet", where=str(path), cure=_PATH_CURE)
     if which not in ("best", "latest"):
         if which not in names:
             raise InputError(

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gptloom.bundle import Bundle
+from gptloom.config.model import ModelConfig
 from gptloom.data.batches import evaluation_windows
 from gptloom.data.tokens import Tokens
 from gptloom.generate.batch import Token, describe
 from gptloom.generate.seq2seq import translate
-from gptloom.generate.task import Score, end_of_text
+from gptloom.generate.task import Score, end_of_text, task_of
 from gptloom.interpret.statistics import Vitals, gradient_by_distance, vitals
 from gptloom.interpret.trace import (
     hidden_tokens,
@@ -108,19 +109,19 @@ def read_text(bundle: Bundle, tokens: Tokens) -> Reading:
     return Reading(bundle, tokens, last, window, texts, look(bundle.model, window))
 
 
-def absent_views(architecture: str) -> dict[str, str]:
-    """Return the views that an architecture does not have, each with the reason."""
-    if architecture == "encoder":
+def absent_views(config: ModelConfig) -> dict[str, str]:
+    """Return the views that a kind of model does not have, each with the reason."""
+    if not task_of(config).causal:
         reason = "an encoder guesses hidden tokens, not the next one"
         return dict.fromkeys(("lens", "statistics", "distance"), reason)
-    if architecture in ("rnn", "lstm", "gru"):
+    if config.is_recurrent:
         return {"lens": "a recurrent model's layers are computed as one"}
     return {}
 
 
 def missing_view(reading: Reading, name: str) -> str | None:
     """Return the reason why a model does not have a view; None if it has the view."""
-    reason = absent_views(reading.bundle.model.config.architecture).get(name)
+    reason = absent_views(reading.bundle.model.config).get(name)
     if reason is None and name == "attention" and not reading.trace.attention:
         return "this model has no attention"
     if reason is None and name == "lens" and len(reading.trace.stream) < 2:
@@ -158,7 +159,7 @@ def view_tokens(reading: Reading, *, top: int) -> TokensView:
     """
     model, tokenizer, ids = reading.bundle.model, reading.bundle.tokenizer, reading.tokens.ids
     given, count = list[int](), 0
-    if model.config.architecture == "encoder":
+    if not reading.bundle.task.causal:
         batches = hidden_tokens(reading.window[0], model.config.vocab_size)
     else:
         batches = evaluation_windows(reading.tokens, model.config.block_size, _BATCH)

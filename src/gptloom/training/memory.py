@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import RunConfig
 from gptloom.fast.train import TrainingPass
+from gptloom.generate.task import task_of
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import meta_model
 from gptloom.model.loss import Objective
@@ -64,7 +65,7 @@ def _run(model: LanguageModel, rows: int, time: int, *watching: AbstractContextM
         stack.enter_context(_NothingIsPadded())
         for one in watching:
             stack.enter_context(one)
-        objective, batch = Objective(model), [ids] * (3 if model.config.architecture == "encoder-decoder" else 2)
+        objective, batch = Objective(model), [ids] * (3 if task_of(model.config).pairs else 2)
         if fast:
             TrainingPass(objective, _leave)(batch, 1.0)
         else:

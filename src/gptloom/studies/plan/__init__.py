@@ -8,6 +8,7 @@ from typing import Any
 from gptloom.config.load import recipe_names, resolve
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError
+from gptloom.generate.task import task_of
 from gptloom.model.build import cache_bytes, count_parts, operations_per_token
 from gptloom.studies.plan.compute_optimal import CAVEAT, FITS, Rate, compute_optimal, within_the_fit
 from gptloom.training.memory import activation_bytes, held_bytes
@@ -109,7 +110,7 @@ def _memory(config: RunConfig, rate: Rate, goal: Goal) -> dict[str, Any]:
         "in_all": held.total + here,
         "largest_rows": None if room is None else max(0, 1 + int((room - one) // (two - one))) if room >= one else 0,
         "cache_per_sequence": None
-        if config.model.architecture == "encoder"
+        if not task_of(config.model).causal
         else cache_bytes(config.model, config.model.block_size),
     }
 
