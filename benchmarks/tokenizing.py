@@ -23,7 +23,7 @@ import numpy as np
 import tokenizers
 
 from gptloom.config.run import DataConfig
-from gptloom.data.encodings import PIECE, Piece
+from gptloom.data.readers import PIECE, Piece
 from gptloom.data.sources import fetch, open_corpus
 from gptloom.data.tokenizers import make_tokenizer
 from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer

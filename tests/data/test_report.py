@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_helpers import MIXED, PROSE, corpus_of
 from gptloom.config.run import DataConfig
 from gptloom.data import report as repeats_module
-from gptloom.data.encodings import Piece
+from gptloom.data.readers import Piece
 from gptloom.data.report import WINDOW, describe, leakage, repeats
 from gptloom.data.tokenizers import make_tokenizer
 

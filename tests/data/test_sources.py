@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_helpers import MIXED, PROSE, corpus_of, texts_of
 from gptloom.config.run import DataConfig
-from gptloom.data import encodings, sources
+from gptloom.data import readers, sources
 from gptloom.data.sources import open_corpus
 from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
 
@@ -111,7 +111,7 @@ def test_line_ends_become_lf_with_a_note(tmp_path):
 def test_blocks_may_split_anywhere(text, block):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = written(Path(folder) / "a.txt", text.encode())
-        patch.setattr(encodings, "PIECE", block)
+        patch.setattr(readers, "PIECE", block)
         corpus = opened(path)
         assert texts_of(corpus) == [text.replace("\r\n", "\n").replace("\r", "\n")]
         assert max(len(piece.text) for piece in corpus.pieces()) <= block + 1
@@ -176,7 +176,7 @@ def test_json_lines_are_documents(tmp_path):
     corpus = opened(path)
     assert corpus.documents == 5
     assert texts_of(corpus) == [*texts[:4], "crlf\nin it"]
-    assert max(len(piece.text) for piece in corpus.pieces()) <= encodings.PIECE
+    assert max(len(piece.text) for piece in corpus.pieces()) <= readers.PIECE
     assert any("without text" in note for note in corpus.notes)
     assert corpus.bytes == len("".join([*texts[:4], "crlf\nin it"]).encode())
 
@@ -323,5 +323,5 @@ def test_no_text_is_an_error():
 
 
 def test_suffixes_are_read_in_any_case(tmp_path):
-    assert set(encodings.SUFFIXES.values()) == {"jsonl", "csv", "tsv"}
+    assert set(readers.SUFFIXES.values()) == {"jsonl", "csv", "tsv"}
     assert texts_of(opened(written(tmp_path / "A.JSONL", b'{"text": "x"}'))) == ["x"]

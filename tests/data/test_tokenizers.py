@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from axes import TOKENIZERS, every_tokenizer
 from data_helpers import MIXED, PROSE, corpus_of
-from gptloom.data.encodings import Piece
+from gptloom.data.readers import Piece
 from gptloom.data.tokenizers import END_OF_TEXT, base, bpe, load_tokenizer, make_tokenizer
 from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
 from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from gptloom.data.encodings import Piece, Source, together
+from gptloom.data.readers import Piece, Source, together
 from gptloom.errors import InputError
 
 _CODE_POINTS = sys.maxunicode + 1

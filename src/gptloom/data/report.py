@@ -13,7 +13,7 @@ from jaxtyping import UInt64
 
 from gptloom.config.run import DataConfig
 from gptloom.data.corpus import Corpus
-from gptloom.data.encodings import PIECE, Piece
+from gptloom.data.readers import PIECE, Piece
 from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
 

@@ -25,7 +25,8 @@ from typing import BinaryIO
 
 from gptloom.config.run import DataConfig
 from gptloom.data.corpus import Corpus, Scan, listed
-from gptloom.data.encodings import (
+from gptloom.data.number_words import EXAMPLE, is_numbers, number_pairs
+from gptloom.data.readers import (
     SUFFIXES,
     BinaryFileError,
     EmptyFileError,
@@ -36,7 +37,6 @@ from gptloom.data.encodings import (
     find_encoding,
     open_binary,
 )
-from gptloom.data.number_words import EXAMPLE, is_numbers, number_pairs
 from gptloom.data.tokens import cache_folder, replacing
 from gptloom.errors import InputError, MachineError, nearest
 

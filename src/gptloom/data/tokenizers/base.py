@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Integer, UInt
 
 from gptloom.config.run import OnUnknown
-from gptloom.data.encodings import Piece
+from gptloom.data.readers import Piece
 from gptloom.errors import InputError
 from gptloom.files import read_bytes
 

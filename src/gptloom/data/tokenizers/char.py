@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gptloom.config.run import OnUnknown
-from gptloom.data.encodings import Piece, together
+from gptloom.data.readers import Piece, together
 from gptloom.data.tokenizers.base import CURE, FILE, AnyIds, EncodedPiece, Ids, Tokenizer, entry, to_json, well_formed
 from gptloom.errors import InputError
 
