@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gptloom.config.run import IGNORE_INDEX
+from gptloom.config.run import IGNORE_INDEX, TrainConfig
 from gptloom.model.base import LanguageModel
 
 
@@ -27,6 +27,11 @@ class Objective(nn.Module):
         """Wrap a model."""
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
+
+    @classmethod
+    def from_config(cls, model: LanguageModel, config: TrainConfig) -> "Objective":
+        """Return the objective that a configuration trains with."""
+        return cls(model, config.label_smoothing)
 
     def forward(self, *batch: Int[Tensor, "b _"]) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Return the summed loss in nats, and the number of targets that are not `IGNORE_INDEX`.

@@ -58,7 +58,7 @@ def setup(
     progress, group = progress or Progress(), group or ProcessGroup()
     optimizer = _load(optimizer or make_optimizer(model, config.train, group), optimizer_state or {})
     context = partial(autocast, model.device, pick_precision(config.train.precision, model.device))
-    objective: nn.Module = Objective(model, config.train.label_smoothing)
+    objective: nn.Module = Objective.from_config(model, config.train)
     if wants_compile(config.train, horizon, model.device):
         objective = compile_or_not(objective, batches.batch(0), config.train.rows, context, say or print)
     return Trainer(
