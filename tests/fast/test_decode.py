@@ -203,3 +203,28 @@ def test_rows_have_settings_and_details_of_their_own():
         alone = DecodeBatch(model)
         alone.add(prompt, config)
         assert [step[0].id for step in iter(alone.step, {})] == texts[row]
+
+
+# --- the comparison with the reference ------------------------------------------------------------
+
+
+def test_a_model_is_compared_once_and_again_after_its_weights_change(monkeypatch):
+    compared = []
+    monkeypatch.setattr(Stepper, "compare", lambda stepper: compared.append(stepper.model) or 0.0)
+    model, other = build(CONFIGS["gpt2"]), build(CONFIGS["gpt2"])
+    for one in (model, model, other, model):
+        assert isinstance(decode.make_stepper(one), Stepper)
+    assert compared == [model, other]
+    with torch.no_grad():
+        model.head.weight.add_(0.1)
+    decode.make_stepper(model)
+    assert compared == [model, other, model]
+
+
+def test_a_comparison_that_fails_is_never_remembered(monkeypatch):
+    model = build(CONFIGS["gpt2"])
+    monkeypatch.setattr(Stepper, "compare", lambda stepper: 1.0)
+    for _ in range(2):
+        assert isinstance(decode.make_stepper(model), Reference)
+    monkeypatch.undo()
+    assert isinstance(decode.make_stepper(model), Stepper)

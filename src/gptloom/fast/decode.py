@@ -13,7 +13,8 @@ rows of unequal length (`SINGLES`, `SMALL_ROWS`). A row's logits are then bitwis
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -48,13 +49,28 @@ CACHED = 1_000_000
 """Number of activations that fit into the processor's cache (a few megabytes)."""
 
 
+class _Comparison(NamedTuple):
+    """A successful comparison with the reference.
+
+    Attributes:
+        weights: `_versions` of the model that was compared.
+        trusted: for a few and for many rows of unequal length, whether their steps agree with the reference.
+    """
+
+    weights: list[tuple[int, int]]
+    trusted: dict[bool, bool]
+
+
+_compared: WeakKeyDictionary[Decoder, _Comparison] = WeakKeyDictionary()
+
+
 def make_stepper(model: LanguageModel, *, compare: bool = True) -> "Stepper | Reference":
     """Return the fastest function that computes a model's next-token logits.
 
     Args:
         model: the model with its current weights. Make a new stepper after further training.
-        compare: compare a few tokens with the reference first, and fall back to the reference if they differ. Code
-            that measures such differences sets it to False.
+        compare: compare a few tokens with the reference first, and fall back to the reference if they differ. This
+            is done once for a model and its weights. Code that measures such differences sets it to False.
 
     Returns:
         A function of the next ids, (b, t), and a cache. All rows of the cache have the same length, which is 0 if
@@ -129,11 +145,21 @@ class Stepper:
         self.alone = isinstance(self.single, Line)
         self.limit = TOLERANCE * torch.finfo(model.token_table.weight.dtype).eps
         self.trusted: dict[bool, bool] = {} if compare else {False: True, True: True}
-        if not compare:
+        if compare:
+            self._compare_once()
+
+    def _compare_once(self) -> None:
+        """Compare with the reference, unless this model with these weights has been compared."""
+        weights = _versions(self.model)
+        known = _compared.get(self.model)
+        if known is not None and weights is not None and known.weights == weights:
+            self.trusted = known.trusted
             return
         apart = self.compare()
         if not apart <= self.limit:
             raise Unknown(f"its logits differ from the model's by {apart:.1e} (rounding explains {self.limit:.1e})")
+        if weights is not None:
+            _compared[self.model] = _Comparison(weights, self.trusted)
 
     @torch.inference_mode()
     def compare(self) -> float:
@@ -267,6 +293,12 @@ class Stepper:
                 for cut in cuts
             ]
         )
+
+
+def _versions(model: Decoder) -> list[tuple[int, int]] | None:
+    """The address and PyTorch's version of each weight, which changes with every update; None if they have none."""
+    weights = [*model.parameters(), *model.buffers()]
+    return None if any(w.is_inference() for w in weights) else [(w.data_ptr(), w._version) for w in weights]
 
 
 class Line:
