@@ -105,6 +105,7 @@ class DecodeBatch:
         self.texts, self.ended = list[list[int]](), list[int]()
         self._rows, self._added, self._names = list[_Row](), 0, list[int]()
         self._groups: list[tuple[SampleConfig, bool, list[int]]] | None = None
+        self._asked = list[int]()
         self._pool: Cache | None = None
         """Cache with room for at least all placed rows, which come first."""
         self._state: Cache | None = None
@@ -151,7 +152,10 @@ class DecodeBatch:
         """
         if not self._rows:
             return {}
-        with evaluating(self.model):
+        if self.model.training:
+            with evaluating(self.model):
+                logits = self.logits()
+        else:
             logits = self.logits()
         ids = self._choose(logits)
         self.append(ids)
@@ -295,6 +299,7 @@ class DecodeBatch:
         """Choose one token per row."""
         if self._groups is None:
             self._groups = self._grouped()
+            self._asked = [place for place, row in enumerate(self._rows) if row.details is not None]
         if len(self._groups) == 1:
             config, plain, places = self._groups[0]
             return self._draw(logits, config, plain, places)
@@ -321,8 +326,7 @@ class DecodeBatch:
 
     def _tokens(self, logits: Tensor, ids: list[int]) -> list[Token]:
         """Return the chosen ids as tokens, with details for the rows that request them."""
-        asked = [place for place, row in enumerate(self._rows) if row.details is not None]
-        tokens = [Token(one) for one in ids]
+        asked, tokens = self._asked, [Token(one) for one in ids]
         if asked:
             most = max(self._rows[place].details or 0 for place in asked)
             for place, token in zip(

@@ -69,7 +69,7 @@ class LanguageModel(nn.Module, ABC):
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch all modules to evaluation mode, and switch them back at the end."""
-    if not model.training:  # the usual case: avoid a walk over all modules for every token
+    if not model.training:  # avoid a walk over all modules
         yield
         return
     training = [module for module in model.modules() if module.training]
