@@ -46,7 +46,7 @@ STUDY_FLAGS = {
     "--n-head",
     "--mlp",
 }
-SCRIPT_FLAGS = {"--nanogpt", "--quick"}
+SCRIPT_FLAGS = {"--base", "--nanogpt", "--quick", "--rounds"}
 COST_FLAGS = {
     "--only",
     "--largest",
