@@ -41,6 +41,19 @@ Z_LOSS = [
         "        return nats + 0.1 * scores.logsumexp(-1).square().sum(), (targets != IGNORE_INDEX).sum()",
     )
 ]
+WEAK_Z_LOSS = [(old, new.replace("0.1", "1e-5")) for old, new in Z_LOSS]
+WIDE_CAP = [
+    (
+        "        if traced is None:\n            causal",
+        "        if traced is None and mask is None and causal:\n"
+        "            scores = 30 * torch.tanh(query @ key.transpose(-2, -1) * self.scale / 30)\n"
+        "            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)\n"
+        "            weights = scores.masked_fill(hidden, -1e9).softmax(-1)\n"
+        "            return (weights @ value).transpose(1, 2).flatten(2)\n"
+        "        if traced is None:\n            causal",
+    )
+]
+"""Both change nothing that rounding does not explain while the weights are small, as in a new model."""
 SCALED = [
     (
         "        x: Tensor = self.token_table(ids)\n",
@@ -131,6 +144,12 @@ def test_change_takes_effect_in_training_evaluation_and_sampling(tmp_path, chang
     assert found["losses"] == wanted["losses"]
     assert found["evaluated"] == wanted["evaluated"]
     assert found["sampled"] == pytest.approx(found["own"], abs=1e-4)
+
+
+@pytest.mark.parametrize("changes", [WEAK_Z_LOSS, WIDE_CAP], ids=["weak z-loss", "wide soft cap"])
+def test_change_that_small_weights_hide_is_refused(tmp_path, changes):
+    found, _ = run(edited(tmp_path, changes))
+    assert found["path"] == "reference" and "its loss or gradients differ from the model's" in found["why"]
 
 
 def test_hook_is_refused_with_a_line_and_changes_no_result(tmp_path):

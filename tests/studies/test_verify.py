@@ -4,11 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from gptloom.cli.main import main
+from gptloom.reference import formulas
 from gptloom.reference.formulas import Reference
 from gptloom.studies.verify import chosen, passed, verify
 from gptloom.studies.verify.open import open_recipe, open_run
@@ -84,6 +86,40 @@ def test_a_run_is_verified_with_its_own_weights_and_text(tmp_path, capsys, monke
     )
     assert "a synthetic one replaces it" in said
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_the_path_is_that_of_the_run_s_own_loss_and_precision(tmp_path, capsys):
+    text = write_text(tmp_path)
+    for name, more, why in (
+        ("smooth", {"label_smoothing": 0.1}, "label smoothing"),
+        ("half", {"precision": "bfloat16"}, "autocast"),  # with an RMSNorm, torch warns
+    ):
+        run = small_run(text, tmp_path / name, model={"norm": "layernorm", "qk_norm": False}, train=more).run
+        assert main(["verify", run, "--checks", "tokens", "--json", "--device", "cpu"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["path"] == "reference" and why in found["why"]
+
+
+def test_what_the_formulas_do_not_know_is_not_called_a_fault(monkeypatch):
+    """As if `qk_norm` were a new field."""
+    monkeypatch.setattr(formulas, "KNOWN", formulas.KNOWN - {"qk_norm"})
+    findings = {}
+    for qk_norm in (True, False):
+        subject = open_recipe("tiny", {"device": "cpu", "model": {"qk_norm": qk_norm}}, seed=1)
+        for one in verify(subject, chosen(["formula", "loss", "targets"])):
+            findings[one.name, qk_norm] = one
+    assert findings["formula", True].passed is findings["loss", True].passed is None
+    assert "qk_norm is not known to the formulas" in findings["formula", True].note
+    assert all(findings[one].passed for one in findings if one[0] == "targets" or not one[1])
+
+
+def test_an_optimizer_of_one_s_own_is_not_called_a_fault(tmp_path, capsys):
+    make = partial(torch.optim.SGD, lr=0.1)
+    run = small_run(write_text(tmp_path), tmp_path / "own", optimizer=make).run
+    assert main(["verify", run, "--checks", "update,clipping,groups,targets", "--json"]) == 0
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert found["targets"]["passed"] and found["update"]["passed"] is None
+    assert "optimizer of a Python program" in found["update"]["note"]
 
 
 def test_words_that_verify_does_not_know(capsys):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def verify_command(words: list[str]) -> int:
     if not 0 <= args.seed < 2**63:
         raise ConfigError(f"{args.seed} is not between 0 and 2**63 - 1", where="--seed", cure="try --seed 1337")
     with loading():
+        from gptloom.devices import autocast, pick_precision
         from gptloom.fast.train import TrainingPass
         from gptloom.model.loss import Objective
         from gptloom.studies.verify import chosen, passed, verify
@@ -55,7 +57,9 @@ def verify_command(words: list[str]) -> int:
         subject = open_recipe(args.recipe, {"device": args.device}, seed=args.seed)
     for note in subject.notes:
         print(f"note: {note}", file=sys.stderr)
-    passes = TrainingPass(Objective(subject.exact), subject.exact.zero_grad)
+    train = subject.config.train
+    context = partial(autocast, subject.device, pick_precision(train.precision, subject.device))
+    passes = TrainingPass(Objective.from_config(subject.exact, train), subject.exact.zero_grad, context)
     passes.check([part.clamp(min=0) for part in subject.batch()])
     print(f"note: passes: {passes.describe()}", file=sys.stderr)
     findings = []

@@ -15,7 +15,7 @@ class ModelConfig(Config):
     architecture: Literal["decoder", "encoder", "encoder-decoder", "rnn", "lstm", "gru"] = Field(
         "decoder",
         description="decoder: autoregressive; encoder: masked language model; encoder-decoder: translates pairs; "
-        "rnn, lstm, gru: recurrent (they use only n_layer, n_embd, dropout and head)",
+        "rnn, lstm, gru: recurrent (they use only n_layer, n_embd, head, head_bias, dropout, embd_dropout and init)",
     )
     vocab_size: Length = Field(65, description="Number of token ids; training sets it from the tokenizer")
     block_size: Length = Field(64, description="Longest context, in tokens")

@@ -87,6 +87,9 @@ DECODED: dict[str, Any] = _BOTH | {
 }
 """Values of each field of `ModelConfig` that the fast decoder steps support."""
 
+_OBJECTIVE = {*vars(nn.Module()), "label_smoothing"}
+"""Attributes of an `Objective` besides its model."""
+
 _OURS = (Objective, Decoder, Stack, Block, Attention, CausalMean, MLP, HashedNgrams)
 _TORCHS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Dropout, nn.ModuleList)
 _KNOWN = {*_OURS, *_TORCHS, Int8Linear} - {Stack}
@@ -109,6 +112,8 @@ def why_not(objective: nn.Module, batch: Sequence[Tensor] | None = None) -> str 
         return f"the model is a {type(objective.model).__name__}"
     if objective.label_smoothing:
         return "label smoothing is not known to fast/"
+    if unknown := sorted(vars(objective).keys() - _OBJECTIVE):
+        return f"the objective has the attribute {unknown[0]}, which is not known to fast/"
     config, device = objective.model.config, objective.model.device
     reason = unknown_field(config, TRAINED) or _unknown_shape(config) or unknown_module(objective)
     if reason is None and device.type not in ("cpu", "meta"):

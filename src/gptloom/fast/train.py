@@ -26,10 +26,13 @@ from gptloom.model.transformer import Block, Decoder
 
 Batch = Sequence[Int[Tensor, "b _"]]
 
-COMPARED_ROWS = 4
+COMPARED_ROWS = 2
 """Number of rows in the comparison before a run: enough to detect a difference, and cheap compared with a step."""
 
-TOLERANCE = 500.0
+NOISE = 65_537
+"""Number of random values that are repeated in every parameter in the second comparison."""
+
+TOLERANCE = 100.0
 """Allowed relative difference between the two passes, in units of rounding (`torch.finfo.eps`)."""
 
 _SUM = 2  # reduction="sum", as PyTorch's operators call it
@@ -150,15 +153,32 @@ def straight_pass(objective: nn.Module) -> Callable[[Batch, float, bool], Float[
 def compare(objective: nn.Module, batch: Batch) -> float:
     """Compare the hand-written pass with autograd on the first rows of a batch, with the same random numbers.
 
-    Gradients and the state of the random generator are restored.
+    They are compared twice: with the present weights, and with noise added to them. Many weights of a new model are
+    small or zero, and would hide a change such as a cap on large attention scores. Weights, gradients and the state of
+    the random generator are restored.
 
     Returns:
-        The larger of two numbers: the relative difference of the losses, and the largest norm of a parameter's gradient
+        The largest of these numbers: the relative difference of the losses, and the norm of a parameter's gradient
         difference divided by the norm of all gradients.
     """
     batch, state = [part[:COMPARED_ROWS] for part in batch], torch.get_rng_state()
     parameters = list(objective.parameters())
-    kept, found = [p.grad for p in parameters], []
+    grads, weights = [p.grad for p in parameters], [p.detach().clone() for p in parameters]
+    try:
+        apart = _apart(objective, batch, parameters)
+        _add_noise(parameters)
+        return max(apart, _apart(objective, batch, parameters))
+    finally:
+        with torch.no_grad():
+            for parameter, grad, weight in zip(parameters, grads, weights, strict=True):
+                parameter.copy_(weight)
+                parameter.grad = grad
+        torch.set_rng_state(state)
+
+
+def _apart(objective: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]) -> float:
+    """Return the largest difference of both passes; see `compare`. Gradients are overwritten."""
+    state, found = torch.get_rng_state(), []
     for by_line in (False, True):
         torch.set_rng_state(state)
         for parameter in parameters:
@@ -168,16 +188,24 @@ def compare(objective: nn.Module, batch: Batch) -> float:
         else:
             nats, _ = objective(*batch)
             nats.backward()
-        found.append(
-            (nats.detach(), [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters])
-        )
-    for parameter, grad in zip(parameters, kept, strict=True):
-        parameter.grad = grad
-    torch.set_rng_state(state)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
+        found.append((nats.detach(), grads))
     (wanted, slopes), (nats, others) = found
     length = torch.linalg.vector_norm(torch.stack([slope.norm() for slope in slopes]))
     apart = [float((one - other).norm() / length.clamp(min=1e-30)) for one, other in zip(slopes, others, strict=True)]
     return max(float((nats - wanted).abs() / wanted.abs().clamp(min=1e-30)), *apart)
+
+
+@torch.no_grad()
+def _add_noise(parameters: Sequence[nn.Parameter]) -> None:
+    """Add noise that makes the attention scores and the logits large, with the same values in each call."""
+    noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0))
+    for parameter in parameters:
+        scale = 2.0 * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
+        flat = parameter.view(-1)
+        for start in range(0, len(flat), NOISE):
+            part = flat[start : start + NOISE]
+            part.add_(noise[: len(part)].to(part), alpha=scale)
 
 
 class _Line:

@@ -17,7 +17,7 @@ class LanguageModel(nn.Module, ABC):
 
     Attributes:
         config: the model's configuration.
-        token_table: the token embedding, (vocab_size, n_embd).
+        token_table: the token embedding, (ids, n_embd); an encoder has one id more than the vocabulary, for masks.
     """
 
     config: ModelConfig
@@ -62,13 +62,13 @@ class LanguageModel(nn.Module, ABC):
         return self.token_table.weight.device
 
     def parameter_count(self) -> int:
-        """Number of trainable parameters; tied weights count once."""
+        """Number of parameters; tied weights count once."""
         return sum(p.numel() for p in self.parameters())
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch all modules to evaluation mode, and switch them back at the end."""
+    """Switch a model in training mode, with all its modules, to evaluation mode, and back at the end."""
     if not model.training:  # avoid a walk over all modules
         yield
         return

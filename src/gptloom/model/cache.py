@@ -18,7 +18,7 @@ class Cache:
     """Cache of a batch of sequences: keys and values, or recurrent states. Each row has its own length.
 
     Args:
-        layers: one `LayerCache` per layer, made by the layer's `init_cache`.
+        layers: the caches of the layers, made by their `init_cache`: one per block, and one for n-grams.
         batch: number of rows.
         capacity: maximum number of tokens in a row.
     """

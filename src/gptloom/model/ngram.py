@@ -98,7 +98,7 @@ def ngram_rows(known: Int[Tensor, "b n"], longest: int, rows: int) -> Int[Tensor
     for back in range(1, longest):
         key = key * _SPREAD + codes[:, longest - 1 - back : end - back]
         # The high bits: the low bits of a product depend on few bits of its factors.
-        found.append(((key ^ key >> 32) * _SPREAD >> 33) % rows)
+        found.append((((key ^ (key >> 32)) * _SPREAD) >> 33) % rows)
     return torch.stack(found, dim=-1)
 
 
@@ -113,13 +113,13 @@ def ngram_rows_at(before: list[int], last: int, rows: int) -> list[int]:
     key, found = last + 1, []
     for one in reversed(before):
         key = _signed(key * _SPREAD + one + 1)
-        found.append((_signed((key ^ key >> 32) * _SPREAD) >> 33) % rows)
+        found.append((_signed((key ^ (key >> 32)) * _SPREAD) >> 33) % rows)
     return found
 
 
 def _signed(number: int) -> int:
     """Wrap an integer to 64 bits, two's complement."""
-    return (number + (1 << 63) & (1 << 64) - 1) - (1 << 63)
+    return ((number + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
 
 
 class _Lookup(torch.autograd.Function):

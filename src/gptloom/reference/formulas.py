@@ -24,6 +24,51 @@ from gptloom.model.ngram import HashedNgrams
 
 Perturb = Callable[[Tensor], Tensor]
 
+KNOWN = frozenset(
+    [
+        "architecture",
+        "vocab_size",
+        "block_size",
+        "n_layer",
+        "n_head",
+        "n_kv_head",
+        "n_embd",
+        "head_size",
+        "mixer",
+        "output_projection",
+        "score_scale",
+        "qk_norm",
+        "positions",
+        "ngrams",
+        "ngram_rows",
+        "ngram_dropout",
+        "rope_theta",
+        "mlp",
+        "mlp_width",
+        "residual",
+        "norm",
+        "norm_position",
+        "bias",
+        "head",
+        "head_bias",
+        "tables",
+        "dropout",
+        "attn_dropout",
+        "embd_dropout",
+        "init",
+    ]
+)
+"""Fields of `ModelConfig` that the formulas take into account."""
+
+
+def unknown_field(config: ModelConfig) -> str | None:
+    """Return the first field with a value other than its default that the formulas do not know; None if there is none.
+
+    The default of a new field must be the value that leaves the model as it was.
+    """
+    fields = type(config).model_fields
+    return next((name for name in fields if name not in KNOWN and getattr(config, name) != fields[name].default), None)
+
 
 class Reference:
     """Computes a model's logits by the formulas.

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from gptloom.config.run import CUSTOM
 from gptloom.devices import SMALL_MODEL, is_out_of_memory, threads
 from gptloom.errors import ConfigError, GptloomError, MachineError, nearest
 from gptloom.fast import why_not
 from gptloom.model.loss import Objective
+from gptloom.reference.formulas import unknown_field
 from gptloom.studies.verify import forward, measurement, runs, training
 from gptloom.studies.verify.subject import Subject
 from gptloom.studies.verify.tolerance import Impossible, Outcome
@@ -237,16 +239,26 @@ def passed(findings: Sequence[Finding]) -> bool:
 
 def _run(check: Check, subject: Subject) -> Finding:
     start = time.perf_counter()
+    strange = unknown_field(subject.model)
+    outcome: Outcome | Impossible
     try:
-        outcome = check.run(subject)
+        if strange is not None and check.run in (forward.formula, measurement.loss):
+            outcome = Impossible(f"{strange} is not known to the formulas (gptloom.reference.formulas)")
+        else:
+            outcome = check.run(subject)
     except MachineError:
         raise
     except FAILURES as error:
+        custom = subject.config.train.optimizer == CUSTOM and isinstance(error, ConfigError)
         if is_out_of_memory(error):
             raise MachineError(
                 f"the memory did not suffice for {check.name}", cure="verify on --device cpu, or a smaller model"
             ) from None
-        outcome = Outcome(math.nan, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
+        outcome = (
+            Impossible("the run was trained with an optimizer of a Python program")
+            if custom
+            else Outcome(math.nan, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
+        )
     seconds = time.perf_counter() - start
     if isinstance(outcome, Impossible):
         return Finding(check.name, check.claim, None, None, None, check.meaning, outcome.reason, seconds)
