@@ -125,6 +125,15 @@ def test_beams_and_a_prompt_from_standard_input(run):
     assert done.returncode == 0 and done.stdout.count("the lazy") == 2 and "\n---\n" in done.stdout
 
 
+def test_beams_stop_and_show_their_probabilities(run, capsys):
+    words = ["sample", str(run[0]), "--prompt", "the ", "--beams", "3", "--tokens", "12", "--json", "--stop", "z"]
+    assert main(words) == 0
+    tokens = json.loads(capsys.readouterr().out)["samples"][0]["tokens"]
+    assert all(token["logprob"] < 0 and len(token["alternatives"]) == 3 for token in tokens)
+    assert main([*words[:-3], "--show-probabilities", "2"]) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 13
+
+
 def test_eval_of_the_run_is_the_loss_that_training_reported(run, capsys):
     assert main(["eval", str(run[0]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
