@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from gptloom.cli.main import COMMANDS, main
 from gptloom.config.base import field_names
+from gptloom.config.load import read_toml, recipe_names, resolve
 from gptloom.config.run import RunConfig, SampleConfig
 from training_helpers import checkpoint_bytes, losses, write_text
 
@@ -337,6 +338,7 @@ def test_bad_texts_end_in_one_line(kind, tmp_path, capsys):
         (["trian"], "did you mean train?"),
         (["train"], "required: TEXT"),
         (["train", "x", "--train.learning-rte", "1"], "did you mean --train.learning-rate?"),
+        (["train", "x", "--learning-rte", "1"], "did you mean --learning-rate?"),
         (["train", "x", "--train.learning-rate", "fast"], "train.learning_rate"),
         (["train", "x", "--model.n-head", "5"], "n_head=5 does not divide n_embd=128; nearby: 4, 8 (--model.n-head)"),
         (["train", "x", "--model.mlp", "gleu", "--train.steps", "-1"], "model.mlp"),
@@ -468,6 +470,7 @@ def test_every_command_explains_its_numbers(capsys):
         "bench": "share is the limit's time",
         "plan": "6 N + 12 L T C a token",
         "inspect": "logit lens",
+        "recipes": "--config my.toml",
         "import": "does not contain the tokenizer",
         "data": "overlap is",
         "doctor": "will be used",
@@ -477,6 +480,74 @@ def test_every_command_explains_its_numbers(capsys):
         with pytest.raises(SystemExit) as left:
             main([name, "--help"])
         assert left.value.code == 0 and word in capsys.readouterr().out
+
+
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["tiny", "baby", "mingpt", "translate"])
+@pytest.mark.parametrize("command", [["train"], ["compare"], ["bench"], ["plan"]])
+def test_help_shows_the_values_that_a_run_would_use(command, name, capsys):
+    config, shown = resolve(name), help_of(capsys, *command, "--recipe", name)
+    for words, value in (
+        ("Sequences per optimizer step", config.train.batch_size),
+        ("Number of blocks", config.model.n_layer),
+        ("Base of the rotary frequencies (theta)", config.model.rope_theta),
+    ):
+        assert f"{words} [{value}]" in shown
+    assert f"the values of the recipe {name}]" in shown
+
+
+def test_help_without_a_recipe_shows_the_default_recipe(capsys):
+    assert "Sequences per optimizer step [8]" in help_of(capsys, "train")
+    assert "Sequences per optimizer step [64]" in help_of(capsys, "train", "numbers:en-fr")
+    neighbours = help_of(capsys, "ladder", "neighbours")
+    assert "added to the token embeddings (1: none) [1]" in neighbours and "such as torch:SGD [adamw]" in neighbours
+    assert "Sequences per optimizer step [" not in help_of(capsys, "resume")  # a run has its own
+
+
+def test_recipes_lists_them_and_prints_a_settings_file(capsys, tmp_path):
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == recipe_names() and "nanoGPT's" in listed[0]
+    for name in recipe_names():
+        assert main(["recipes", name]) == 0
+        (tmp_path / "my.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+        settings = read_toml(tmp_path / "my.toml")
+        assert resolve(settings.pop("recipe"), settings) == resolve(name)
+    assert main(["recipes", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["optimizer"] == "muon"
+    code, line = failure(capsys, "recipes", "tony")
+    assert code == 2 and "did you mean tiny?" in line
+
+
+def test_a_settings_own_name_is_a_flag(run, tmp_path, capsys):
+    small = [word.replace("--model.", "--").replace("--train.", "--") for word in SMALL]
+    words = ["train", run[0].parent / "text.txt", "--run", tmp_path / "run", "--data.cache", tmp_path / "cache"]
+    words += [*small, "--steps", 3, "--lr=2e-3", "--no-qk-norm", "--warmup", 1, "--log-every", "1", "--json"]
+    assert main([str(word) for word in words]) == 0
+    config = read_toml(tmp_path / "run" / "config.toml")
+    assert config["train"]["learning_rate"] == 2e-3 and config["train"]["warmup_steps"] == 1
+    assert config["model"]["n_embd"] == 16 and not config["model"]["qk_norm"]
+    assert main(["resume", str(tmp_path / "run"), "--steps", "4", "--eval-every", "2"]) == 0
+    assert main(["plan", "--heads", "2", "--width", "64", "--batch-size", "7"]) == 0
+
+
+def test_a_value_that_begins_with_a_dash_reaches_its_flag(run, capsys, tmp_path):
+    text = run[0].parent / "text.txt"
+    assert (
+        "learning_rate: expected a number, above 0, not '-1e-3'" in failure(capsys, "train", text, "--lr", "-1e-3")[1]
+    )
+    assert "not '-5'" in failure(capsys, "sample", run[0], "--tokens", "-5")[1]
+    assert "./-dash.txt" in failure(capsys, "train", "-dash.txt")[1]
+    assert "--prompt=--text" in failure(capsys, "sample", run[0], "--prompt", "--tokens")[1]
+    assert main(["eval", str(run[0]), "--text", "-dash.txt"]) == 2
+    assert "-dash.txt: there is no such file" in capsys.readouterr().err
+    assert main(["sample", str(run[0]), "--prompt", "-he", "--tokens", "3"]) == 2  # the text has no dash
+    assert "'-'" in capsys.readouterr().err
 
 
 def test_only_the_command_line_knows_argparse():

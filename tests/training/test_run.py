@@ -396,3 +396,15 @@ def test_a_text_that_is_read_often_is_learned_by_heart_through_its_n_grams(shape
         memory=None,
     )
     assert any("--model.ngram-dropout" in warning for warning in plan.warnings()) == warned
+
+
+def test_a_setting_is_found_by_its_own_name(tmp_path):
+    words = {"steps": 2, "lr": 2e-3, "n_layer": 1, "heads": 1, "width": 8, "block_size": 8, "batch": 2}
+    data = {"cache": str(tmp_path / "cache")}
+    result = gptloom.train(write_text(tmp_path), run=tmp_path / "run", device="cpu", recipe="tiny", data=data, **words)
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert result.steps == 2 and config["train"]["learning_rate"] == 2e-3 and config["model"]["n_embd"] == 8
+    with pytest.raises(ConfigError, match=r"train.learning_rate: is given twice"):
+        gptloom.train("shakespeare", lr=1e-3, train={"learning_rate": 1e-3})
+    with pytest.raises(ConfigError, match="lrr: unknown setting"):
+        gptloom.train("shakespeare", lrr=1e-3)

@@ -18,6 +18,7 @@ from gptloom.cli.doctor import doctor_command
 from gptloom.cli.inspect import inspect_command
 from gptloom.cli.ladder import ladder_command
 from gptloom.cli.plan import plan_command
+from gptloom.cli.recipes import recipes_command
 from gptloom.cli.sample import eval_command, sample_command
 from gptloom.cli.train import resume_command, train_command
 from gptloom.cli.verify import verify_command
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "verify": verify_command,
     "bench": bench_command,
     "plan": plan_command,
+    "recipes": recipes_command,
     "import": import_command,
     "data": data_command,
     "doctor": doctor_command,

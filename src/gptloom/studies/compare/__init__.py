@@ -13,7 +13,7 @@ from typing import Any
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.devices import derive
 from gptloom.errors import ConfigError, DivergedError, InputError
-from gptloom.studies.compare.factors import Arm, flatten, show
+from gptloom.studies.compare.factors import Arm, settings_of, show
 from gptloom.studies.trial import Material, open_material, read_as, read_record, rehearse, run_trial, write_record
 from gptloom.training.progress import duration
 from gptloom.training.schedule import make_horizon
@@ -192,7 +192,8 @@ def identity(plan: Plan, materials: Materials) -> dict[str, Any]:
         "own_seeds": plan.own_seeds,
         "seed": plan.arms[0].config.seed,
         "arms": {
-            arm.name: flatten(arm.config) | {"text_sha256": materials[arm.config.data].text_sha256} for arm in plan.arms
+            arm.name: settings_of(arm.config) | {"text_sha256": materials[arm.config.data].text_sha256}
+            for arm in plan.arms
         },
     }
 
