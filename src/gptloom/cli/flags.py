@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage and leaving."""
         cure = f"see `{self.prog} --help`"
         if message.endswith("expected one argument"):
-            cure = f"a value that begins with -- is joined to its flag: {message.split()[1].rstrip(':').split('/')[0]}=--text"
+            flag = re.split("[:/]", message.split()[1])[0]
+            cure = f"a value that begins with -- is joined to its flag: {flag}=--text"
         raise ConfigError(message, where=self.prog, cure=cure)
 
     def parse(self, words: list[str], *, intermixed: bool = False) -> argparse.Namespace:
