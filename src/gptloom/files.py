@@ -4,6 +4,7 @@ A read returns a value or raises InputError, within bounded memory.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,9 +13,40 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gptloom.errors import InputError
+
+
+class _Lasting(io.FileIO):
+    """The file of a stream; what cannot be written to it is dropped."""
+
+    def __init__(self, stream: TextIO, forgiven: type[OSError]) -> None:
+        super().__init__(stream.fileno(), "wb", closefd=False)
+        self._stream, self._forgiven = stream, forgiven  # the stream closes its file when nothing refers to it
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except self._forgiven:
+            return memoryview(content).nbytes
+
+
+def lasting(stream: TextIO, forgiven: type[OSError]) -> TextIO:
+    """Return a stream to the same file whose writes do not fail, so that work continues without a reader of its lines.
+
+    Args:
+        stream: standard output or standard error; one of a notebook or a test, without a file, is returned unchanged.
+        forgiven: the errors after which a text is dropped.
+    """
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    try:
+        file = _Lasting(stream, forgiven)
+    except io.UnsupportedOperation:
+        return stream
+    buffer, by_line = io.BufferedWriter(file), stream.line_buffering
+    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=by_line)
 
 
 def sync(path: Path) -> None:

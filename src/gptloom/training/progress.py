@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gptloom.config.run import RunConfig
+from gptloom.files import lasting
 from gptloom.generate.task import Score
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.memory import held_bytes
@@ -234,7 +235,8 @@ class LiveDisplay(Display):
 def make_display() -> Display:
     """Return a live panel on a terminal, and plain lines where standard error is piped or cannot move its cursor."""
     if sys.stderr is None or not sys.stderr.isatty():
-        return Display(lambda line: print(line, file=sys.stderr, flush=True))
+        file = sys.stderr and lasting(sys.stderr, OSError)  # training does not end with `2>&1 | head`
+        return Display(lambda line: print(line, file=file, flush=True))
     from rich.console import Console
 
     console = Console(stderr=True)
