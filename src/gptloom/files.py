@@ -13,15 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from gptloom.errors import InputError
+from gptloom.errors import PERMISSIONS, DeniedError, InputError
 
 
 class _Lasting(io.FileIO):
     """The file of a stream; what cannot be written to it is dropped."""
 
-    def __init__(self, stream: TextIO, forgiven: type[OSError]) -> None:
+    def __init__(self, stream: io.TextIOWrapper, forgiven: type[OSError]) -> None:
         super().__init__(stream.fileno(), "wb", closefd=False)
         self._stream, self._forgiven = stream, forgiven  # the stream closes its file when nothing refers to it
 
@@ -32,7 +32,7 @@ class _Lasting(io.FileIO):
             return memoryview(content).nbytes
 
 
-def lasting(stream: TextIO, forgiven: type[OSError]) -> TextIO:
+def lasting(stream: Any, forgiven: type[OSError]) -> Any:
     """Return a stream to the same file whose writes do not fail, so that work continues without a reader of its lines.
 
     Args:
@@ -199,16 +199,24 @@ SMALL_FILE = 1 << 20
 CURE = "check the path"
 
 
+def denied(path: Path, error: PermissionError) -> DeniedError:
+    """Return the error of a file that this user may not read."""
+    return DeniedError(f"cannot be read: {error.strerror}", where=str(path), cure=PERMISSIONS)
+
+
 def regular_size(path: Path, *, cure: str = CURE) -> int:
     """Return the size of a regular file in bytes.
 
     Folders, pipes and devices are refused before they are opened; a pipe or device may have no end.
 
     Raises:
+        DeniedError: this user may not read it.
         InputError: the path is missing, cannot be read or is not a regular file.
     """
     try:
         about = path.stat()
+    except PermissionError as error:
+        raise denied(path, error) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(
             f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path), cure=cure
@@ -229,6 +237,8 @@ def read_bytes(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> byte
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)
+    except PermissionError as error:
+        raise denied(path, error) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=cure) from None
     if len(content) > limit:

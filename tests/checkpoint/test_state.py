@@ -302,26 +302,26 @@ with only_writer(Path(sys.argv[1])):
 
 def full_disk(monkeypatch, is_full):
     """Let the saves of some steps fail as on a full disk; by step, for saves are announced after they are written."""
-    save = checkpoint.save_file
+    save = checkpoint.write_tensors
 
     def failing(content, path):
         if is_full(int(path.parent.name.removeprefix(".writing-"))):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return save(content, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    monkeypatch.setattr(checkpoint, "write_tensors", failing)
 
 
 def slow_save(monkeypatch, is_slow):
     """Let the saves of some steps take a while, but never longer than the trainer is willing to go on without them."""
-    save = checkpoint.save_file
+    save = checkpoint.write_tensors
 
     def slow(content, path):
         if is_slow(int(path.parent.name.removeprefix(".writing-"))):
             time.sleep(0.5)
         return save(content, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
     monkeypatch.setattr(manager.CheckpointManager, "_is_slow", lambda self: False)
 
 
@@ -362,7 +362,7 @@ def test_a_run_may_go_on_without_a_save_but_not_end_without_one(text, tmp_path, 
 def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch):
     """A slow save ends only when the run waits for it; steps continue meanwhile, and the old step is saved."""
     entered, release, steps_meanwhile = threading.Event(), threading.Event(), []
-    write = checkpoint.save_file
+    write = checkpoint.write_tensors
 
     def slow(*arguments, **named):
         entered.set()
@@ -377,7 +377,7 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
                     release.set()
             return super().after_step(view)
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
     monkeypatch.setattr(manager.CheckpointManager, "_is_slow", lambda self: False)
     begin(text, tmp_path / "run", Watch())
     assert steps_meanwhile == [1, 2]
@@ -387,7 +387,7 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
 
 def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_path, monkeypatch):
     """Then a kill costs one interval, as with synchronous saves."""
-    write, behind, clock = checkpoint.save_file, [], [0.0]
+    write, behind, clock = checkpoint.write_tensors, [], [0.0]
 
     def slow(*arguments, **named):
         time.sleep(0.1)
@@ -399,7 +399,7 @@ def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_
             behind.append(view.step - int(checkpoint_names(tmp_path / "run")[-1].removeprefix("step-")))
             return super().after_step(view)
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
     monkeypatch.setattr(manager, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     begin(text, tmp_path / "run", Watch(), train_settings={"save_every": 1, "eval_every": 100})
     assert max(behind) == 1

@@ -22,7 +22,7 @@ from gptloom.cli.plan import plan_command
 from gptloom.cli.sample import eval_command, sample_command
 from gptloom.cli.train import resume_command, train_command
 from gptloom.cli.verify import verify_command
-from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
+from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, cure_for, nearest
 from gptloom.files import lasting
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -84,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(
             MachineError(
-                error.strerror or str(error), where=str(error.filename or ""), cure="check the disk and the path"
+                error.strerror or str(error),
+                where=str(error.filename or ""),
+                cure=cure_for(error, "check the disk and the path"),
             ),
             words,
         )

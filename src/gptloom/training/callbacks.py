@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from gptloom.checkpoint.state import Divergence, Progress
-from gptloom.errors import GptloomWarning, MachineError
+from gptloom.errors import GptloomWarning, MachineError, cure_for
 from gptloom.files import Log
 from gptloom.generate.task import Score
 
@@ -202,9 +202,8 @@ class Recorder(Callback):
         except OSError as error:
             what = f"cannot be written: {error.strerror or error}"
             if self.on_failure == "stop":
-                raise MachineError(
-                    what, where=str(self.log.path), cure="free some space, then `gptloom resume`"
-                ) from None
+                cure = cure_for(error, "free some space, then `gptloom resume`")
+                raise MachineError(what, where=str(self.log.path), cure=cure) from None
             if not waiting:
                 warnings.warn(
                     f"{self.log.path}: {what}; its lines are kept in memory and written later",
