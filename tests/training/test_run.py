@@ -18,9 +18,10 @@ from gptloom.checkpoint.format import checkpoint_names
 from gptloom.config.load import nest
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
 from gptloom.fast.train import TrainingPass
-from gptloom.training import run as training_run
+from gptloom.generate.task import Score
 from gptloom.training.progress import Plan
 from gptloom.training.run import resume, train
+from gptloom.training.session import Session
 from gptloom.training.setup import compile_mode
 from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
 
@@ -168,7 +169,7 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_is_used(text, tm
 
 def test_resuming_from_an_older_checkpoint_keeps_what_it_writes_and_its_own_best(text, tmp_path, monkeypatch):
     scores = iter([4.0, 3.0, 2.0, 1.0, 3.5, 2.4])
-    monkeypatch.setattr(training_run.Session, "_evaluate", lambda self: training_run.Score(next(scores), 1, 1))
+    monkeypatch.setattr(Session, "_evaluate", lambda self: Score(next(scores), 1, 1))
     small_run(text, tmp_path / "run", train={"eval_every": 4, "keep": 3})  # 12 steps: 3.0 at 4, 2.0 at 8, 1.0 at 12
     result = resume(
         tmp_path / "run",
@@ -251,7 +252,7 @@ def test_a_time_budget_is_planned_and_followed_to_the_schedules_end(text, tmp_pa
 
 def test_patience_ends_a_run_that_no_longer_gets_better(text, tmp_path, monkeypatch):
     scores = iter([1.0, 2.0, 2.5, 2.6, 2.7])  # the untrained model's is no candidate for the best
-    monkeypatch.setattr(training_run.Session, "_evaluate", lambda self: training_run.Score(next(scores), 1, 1))
+    monkeypatch.setattr(Session, "_evaluate", lambda self: Score(next(scores), 1, 1))
     result = small_run(text, tmp_path / "run", train={"steps": 100, "eval_every": 2, "patience": 2})
     assert (result.end, result.steps, result.best_step, result.val_loss) == ("patience", 6, 2, 2.0)
     assert Path(result.checkpoint).name == "step-000002"
@@ -259,7 +260,7 @@ def test_patience_ends_a_run_that_no_longer_gets_better(text, tmp_path, monkeypa
 
 def test_the_newest_checkpoints_and_the_best_are_kept(text, tmp_path, monkeypatch):
     scores = iter([3.0, 2.9, 1.0, 2.8, 2.7, 2.6])
-    monkeypatch.setattr(training_run.Session, "_evaluate", lambda self: training_run.Score(next(scores), 1, 1))
+    monkeypatch.setattr(Session, "_evaluate", lambda self: Score(next(scores), 1, 1))
     small_run(text, tmp_path / "run", train={"steps": 10, "eval_every": 2, "keep": 2})
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
         "step-000004",
