@@ -23,7 +23,7 @@ from gptloom.training.progress import Plan
 from gptloom.training.run import resume, train
 from gptloom.training.session import Session
 from gptloom.training.setup import compile_mode
-from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
+from training_helpers import SMALL, Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
 
 
 @pytest.fixture
@@ -278,6 +278,34 @@ def test_epochs_are_counted_in_training_tokens(text, tmp_path, sampling):
     assert result.steps == math.ceil(2 * in_an_epoch / (4 * 16))
 
 
+@pytest.mark.parametrize("kind", ["documents", "documents of an encoder", "pairs", "a short text"])
+def test_two_epochs_read_each_target_twice_and_the_plan_says_so(tmp_path, kind):
+    """Documents, pairs and texts shorter than a window fill a batch with fewer targets than it has places."""
+    lines = [f"{number % 7}a{'bc' * (number % 3)}" for number in range(200)]
+    name, model, data, length = "text.jsonl", {}, {"sampling": "documents"}, {"epochs": 2}
+    content = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    if kind == "pairs":
+        model = {"architecture": "encoder-decoder", "ngrams": 1, "positions": "learned", "qk_norm": False}
+        name, data, content = "text.tsv", {}, "".join(f"{line}\t{line[::-1]}\n" for line in lines)
+    elif kind == "a short text":
+        name, data, content, length = "text.txt", {}, "to be or not ", {"epochs": 2, "batch_size": 1}
+    elif kind == "documents of an encoder":
+        model = {"architecture": "encoder", "ngrams": 1}
+    (tmp_path / name).write_text(content)
+    said = Quiet()
+    small = {"batch_size": 4, "sample_tokens": 0, "micro_batch_size": 1}
+    settings = {"model": SMALL | model, "data": data | {"cache": str(tmp_path / "cache")}, "train": small | length}
+    config = configure("tiny", {}, {"device": "cpu"} | settings)
+    result = train([str(tmp_path / name)], config, run=tmp_path / "run", display=said)
+    rows = 1 if kind == "a short text" else 180
+    assert result.steps == math.ceil(2 * rows / (4 if rows > 1 else 1))
+    (plan,) = [line for line in said.lines if line.startswith("training ")]
+    assert ", 2.0 passes over the text" in plan
+    if not kind.endswith("encoder"):  # whose targets are the masked tokens only
+        told = int(plan.partition(": ")[2].partition(" ")[0].replace(",", ""))
+        assert told == pytest.approx(result.tokens, rel=0.05)
+
+
 def test_tokens_are_counted_once_each(text, tmp_path):
     assert small_run(text, tmp_path / "run").tokens == 12 * 4 * 16
 
@@ -335,6 +363,9 @@ def test_a_seventeen_hour_run_is_called_out():
         10**6,
         10**5,
         steps=61_200,
+        batch="8 x 128 tokens",
+        tokens=10**7,
+        epochs=10.0,
         per_step=1.0,
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -347,6 +378,9 @@ def test_a_seventeen_hour_run_is_called_out():
         10**6,
         10**5,
         steps=100,
+        batch="8 x 128 tokens",
+        tokens=10**5,
+        epochs=0.1,
         per_step=0.1,
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -391,6 +425,9 @@ def test_a_text_that_is_read_often_is_learned_by_heart_through_its_n_grams(shape
         200_000,
         10**5,
         steps=steps,
+        batch="8 x 128 tokens",
+        tokens=steps * 1024,
+        epochs=steps * 1024 / 200_000,
         per_step=0.01,
         device=torch.device("cpu"),
         dtype=torch.float32,

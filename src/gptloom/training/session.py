@@ -1,5 +1,6 @@
 """One process's part of a run: `Session` makes the trainer, evaluates, samples, announces and reports."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,8 +106,7 @@ class Session:
         Without a horizon in `state`, the configuration says how long the run is.
         """
         config, model, progress = self.config, self.bundle.model, state.progress
-        per_step = config.train.batch_size * config.model.block_size
-        horizon = state.horizon or make_horizon(config.train, self.batches.tokens_per_epoch, per_step)
+        horizon = state.horizon or make_horizon(config.train, self.batches.steps_per_epoch)
         model.train()
         trainer = setup(
             config,
@@ -129,7 +129,7 @@ class Session:
             ),
             interrupted=self.signals.stopping,
             validation_tokens=len(self.parts.val.ids),
-            epoch_steps=-(-self.batches.tokens_per_epoch // per_step),
+            epoch_steps=math.ceil(self.batches.steps_per_epoch),
             say=self.display.say,
         )
         seconds = trainer.rehearse()
@@ -167,12 +167,17 @@ class Session:
         """Print the plan, its warnings, and which passes train; note the latter in run.json."""
         config, device = self.config, trainer.device
         dtype = pick_precision(config.train.precision, device)
+        steps = trainer.horizon.total - trainer.progress.step
+        epochs = steps / self.batches.steps_per_epoch
         plan = Plan(
             config=config,
             parameters=self.bundle.model.parameter_count(),
             train_tokens=len(self.parts.train.ids),
             val_tokens=len(self.parts.val.ids),
-            steps=trainer.horizon.total - trainer.progress.step,
+            steps=steps,
+            batch=self.batches.describe(),
+            tokens=round(epochs * self.batches.tokens_per_epoch),
+            epochs=float(epochs),
             per_step=per_step,
             device=device,
             dtype=dtype,
