@@ -10,8 +10,8 @@ from gptloom.config.run import RunConfig, Weights
 from gptloom.data.number_words import is_numbers
 from gptloom.devices import pick_device
 from gptloom.training.optim import OptimizerFactory
-from gptloom.training.run import Result
 from gptloom.training.run import train as run_training
+from gptloom.training.session import Result
 
 
 def train(

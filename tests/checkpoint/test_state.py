@@ -26,10 +26,11 @@ from gptloom.distributed import launch
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
 from gptloom.files import Log
 from gptloom.model.loss import Objective
-from gptloom.training import run as training_run
+from gptloom.training import session
 from gptloom.training.callbacks import Spikes, View
 from gptloom.training.run import resume, train
 from gptloom.training.run_dir import only_writer
+from gptloom.training.session import Session
 from training_helpers import SMALL, Quiet, checkpoint_bytes, losses, metrics, write_text
 
 TRAIN = {"steps": 12, "batch_size": 4, "log_every": 1, "sample_tokens": 5, "eval_every": 3}
@@ -42,7 +43,7 @@ def text(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr(training_run, "draw_history", lambda *_: None)
+    monkeypatch.setattr(session, "draw_history", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +120,8 @@ def test_a_signal_gives_up_what_can_be_done_again(text, tmp_path, monkeypatch, p
 
     monkeypatch.setattr(Objective, "forward", counted)
     if place == "sample":
-        original = training_run.Session._sample
-        monkeypatch.setattr(training_run.Session, "_sample", lambda self: (send(signal.SIGTERM), original(self))[1])
+        original = Session._sample
+        monkeypatch.setattr(Session, "_sample", lambda self: (send(signal.SIGTERM), original(self))[1])
     stopped = begin(text, tmp_path / "run", train_settings=settings)
     assert stopped.end == "stopped" and stopped.steps == {"evaluation": 3, "passes": 1, "sample": 0}[place]
     monkeypatch.undo()
@@ -159,7 +160,7 @@ def test_a_user_signal_saves_and_training_goes_on(text, tmp_path, straight):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(training_run.Session, "fit", lambda self, *_: 1 / 0)
+        patch.setattr(Session, "fit", lambda self, *_: 1 / 0)
         begin(text, tmp_path / "run")
     assert not checkpoint_names(tmp_path / "run")
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
@@ -229,7 +230,7 @@ def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(te
     begin(text, tmp_path / "run", train_settings={"keep": 9})
     names = checkpoint_names(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(training_run.Session, "fit", lambda self, *_: 1 / 0)
+        patch.setattr(Session, "fit", lambda self, *_: 1 / 0)
         resume(tmp_path / "run", {}, checkpoint="step-000006", display=Quiet())
     assert checkpoint_names(tmp_path / "run")[-1] == "step-000006"
     with pytest.raises(InputError, match="has finished"):

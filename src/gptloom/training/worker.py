@@ -16,8 +16,9 @@ from gptloom.distributed import TorchProcessGroup
 from gptloom.distributed.launch import own_device, ready
 from gptloom.errors import DivergedError, GptloomError
 from gptloom.training.progress import Display
-from gptloom.training.run import Session, begin
+from gptloom.training.run import begin
 from gptloom.training.run_dir import find_parts
+from gptloom.training.session import Session
 
 
 def main(words: list[str]) -> int:
