@@ -12,8 +12,8 @@ from gptloom.data.number_words import is_numbers
 from gptloom.devices import pick_device
 from gptloom.errors import ConfigError
 from gptloom.training.optim import OptimizerFactory
-from gptloom.training.run import Result
 from gptloom.training.run import train as run_training
+from gptloom.training.session import Result
 
 
 def train(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -208,7 +209,7 @@ def latest_weights(run):
     return run / "checkpoints" / (run / "latest").read_text().strip() / "model.safetensors"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_run_with_its_state_saved_and_resume_goes_on(run, tmp_path, number, code):
     words = [
         run[0].parent / "text.txt",
@@ -573,6 +574,34 @@ def test_a_reader_that_leaves_early_is_no_error(run):
     command = f"{sys.executable} -m gptloom data {run[0].parent / 'text.txt'} | head -n 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.stderr == "" and done.stdout.startswith("text")
+
+
+SHORT = ["--steps", "12", "--train.sample-tokens", "0", *SMALL]
+
+
+@pytest.mark.parametrize("ends", ["2>&1 | true", "2>&- >&-", "2>/dev/full"])
+def test_training_continues_when_nobody_reads_its_output(run, tmp_path, ends):
+    def shell(command, *words):
+        line = shlex.join([sys.executable, "-m", "gptloom", command, *map(str, words)])
+        done = subprocess.run(["bash", "-c", f"set -o pipefail; {line} {ends}"], stdout=subprocess.DEVNULL, check=False)
+        return done.returncode
+
+    text, cache = run[0].parent / "text.txt", ["--data.cache", str(tmp_path / "cache")]
+    assert shell("train", text, "--run", tmp_path / "run", *cache, *SHORT) == 0
+    assert (tmp_path / "run" / "latest").read_text() == "step-000012\n"
+    assert shell("resume", tmp_path / "run", "--steps", 15) == 0
+    assert (tmp_path / "run" / "latest").read_text() == "step-000015\n"
+    arms = [text, "model.dropout=0,0.1", "--seeds", 1, "--run", tmp_path / "compare", *cache, *SHORT]
+    assert shell("compare", *arms) == 0 and (tmp_path / "compare" / "result.json").exists()
+    assert shell("train", tmp_path / "nothing.txt") == 2
+
+
+def test_training_from_python_continues_when_nobody_reads_its_output(run, tmp_path):
+    settings = {"steps": 12, "run": str(tmp_path / "run"), "model": {"n_layer": 1, "n_head": 2, "n_embd": 16}}
+    program = f"import gptloom; gptloom.train({str(run[0].parent / 'text.txt')!r}, **{settings!r})"
+    line = shlex.join([sys.executable, "-c", program])
+    subprocess.run(["bash", "-c", f"{line} 2>&1 | true"], check=True)
+    assert (tmp_path / "run" / "latest").read_text() == "step-000012\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")

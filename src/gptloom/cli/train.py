@@ -15,7 +15,7 @@ from gptloom.config.run import RunConfig
 from gptloom.errors import ExitCode
 
 if TYPE_CHECKING:
-    from gptloom.training.run import Result
+    from gptloom.training.session import Result
 
 ENDS = {
     "finished": "finished",
