@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from gptloom.bundle import Bundle
-from gptloom.config.load import SHORT, nest, resolve
+from gptloom.config.base import field_names
+from gptloom.config.load import bare_names, nest, resolve
 from gptloom.config.run import RunConfig, Weights
 from gptloom.data.number_words import is_numbers
 from gptloom.devices import pick_device
+from gptloom.errors import ConfigError
 from gptloom.training.optim import OptimizerFactory
-from gptloom.training.run import Result
 from gptloom.training.run import train as run_training
+from gptloom.training.session import Result
 
 
 def train(
@@ -30,7 +32,8 @@ def train(
         run: a new folder for the run; by default the next free folder under runs/.
         optimizer: builds the optimizer from parameter groups, such as `partial(torch.optim.SGD, lr=0.1)`; the schedule
             scales each group's "lr". Such a run cannot be resumed. By default, `train.optimizer` selects the optimizer.
-        settings: steps, minutes or epochs; seed, device, tokenizer; and model={...}, train={...}, data={...}.
+        settings: any setting by its own name, such as minutes=1, lr=1e-3, n_layer=6 or tokenizer="byte"; and groups of
+            them as model={...}, train={...}, data={...}.
 
     Returns:
         The results; `load(result.run)` loads the best checkpoint.
@@ -38,11 +41,26 @@ def train(
     Raises:
         GptloomError: a setting, the text or the machine prevents the run; one line with cause and cure.
     """
-    long = {short: key for key, short in SHORT.items()}
-    changes = nest({long.get(key, key): value for key, value in settings.items()})
+    changes = _spelled_out(settings)
     words = [str(text) for text in texts]
     config, folder = configure(recipe, {}, changes, texts=words), None if run is None else Path(run)
     return run_training(words, config, run=folder, optimizer=optimizer)
+
+
+def _spelled_out(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings: a bare name (`load.bare_names`) goes into its group.
+
+    Raises:
+        ConfigError: a setting is given twice, by its own name and in its group.
+    """
+    bare, found = bare_names(field_names(RunConfig)), dict[str, Any]()
+    for name, value in settings.items():
+        group = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, Mapping) else None
+        for key, one in ({bare.get(name, name): value} if group is None else group).items():
+            if key in found:
+                raise ConfigError("is given twice", where=key, cure="give it once")
+            found[key] = one
+    return nest(found)
 
 
 def load(path: str | Path, *, device: str = "auto", which: str = "best", weights: Weights = "float32") -> Bundle:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, overload
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from gptloom.devices import pick_device, threads
 from gptloom.errors import ConfigError, InputError
 from gptloom.fast.int8 import quantise
 from gptloom.generate.batch import DecodeBatch, Token
-from gptloom.generate.seq2seq import beam_search, fill_masks
+from gptloom.generate.seq2seq import beam_search, describe_text, fill_masks
 from gptloom.generate.stream import TextStream
 from gptloom.generate.task import MASK, Score, Task, evaluate, prompt_ids, task_of
 from gptloom.model.base import LanguageModel
@@ -123,18 +123,26 @@ class Bundle:
         self.tokenizer.save(folder)
         write_sums(folder)
 
-    def generate(self, prompt: str = "", **settings: Any) -> str:
-        """Continue the prompt, or translate it with an encoder-decoder.
+    @overload
+    def generate(self, prompt: str = "", *, samples: None = None, **settings: Any) -> str: ...
+    @overload
+    def generate(self, prompt: str = "", *, samples: int, **settings: Any) -> list[str]: ...
+    def generate(self, prompt: str = "", *, samples: int | None = None, **settings: Any) -> str | list[str]:
+        """Continue the prompt, or translate it with an encoder-decoder, greedily unless a setting asks for draws.
 
-        `settings` are fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
+        Args:
+            prompt: the text to continue, or to translate.
+            samples: the number of texts; the result is then a list. By default it is one text.
+            settings: fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
             InputError: the prompt has a character that the tokenizer does not know.
         """
-        config = parse(SampleConfig, settings, where="generate")
-        text = self.write(prompt, config)[0].text
-        return prompt + text if self.task.continues else text
+        settings |= {} if samples is None else {"samples": samples}
+        written = self.write(prompt, parse(SampleConfig, settings, where="generate"))
+        texts = [prompt + one.text if self.task.continues else one.text for one in written]
+        return texts[0] if samples is None else texts
 
     def write(
         self,
@@ -156,14 +164,28 @@ class Bundle:
             InputError: the prompt cannot be read, or the model is an encoder.
         """
         if config.beams > 1:
-            model, ids, config = self.task.start(self.model, self.tokenizer, prompt, 1, config, on_unknown)
-            found = beam_search(model, ids, config, end=self.tokenizer.end_of_text)[: config.samples]
-            return [Written(prompt, self._text(ids, new), [Token(one) for one in new], score) for new, score in found]
+            return self._search(prompt, config, on_unknown, details)
         written = [Written(prompt) for _ in range(config.samples)]
         for piece in self.stream(prompt, config, on_unknown=on_unknown, details=details):
             written[piece.row].text += piece.text
             if piece.token is not None:
                 written[piece.row].tokens.append(piece.token)
+        return written
+
+    def _search(self, prompt: str, config: SampleConfig, on_unknown: OnUnknown, details: int | None) -> list[Written]:
+        """Write with a beam search; see `write`."""
+        model, ids, config = self.task.start(self.model, self.tokenizer, prompt, 1, config, on_unknown)
+        end, stops = self.tokenizer.end_of_text, tuple(filter(None, config.stop))
+
+        def stopped(new: list[int]) -> bool:
+            return any(stop in self._text(ids, new) for stop in stops)
+
+        written = []
+        for new, score in beam_search(model, ids, config, end=end, stopped=stopped if stops else None)[
+            : config.samples
+        ]:
+            tokens = [Token(one) for one in new] if details is None else describe_text(model, ids, new, details)
+            written.append(Written(prompt, self._text(ids, new, stops), tokens, score))
         return written
 
     def stream(
@@ -245,6 +267,6 @@ class Bundle:
             )
         return fill_masks(self.model, ids)
 
-    def _text(self, before: list[int], ids: list[int]) -> str:
-        stream = TextStream(self.tokenizer.decode, before, ())
+    def _text(self, before: list[int], ids: list[int], stops: tuple[str, ...] = ()) -> str:
+        stream = TextStream(self.tokenizer.decode, before, stops)
         return "".join(stream.push(one) for one in ids if one != self.tokenizer.end_of_text) + stream.finish()

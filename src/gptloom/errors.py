@@ -51,6 +51,10 @@ class InputError(GptloomError):
     """The text, the file or the request cannot be used."""
 
 
+class DeniedError(InputError):
+    """This user may not read a file. No other file can replace it, so it is never treated as damaged."""
+
+
 class ConfigError(GptloomError):
     """A setting is unknown, has the wrong type, is out of range or conflicts with another."""
 
@@ -69,6 +73,14 @@ class DivergedError(GptloomError):
 
 class GptloomWarning(UserWarning):
     """A warning in one line, for the user. The work continues."""
+
+
+PERMISSIONS = "change its permissions (chmod, chown), or work as its owner"
+
+
+def cure_for(error: BaseException, cure: str) -> str:
+    """Return the cure of a failed read or write: `cure`, unless this user lacks the permission."""
+    return PERMISSIONS if isinstance(error, PermissionError) else cure
 
 
 def visible(text: str) -> str:

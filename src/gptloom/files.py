@@ -4,6 +4,7 @@ A read returns a value or raises InputError, within bounded memory.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,38 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gptloom.errors import InputError
+from gptloom.errors import PERMISSIONS, DeniedError, InputError
+
+
+class _Lasting(io.FileIO):
+    """The file of a stream; what cannot be written to it is dropped."""
+
+    def __init__(self, stream: io.TextIOWrapper, forgiven: type[OSError]) -> None:
+        super().__init__(stream.fileno(), "wb", closefd=False)
+        self._stream, self._forgiven = stream, forgiven  # the stream closes its file when nothing refers to it
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except self._forgiven:
+            return memoryview(content).nbytes
+
+
+def lasting(stream: Any, forgiven: type[OSError]) -> Any:
+    """Return a stream to the same file whose writes do not fail, so that work continues without a reader of its lines.
+
+    Args:
+        stream: standard output or standard error; one of a notebook or a test, without a file, is returned unchanged.
+        forgiven: the errors after which a text is dropped.
+    """
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    try:
+        file = _Lasting(stream, forgiven)
+    except io.UnsupportedOperation:
+        return stream
+    buffer, by_line = io.BufferedWriter(file), stream.line_buffering
+    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=by_line)
 
 
 def sync(path: Path) -> None:
@@ -167,16 +199,24 @@ SMALL_FILE = 1 << 20
 CURE = "check the path"
 
 
+def denied(path: Path, error: PermissionError) -> DeniedError:
+    """Return the error of a file that this user may not read."""
+    return DeniedError(f"cannot be read: {error.strerror}", where=str(path), cure=PERMISSIONS)
+
+
 def regular_size(path: Path, *, cure: str = CURE) -> int:
     """Return the size of a regular file in bytes.
 
     Folders, pipes and devices are refused before they are opened; a pipe or device may have no end.
 
     Raises:
+        DeniedError: this user may not read it.
         InputError: the path is missing, cannot be read or is not a regular file.
     """
     try:
         about = path.stat()
+    except PermissionError as error:
+        raise denied(path, error) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(
             f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path), cure=cure
@@ -197,6 +237,8 @@ def read_bytes(path: Path, *, limit: int = SMALL_FILE, cure: str = CURE) -> byte
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)
+    except PermissionError as error:
+        raise denied(path, error) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure=cure) from None
     if len(content) > limit:

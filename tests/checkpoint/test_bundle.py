@@ -129,6 +129,47 @@ def test_beam_search_finds_likelier_text_than_greedy_or_equal(run):
     assert [one.score for one in beams] == sorted((one.score for one in beams), reverse=True)
 
 
+def test_a_stop_string_ends_a_beam_and_is_not_part_of_its_text(run):
+    bundle, config = gptloom.load(run), SampleConfig(tokens=30, beams=3, samples=3)
+    whole = bundle.write("the ", config)[0].text
+    stop = whole[12:15]
+    stopped = bundle.write("the ", config.model_copy(update={"stop": (stop, "\u2603")}))
+    assert all(stop not in one.text for one in stopped)
+    assert any(len(one.tokens) == len(one.text) + len(stop) for one in stopped)
+    assert any(one.text == whole[: whole.index(stop)] for one in stopped)
+
+
+def test_the_tokens_of_a_beam_have_the_models_probabilities(run):
+    bundle = gptloom.load(run)
+    found = bundle.write("the q", SampleConfig(tokens=6, beams=4, samples=2), details=2)
+    for written in found:
+        assert sum(token.logprob for token in written.tokens) / 6 == pytest.approx(written.score, abs=1e-5)
+        sampled = bundle.write("the q", SampleConfig(tokens=6, temperature=0), details=2)[0].tokens[0]
+        assert [one for one, _ in written.tokens[0].alternatives] == [one for one, _ in sampled.alternatives]
+    assert any(token.rank for written in found for token in written.tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("repetition_penalty", 1.5), ("temperature", 0.7), ("top_k", 5), ("top_p", 0.5), ("min_p", 0.1)],
+)
+def test_settings_of_draws_are_refused_in_a_beam_search(run, name, value):
+    bundle = gptloom.load(run)
+    with pytest.raises(ConfigError, match=f"draws no tokens, so {name}={value:g} has no meaning with beams=3"):
+        bundle.generate("the", beams=3, **{name: value})
+    with pytest.raises(ConfigError, match="there are none"):
+        bundle.generate("the", length_penalty=0.6)
+    assert bundle.generate("the", beams=2, tokens=3, temperature=0, top_p=1.0)  # without effect anywhere
+
+
+def test_samples_returns_a_list_of_different_texts(run):
+    bundle = gptloom.load(run)
+    texts = bundle.generate("the ", samples=3, tokens=20)
+    assert len(set(texts)) == 3 and all(text.startswith("the ") for text in texts)
+    assert texts[0] == bundle.generate("the ", tokens=20) and bundle.generate("the ", samples=1, tokens=20) == texts[:1]
+    assert len(bundle.generate("the ", samples=2, beams=4, tokens=5)) == 2
+
+
 def test_score_is_cross_entropy_over_fixed_windows_with_exact_bytes(run):
     bundle = gptloom.load(run)
     text = "the quick brown fox jumps over the lazy dog"

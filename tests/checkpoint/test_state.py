@@ -26,10 +26,11 @@ from gptloom.distributed import launch
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
 from gptloom.files import Log
 from gptloom.model.loss import Objective
-from gptloom.training import run as training_run
+from gptloom.training import session
 from gptloom.training.callbacks import Spikes, View
 from gptloom.training.run import resume, train
 from gptloom.training.run_dir import only_writer
+from gptloom.training.session import Session
 from training_helpers import SMALL, Quiet, checkpoint_bytes, losses, metrics, write_text
 
 TRAIN = {"steps": 12, "batch_size": 4, "log_every": 1, "sample_tokens": 5, "eval_every": 3}
@@ -42,7 +43,7 @@ def text(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr(training_run, "draw_history", lambda *_: None)
+    monkeypatch.setattr(session, "draw_history", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +120,8 @@ def test_a_signal_gives_up_what_can_be_done_again(text, tmp_path, monkeypatch, p
 
     monkeypatch.setattr(Objective, "forward", counted)
     if place == "sample":
-        original = training_run.Session._sample
-        monkeypatch.setattr(training_run.Session, "_sample", lambda self: (send(signal.SIGTERM), original(self))[1])
+        original = Session._sample
+        monkeypatch.setattr(Session, "_sample", lambda self: (send(signal.SIGTERM), original(self))[1])
     stopped = begin(text, tmp_path / "run", train_settings=settings)
     assert stopped.end == "stopped" and stopped.steps == {"evaluation": 3, "passes": 1, "sample": 0}[place]
     monkeypatch.undo()
@@ -159,7 +160,7 @@ def test_a_user_signal_saves_and_training_goes_on(text, tmp_path, straight):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path, straight, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(training_run.Session, "fit", lambda self, *_: 1 / 0)
+        patch.setattr(Session, "fit", lambda self, *_: 1 / 0)
         begin(text, tmp_path / "run")
     assert not checkpoint_names(tmp_path / "run")
     assert resume(tmp_path / "run", {}, display=Quiet()).steps == 12
@@ -229,7 +230,7 @@ def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(te
     begin(text, tmp_path / "run", train_settings={"keep": 9})
     names = checkpoint_names(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(training_run.Session, "fit", lambda self, *_: 1 / 0)
+        patch.setattr(Session, "fit", lambda self, *_: 1 / 0)
         resume(tmp_path / "run", {}, checkpoint="step-000006", display=Quiet())
     assert checkpoint_names(tmp_path / "run")[-1] == "step-000006"
     with pytest.raises(InputError, match="has finished"):
@@ -302,26 +303,26 @@ with only_writer(Path(sys.argv[1])):
 
 def full_disk(monkeypatch, is_full):
     """Let the saves of some steps fail as on a full disk; by step, for saves are announced after they are written."""
-    save = checkpoint.save_file
+    save = checkpoint.write_tensors
 
     def failing(content, path):
         if is_full(int(path.parent.name.removeprefix(".writing-"))):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return save(content, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    monkeypatch.setattr(checkpoint, "write_tensors", failing)
 
 
 def slow_save(monkeypatch, is_slow):
     """Let the saves of some steps take a while, but never longer than the trainer is willing to go on without them."""
-    save = checkpoint.save_file
+    save = checkpoint.write_tensors
 
     def slow(content, path):
         if is_slow(int(path.parent.name.removeprefix(".writing-"))):
             time.sleep(0.5)
         return save(content, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
     monkeypatch.setattr(manager.CheckpointManager, "_is_slow", lambda self: False)
 
 
@@ -362,7 +363,7 @@ def test_a_run_may_go_on_without_a_save_but_not_end_without_one(text, tmp_path, 
 def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch):
     """A slow save ends only when the run waits for it; steps continue meanwhile, and the old step is saved."""
     entered, release, steps_meanwhile = threading.Event(), threading.Event(), []
-    write = checkpoint.save_file
+    write = checkpoint.write_tensors
 
     def slow(*arguments, **named):
         entered.set()
@@ -377,7 +378,7 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
                     release.set()
             return super().after_step(view)
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
     monkeypatch.setattr(manager.CheckpointManager, "_is_slow", lambda self: False)
     begin(text, tmp_path / "run", Watch())
     assert steps_meanwhile == [1, 2]
@@ -387,7 +388,7 @@ def test_saving_does_not_hold_training_up(text, tmp_path, straight, monkeypatch)
 
 def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_path, monkeypatch):
     """Then a kill costs one interval, as with synchronous saves."""
-    write, behind, clock = checkpoint.save_file, [], [0.0]
+    write, behind, clock = checkpoint.write_tensors, [], [0.0]
 
     def slow(*arguments, **named):
         time.sleep(0.1)
@@ -399,7 +400,7 @@ def test_training_waits_where_saves_come_faster_than_they_are_written(text, tmp_
             behind.append(view.step - int(checkpoint_names(tmp_path / "run")[-1].removeprefix("step-")))
             return super().after_step(view)
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
     monkeypatch.setattr(manager, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     begin(text, tmp_path / "run", Watch(), train_settings={"save_every": 1, "eval_every": 100})
     assert max(behind) == 1

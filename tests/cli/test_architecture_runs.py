@@ -150,6 +150,25 @@ def test_an_encoder_decoder_learns_to_spell_backwards(translator, pairs, capsys)
     assert json.loads(capsys.readouterr().out)["exact_match"] >= 0.7
 
 
+def test_a_translation_is_greedy_unless_a_setting_asks_for_draws(translator, pairs, capsys):
+    bundle, words = gptloom.load(translator.run, device="cpu"), ["bfj", "cgk", "dhl", "aei"]
+    greedy = [bundle.generate(word, temperature=0) for word in words]
+    assert [bundle.generate(word, seed=3) for word in words] == greedy
+    for flags in ([], ["--json"], ["--seed", "7"]):
+        assert main(["sample", translator.run, "--prompt", "bfj", *flags, "--device", "cpu"]) == 0
+        printed = capsys.readouterr().out
+        assert (json.loads(printed)["samples"][0]["text"] if flags == ["--json"] else printed.strip()) == greedy[0]
+    assert len({tuple(bundle.generate(word, seed=seed, temperature=3.0) for word in words) for seed in range(3)}) == 3
+    assert len(set(bundle.generate("bfj", samples=20))) > 1
+
+
+def test_an_encoder_refuses_settings_of_sampling(text, tmp_path, capsys):
+    run = small_run(text, tmp_path / "run", model={"architecture": "encoder"}, train={"steps": 2}).run
+    assert main(["sample", str(run), "--prompt", "the [MASK]at", "--tokens", "3", "--temperature", "2"]) == 2
+    assert "--tokens and --temperature would do nothing" in capsys.readouterr().err
+    assert main(["sample", str(run), "--prompt", "the [MASK]at"]) == 0
+
+
 def test_a_translation_is_printed_without_its_source(translator, capsys):
     for search in ([], ["--beams", "3"], ["--temperature", "0"]):
         assert main(["sample", translator.run, "--prompt", "bfj", *search, "--device", "cpu"]) == 0

@@ -1,11 +1,13 @@
 """Invalid files and arguments end in one error line with a cause and a cure."""
 
+import codecs
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from axes import every_architecture
+from gptloom import load
 from gptloom.checkpoint.format import write_sums
 from gptloom.cli.main import COMMANDS, main
 from gptloom.config.model import ModelConfig
@@ -492,3 +495,89 @@ def test_memory_that_is_used_up_is_the_machine_s_fault(said, capsys, monkeypatch
 
     monkeypatch.setitem(COMMANDS, "sample", full)
     assert "the memory is used up" in fails(capsys, "sample", "x", code=3)
+
+
+# --- permissions ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(trained):
+    """A copy of the run in the hands of a user whom the system can refuse."""
+    folder = Path(tempfile.mkdtemp())
+    shutil.copytree(trained, folder / "run")
+    write_text(folder)
+    about = json.loads((folder / "run" / "run.json").read_text())
+    about |= {"texts": [str(folder / "text.txt")], "tokens": str(folder / "cache" / "gone")}
+    (folder / "run" / "run.json").write_text(json.dumps(about))
+    root = os.geteuid() == 0
+    if root:
+        codecs.lookup("utf-32-le")  # that user may not read Python's own files
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534)
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+DENIED = {
+    "run.json": (0, ["resume", "run", "--steps", "20"]),
+    "config.toml": (0, ["resume", "run", "--steps", "20"]),
+    "latest": (0, ["resume", "run", "--steps", "20"]),
+    "tokenizer.json": (0, ["sample", "run/checkpoints/step-000012"]),
+    "state.json": (0, ["eval", "run"]),
+    "optimizer.safetensors": (0, ["resume", "run", "--steps", "20"]),
+    "model.safetensors": (0, ["sample", "run"]),
+    "checkpoints": (0, ["sample", "run"]),
+    "text.txt": (0, ["resume", "run", "--steps", "20", "--data.cache", "cache"]),
+    "metrics.jsonl": (0, ["resume", "run", "--steps", "20", "--data.cache", "cache"]),
+    "run": (0o500, ["resume", "run", "--steps", "20"]),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("name", DENIED)
+def test_a_missing_permission_is_told_as_that_with_its_cure(name, own, capsys, monkeypatch):
+    mode, words = DENIED[name]
+    monkeypatch.chdir(own)
+    (own / "run" / ".lock").unlink()
+    for path in own.rglob(name):
+        path.chmod(mode)
+    assert main(words) in (2, 3)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "Permission denied" in said and "; change its permissions (chmod, chown), or work as its owner" in said
+    assert "new run" not in said and "free some space" not in said and "damaged" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_folder_or_a_cache_without_permission_is_named(own, capsys, monkeypatch):
+    monkeypatch.chdir(own)
+    flags = ["--device", "cpu", "--steps", "2", "--train.sample-tokens", "0", "--model.block-size", "16"]
+    (own / "texts" / "inner").mkdir(parents=True)
+    (own / "texts" / "one.txt").write_text("some words\n" * 20)
+    (own / "texts" / "inner").chmod(0)
+    assert "texts/inner: cannot be read: Permission denied" in fails(capsys, "data", "texts")
+    (own / "locked").mkdir(mode=0o500)
+    cache = fails(capsys, "train", "text.txt", "--run", "new", "--data.cache", "locked", *flags, code=3)
+    assert "name another folder (--data.cache)" in cache and "space" not in cache
+    run = fails(capsys, "train", "text.txt", "--run", "locked/new", "--data.cache", "cache", *flags, code=3)
+    assert "Permission denied" in run and "chmod" in run
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_every_file_has_the_mode_of_the_umask(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        small_run(write_text(tmp_path), tmp_path / "run", tokenizer="bpe:260", train={"steps": 2})
+        (tmp_path / "bundle").mkdir()
+        load(tmp_path / "run").save(tmp_path / "bundle")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".json", ".toml", ".jsonl", ".png", ".txt"}
+    modes = {str(path): oct(path.stat().st_mode & 0o777) for path in files}
+    assert modes == dict.fromkeys(modes, oct(0o666 & ~umask))

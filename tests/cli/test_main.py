@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 from gptloom.cli.main import COMMANDS, main
 from gptloom.config.base import field_names
+from gptloom.config.load import read_toml, recipe_names, resolve
 from gptloom.config.run import RunConfig, SampleConfig
 from training_helpers import checkpoint_bytes, losses, write_text
 
@@ -125,6 +127,15 @@ def test_beams_and_a_prompt_from_standard_input(run):
     assert done.returncode == 0 and done.stdout.count("the lazy") == 2 and "\n---\n" in done.stdout
 
 
+def test_beams_stop_and_show_their_probabilities(run, capsys):
+    words = ["sample", str(run[0]), "--prompt", "the ", "--beams", "3", "--tokens", "12", "--json", "--stop", "z"]
+    assert main(words) == 0
+    tokens = json.loads(capsys.readouterr().out)["samples"][0]["tokens"]
+    assert all(token["logprob"] < 0 and len(token["alternatives"]) == 3 for token in tokens)
+    assert main([*words[:-3], "--show-probabilities", "2"]) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 13
+
+
 def test_eval_of_the_run_is_the_loss_that_training_reported(run, capsys):
     assert main(["eval", str(run[0]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -198,7 +209,7 @@ def latest_weights(run):
     return run / "checkpoints" / (run / "latest").read_text().strip() / "model.safetensors"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_run_with_its_state_saved_and_resume_goes_on(run, tmp_path, number, code):
     words = [
         run[0].parent / "text.txt",
@@ -328,6 +339,7 @@ def test_bad_texts_end_in_one_line(kind, tmp_path, capsys):
         (["trian"], "did you mean train?"),
         (["train"], "required: TEXT"),
         (["train", "x", "--train.learning-rte", "1"], "did you mean --train.learning-rate?"),
+        (["train", "x", "--learning-rte", "1"], "did you mean --learning-rate?"),
         (["train", "x", "--train.learning-rate", "fast"], "train.learning_rate"),
         (["train", "x", "--model.n-head", "5"], "n_head=5 does not divide n_embd=128; nearby: 4, 8 (--model.n-head)"),
         (["train", "x", "--model.mlp", "gleu", "--train.steps", "-1"], "model.mlp"),
@@ -459,6 +471,7 @@ def test_every_command_explains_its_numbers(capsys):
         "bench": "share is the limit's time",
         "plan": "6 N + 12 L T C a token",
         "inspect": "logit lens",
+        "recipes": "--config my.toml",
         "import": "does not contain the tokenizer",
         "data": "overlap is",
         "doctor": "will be used",
@@ -468,6 +481,74 @@ def test_every_command_explains_its_numbers(capsys):
         with pytest.raises(SystemExit) as left:
             main([name, "--help"])
         assert left.value.code == 0 and word in capsys.readouterr().out
+
+
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["tiny", "baby", "mingpt", "translate"])
+@pytest.mark.parametrize("command", [["train"], ["compare"], ["bench"], ["plan"]])
+def test_help_shows_the_values_that_a_run_would_use(command, name, capsys):
+    config, shown = resolve(name), help_of(capsys, *command, "--recipe", name)
+    for words, value in (
+        ("Sequences per optimizer step", config.train.batch_size),
+        ("Number of blocks", config.model.n_layer),
+        ("Base of the rotary frequencies (theta)", config.model.rope_theta),
+    ):
+        assert f"{words} [{value}]" in shown
+    assert f"the values of the recipe {name}]" in shown
+
+
+def test_help_without_a_recipe_shows_the_default_recipe(capsys):
+    assert "Sequences per optimizer step [8]" in help_of(capsys, "train")
+    assert "Sequences per optimizer step [64]" in help_of(capsys, "train", "numbers:en-fr")
+    neighbours = help_of(capsys, "ladder", "neighbours")
+    assert "added to the token embeddings (1: none) [1]" in neighbours and "such as torch:SGD [adamw]" in neighbours
+    assert "Sequences per optimizer step [" not in help_of(capsys, "resume")  # a run has its own
+
+
+def test_recipes_lists_them_and_prints_a_settings_file(capsys, tmp_path):
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == recipe_names() and "nanoGPT's" in listed[0]
+    for name in recipe_names():
+        assert main(["recipes", name]) == 0
+        (tmp_path / "my.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+        settings = read_toml(tmp_path / "my.toml")
+        assert resolve(settings.pop("recipe"), settings) == resolve(name)
+    assert main(["recipes", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["optimizer"] == "muon"
+    code, line = failure(capsys, "recipes", "tony")
+    assert code == 2 and "did you mean tiny?" in line
+
+
+def test_a_settings_own_name_is_a_flag(run, tmp_path, capsys):
+    small = [word.replace("--model.", "--").replace("--train.", "--") for word in SMALL]
+    words = ["train", run[0].parent / "text.txt", "--run", tmp_path / "run", "--data.cache", tmp_path / "cache"]
+    words += [*small, "--steps", 3, "--lr=2e-3", "--no-qk-norm", "--warmup", 1, "--log-every", "1", "--json"]
+    assert main([str(word) for word in words]) == 0
+    config = read_toml(tmp_path / "run" / "config.toml")
+    assert config["train"]["learning_rate"] == 2e-3 and config["train"]["warmup_steps"] == 1
+    assert config["model"]["n_embd"] == 16 and not config["model"]["qk_norm"]
+    assert main(["resume", str(tmp_path / "run"), "--steps", "4", "--eval-every", "2"]) == 0
+    assert main(["plan", "--heads", "2", "--width", "64", "--batch-size", "7"]) == 0
+
+
+def test_a_value_that_begins_with_a_dash_reaches_its_flag(run, capsys, tmp_path):
+    text = run[0].parent / "text.txt"
+    assert (
+        "learning_rate: expected a number, above 0, not '-1e-3'" in failure(capsys, "train", text, "--lr", "-1e-3")[1]
+    )
+    assert "not '-5'" in failure(capsys, "sample", run[0], "--tokens", "-5")[1]
+    assert "./-dash.txt" in failure(capsys, "train", "-dash.txt")[1]
+    assert "--prompt=--text" in failure(capsys, "sample", run[0], "--prompt", "--tokens")[1]
+    assert main(["eval", str(run[0]), "--text", "-dash.txt"]) == 2
+    assert "-dash.txt: there is no such file" in capsys.readouterr().err
+    assert main(["sample", str(run[0]), "--prompt", "-he", "--tokens", "3"]) == 2  # the text has no dash
+    assert "'-'" in capsys.readouterr().err
 
 
 def test_only_the_command_line_knows_argparse():
@@ -493,6 +574,34 @@ def test_a_reader_that_leaves_early_is_no_error(run):
     command = f"{sys.executable} -m gptloom data {run[0].parent / 'text.txt'} | head -n 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.stderr == "" and done.stdout.startswith("text")
+
+
+SHORT = ["--steps", "12", "--train.sample-tokens", "0", *SMALL]
+
+
+@pytest.mark.parametrize("ends", ["2>&1 | true", "2>&- >&-", "2>/dev/full"])
+def test_training_continues_when_nobody_reads_its_output(run, tmp_path, ends):
+    def shell(command, *words):
+        line = shlex.join([sys.executable, "-m", "gptloom", command, *map(str, words)])
+        done = subprocess.run(["bash", "-c", f"set -o pipefail; {line} {ends}"], stdout=subprocess.DEVNULL, check=False)
+        return done.returncode
+
+    text, cache = run[0].parent / "text.txt", ["--data.cache", str(tmp_path / "cache")]
+    assert shell("train", text, "--run", tmp_path / "run", *cache, *SHORT) == 0
+    assert (tmp_path / "run" / "latest").read_text() == "step-000012\n"
+    assert shell("resume", tmp_path / "run", "--steps", 15) == 0
+    assert (tmp_path / "run" / "latest").read_text() == "step-000015\n"
+    arms = [text, "model.dropout=0,0.1", "--seeds", 1, "--run", tmp_path / "compare", *cache, *SHORT]
+    assert shell("compare", *arms) == 0 and (tmp_path / "compare" / "result.json").exists()
+    assert shell("train", tmp_path / "nothing.txt") == 2
+
+
+def test_training_from_python_continues_when_nobody_reads_its_output(run, tmp_path):
+    settings = {"steps": 12, "run": str(tmp_path / "run"), "model": {"n_layer": 1, "n_head": 2, "n_embd": 16}}
+    program = f"import gptloom; gptloom.train({str(run[0].parent / 'text.txt')!r}, **{settings!r})"
+    line = shlex.join([sys.executable, "-c", program])
+    subprocess.run(["bash", "-c", f"{line} 2>&1 | true"], check=True)
+    assert (tmp_path / "run" / "latest").read_text() == "step-000012\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")

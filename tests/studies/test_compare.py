@@ -638,3 +638,15 @@ def test_an_encoders_trial_claims_no_bits_per_byte(tmp_path):
         train={"steps": 2},
     )
     assert run_trial(config, open_material([str(path)], config.data))[0].val_bpb is None
+
+
+def test_a_trial_s_epochs_are_counted_in_documents_where_windows_are(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "abcd"}\n' * 200, encoding="utf-8")
+    config = RunConfig(
+        device="cpu",
+        data={"sampling": "documents", "cache": str(tmp_path)},
+        model={"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 64},
+        train={"epochs": 2, "batch_size": 4},
+    )
+    assert run_trial(config, open_material([str(path)], config.data))[0].steps == 90

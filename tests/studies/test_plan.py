@@ -19,7 +19,7 @@ from gptloom.hardware import PEAKS, find_peak, peak_of
 from gptloom.model.build import PARTS, build_model, cache_bytes, count_parts, operations_per_token, read_weights
 from gptloom.model.loss import Objective
 from gptloom.studies.plan.compute_optimal import FITS, compute_optimal
-from gptloom.training import run as training_run
+from gptloom.training import session
 from gptloom.training.memory import activation_bytes, held_bytes
 from gptloom.training.optim import make_optimizer
 from gptloom.training.progress import Display
@@ -259,7 +259,7 @@ def test_training_shows_its_share_of_a_published_rate(monkeypatch, tmp_path):
     cuda = torch.device("cuda")
     assert published_peak(cuda, torch.bfloat16) is find_peak("h200")
     assert published_peak(cuda, torch.float32) is None is published_peak(torch.device("cpu"), torch.float32)
-    monkeypatch.setattr(training_run, "published_peak", lambda device, dtype: find_peak("h200"))
+    monkeypatch.setattr(session, "published_peak", lambda device, dtype: find_peak("h200"))
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be\n" * 100)
     config = resolve(

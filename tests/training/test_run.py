@@ -18,11 +18,12 @@ from gptloom.checkpoint.format import checkpoint_names
 from gptloom.config.load import nest
 from gptloom.errors import ConfigError, DivergedError, GptloomWarning, InputError, MachineError
 from gptloom.fast.train import TrainingPass
-from gptloom.training import run as training_run
+from gptloom.generate.task import Score
 from gptloom.training.progress import Plan
 from gptloom.training.run import resume, train
+from gptloom.training.session import Session
 from gptloom.training.setup import compile_mode
-from training_helpers import Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
+from training_helpers import SMALL, Quiet, checkpoint_bytes, losses, metrics, small_run, write_text
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_is_used(text, tm
 
 def test_resuming_from_an_older_checkpoint_keeps_what_it_writes_and_its_own_best(text, tmp_path, monkeypatch):
     scores = iter([4.0, 3.0, 2.0, 1.0, 3.5, 2.4])
-    monkeypatch.setattr(training_run.Session, "_evaluate", lambda self: training_run.Score(next(scores), 1, 1))
+    monkeypatch.setattr(Session, "_evaluate", lambda self: Score(next(scores), 1, 1))
     small_run(text, tmp_path / "run", train={"eval_every": 4, "keep": 3})  # 12 steps: 3.0 at 4, 2.0 at 8, 1.0 at 12
     result = resume(
         tmp_path / "run",
@@ -251,7 +252,7 @@ def test_a_time_budget_is_planned_and_followed_to_the_schedules_end(text, tmp_pa
 
 def test_patience_ends_a_run_that_no_longer_gets_better(text, tmp_path, monkeypatch):
     scores = iter([1.0, 2.0, 2.5, 2.6, 2.7])  # the untrained model's is no candidate for the best
-    monkeypatch.setattr(training_run.Session, "_evaluate", lambda self: training_run.Score(next(scores), 1, 1))
+    monkeypatch.setattr(Session, "_evaluate", lambda self: Score(next(scores), 1, 1))
     result = small_run(text, tmp_path / "run", train={"steps": 100, "eval_every": 2, "patience": 2})
     assert (result.end, result.steps, result.best_step, result.val_loss) == ("patience", 6, 2, 2.0)
     assert Path(result.checkpoint).name == "step-000002"
@@ -259,7 +260,7 @@ def test_patience_ends_a_run_that_no_longer_gets_better(text, tmp_path, monkeypa
 
 def test_the_newest_checkpoints_and_the_best_are_kept(text, tmp_path, monkeypatch):
     scores = iter([3.0, 2.9, 1.0, 2.8, 2.7, 2.6])
-    monkeypatch.setattr(training_run.Session, "_evaluate", lambda self: training_run.Score(next(scores), 1, 1))
+    monkeypatch.setattr(Session, "_evaluate", lambda self: Score(next(scores), 1, 1))
     small_run(text, tmp_path / "run", train={"steps": 10, "eval_every": 2, "keep": 2})
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
         "step-000004",
@@ -275,6 +276,34 @@ def test_epochs_are_counted_in_training_tokens(text, tmp_path, sampling):
     n = len(text.read_text()) * 9 // 10 - 1
     in_an_epoch = n if sampling == "random" else (n + 1) // 16 * 16 - 16  # a grid of windows, wherever it starts
     assert result.steps == math.ceil(2 * in_an_epoch / (4 * 16))
+
+
+@pytest.mark.parametrize("kind", ["documents", "documents of an encoder", "pairs", "a short text"])
+def test_two_epochs_read_each_target_twice_and_the_plan_says_so(tmp_path, kind):
+    """Documents, pairs and texts shorter than a window fill a batch with fewer targets than it has places."""
+    lines = [f"{number % 7}a{'bc' * (number % 3)}" for number in range(200)]
+    name, model, data, length = "text.jsonl", {}, {"sampling": "documents"}, {"epochs": 2}
+    content = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    if kind == "pairs":
+        model = {"architecture": "encoder-decoder", "ngrams": 1, "positions": "learned", "qk_norm": False}
+        name, data, content = "text.tsv", {}, "".join(f"{line}\t{line[::-1]}\n" for line in lines)
+    elif kind == "a short text":
+        name, data, content, length = "text.txt", {}, "to be or not ", {"epochs": 2, "batch_size": 1}
+    elif kind == "documents of an encoder":
+        model = {"architecture": "encoder", "ngrams": 1}
+    (tmp_path / name).write_text(content)
+    said = Quiet()
+    small = {"batch_size": 4, "sample_tokens": 0, "micro_batch_size": 1}
+    settings = {"model": SMALL | model, "data": data | {"cache": str(tmp_path / "cache")}, "train": small | length}
+    config = configure("tiny", {}, {"device": "cpu"} | settings)
+    result = train([str(tmp_path / name)], config, run=tmp_path / "run", display=said)
+    rows = 1 if kind == "a short text" else 180
+    assert result.steps == math.ceil(2 * rows / (4 if rows > 1 else 1))
+    (plan,) = [line for line in said.lines if line.startswith("training ")]
+    assert ", 2.0 passes over the text" in plan
+    if not kind.endswith("encoder"):  # whose targets are the masked tokens only
+        told = int(plan.partition(": ")[2].partition(" ")[0].replace(",", ""))
+        assert told == pytest.approx(result.tokens, rel=0.05)
 
 
 def test_tokens_are_counted_once_each(text, tmp_path):
@@ -334,6 +363,9 @@ def test_a_seventeen_hour_run_is_called_out():
         10**6,
         10**5,
         steps=61_200,
+        batch="8 x 128 tokens",
+        tokens=10**7,
+        epochs=10.0,
         per_step=1.0,
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -346,6 +378,9 @@ def test_a_seventeen_hour_run_is_called_out():
         10**6,
         10**5,
         steps=100,
+        batch="8 x 128 tokens",
+        tokens=10**5,
+        epochs=0.1,
         per_step=0.1,
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -390,9 +425,24 @@ def test_a_text_that_is_read_often_is_learned_by_heart_through_its_n_grams(shape
         200_000,
         10**5,
         steps=steps,
+        batch="8 x 128 tokens",
+        tokens=steps * 1024,
+        epochs=steps * 1024 / 200_000,
         per_step=0.01,
         device=torch.device("cpu"),
         dtype=torch.float32,
         memory=None,
     )
     assert any("--model.ngram-dropout" in warning for warning in plan.warnings()) == warned
+
+
+def test_a_setting_is_found_by_its_own_name(tmp_path):
+    words = {"steps": 2, "lr": 2e-3, "n_layer": 1, "heads": 1, "width": 8, "block_size": 8, "batch": 2}
+    data = {"cache": str(tmp_path / "cache")}
+    result = gptloom.train(write_text(tmp_path), run=tmp_path / "run", device="cpu", recipe="tiny", data=data, **words)
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert result.steps == 2 and config["train"]["learning_rate"] == 2e-3 and config["model"]["n_embd"] == 8
+    with pytest.raises(ConfigError, match=r"train.learning_rate: is given twice"):
+        gptloom.train("shakespeare", lr=1e-3, train={"learning_rate": 1e-3})
+    with pytest.raises(ConfigError, match="lrr: unknown setting"):
+        gptloom.train("shakespeare", lrr=1e-3)

@@ -1,6 +1,7 @@
 """The learning rate and the number of steps, against their formulas."""
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -95,11 +96,12 @@ def test_planning_is_due_often_at_first_and_then_a_hundred_times():
 
 
 def test_the_horizon_follows_the_configuration():
-    assert make_horizon(TrainConfig(steps=7), 1000, 10) == Horizon(None, 7)
-    assert make_horizon(TrainConfig(minutes=0.5), 1000, 10).seconds == 30.0
-    assert make_horizon(TrainConfig(epochs=2.5), 1000, 30) == Horizon(None, 84)
-    assert make_horizon(TrainConfig(), 1000, 10) == Horizon(None, 100)
-    assert make_horizon(TrainConfig(), 5, 1000) == Horizon(None, 1)
+    assert make_horizon(TrainConfig(steps=7), Fraction(100)) == Horizon(None, 7)
+    assert make_horizon(TrainConfig(minutes=0.5), Fraction(100)).seconds == 30.0
+    assert make_horizon(TrainConfig(epochs=2.5), Fraction(1000, 30)) == Horizon(None, 84)
+    assert make_horizon(TrainConfig(), Fraction(100)) == Horizon(None, 100)
+    assert make_horizon(TrainConfig(epochs=0.1), Fraction(1000, 10)) == Horizon(None, 10)  # 0.1 is no binary fraction
+    assert make_horizon(TrainConfig(), Fraction(5, 1000)) == Horizon(None, 1)
 
 
 def test_the_inverse_root_schedule_rises_to_its_peak_and_falls_by_the_root():

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from gptloom.config.load import parse
 from gptloom.config.model import ModelConfig
-from gptloom.errors import GptloomWarning, InputError, shortened
+from gptloom.errors import DeniedError, GptloomWarning, InputError, shortened
 from gptloom.fast.int8 import is_quantised, refuse
-from gptloom.files import file_hash, json_object, read_bytes, read_json, regular_size, write_text
+from gptloom.files import denied, file_hash, json_object, read_bytes, read_json, regular_size, write_text
 from gptloom.model.base import LanguageModel
 from gptloom.model.build import build_model, meta_model
 
@@ -34,12 +34,14 @@ def checkpoint_step(name: str) -> int:
 
 
 def checkpoint_names(run: Path) -> list[str]:
-    """Return the names of a run's checkpoints, oldest first."""
-    found = [
-        path.name
-        for path in (run / "checkpoints").glob("step-*")
-        if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()
-    ]
+    """Return the names of a run's checkpoints, oldest first. Raises DeniedError if the folder cannot be listed."""
+    folder = run / "checkpoints"
+    try:
+        found = [path.name for path in folder.iterdir() if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
+    except PermissionError as error:
+        raise denied(folder, error) from None
+    except OSError:
+        return []
     return sorted(found, key=checkpoint_step)
 
 
@@ -52,7 +54,11 @@ def write_sums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """Describe the first fault of a folder with a SHA256SUMS; None if every file matches its hash."""
+    """Describe the first fault of a folder with a SHA256SUMS; None if every file matches its hash.
+
+    Raises:
+        DeniedError: this user may not read a file.
+    """
     try:
         text = read_bytes(folder / SUMS).decode("ascii")
         found = re.fullmatch(r"(?:[0-9a-f]{64}  [\w.-]+\n)+", text)
@@ -69,6 +75,10 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is damaged: its SHA-256 is not the one in {SUMS}"
     except UnicodeDecodeError:
         return f"{SUMS} is damaged"
+    except PermissionError as error:
+        raise denied(Path(error.filename or folder), error) from None
+    except DeniedError:
+        raise
     except InputError as error:
         return f"{SUMS} is damaged: it {error.what}" if (folder / SUMS).exists() else f"{SUMS} is missing"
     except OSError as error:
@@ -140,6 +150,8 @@ def _read_pointer(path: Path) -> str | None:
     """Return the checkpoint name in a pointer file; None if there is no file, or no name in it."""
     try:
         name = read_bytes(path).decode("ascii").strip() if path.exists() else None
+    except DeniedError:
+        raise
     except (InputError, UnicodeDecodeError):
         name = ""
     if name is None:
@@ -173,11 +185,19 @@ def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
 
 
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that other users may read as the umask says; the library alone gives it mode 0600."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
+
+
 def write_model(folder: Path, config: ModelConfig, tensors: dict[str, torch.Tensor]) -> None:
     """Write config.json and model.safetensors into an existing folder."""
     text = json.dumps({"format": "gptloom", "version": 1, "model": config.model_dump(mode="json")}, indent=2)
     write_text(folder / "config.json", text + "\n")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_model(folder: Path) -> LanguageModel:
@@ -247,6 +267,8 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             content = json_object(file.read(length).decode())
         content.pop("__metadata__", None)
         return {name: (str(about["dtype"]), tuple(map(int, about["shape"]))) for name, about in content.items()}
+    except PermissionError as error:
+        raise denied(path, error) from None
     except OSError as error:
         raise InputError(f"the weights cannot be read: {error.strerror}", where=str(path), cure=_CURE) from None
     except (ValueError, KeyError, TypeError) as error:

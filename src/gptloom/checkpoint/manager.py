@@ -25,7 +25,7 @@ from gptloom.checkpoint.state import (
 )
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import Tokenizer
-from gptloom.errors import InputError, MachineError
+from gptloom.errors import InputError, MachineError, cure_for
 from gptloom.files import remove, replace_text
 from gptloom.model.base import LanguageModel
 
@@ -209,7 +209,9 @@ class CheckpointManager:
             self._unsaved = None
         except OSError as error:  # from the pointer file: the checkpoint exists, but no file names it
             self._error = self._unsaved = MachineError(
-                f"cannot be written: {error.strerror or error}", where=str(self.run / "best"), cure="free some space"
+                f"cannot be written: {error.strerror or error}",
+                where=str(self.run / "best"),
+                cure=cure_for(error, "free some space"),
             )
         except MachineError as error:
             self._error = self._unsaved = error

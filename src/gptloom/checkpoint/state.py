@@ -12,14 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from gptloom.checkpoint.format import checkpoint_name, checkpoint_names, write_model, write_sums
+from gptloom.checkpoint.format import checkpoint_name, checkpoint_names, write_model, write_sums, write_tensors
 from gptloom.config.load import parse
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import Tokenizer
-from gptloom.errors import InputError, MachineError
+from gptloom.errors import InputError, MachineError, cure_for
 from gptloom.fast.flat import unfit
 from gptloom.files import forget, publish, read_text, regular_size, remove, replace_text, sync, write_text
 
@@ -255,7 +255,7 @@ def write_checkpoint(
         for name, text in (files or {}).items():
             write_text(temporary / name, text)
         for name, content in ({"optimizer.safetensors": snapshot.optimizer} | dict(tensors or {})).items():
-            save_file(content, temporary / name)
+            write_tensors(content, temporary / name)
         write_sums(temporary)
         # Sync the logs first: a run that resumes from this checkpoint needs all lines up to its step.
         for log in (run / "metrics.jsonl", run / "samples.jsonl"):
@@ -269,7 +269,7 @@ def write_checkpoint(
         raise MachineError(
             f"the checkpoint could not be written: {reason}",
             where=str(final),
-            cure="free some space, then `gptloom resume`",
+            cure=cure_for(error, "free some space, then `gptloom resume`"),
         ) from error
     return final
 

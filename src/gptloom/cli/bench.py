@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptloom.cli.flags import Parser, add_flags, given, loading, make_parser
-from gptloom.config.load import check_early, nest, recipe_names
+from gptloom.cli.flags import Parser, add_run_flags, given, loading, make_parser
+from gptloom.config.load import check_early, nest
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, ExitCode
 
@@ -36,9 +36,8 @@ docs/bench.md explains every figure."""
 
 def bench_command(words: list[str]) -> int:
     """Benchmark this machine."""
-    epilog = f"recipes: {', '.join(recipe_names())}\n\n{MEASURED}"
-    parser = make_parser("bench", "", bench_command, epilog=epilog)
-    _add_bench_flags(parser)
+    parser = make_parser("bench", "", bench_command, epilog=MEASURED)
+    _add_bench_flags(parser, words)
     args = parser.parse(words)
     groups = _read_groups(args.only)
     if not 0 < args.minutes <= 10_000:
@@ -72,9 +71,7 @@ def bench_command(words: list[str]) -> int:
     return ExitCode.INTERRUPTED if found["interrupted"] else ExitCode.DONE
 
 
-def _add_bench_flags(parser: Parser) -> None:
-    about = "the middle of all sweeps (default: tiny on a CPU, baby on an accelerator)"
-    parser.add_argument("--recipe", metavar="NAME", help=about)
+def _add_bench_flags(parser: Parser, words: list[str]) -> None:
     parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(GROUPS)} (default: all)")
     about = "about how long all measurements may take together [2]"
     parser.add_argument("--minutes", metavar="N", type=float, default=2.0, help=about)
@@ -84,7 +81,8 @@ def _add_bench_flags(parser: Parser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("bench"), help=about)
     # The time budget sets the number of steps, and there is one process.
     unused = ("train.steps", "train.minutes", "train.epochs", "train.ranks")
-    add_flags(parser, RunConfig, short={"data.tokenizer": "tokenizer"}, skip=("recipe", *unused))
+    about = "the middle of all sweeps (default: tiny on a CPU, baby on an accelerator)"
+    add_run_flags(parser, words, about, short={"data.tokenizer": "tokenizer"}, skip=unused)
 
 
 def _read_groups(only: str | None) -> tuple[str, ...]:

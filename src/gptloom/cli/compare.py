@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptloom.cli.flags import TEXTS, Parser, add_flags, given, loading, make_parser
-from gptloom.config.load import SHORT, nest, read_toml, recipe_names
+from gptloom.cli.flags import TEXTS, Parser, add_run_flags, given, loading, make_parser
+from gptloom.config.load import SHORT, nest, read_toml
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, ExitCode
 
@@ -33,10 +33,8 @@ and the same --run, a comparison grows. An interrupted comparison continues wher
 def compare_command(words: list[str]) -> int:
     """Compare settings over several seeds, with intervals."""
     subject = "[TEXT...] SETTING=A,B[,C] [SETTING=...]"
-    epilog = f"recipes: {', '.join(recipe_names())}\n\n{RULE}"
-    parser = make_parser("compare", subject, compare_command, epilog=epilog)
-    _add_compare_flags(parser)
-    add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
+    parser = make_parser("compare", subject, compare_command, epilog=RULE)
+    _add_compare_flags(parser, words)
     args = parser.parse(words, intermixed=True)
     _check(args)
     file = {} if args.config is None else read_toml(args.config)
@@ -52,7 +50,7 @@ def compare_command(words: list[str]) -> int:
     return ExitCode.DONE
 
 
-def _add_compare_flags(parser: Parser) -> None:
+def _add_compare_flags(parser: Parser, words: list[str]) -> None:
     about = f"a setting and its values, the baseline first: lr=1e-3,4e-3; or a text: {TEXTS} [shakespeare]"
     parser.add_argument("words", metavar="SETTING=A,B", nargs="*", help=about)
     about = "trainings of each arm; a verdict needs 3 [5]"
@@ -71,7 +69,7 @@ def _add_compare_flags(parser: Parser) -> None:
     about = "a TOML file of settings for all arms; flags override it"
     parser.add_argument("--config", metavar="FILE", type=Path, help=about)
     about = "the settings to start from (default: tiny on a CPU, baby on an accelerator)"
-    parser.add_argument("--recipe", metavar="NAME", help=about)
+    add_run_flags(parser, words, about, short=SHORT, skip=("model.vocab_size",))
 
 
 def _check(args: argparse.Namespace) -> None:

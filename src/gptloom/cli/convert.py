@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gptloom.cli.flags import loading, make_parser
 from gptloom.config.run import DataConfig
-from gptloom.errors import ConfigError, ExitCode, InputError, MachineError
+from gptloom.errors import ConfigError, ExitCode, InputError, MachineError, cure_for
 
 if TYPE_CHECKING:
     from gptloom.bundle import Bundle
@@ -110,5 +110,6 @@ def _write(bundle: Bundle, out: Path) -> None:
             bundle.save(folder)
             publish(folder, out)
     except OSError as error:
-        what, cure = f"cannot be written: {error.strerror or error}", "free some disk space, or choose another folder"
+        what = f"cannot be written: {error.strerror or error}"
+        cure = cure_for(error, "free some disk space, or choose another folder")
         raise MachineError(what, where=str(out), cure=cure) from None

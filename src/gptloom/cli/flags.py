@@ -5,13 +5,16 @@ argparse reads the words; only the fields validate the values. This module impor
 
 import argparse
 import gc
+import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from gptloom.config.base import Config, field_names
+from gptloom.config.base import Config, field_names, flatten
+from gptloom.config.load import bare_names, recipe_names, resolve
+from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, InputError, nearest
 
 TEXTS = "a file, a folder, a glob, - for standard input, or shakespeare; .jsonl, .csv and .tsv are read by field"
@@ -53,7 +56,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
-        raise ConfigError(message, where=self.prog, cure=f"see `{self.prog} --help`")
+        cure = f"see `{self.prog} --help`"
+        if message.endswith("expected one argument"):
+            flag = re.split("[:/]", message.split()[1])[0]
+            cure = f"a value that begins with -- is joined to its flag: {flag}=--text"
+        raise ConfigError(message, where=self.prog, cure=cure)
 
     def parse(self, words: list[str], *, intermixed: bool = False) -> argparse.Namespace:
         """Read the words; the error names every unknown flag and the nearest known one.
@@ -62,19 +69,48 @@ class Parser(argparse.ArgumentParser):
             words: the command line after the command.
             intermixed: positional words may come between the flags.
         """
+        words = self._spelled_out(words)
         namespace, unknown = self.parse_known_intermixed_args(words) if intermixed else self.parse_known_args(words)
         if unknown:
-            flags = [flag.lstrip("-") for action in self._actions for flag in action.option_strings]
+            known = [flag.lstrip("-") for flag in self._flags()] + [bare.replace("_", "-") for bare in self._bare()]
             words = [word.split("=")[0].lstrip("-") for word in unknown if word.startswith("-")]
             hints = " ".join(
                 hint.replace("did you mean ", "did you mean --")
                 for word in words
-                if (hint := nearest(word, flags, count=1))
+                if (hint := nearest(word, known, count=1))
             )
             raise ConfigError(
                 f"unknown: {' '.join(unknown)}", where=self.prog, cure=hints or f"see `{self.prog} --help`"
             )
         return namespace
+
+    def _flags(self) -> dict[str, argparse.Action]:
+        return {flag: action for action in self._actions for flag in action.option_strings}
+
+    def _bare(self) -> dict[str, str]:
+        return bare_names(action.dest for action in self._actions if "." in action.dest)
+
+    def _spelled_out(self, words: list[str]) -> list[str]:
+        """Replace the bare names of settings by their flags, and join a value that begins with one - to its flag."""
+        flags, bare, found = self._flags(), self._bare(), list[str]()
+        for place, word in enumerate(words):
+            if word == "--":
+                return found + words[place:]
+            name, equals, value = word.partition("=")
+            if word.startswith("--") and name not in flags:
+                dashes = "--no-" if name.startswith("--no-") else "--"
+                key = bare.get(name.removeprefix(dashes).replace("-", "_"), "")
+                full = dashes + key.replace("_", "-")
+                word = full + equals + value if full in flags else word
+            elif word.startswith("-") and word[1:] and word not in flags and " " not in word:
+                before = flags.get(found[-1]) if found else None
+                if before is None or before.nargs is not None:
+                    cure = f"a file whose name begins with - is written ./{word}"
+                    raise ConfigError(f"unknown: {word}", where=self.prog, cure=cure)
+                found[-1] += f"={word}"
+                continue
+            found.append(word)
+        return found
 
 
 def make_parser(name: str, subject: str, command: Callable[[list[str]], int], epilog: str = "") -> Parser:
@@ -122,6 +158,40 @@ def read_prompt(word: str) -> str:
     return content.decode("utf-8", errors="surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
 
 
+def add_run_flags(
+    parser: Parser,
+    words: list[str],
+    about: str,
+    *,
+    default: str = "tiny",
+    below: Mapping[str, Any] | None = None,
+    short: dict[str, str] | None = None,
+    skip: Iterable[str] = (),
+) -> None:
+    """Add --recipe, and the settings of a run with the recipe's values in the help.
+
+    Args:
+        parser: the parser.
+        words: the command line; only a request for help resolves the recipe.
+        about: help of --recipe.
+        default: recipe whose values the help shows where none is named.
+        below: nested settings that the command sets itself.
+        short: as `add_flags`.
+        skip: dotted keys that have no flag.
+    """
+    parser.add_argument("--recipe", metavar="NAME", help=about)
+    named = re.findall(r"--recipe[ =](\S+)", " ".join(words))
+    name, values = named[-1] if named else default, dict[str, Any]()
+    if {"-h", "--help"} & set(words):
+        values = flatten(resolve(name, below or {}))
+    add_flags(parser, RunConfig, short=short, skip={"recipe", *skip}, values=values)
+    other = "" if named else "; `--recipe NAME --help` shows another's"
+    about = f"[in brackets: the values of the recipe {name}{other}]\nrecipes: {', '.join(recipe_names())}"
+    parser.epilog = (
+        f"{about}\nA setting's own name will do: --lr 1e-3, --batch-size 32, --n-layer 6.\n\n{parser.epilog}"
+    )
+
+
 def add_flags(
     parser: argparse._ActionsContainer,
     config: type[Config],
@@ -129,6 +199,7 @@ def add_flags(
     prefix: str = "",
     short: dict[str, str] | None = None,
     skip: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
 ) -> None:
     """Add a flag for every field of a group and of its nested groups.
 
@@ -138,21 +209,22 @@ def add_flags(
         prefix: key of the group itself.
         short: {dotted key: additional flag without the group's name}.
         skip: dotted keys that have no flag.
+        values: {dotted key: value shown as the default}; by default the field's own.
     """
     for name, field in config.model_fields.items():
         key, kind = prefix + name, field.annotation
         if key in skip:
             continue
         if isinstance(kind, type) and issubclass(kind, Config):
-            add_flags(
-                parser.add_argument_group(f"{key}: {field.description}"), kind, prefix=f"{key}.", short=short, skip=skip
-            )
+            group = parser.add_argument_group(f"{key}: {field.description}")
+            add_flags(group, kind, prefix=f"{key}.", short=short, skip=skip, values=values)
             continue
         flags = [
             f"--{key.replace('_', '-')}",
             *([f"--{short[key].replace('_', '-')}"] if short and key in short else []),
         ]
-        text = f"{field.description}{_default(field.get_default(call_default_factory=True))}".replace("%", "%%")
+        default = field.get_default(call_default_factory=True) if values is None else values.get(key)
+        text = f"{field.description}{_default(default)}".replace("%", "%%")
         if kind is bool:
             parser.add_argument(
                 *flags, dest=key, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text

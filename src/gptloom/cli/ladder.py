@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptloom.cli.flags import NUMBERS, TEXTS, add_flags, given, loading, make_parser
+from gptloom.cli.flags import NUMBERS, TEXTS, add_flags, add_run_flags, given, loading, make_parser
 from gptloom.config.load import SHORT, nest, parse, resolve
 from gptloom.config.run import LadderConfig, RunConfig
 from gptloom.errors import ConfigError, ExitCode
@@ -43,6 +43,12 @@ of steps (1,000 unless you give --steps or --minutes). loss.png shows the valida
 distance.png shows how strongly a loss depends on tokens further back, after training: the mean norm of its gradient
 with respect to their embeddings. reach is the distance at which that norm is still a hundredth of the norm at
 distance 0."""
+
+ALIKE = {
+    "model": {"ngrams": 1},
+    "train": {"optimizer": "adamw", "weight_decay": 0.1, "grad_clip": 1.0, "warmup_steps": 50},
+}
+"""Settings shared by all architectures; they replace the recipe's. There is no n-gram embedding, and AdamW trains."""
 
 # ladder
 
@@ -247,16 +253,15 @@ def _neighbours_command(words: list[str]) -> int:
     about = "folder of the pictures [./neighbours]"
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("neighbours"), help=about)
     about = "the GPT's settings, without n-grams; all models are trained with AdamW [tiny]"
-    parser.add_argument("--recipe", metavar="NAME", default="tiny", help=about)
-    add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size", "model.architecture"))
+    add_run_flags(parser, words, about, below=ALIKE, short=SHORT, skip=("model.vocab_size", "model.architecture"))
     args = parser.parse(words)
     has_length = {"train.steps", "train.minutes", "train.epochs"} & given(args, RunConfig).keys()
     changes = nest(({} if has_length else {"train.steps": 1000}) | given(args, RunConfig, skip=("recipe",)))
     with loading():
-        from gptloom.studies.ladder.neighbours import ALIKE, compare_neighbours
+        from gptloom.studies.ladder.neighbours import compare_neighbours
         from gptloom.studies.trial import open_material
 
-    config = resolve(args.recipe, ALIKE, changes, where="the command line")
+    config = resolve(args.recipe or "tiny", ALIKE, changes, where="the command line")
     material = open_material(args.texts or ["shakespeare"], config.data)
     for note in material.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from gptloom.cli.bench import bench_command
@@ -18,10 +19,12 @@ from gptloom.cli.doctor import doctor_command
 from gptloom.cli.inspect import inspect_command
 from gptloom.cli.ladder import ladder_command
 from gptloom.cli.plan import plan_command
+from gptloom.cli.recipes import recipes_command
 from gptloom.cli.sample import eval_command, sample_command
 from gptloom.cli.train import resume_command, train_command
 from gptloom.cli.verify import verify_command
-from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, nearest
+from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, cure_for, nearest
+from gptloom.files import lasting
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
@@ -34,10 +37,14 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "verify": verify_command,
     "bench": bench_command,
     "plan": plan_command,
+    "recipes": recipes_command,
     "import": import_command,
     "data": data_command,
     "doctor": doctor_command,
 }
+
+_LASTING = ("train", "resume", "compare", "ladder", "verify")
+"""Commands whose work is worth more than their output."""
 
 
 def run() -> NoReturn:
@@ -62,27 +69,26 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see `ExitCode`)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not under a test's or a notebook's own stream
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    _open_streams(lasts=bool(words) and words[0] in _LASTING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("once", GptloomWarning)
             warnings.showwarning = _warn
             code = _dispatch(words)
-            if sys.stdout is not None:
-                sys.stdout.flush()  # a result that cannot be written is an error here
+            sys.stdout.flush()  # a result that cannot be written is an error here
             return code
     except GptloomError as error:
         return _fail(error, words)
     except BrokenPipeError:
         # The reader (head, less) closed the pipe. Without this, Python would report it again when it closes stdout.
-        sys.stdout = None
+        sys.stdout = _nowhere()
         return ExitCode.DONE
     except OSError as error:
         return _fail(
             MachineError(
-                error.strerror or str(error), where=str(error.filename or ""), cure="check the disk and the path"
+                error.strerror or str(error),
+                where=str(error.filename or ""),
+                cure=cure_for(error, "check the disk and the path"),
             ),
             words,
         )
@@ -93,6 +99,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
+
+
+def _open_streams(*, lasts: bool) -> None:
+    """Prepare standard output and standard error.
+
+    Args:
+        lasts: the command continues when its output has no reader (head, a dead tee). Standard error never ends a
+            command: it has only messages.
+    """
+    # A missing stream is replaced first: a file of ours must not get its descriptor, where libraries print.
+    sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not under a test's or a notebook's own stream
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    sys.stderr = lasting(sys.stderr, OSError)
+    if lasts:
+        sys.stdout = lasting(sys.stdout, BrokenPipeError)
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _dispatch(words: list[str]) -> int:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gptloom.cli.flags import Parser, add_flags, given, loading, make_parser
-from gptloom.config.load import check_early, nest, recipe_names, resolve
+from gptloom.cli.flags import Parser, add_run_flags, given, loading, make_parser
+from gptloom.config.load import check_early, nest, resolve
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, ExitCode, shortened
 from gptloom.hardware import PEAKS
@@ -35,10 +35,11 @@ AMOUNTS = (*GOALS, "price_per_hour", "text_tokens", "mfu", "devices")
 def plan_command(words: list[str]) -> int:
     """Estimate parameters, memory, time and cost."""
     devices = ", ".join(peak.name for peak in PEAKS)
-    epilog = f"recipes: {', '.join(recipe_names())}\ndevices: {devices}\n\n{FORMULAS}"
+    epilog = f"devices: {devices}\n\n{FORMULAS}"
     parser = make_parser("plan", "", plan_command, epilog=epilog)
     _add_amount_flags(parser)
-    add_flags(parser, RunConfig, short={"model.vocab_size": "vocab"}, skip=("recipe", "device"))
+    about = "the model and its batch (default: tiny on a CPU, baby on an accelerator)"
+    add_run_flags(parser, words, about, short={"model.vocab_size": "vocab"}, skip=("device",))
     args = parser.parse(words)
     amounts = _read_amounts(args)
     changes = nest(given(args, RunConfig, skip=("recipe", "device")))
@@ -70,8 +71,6 @@ def plan_command(words: list[str]) -> int:
 
 
 def _add_amount_flags(parser: Parser) -> None:
-    about = "the model and its batch (default: tiny on a CPU, baby on an accelerator)"
-    parser.add_argument("--recipe", metavar="NAME", help=about)
     parser.add_argument("--tokens", metavar="N", help="tokens to train on")
     parser.add_argument("--flops", metavar="N", help="operations to spend")
     parser.add_argument("--hours", metavar="N", help="time to spend")

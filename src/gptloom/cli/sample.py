@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 SAMPLING = """\
 A token is chosen in this order: repetition penalty, temperature, top-k, top-p, min-p; then one draw.
 Each text depends only on the seed and its number. It does not depend on the other texts.
-p and rank are the model's, before all of these steps. The most likely token has rank 0."""
+p and rank are the model's, before all of these steps. The most likely token has rank 0.
+A beam search draws nothing: stop strings end its texts, and the settings above do not apply to it.
+A translation (encoder-decoder) is the most likely token at each place, unless --temperature, --top-k, --top-p,
+--min-p or --samples asks for draws."""
 
 # sample
 
@@ -52,8 +55,8 @@ def sample_command(words: list[str]) -> int:
     add_flags(parser, SampleConfig)
     args = parser.parse(words)
     config = parse(SampleConfig, given(args, SampleConfig), where="the command line")
-    if args.show_probabilities is not None and (args.show_probabilities < 1 or config.beams > 1):
-        what, cure = "needs at least 1 alternative, and no beam search", "try --show-probabilities 3"
+    if args.show_probabilities is not None and args.show_probabilities < 1:
+        what, cure = f"needs at least 1 alternative, not {args.show_probabilities}", "try --show-probabilities 3"
         raise ConfigError(what, where="--show-probabilities", cure=cure)
     with loading():
         from gptloom.bundle import Bundle
@@ -61,6 +64,9 @@ def sample_command(words: list[str]) -> int:
     bundle = Bundle.load(args.run, device=args.device, which=args.checkpoint, weights=args.weights)
     prompt = read_prompt(args.prompt)
     if not bundle.task.causal:
+        if unused := [f"--{name.replace('_', '-')}" for name in given(args, SampleConfig)]:
+            what = f"an encoder fills in masks and draws no text, so {' and '.join(unused)} would do nothing"
+            raise ConfigError(what, where="the command line", cure="leave it out")
         _fill_masks(bundle, prompt, args)
     else:
         _continue(bundle, prompt, config, args)

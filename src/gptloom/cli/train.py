@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptloom.cli.flags import NUMBERS, TEXTS, add_flags, given, loading, make_parser
-from gptloom.config.load import SHORT, check_early, nest, read_toml, recipe_names
+from gptloom.cli.flags import NUMBERS, TEXTS, add_flags, add_run_flags, given, loading, make_parser
+from gptloom.config.load import SHORT, check_early, nest, read_toml
 from gptloom.config.run import RunConfig
 from gptloom.errors import ExitCode
 
 if TYPE_CHECKING:
-    from gptloom.training.run import Result
+    from gptloom.training.session import Result
 
 ENDS = {
     "finished": "finished",
@@ -27,17 +27,15 @@ ENDS = {
 def train_command(words: list[str]) -> int:
     """Train a GPT on your text."""
     _ignore_save_signal()
-    brackets = "[in brackets: the value where the recipe sets none]"
-    epilog = f"{brackets}\nrecipes: {', '.join(recipe_names())}\n\n{NUMBERS}"
-    parser = make_parser("train", "TEXT...", train_command, epilog=epilog)
+    parser = make_parser("train", "TEXT...", train_command, epilog=NUMBERS)
     parser.add_argument("texts", metavar="TEXT", nargs="+", help=TEXTS)
     about = "a new folder for the run (default: the next free one under runs/)"
     parser.add_argument("--run", metavar="DIR", type=Path, help=about)
     about = "a TOML file of settings, such as another run's config.toml; flags override it"
     parser.add_argument("--config", metavar="FILE", type=Path, help=about)
     about = "the settings to start from (default: tiny on a CPU, baby on an accelerator, translate for numbers:)"
-    parser.add_argument("--recipe", metavar="NAME", help=about)
-    add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "model.vocab_size"))
+    default = "translate" if any(word.startswith("numbers:") for word in words) else "tiny"
+    add_run_flags(parser, words, about, default=default, short=SHORT, skip=("model.vocab_size",))
     args = parser.parse(words)
     file = {} if args.config is None else read_toml(args.config)
     changes = nest(given(args, RunConfig, skip=("recipe",)))
@@ -57,7 +55,7 @@ def resume_command(words: list[str]) -> int:
     parser = make_parser("resume", "RUN", resume_command, epilog=NUMBERS)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--checkpoint", metavar="NAME", default="latest", help="latest, best or step-N [latest]")
-    add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "seed", "model"))
+    add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "seed", "model"), values={})
     args = parser.parse(words)
     with loading():
         from gptloom.training.run import resume

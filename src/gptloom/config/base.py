@@ -70,3 +70,12 @@ def field_names(cls: type[Config], prefix: str = "") -> dict[str, Any]:
         else:
             names[prefix + name] = field
     return names
+
+
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Return the value of every setting, nested groups included, as {dotted key: value}."""
+    found: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, Config) else {prefix + name: value}
+    return found

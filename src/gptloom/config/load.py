@@ -4,8 +4,9 @@ import difflib
 import reprlib
 import tomllib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -143,6 +144,17 @@ SHORT = {f"train.{name}": name for name in ("steps", "minutes", "epochs")} | {
 }
 """Settings that also have a name without their group, as flags and as keyword arguments."""
 
+ALIASES = {
+    "lr": "train.learning_rate",
+    "batch": "train.batch_size",
+    "warmup": "train.warmup_steps",
+    "layers": "model.n_layer",
+    "heads": "model.n_head",
+    "width": "model.n_embd",
+    "context": "model.block_size",
+}
+"""Common short names of some settings."""
+
 DEFAULTS = ("tiny", "baby", "translate")
 """Default recipes: on a CPU, on an accelerator, for number words."""
 
@@ -190,6 +202,15 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def bare_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return {name without a group: dotted key}: the names that only one of the keys has, and the `ALIASES`."""
+    named: dict[str, list[str]] = {}
+    for key in keys:
+        named.setdefault(key.rpartition(".")[2], []).append(key)
+    unique = {name: found[0] for name, found in named.items() if len(found) == 1}
+    return unique | {alias: key for alias, key in ALIASES.items() if key in unique.values()}
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file as a nested dict.
 
@@ -218,15 +239,23 @@ def recipe_names() -> list[str]:
 
 def read_recipe(name: str) -> dict[str, Any]:
     """Read a recipe as a nested dict that includes its name."""
+    return tomllib.loads(_recipe_text(name)) | {"recipe": name}
+
+
+def about_recipe(name: str) -> str:
+    """Return a recipe's description: the comment at its beginning, in one line."""
+    lines = _recipe_text(name).splitlines()
+    return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def _recipe_text(name: str) -> str:
     if name not in recipe_names():
         raise ConfigError(
-            f"there is no recipe {name!r}",
-            where="--recipe",
+            f"there is no recipe {shortened(name, 40)!r}",
+            where="recipe",
             cure=nearest(name, recipe_names()) or f"choose from {', '.join(recipe_names())}",
         )
-    return tomllib.loads(
-        resources.files("gptloom.config").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
-    ) | {"recipe": name}
+    return resources.files("gptloom.config").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
 
 
 def resolve(base: str | RunConfig, *layers: Mapping[str, Any], where: str = "settings") -> RunConfig:

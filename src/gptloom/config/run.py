@@ -249,7 +249,19 @@ class SampleConfig(Config):
     length_penalty: float = Field(1.0, ge=0.0, le=10.0, description="Divide beam scores by length to this power")
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Check that a beam search returns at most as many texts as it has beams."""
+        """Check that a beam search has enough beams, and that no setting is without effect."""
+        if self.beams == 1 and self.length_penalty != 1.0:
+            yield Conflict(("length_penalty", "beams"), "length_penalty scores beams, and there are none (--beams)")
+        neutral = {"repetition_penalty": (1.0,), "top_k": (None,), "top_p": (None, 1.0), "min_p": (None, 0.0)}
+        if "temperature" in self.model_fields_set:
+            neutral["temperature"] = (0.0,)
+        for name in [name for name, values in neutral.items() if getattr(self, name) not in values]:
+            if self.beams > 1:
+                yield Conflict(
+                    ("beams", name),
+                    f"a beam search draws no tokens, so {name}={getattr(self, name):g} has no meaning with "
+                    f"beams={self.beams}; leave one of them out (--beams, --{name.replace('_', '-')})",
+                )
         if 1 < self.beams < self.samples:
             yield Conflict(
                 ("beams", "samples"),

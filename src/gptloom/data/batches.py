@@ -5,6 +5,7 @@ masked (Devlin et al. 2019, section 3.1). Random numbers depend only on (seed, s
 """
 
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -57,6 +58,11 @@ class Batches:
     "random" draws window starts with replacement. "shuffled" divides the text into windows, with a different offset
     each epoch, and reads each window once per epoch in a new order. "documents" does the same with windows that end at
     the end of their document. If the text is shorter than a window, all windows are shorter.
+
+    Attributes:
+        time: length of the longest window.
+        tokens_per_epoch: targets per epoch.
+        steps_per_epoch: a step also reads targets of the next epoch, so this need not be an integer.
     """
 
     def __init__(
@@ -97,11 +103,13 @@ class Batches:
         self._windows = max(1, (n - self.time) // self.time)
         self._starts = self._lengths = np.empty(0, np.int64)
         self.tokens_per_epoch = n - 1 if sampling == "random" else self._windows * self.time
+        self.steps_per_epoch = Fraction(self.tokens_per_epoch, batch_size * self.time)
         if sampling == "documents":
             self._starts, self._lengths = _document_windows(tokens, block_size)
             self.time = int(self._lengths.max())
             self._windows = len(self._starts)
             self.tokens_per_epoch = int(self._lengths.sum())
+            self.steps_per_epoch = Fraction(self._windows, batch_size)
         self._read = partial(_read, _all_windows(tokens.ids, self.time))
 
     def batch(self, step: int) -> Batch:
@@ -116,6 +124,12 @@ class Batches:
         if self._sampling == "documents":
             return self._read(self._starts[windows], self._lengths[windows])
         return self._read(windows)
+
+    def describe(self) -> str:
+        """Return the size of a step for a log."""
+        if self._sampling == "documents":
+            return f"{self._batch_size} windows of up to {self.time} tokens"
+        return f"{self._batch_size} x {self.time} tokens"
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " windows"]:
         """Return an epoch's windows in reading order: window numbers for "documents", else window starts."""
@@ -203,7 +217,8 @@ class MaskedBatches:
         """
         self._batches, self._mask, self._fraction, self._first = batches, mask, fraction, first
         self._draws = Draws(seed, _STREAM)
-        self.tokens_per_epoch = batches.tokens_per_epoch
+        self.tokens_per_epoch, self.steps_per_epoch = batches.tokens_per_epoch, batches.steps_per_epoch
+        self.describe = batches.describe
 
     def batch(self, step: int) -> Batch:
         """Return inputs with masked tokens; the targets are the masked tokens only."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from decimal import Decimal
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,7 @@ class PairBatches:
 
     Attributes:
         tokens_per_epoch: targets per epoch.
+        steps_per_epoch: a step also reads pairs of the next epoch, so this need not be an integer.
         longest: tokens of the longest source, and of the longest target with its end-of-text id.
     """
 
@@ -112,6 +114,7 @@ class PairBatches:
         self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._orders: dict[int, Int64[np.ndarray, " pairs"]] = {}
         self.tokens_per_epoch = int(self._pairs.target_lengths.sum()) + len(self._pairs)
+        self.steps_per_epoch = Fraction(len(self._pairs), batch_size)
         self.longest = longest(tokens)
 
     def batch(self, step: int) -> PairBatch:
@@ -122,6 +125,10 @@ class PairBatches:
             here = epochs == epoch
             pairs[here] = self._order(epoch)[places[here]]
         return self._pairs.read(pairs, self._rows, self._end_of_text)
+
+    def describe(self) -> str:
+        """Return the size of a step for a log."""
+        return f"{self._batch_size} pairs"
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " pairs"]:
         """Return an epoch's pairs in reading order."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 from gptloom.errors import ConfigError, InputError, nearest
+from gptloom.files import denied
 
 PIECE = 1 << 20
 """Maximum bytes per read, and maximum characters per piece."""
@@ -52,10 +53,10 @@ def open_binary(path: Path) -> BinaryIO:
     """
     try:
         return path.open("rb")
+    except PermissionError as error:
+        raise denied(path, error) from None
     except OSError as error:
-        raise InputError(
-            f"cannot be read: {error.strerror}", where=str(path), cure="check the path and its permissions"
-        ) from None
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path") from None
 
 
 def check_encoding(name: str) -> str:

@@ -39,6 +39,7 @@ from gptloom.data.readers import (
 )
 from gptloom.data.tokens import cache_folder, replacing
 from gptloom.errors import InputError, MachineError, nearest
+from gptloom.files import denied
 
 _CONNECT_SECONDS = 5
 _PIP_SECONDS = 120
@@ -270,6 +271,8 @@ def _kind(path: Path) -> int | None:
     except OSError as error:
         if error.errno == errno.EINVAL:  # on Windows, for a name with * or ?
             return None
+        if isinstance(error, PermissionError):
+            raise denied(path, error) from None
         raise InputError(f"cannot be read: {error.strerror}", where=str(path), cure="check the path") from None
 
 
@@ -286,22 +289,27 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
+    """Return all files below a folder, sorted, except hidden ones. Raises DeniedError if a folder cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
     try:
-        found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    except RecursionError:
-        raise InputError(
-            "its folders are nested too deeply", where=str(folder), cure="name the files with a glob"
-        ) from None
-    return [
-        folder / path
-        for path in sorted(found, key=Path.as_posix)
-        if not any(part.startswith(".") for part in path.parts)
-    ]
+        for place, folders, names in os.walk(folder, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            paths = [Path(place) / name for name in names if not name.startswith(".")]
+            found += [path for path in paths if path.is_file()]
+    except PermissionError as error:
+        raise denied(Path(error.filename), error) from None
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _missing(path: Path) -> InputError:
     try:
         there = [str(path.parent / other.name) for other in path.parent.iterdir()]
+    except PermissionError:
+        there = []
     except OSError:
         return InputError(f"there is no folder {str(path.parent)!r}", where=str(path), cure="check the path")
     return InputError(

@@ -6,7 +6,7 @@ A token file is a safetensors file, written as a stream, checked against its has
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +21,7 @@ from jaxtyping import Int64, UInt, UInt64
 from gptloom.config.run import DataConfig
 from gptloom.data.corpus import Corpus
 from gptloom.data.tokenizers import Tokenizer
-from gptloom.errors import InputError, MachineError
+from gptloom.errors import PERMISSIONS, InputError, MachineError
 from gptloom.files import json_object, regular_size
 
 VERSION = 2
@@ -254,14 +254,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            yield file  # type: ignore[misc]  # the wrapper has BinaryIO's methods
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        with temporary.open("xb") as file:  # by the umask, unlike the files of tempfile
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise MachineError(f"cannot be written: {error.strerror or error}", where=str(path), cure=_CACHE_CURE) from None
+        what, cure = f"cannot be written: {error.strerror or error}", _CACHE_CURE
+        if isinstance(error, PermissionError):
+            cure = f"name another folder (--data.cache), or {PERMISSIONS}"
+        raise MachineError(what, where=str(path), cure=cure) from None
     finally:
         if temporary is not None:
             with suppress(OSError):

@@ -1,6 +1,6 @@
 """Beam search, translation with an encoder-decoder, and prediction of masked tokens with an encoder; on token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,7 +11,13 @@ from gptloom.model.transformer import Conditioned, EncoderDecoder, pad_sources
 
 
 def beam_search(
-    model: LanguageModel, prompt: Sequence[int], config: SampleConfig, *, end: int | None = None, cached: bool = True
+    model: LanguageModel,
+    prompt: Sequence[int],
+    config: SampleConfig,
+    *,
+    end: int | None = None,
+    stopped: Callable[[list[int]], bool] | None = None,
+    cached: bool = True,
 ) -> list[tuple[list[int], float]]:
     """Find continuations of high total probability with `config.beams` beams.
 
@@ -22,6 +28,7 @@ def beam_search(
         prompt: token ids, at least one.
         config: only `beams`, `tokens` and `length_penalty` are used.
         end: token id that ends a continuation.
+        stopped: whether a continuation ends with these new ids, because they spell a stop string.
         cached: see `DecodeBatch`.
 
     Returns:
@@ -37,9 +44,11 @@ def beam_search(
             parents, ids = (best.indices // totals.shape[1]).tolist(), (best.indices % totals.shape[1]).tolist()
             going: list[int] = []
             for place, (parent, one) in enumerate(zip(parents, ids, strict=True)):
-                if one == end and place < config.beams:
-                    done.append(_scored([*batch.texts[parent][len(prompt) :], one], float(best.values[place]), config))
-                elif one != end and len(going) < config.beams:
+                new = [*batch.texts[parent][len(prompt) :], one]
+                ended = one == end or (stopped is not None and stopped(new))
+                if ended and place < config.beams:
+                    done.append(_scored(new, float(best.values[place]), config))
+                elif not ended and len(going) < config.beams:
                     going.append(place)
             if not going:
                 break
@@ -58,6 +67,24 @@ def beam_search(
                 _scored(row[len(prompt) :], float(total), config) for row, total in zip(batch.texts, sums, strict=True)
             ]
     return sorted(done, key=lambda one: -one[1])[: config.beams]
+
+
+def describe_text(model: LanguageModel, prompt: Sequence[int], ids: Sequence[int], alternatives: int) -> list[Token]:
+    """Return the tokens of a text that follows a prompt, with their probabilities; see `describe`.
+
+    Args:
+        model: a causal language model.
+        prompt: token ids, at least one.
+        ids: the token ids of the text.
+        alternatives: number of alternatives per token.
+    """
+    batch, tokens = DecodeBatch(model), list[Token]()
+    batch.add(prompt, SampleConfig(tokens=len(ids)))
+    with torch.inference_mode(), evaluating(model):
+        for one in ids:
+            tokens += describe(batch.logits().float().cpu(), [one], alternatives)
+            batch.append([one])
+    return tokens
 
 
 def _scored(ids: list[int], total: float, config: SampleConfig) -> tuple[list[int], float]:

@@ -293,14 +293,20 @@ class TranslationTask(Task):
         config: SampleConfig,
         unknown: OnUnknown,
     ) -> Start:
-        """Read the prompt as the source; the target starts with an end of text and fits into the context window."""
+        """Read the prompt as the source; the target starts with an end of text and fits into the context window.
+
+        A translation is greedy, as `exact_match` is, unless a setting asks for draws.
+        """
         assert isinstance(model, EncoderDecoder)
         source: list[int] = tokenizer.encode(prompt, unknown).tolist()
         size = self.config.block_size
         if not 0 < len(source) <= size:
             what = f"an encoder-decoder needs a source of 1 to {size} tokens, not {len(source)}"
             raise InputError(what, where="the prompt", cure="give the text to translate as the prompt")
-        config = config.model_copy(update={"tokens": min(config.tokens, max(1, size - 1))})
+        limits: dict[str, float] = {"tokens": min(config.tokens, max(1, size - 1))}
+        if config.samples == 1 and not config.model_fields_set & {"temperature", "top_k", "top_p", "min_p"}:
+            limits["temperature"] = 0.0
+        config = config.model_copy(update=limits)
         return Start(condition(model, [source] * rows), [end_of_text(tokenizer)], config)
 
 

@@ -163,7 +163,7 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
     bundle = Bundle(build_model(config.model).to(device), tokenizer)
     train, model = config.train, bundle.model
     batches = task.training_batches(config, parts.train, tokenizer)
-    horizon = make_horizon(train, batches.tokens_per_epoch, train.batch_size * config.model.block_size)
+    horizon = make_horizon(train, batches.steps_per_epoch)
     objective, val_bytes = Objective(model), task.predicted_bytes(parts.val, tokenizer)
 
     def score() -> Score:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from gptloom.checkpoint.state import Divergence, Progress
-from gptloom.errors import GptloomWarning, MachineError
+from gptloom.errors import GptloomWarning, MachineError, cure_for
 from gptloom.files import Log
 from gptloom.generate.task import Score
 
@@ -85,7 +85,7 @@ class Callback:
 
 
 class Signals(Callback):
-    """Handles signals: SIGINT and SIGTERM save and stop, a second SIGINT stops at once, SIGUSR1 saves and continues.
+    """Handles signals: SIGINT, SIGTERM and SIGHUP save and stop, a second SIGINT stops at once, SIGUSR1 only saves.
 
     The handlers only set flags. The flags are read between steps, forward passes, evaluation batches and tokens of a
     sample, so that no operation is interrupted halfway.
@@ -104,9 +104,10 @@ class Signals(Callback):
 
     def on_start(self, view: View) -> None:
         """Install the handlers (possible only in the main thread)."""
-        numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks the last two
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         try:
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
+            self._before = {number: signal.signal(number, self._note) for number in numbers if not _is_hushed(number)}
         except ValueError:
             self._before = {}
 
@@ -121,13 +122,18 @@ class Signals(Callback):
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number not in (signal.SIGINT, signal.SIGTERM):
+        if number == getattr(signal, "SIGUSR1", None):
             self._wants_save = True
             return
         self.received = self.received or number
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             raise KeyboardInterrupt
+
+
+def _is_hushed(number: int) -> bool:
+    """Whether the command nohup asked this process to ignore that the terminal was closed."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
 
 
 class Spikes(Callback):
@@ -196,9 +202,8 @@ class Recorder(Callback):
         except OSError as error:
             what = f"cannot be written: {error.strerror or error}"
             if self.on_failure == "stop":
-                raise MachineError(
-                    what, where=str(self.log.path), cure="free some space, then `gptloom resume`"
-                ) from None
+                cure = cure_for(error, "free some space, then `gptloom resume`")
+                raise MachineError(what, where=str(self.log.path), cure=cure) from None
             if not waiting:
                 warnings.warn(
                     f"{self.log.path}: {what}; its lines are kept in memory and written later",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gptloom.config.run import RunConfig
+from gptloom.files import lasting
 from gptloom.generate.task import Score
 from gptloom.training.callbacks import Callback, Request, View
 from gptloom.training.memory import held_bytes
@@ -33,6 +34,9 @@ class Plan:
         train_tokens: tokens of the training split.
         val_tokens: tokens of the validation split.
         steps: remaining steps, as far as known.
+        batch: what a step reads, in words.
+        tokens: targets of these steps, repeated ones included.
+        epochs: passes of these steps over the training split.
         per_step: measured seconds per step.
         device: the device.
         dtype: dtype of the matrix products.
@@ -44,6 +48,9 @@ class Plan:
     train_tokens: int
     val_tokens: int
     steps: int
+    batch: str
+    tokens: int
+    epochs: float
     per_step: float
     device: torch.device
     dtype: torch.dtype
@@ -54,11 +61,6 @@ class Plan:
         """Expected training time in seconds."""
         return self.per_step * self.steps
 
-    @property
-    def tokens(self) -> int:
-        """Training tokens, repeated ones included."""
-        return self.steps * self.config.train.batch_size * self.config.model.block_size
-
     def lines(self) -> list[str]:
         """Return one line per fact."""
         m, t = self.config.model, self.config.train
@@ -67,16 +69,15 @@ class Plan:
             f"; {_size(self.memory)} in use at the peak so far" if self.memory else ""
         )
         steps = f"{'about ' if t.minutes else ''}{self.steps:,} steps"
-        passes = self.tokens / max(1, self.train_tokens)
         shape = f"{m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide"
         sizes = f"context {m.block_size}, vocabulary {m.vocab_size:,}"
         dtype = str(self.dtype).removeprefix("torch.")
         pace = f"{1000 * self.per_step:.1f} ms a step, measured, on {self.device} in {dtype}"
-        tokens = f"{self.tokens:,} tokens, {passes:.1f} passes over the text"
+        tokens = f"{self.tokens:,} tokens, {self.epochs:.1f} passes over the text"
         return [
             f"model    {self.parameters:,} parameters: {shape}, {sizes}",
             f"text     {self.train_tokens:,} tokens to train on, {self.val_tokens:,} to validate on",
-            f"training {steps} of {t.batch_size} x {m.block_size} tokens: {tokens}",
+            f"training {steps} of {self.batch}: {tokens}",
             memory,
             f"time     about {duration(self.seconds)} ({pace})",
         ]
@@ -84,7 +85,6 @@ class Plan:
     def warnings(self) -> list[str]:
         """Return a warning for each setting that is probably a mistake, with a cure."""
         model, block, found = self.config.model, self.config.model.block_size, []
-        epochs = self.tokens / max(1, self.train_tokens)
         if self.seconds > LONG_RUN:
             long = f"this run will take about {duration(self.seconds)}"
             found.append(f"{long}; --minutes 60 fits it into an hour, a smaller --recipe learns sooner")
@@ -97,10 +97,10 @@ class Plan:
         elif self.train_tokens < self.parameters / 100:
             many = f"{self.parameters:,} parameters are many for {self.train_tokens:,} training tokens"
             found.append(f"{many}; try a smaller model, or dropout")
-        if model.ngrams > 1 and not model.ngram_dropout and epochs > EPOCHS_OF_NGRAMS:
+        if model.ngrams > 1 and not model.ngram_dropout and self.epochs > EPOCHS_OF_NGRAMS:
             often = "the text will be read several times, and the n-gram embeddings will overfit"
             found.append(f"{often}; --model.ngrams 3 --model.ngram-dropout 0.5 may reach a lower validation loss")
-        if epochs > 200 and self.config.train.patience is None and self.train_tokens >= SMALL_TEXT:
+        if self.epochs > 200 and self.config.train.patience is None and self.train_tokens >= SMALL_TEXT:
             often = "the text will be read over 200 times"
             found.append(f"{often}; --train.patience 3 stops when the validation loss no longer falls")
         return found
@@ -234,7 +234,8 @@ class LiveDisplay(Display):
 def make_display() -> Display:
     """Return a live panel on a terminal, and plain lines where standard error is piped or cannot move its cursor."""
     if sys.stderr is None or not sys.stderr.isatty():
-        return Display(lambda line: print(line, file=sys.stderr, flush=True))
+        file = sys.stderr and lasting(sys.stderr, OSError)  # training does not end with `2>&1 | head`
+        return Display(lambda line: print(line, file=file, flush=True))
     from rich.console import Console
 
     console = Console(stderr=True)

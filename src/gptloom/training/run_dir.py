@@ -23,7 +23,7 @@ from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer
 from gptloom.data.tokens import Split, Tokens, TokenStore, open_store, prepare
 from gptloom.devices import describe_machine
-from gptloom.errors import ConfigError, GptloomError, GptloomWarning, InputError, MachineError
+from gptloom.errors import ConfigError, DeniedError, GptloomError, GptloomWarning, InputError, MachineError, cure_for
 from gptloom.files import logged, read_json, replace_text
 from gptloom.generate.task import task_of
 from gptloom.plots.core import draw_losses
@@ -50,7 +50,7 @@ def only_writer(run: Path) -> Iterator[None]:
         ) from None
     except (OSError, NotImplementedError) as error:
         what = f"the run folder cannot be locked: {getattr(error, 'strerror', None) or error}"
-        raise MachineError(what, where=str(run), cure="choose another folder with --run") from None
+        raise MachineError(what, where=str(run), cure=cure_for(error, "choose another folder with --run")) from None
     try:
         yield
     finally:
@@ -166,7 +166,7 @@ def _unwritable(run: Path, error: OSError) -> MachineError:
     return MachineError(
         f"the run folder cannot be written: {error.strerror or error}",
         where=str(run),
-        cure="choose another folder with --run",
+        cure=cure_for(error, "choose another folder with --run"),
     )
 
 
@@ -192,6 +192,8 @@ def find_parts(run: Path, config: RunConfig, tokenizer: Tokenizer) -> Split:
         about = read_json(path)
         texts, sha256, tokens = [str(text) for text in about["texts"]], about["text_sha256"], Path(about["tokens"])
         fingerprint, val_sha256 = about["tokenizer"], about["val_text_sha256"]
+    except DeniedError:
+        raise
     except (InputError, KeyError, TypeError):
         raise InputError(
             "is missing or damaged, so the run's text is not known", where=str(path), cure="start a new run"
@@ -314,7 +316,7 @@ def read_settings(run: Path, kept: RunConfig | None) -> RunConfig:
     try:
         return parse(RunConfig, read_toml(path), where=str(path))
     except GptloomError as error:
-        if kept is None:
+        if kept is None or isinstance(error, DeniedError):
             raise
         warnings.warn(
             f"{error.line()}; the settings that the checkpoint was written with are used instead",

@@ -1,6 +1,7 @@
 """Learning rate schedules, and the number of steps that a configuration asks for."""
 
 import math
+from fractions import Fraction
 
 from gptloom.checkpoint.state import Horizon
 from gptloom.config.run import TrainConfig
@@ -36,10 +37,11 @@ def rate_share(config: TrainConfig, step: int, total: int) -> float:
     return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * height
 
 
-def make_horizon(config: TrainConfig, tokens_per_epoch: int, tokens_per_step: int) -> Horizon:
+def make_horizon(config: TrainConfig, steps_per_epoch: Fraction) -> Horizon:
     """The number of steps that the configuration asks for with steps, minutes or epochs; by default, one epoch."""
     if config.minutes is not None:
         return Horizon(config.minutes * 60.0, total=1_000_000)
     if config.steps is not None:
         return Horizon(None, config.steps)
-    return Horizon(None, max(1, math.ceil((config.epochs or 1.0) * tokens_per_epoch / tokens_per_step)))
+    epochs = Fraction(str(config.epochs or 1))  # in binary, a product could be just above an integer
+    return Horizon(None, max(1, math.ceil(epochs * steps_per_epoch)))

@@ -16,8 +16,9 @@ from gptloom.distributed import TorchProcessGroup
 from gptloom.distributed.launch import own_device, ready
 from gptloom.errors import DivergedError, GptloomError
 from gptloom.training.progress import Display
-from gptloom.training.run import Session, begin
+from gptloom.training.run import begin
 from gptloom.training.run_dir import find_parts
+from gptloom.training.session import Session
 
 
 def main(words: list[str]) -> int:
@@ -34,8 +35,8 @@ def main(words: list[str]) -> int:
         words[4],
         words[5],
     )
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first rank decides when to stop
-        signal.signal(number, signal.SIG_IGN)
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # the first rank decides when to stop
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     device = own_device(kind, rank)
     config = parse(RunConfig, read_toml(run / "config.toml"), where=str(run / "config.toml"))

@@ -7,6 +7,7 @@ per token as the context grows, and compared with the memory bandwidth.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def time_steps(config: RunConfig, device: torch.device, budget: Budget, say: Say
     torch.manual_seed(config.seed)
     train, model, source = config.train, build_model(config.model).to(device), made_batches(config)
     batch = source.batch(0)
-    compiles = wants_compile(train, make_horizon(train, _TOKENS, batch[-1].numel()), device)
+    compiles = wants_compile(train, make_horizon(train, Fraction(_TOKENS, batch[-1].numel())), device)
     config = resolve(config, {"train": {"compile": "on" if compiles else "off"}}, where="bench")
     model.train()
     with threads(thread_count(config)):

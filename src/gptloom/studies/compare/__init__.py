@@ -13,7 +13,8 @@ from typing import Any
 from gptloom.config.run import DataConfig, RunConfig
 from gptloom.devices import derive
 from gptloom.errors import ConfigError, DivergedError, InputError
-from gptloom.studies.compare.factors import Arm, flatten, show
+from gptloom.generate.task import task_of
+from gptloom.studies.compare.factors import Arm, settings_of, show
 from gptloom.studies.trial import Material, open_material, read_as, read_record, rehearse, run_trial, write_record
 from gptloom.training.progress import duration
 from gptloom.training.schedule import make_horizon
@@ -192,7 +193,8 @@ def identity(plan: Plan, materials: Materials) -> dict[str, Any]:
         "own_seeds": plan.own_seeds,
         "seed": plan.arms[0].config.seed,
         "arms": {
-            arm.name: flatten(arm.config) | {"text_sha256": materials[arm.config.data].text_sha256} for arm in plan.arms
+            arm.name: settings_of(arm.config) | {"text_sha256": materials[arm.config.data].text_sha256}
+            for arm in plan.arms
         },
     }
 
@@ -201,7 +203,8 @@ def expected_seconds(arm: Arm, material: Material) -> float:
     """Expected seconds of one training of this arm, by a rehearsal; 0 if the rehearsal diverges."""
     train = arm.config.train
     per_step = train.batch_size * arm.config.model.block_size
-    horizon = make_horizon(train, len(material.parts.train), per_step)
+    batches = task_of(arm.config.model).training_batches(arm.config, material.parts.train, material.tokenizer)
+    horizon = make_horizon(train, batches.steps_per_epoch)
     try:
         pace = rehearse(arm.config, material)
     except DivergedError:  # the training itself will report it

@@ -5,21 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from gptloom.config.base import Config, field_names
-from gptloom.config.load import nest, resolve
+from gptloom.config.base import field_names, flatten
+from gptloom.config.load import bare_names, nest, resolve
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, nearest
-
-SHORT_NAMES = {
-    "lr": "train.learning_rate",
-    "batch": "train.batch_size",
-    "warmup": "train.warmup_steps",
-    "layers": "model.n_layer",
-    "heads": "model.n_head",
-    "width": "model.n_embd",
-    "context": "model.block_size",
-}
-"""Common short names of some settings. A field name that only one group has is also accepted."""
 
 NO_FACTORS = {
     "seed": "a comparison already varies the seed; see --seeds",
@@ -80,25 +69,20 @@ def read_factor(word: str) -> Factor:
 
 
 def find_key(name: str) -> str:
-    """Find the dotted key of a name: the key itself, a short name, or the name of a field that only one group has.
+    """Find the dotted key of a name: the key itself, or a bare name (`load.bare_names`).
 
     Raises:
-        ConfigError: no setting or several settings have this name, or the setting cannot be a factor.
+        ConfigError: no setting has this name, or the setting cannot be a factor.
     """
-    plain = name.replace("-", "_")
-    known = field_names(RunConfig)
-    by_field: dict[str, list[str]] = {}
-    for key in known:
-        by_field.setdefault(key.rpartition(".")[2], []).append(key)
-    keys = [plain] if plain in known else [SHORT_NAMES[plain]] if plain in SHORT_NAMES else by_field.get(plain, [])
-    if len(keys) > 1:
-        raise ConfigError("stands for several settings", where=name, cure=f"choose {' or '.join(keys)}")
-    if not keys:
-        hint = nearest(plain.rpartition(".")[2], [*by_field, *SHORT_NAMES])
+    plain, known = name.replace("-", "_"), field_names(RunConfig)
+    bare = bare_names(known)
+    key = plain if plain in known else bare.get(plain)
+    if key is None:
+        hint = nearest(plain.rpartition(".")[2], bare)
         raise ConfigError("unknown setting", where=name, cure=hint or "`gptloom train --help` lists the settings")
-    if keys[0] in NO_FACTORS:
-        raise ConfigError("cannot be a factor", where=name, cure=NO_FACTORS[keys[0]])
-    return keys[0]
+    if key in NO_FACTORS:
+        raise ConfigError("cannot be a factor", where=name, cure=NO_FACTORS[key])
+    return key
 
 
 def plan_arms(
@@ -142,10 +126,10 @@ def plan_arms(
         rows = [first, *(first | {factor.key: value} for factor in factors for value in factor.values[1:])]
         varied = [keys if len(keys) == 1 else [], *([factor.key] for factor in factors for _ in factor.values[1:])]
     configs = _resolve_all(rows, recipe, layers, where)
-    base = flatten(configs[0])
+    base = settings_of(configs[0])
     arms: list[Arm] = []
     for config, named in zip(configs, varied, strict=True):
-        own = flatten(config) | {"recipe": config.recipe}
+        own = settings_of(config) | {"recipe": config.recipe}
         name = " ".join(f"{key.rpartition('.')[2]}={show(own[key])}" for key in named) or "baseline"
         same = sum(arm.name.partition(" (again")[0] == name for arm in arms)
         changes = {key: (base[key], own[key]) for key in base if base[key] != own[key]}
@@ -185,16 +169,9 @@ def _resolve_all(
     return configs
 
 
-def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+def settings_of(config: RunConfig) -> dict[str, Any]:
     """All settings by dotted key, without the seed and the recipe's name."""
-    found: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, Config):
-            found |= flatten(value, f"{prefix}{name}.")
-        elif prefix + name not in ("seed", "recipe"):
-            found[prefix + name] = value
-    return found
+    return {key: value for key, value in flatten(config).items() if key not in ("seed", "recipe")}
 
 
 def show(value: Any) -> str:

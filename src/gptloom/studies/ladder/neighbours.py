@@ -34,12 +34,6 @@ from gptloom.studies.trial import Material, Trial, run_trial
 
 ARCHITECTURES = ("decoder", "rnn", "lstm", "gru")
 EVALUATIONS = 10
-ALIKE = {
-    "model": {"ngrams": 1},
-    "train": {"optimizer": "adamw", "weight_decay": 0.1, "grad_clip": 1.0, "warmup_steps": 50},
-}
-"""Settings shared by all architectures; they replace the recipe's. There is no n-gram embedding, and AdamW trains."""
-
 _ROWS = 16  # validation windows for the mean gradient
 
 

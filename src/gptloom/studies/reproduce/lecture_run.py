@@ -9,6 +9,7 @@ tables only if it draws the same numbers in the same order. The order was checke
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -161,7 +162,8 @@ class LectureRun:
         self.model.to(device).train()
         self.sampler = LectureSampler(parts, config.model.block_size, config.train.batch_size, device)
         self.objective, self.eval_iters = Objective(self.model), run.eval_iters
-        horizon = make_horizon(config.train, len(parts.train), config.train.batch_size * config.model.block_size)
+        per_step = config.train.batch_size * config.model.block_size
+        horizon = make_horizon(config.train, Fraction(len(parts.train), per_step))
         self.trainer = setup(config, model=self.model, batches=self.sampler, horizon=horizon, reseed=False)
 
     def evaluate(self) -> tuple[float, float]:

@@ -27,7 +27,8 @@ from gptloom.studies.verify.subject import Subject, gradients, logits
 from gptloom.studies.verify.tolerance import Impossible, Outcome, worst
 from gptloom.training.callbacks import Request, View
 from gptloom.training.progress import Display
-from gptloom.training.run import Result, begin, resume, train
+from gptloom.training.run import begin, resume, train
+from gptloom.training.session import Result
 
 STEPS = 4
 
