@@ -107,6 +107,23 @@ def test_every_step_has_a_page_with_its_figures_its_exercise_and_a_notebook(less
             assert (path.parent / "".join(link)).is_file(), f"{path.name}: {link}"
 
 
+def test_a_sentence_about_a_result_is_the_one_for_its_figure(lessons):
+    measured = lessons["read_measured"](lessons["MEASURED"])
+    assert measured.seeds < 3, "with three seeds a page may show standard deviations"
+    for name, file in lessons["file_names"]().items():
+        page = (ROOT / "docs" / "lessons" / file).read_text(encoding="utf-8")
+        found = {outcome for outcome, text in read_lessons()[name].outcomes.items() if text in page}
+        verdict = measured.verdicts.get(name)
+        same_text = {
+            one for one, text in read_lessons()[name].outcomes.items() if verdict and text == verdict.explanation
+        }
+        assert found == same_text and "±" not in page, name
+        # The page says first how far its figures can be trusted, and what the counted steps have read.
+        assert page.index("What these figures can show") < page.index("## The idea")
+        assert f"{measured.tokens:,} training tokens for each trained step" in page
+        assert f"whole training split, {measured.counted:,} tokens" in page
+
+
 def test_the_known_errors_are_those_of_the_published_list(lessons):
     errors = lessons["read_errors"]()
     assert [error["text"] for error in errors] == published()["known_errors_in_the_documents"]
