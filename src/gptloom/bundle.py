@@ -1,6 +1,6 @@
 """A trained model and its tokenizer: loaded from and saved to a folder, and used to generate and score text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, overload
@@ -209,7 +209,7 @@ class Bundle:
         model, ids, config = self.task.start(self.model, self.tokenizer, prompt, config.samples, config, on_unknown)
         batch = DecodeBatch(model, end=self.tokenizer.end_of_text)
         batch.extend([ids] * config.samples, config, details=details)
-        return self._pieces(batch, [TextStream(self.tokenizer.decode, ids, config.stop) for _ in range(config.samples)])
+        return self._pieces(batch, [self._text_stream(ids, config.stop) for _ in range(config.samples)])
 
     @staticmethod
     def _pieces(batch: DecodeBatch, streams: list[TextStream]) -> Iterator[Piece]:
@@ -254,9 +254,10 @@ class Bundle:
                 cure="continue a prompt instead",
             )
         pieces = text.split(MASK)
-        ids: list[int] = self.tokenizer.encode(pieces[0], on_unknown).tolist()
-        for piece in pieces[1:]:
-            ids += [self.model.config.vocab_size, *self.tokenizer.encode(piece, on_unknown).tolist()]
+        first, *rest = self.tokenizer.encode_parts(pieces, on_unknown)
+        ids: list[int] = first.tolist()
+        for part in rest:
+            ids += [self.model.config.vocab_size, *part.tolist()]
         room = self.model.config.block_size
         if len(pieces) == 1 or len(ids) > room:
             raise InputError(
@@ -267,6 +268,9 @@ class Bundle:
             )
         return fill_masks(self.model, ids)
 
-    def _text(self, before: list[int], ids: list[int], stops: tuple[str, ...] = ()) -> str:
-        stream = TextStream(self.tokenizer.decode, before, stops)
+    def _text(self, before: list[int], ids: list[int], stops: Sequence[str] = ()) -> str:
+        stream = self._text_stream(before, stops)
         return "".join(stream.push(one) for one in ids if one != self.tokenizer.end_of_text) + stream.finish()
+
+    def _text_stream(self, before: list[int], stops: Sequence[str]) -> TextStream:
+        return TextStream(self.tokenizer.decode, before, stops, self.tokenizer.open_ended)

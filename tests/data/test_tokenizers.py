@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from axes import TOKENIZERS, every_tokenizer
 from data_helpers import MIXED, PROSE, corpus_of
 from gptloom.data.readers import Piece
-from gptloom.data.tokenizers import END_OF_TEXT, base, bpe, load_tokenizer, make_tokenizer
+from gptloom.data.tokenizers import END_OF_TEXT, bpe, load_tokenizer, make_tokenizer, subword
 from gptloom.data.tokenizers.bpe import HuggingFaceTokenizer
 from gptloom.data.tokenizers.char import ByteTokenizer, CharTokenizer
 from gptloom.data.tokenizers.external import SentencePieceTokenizer, TiktokenTokenizer
@@ -125,7 +125,8 @@ def test_where_pieces_are_cut_changes_nothing(made, kind, words, cuts):
     if kind == "char":
         text = "".join(char for char in text if char in made[kind].alphabet)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "CHUNK", 8)
+        patch.setattr(subword, "CHUNK", 8)
+        patch.setattr(subword, "OVERLAP", 8)
         whole = made[kind].encode(text).tolist()
         assert joined(made[kind], pieces_of(text, cuts)) == whole
     assert made[kind].decode(whole) == text
@@ -142,12 +143,12 @@ def test_where_pieces_are_cut_changes_nothing(made, kind, words, cuts):
 )
 def test_chunks_end_where_no_token_would_cross(made, kind, words):
     text = "".join(words)
-    whole = made[kind]._encode_chunks([text])[0]
+    whole = made[kind].encode(text).tolist()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "CHUNK", 20)
-        chunks = list(base.rechunk([Piece(text, True)]))
-        assert "".join(chunk.text for chunk in chunks) == text and max(len(chunk.text) for chunk in chunks) <= 40
-        assert made[kind].encode(text).tolist() == list(whole)
+        patch.setattr(subword, "CHUNK", 20)
+        chunks = [chunk.text for chunk in subword.rechunk([Piece(text, True)])]
+        assert "".join(chunks) == text and max(map(len, chunks)) <= 40
+        assert [token for chunk in chunks for token in made[kind].encode(chunk)] == whole
 
 
 SPACES = [
@@ -233,10 +234,9 @@ def test_words_are_remembered_only_where_they_stand_alone(made, change):
 
 
 def test_a_text_without_a_safe_place_is_cut_at_a_bounded_size(made, monkeypatch):
-    monkeypatch.setattr(base, "CHUNK", 100)
+    monkeypatch.setattr(subword, "CHUNK", 100)
     text = "x" * 1001
-    assert [len(chunk.text) for chunk in base.rechunk([Piece(text, True)])] == [200] * 5 + [1]
-    assert made["bpe"].decode(made["bpe"].encode(text)) == text
+    assert [len(chunk.text) for chunk in subword.rechunk([Piece(text, True)])] == [200] * 5 + [1]
 
 
 @every_tokenizer
@@ -409,7 +409,7 @@ def test_a_model_that_puts_a_space_before_every_text(monkeypatch, collapsed):
     text = "The quick brown fox jump over lazy dogs it sleeps"
     whole = tokenizer.encode(text).tolist()
     assert tokenizer.decode(whole) == text
-    monkeypatch.setattr(base, "CHUNK", 10)
+    monkeypatch.setattr(subword, "CHUNK", 10)
     assert tokenizer.encode(text).tolist() == whole
 
 

@@ -24,7 +24,7 @@ from gptloom.data.tokenizers import Tokenizer
 from gptloom.errors import PERMISSIONS, InputError, MachineError
 from gptloom.files import json_object, regular_size
 
-VERSION = 2
+VERSION = 3
 
 _HEADER = 4096
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}

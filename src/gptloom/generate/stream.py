@@ -1,4 +1,4 @@
-"""Incremental decoding of tokens to text: only complete characters, and no part of a stop string."""
+"""Incremental decoding of tokens to text: only what can no longer change, and no part of a stop string."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,19 +8,29 @@ LONGEST_CHARACTER = 8
 
 
 class TextStream:
-    """Decodes a text token by token.
+    """Decodes a text token by token; the pieces, joined, are the end of the text that the whole decodes to.
 
     Args:
         decode: maps token ids to text.
         before: token ids before the first new one; with some tokenizers, a token's text depends on them.
         stops: stop strings, which end the text.
+        open_ended: whether the text of a token may change with the tokens after it (`Tokenizer.open_ended`). None: only
+            incomplete characters change, which decode to U+FFFD.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int], stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        before: Sequence[int],
+        stops: Sequence[str],
+        open_ended: Callable[[int], bool] | None = None,
+    ) -> None:
         """Start without new tokens."""
-        self.decode, self.stops = decode, [stop for stop in stops if stop]
-        self.context, self.pending = list(before)[-LONGEST_CHARACTER:], list[int]()
+        self.decode, self.stops, self.open_ended = decode, [stop for stop in stops if stop], open_ended
+        self.context, self.pending = list[int](), list[int]()
         self.held, self.stopped = "", False
+        self._alone = dict[int, bool]()
+        self._extend(list(before))
 
     def push(self, token: int) -> str:
         """Add a token; return the text that can no longer change."""
@@ -28,15 +38,16 @@ class TextStream:
             return ""
         self.pending.append(token)
         certain = len(self.pending)
-        if self._fresh(certain).endswith(HELD_BACK):
+        if self.open_ended is not None:
+            if self.open_ended(token):
+                return ""
+        elif self._fresh(certain).endswith(HELD_BACK):
             if certain < LONGEST_CHARACTER:
                 return ""
             certain = 1  # the first token cannot belong to an incomplete character any more
         fresh = self._fresh(certain)
-        self.context, self.pending = (
-            (self.context + self.pending[:certain])[-LONGEST_CHARACTER:],
-            self.pending[certain:],
-        )
+        self._extend(self.pending[:certain])
+        self.pending = self.pending[certain:]
         return self._release(fresh)
 
     def finish(self) -> str:
@@ -47,8 +58,26 @@ class TextStream:
         self.pending, self.held = [], ""
         return text
 
+    def _extend(self, tokens: list[int]) -> None:
+        """Add tokens to the context, and forget all before the last that is separate.
+
+        The text of later tokens does not depend on the tokens before it: it has a text, so a later token is not the
+        first, and it ends a character and a run of bytes.
+        """
+        last = next((place for place in reversed(range(len(tokens))) if self._is_separate(tokens[place])), None)
+        self.context = self.context + tokens if last is None else tokens[last:]
+        self._shown = len(self.decode(self.context))
+
+    def _is_separate(self, token: int) -> bool:
+        if token not in self._alone:
+            text = self.decode([token])
+            self._alone[token] = (
+                bool(text) and HELD_BACK not in text and not (self.open_ended is not None and self.open_ended(token))
+            )
+        return self._alone[token]
+
     def _fresh(self, tokens: int) -> str:
-        return self.decode(self.context + self.pending[:tokens])[len(self.decode(self.context)) :]
+        return self.decode(self.context + self.pending[:tokens])[self._shown :]
 
     def _release(self, fresh: str) -> str:
         """Return the text up to a possible beginning of a stop string, and hold back the rest."""

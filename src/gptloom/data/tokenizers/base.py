@@ -1,19 +1,16 @@
-"""Base classes of tokenizers: text to ids and back, as a stream, and files with checked hashes.
-
-Subword tokenizers encode long texts in chunks that end where no token would cross, many chunks at a time.
-"""
+"""The base class of tokenizers: text to ids and back, as a stream, and files with checked hashes."""
 
 import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Integer, UInt
+from jaxtyping import Integer, UInt, UInt32
 
 from gptloom.config.run import OnUnknown
 from gptloom.data.readers import Piece
@@ -25,6 +22,7 @@ FILE = "tokenizer.json"
 CURE = "copy the file again from its source, or train a new tokenizer (--data.tokenizer)"
 
 Ids = UInt[np.ndarray, " tokens"]
+Lengths = UInt32[np.ndarray, " tokens"]
 AnyIds = Integer[np.ndarray, " tokens"] | Sequence[int]
 Value = TypeVar("Value")
 
@@ -36,10 +34,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EncodedPiece(NamedTuple):
-    """The ids of a part of one document."""
+    """The ids of a part of one document.
+
+    Attributes:
+        ids: the ids.
+        ends_document: whether it is the document's last part.
+        lengths: UTF-8 bytes of the text that each id stands for; None: those of its spelling.
+        lossless: whether the ids decode to the text.
+    """
 
     ids: Ids
     ends_document: bool
+    lengths: Lengths | None = None
+    lossless: bool = True
 
 
 class Tokenizer(ABC):
@@ -73,11 +80,21 @@ class Tokenizer(ABC):
 
         Args:
             text: any string; special tokens in it are encoded as plain text.
-            on_unknown: raise an error at unknown characters, skip them, or replace them by the nearest known character.
+            on_unknown: raise an error at unknown text, skip it, or replace it: by the tokenizer's unknown token, or, if
+                it has none, each character by the nearest known one.
 
         Raises:
-            InputError: there is an unknown character and `on_unknown` is "error".
+            InputError: there is unknown text, and `on_unknown` is "error", or nothing can replace it.
         """
+
+    def encode_parts(self, parts: Sequence[str], on_unknown: OnUnknown = "error") -> list[Ids]:
+        """Encode the parts of a text that something else divides, such as masks; only the first begins a text."""
+        return [self.encode(part, on_unknown) for part in parts]
+
+    @property
+    def open_ended(self) -> Callable[[int], bool] | None:
+        """Whether the text of an id may change with the ids after it; None: only of incomplete characters."""
+        return None
 
     def padded(self, count: int) -> "Tokenizer":
         """Return the tokenizer with `count` more unused ids, for models with more embedding rows than tokens.
@@ -193,73 +210,3 @@ def read_side_file(path: Path, sha256: str | None) -> bytes:
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise InputError("is damaged: its hash is not the one in the tokenizer's JSON", where=str(path), cure=CURE)
     return content
-
-
-CHUNK = 1 << 16
-"""Characters after which a chunk ends at the next safe position; it ends at 2 `CHUNK` at the latest."""
-
-_TOGETHER = 32
-# The patterns of GPT-2, cl100k and o200k, and sentencepiece's rule, never join a visible character and the space after
-# it, or a letter and the newline after it.
-_SAFE = re.compile(r"(?<=\S)(?= )|(?<=[^\W_])(?=\n)")
-
-
-class SubwordTokenizer(Tokenizer):
-    """A tokenizer whose tokens span characters."""
-
-    @abstractmethod
-    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Ids | Sequence[int]]:
-        """Return the ids of each string; the strings have no lone surrogates."""
-
-    def encode(self, text: str, on_unknown: OnUnknown = "error") -> Ids:
-        """Encode a text in the chunks of `encode_pieces`; see `Tokenizer.encode`. Only lone surrogates are unknown."""
-        parts = [piece.ids for piece in self.encode_pieces([Piece(text, True)], on_unknown)]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-    def encode_pieces(self, pieces: Iterable[Piece], on_unknown: OnUnknown = "error") -> Iterator[EncodedPiece]:
-        """Encode documents as a stream, in bounded memory; the ids do not depend on the borders of the pieces.
-
-        A document is encoded in chunks of `CHUNK` characters or a little more. A chunk ends before a space that follows
-        a visible character, or before a newline that follows a letter or digit: no token of the known patterns crosses
-        these positions. If there is none within 2 `CHUNK` characters, the chunk ends there, and the tokens at that
-        border may differ from those of the document encoded in one call.
-        """
-        together: list[Piece] = []
-        for chunk in rechunk(pieces):
-            together.append(Piece(well_formed(chunk.text, on_unknown), chunk.ends_document))
-            if len(together) == _TOGETHER:
-                yield from self._encode_together(together)
-                together = []
-        if together:
-            yield from self._encode_together(together)
-
-    def _encode_together(self, chunks: Sequence[Piece]) -> Iterator[EncodedPiece]:
-        encoded = self._encode_chunks([chunk.text for chunk in chunks])
-        for ids, chunk in zip(encoded, chunks, strict=True):
-            yield EncodedPiece(np.array(ids, dtype=self.dtype), chunk.ends_document)
-
-
-def rechunk(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield the documents in chunks that end at safe positions and depend only on the text."""
-    held = ""
-    for text, ends_document in pieces:
-        held += text
-        start = 0
-        while len(held) - start > 2 * CHUNK:
-            found = _SAFE.search(held, start + CHUNK, start + 2 * CHUNK)
-            end = found.start() if found else start + 2 * CHUNK
-            yield Piece(held[start:end], False)
-            start = end
-        held = held[start:]
-        if ends_document:
-            yield Piece(held, True)
-            held = ""
-
-
-def limited(pieces: Iterable[Piece], characters: int) -> Iterator[str]:
-    """Yield the chunks of the first `characters` characters, for training a vocabulary."""
-    for text, _ in rechunk(pieces):
-        if characters <= 0:
-            return
-        yield text[:characters]
-        characters -= len(text)

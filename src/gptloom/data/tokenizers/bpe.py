@@ -14,6 +14,7 @@ import tokenizers
 from jaxtyping import Int64
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from gptloom.config.run import OnUnknown
 from gptloom.data.corpus import Corpus
 from gptloom.data.tokenizers.base import (
     CURE,
@@ -21,13 +22,13 @@ from gptloom.data.tokenizers.base import (
     FILE,
     AnyIds,
     Ids,
-    SubwordTokenizer,
     check_ids,
     id_dtype,
-    limited,
     spelling_table,
     unused_names,
 )
+from gptloom.data.tokenizers.char import nearest
+from gptloom.data.tokenizers.subword import Encoded, SubwordTokenizer, limited, token_ends
 from gptloom.errors import InputError
 
 KEPT = 1 << 22
@@ -107,6 +108,8 @@ TRAINED_ON = 200_000_000
 
 _ENDLESS = re.compile(r"\S{1001}")
 _PIECES = re.compile(r"\s*\S{1,1000}|\s+")
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+_UNKNOWN = "<|unknown|>"  # the token given to a library that has none
 _ENDS = (END_OF_TEXT, "</s>", "<eos>")
 
 
@@ -131,11 +134,13 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         content: dict[str, Any] = json.loads(self._tokenizer.to_str())
-        self._byte_level = "ByteLevel" in _types(content["decoder"])
+        self._byte_level = "ByteLevel" in _types(content["decoder"]) <= {"ByteLevel", "Sequence", "Fuse"}
         self.kind = "bpe" if self._byte_level and content["model"]["type"] == "BPE" else "huggingface"
         ends = (self._tokenizer.token_to_id(token) for token in _ENDS)
         super().__init__(self._table(), next((token for token in ends if token is not None), None))
         self._words = Words(self._whole, self._lengths) if self._byte_level and _keeps_to_words(content) else None
+        self._runs = _runs(self._tokenizer) if "ByteFallback" in _types(content["decoder"]) else None
+        self._note_unknown(content)
 
     @classmethod
     def train(cls, corpus: Corpus, vocab_size: int) -> "HuggingFaceTokenizer":
@@ -187,8 +192,64 @@ class HuggingFaceTokenizer(SubwordTokenizer):
         """Count the UTF-8 bytes; of the decoded text if the tokenizer is not byte-level."""
         return super().count_bytes(ids) if self._byte_level else len(self.decode(ids).encode())
 
-    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Ids | Sequence[int]]:
-        return self._words.encode(chunks) if self._words else self._whole(chunks)
+    @property
+    def open_ended(self) -> Callable[[int], bool] | None:
+        """Whether an id is a byte, or special: the library decodes a run of bytes, with its special ids, as a whole."""
+        return None if self._runs is None else self._runs.__contains__
+
+    def _note_unknown(self, content: dict[str, Any]) -> None:
+        """Find the id of unknown text; a library without it, which drops such text or raises Exception, gets one."""
+        model, vocab = content["model"], self._tokenizer.get_vocab(with_added_tokens=True)
+        self._reader, self._drops, self._ids = self._tokenizer, False, np.arange(self.vocab_size)
+        name = model.get("unk_token")
+        if model.get("unk_id") is not None:
+            name = model["vocab"][model["unk_id"]][0]
+        every_byte = [f"<0x{value:02X}>" for value in range(256)] if model.get("byte_fallback") else []
+        if "ByteLevel" in _types([content["pre_tokenizer"], content["normalizer"]]):
+            every_byte = list(_BYTES)
+        if name in vocab:
+            self.unknown = vocab[name]
+        elif not every_byte or not vocab.keys() >= set(every_byte):
+            self.unknown, self._drops = self.vocab_size, model["type"] == "BPE"
+            if model["type"] == "Unigram":
+                lowest = min((score for _, score in model["vocab"]), default=0.0)
+                model["unk_id"] = len(model["vocab"])
+                model["vocab"].append([_UNKNOWN, lowest - 10.0])
+            else:
+                model["unk_token"] = _UNKNOWN
+                model["vocab"][_UNKNOWN] = self.vocab_size
+            self._reader = tokenizers.Tokenizer.from_str(json.dumps(content))
+            self._reader.encode_special_tokens = True
+            ids = {index: vocab.get(token, self.vocab_size) for token, index in self._reader.get_vocab().items()}
+            self._ids = np.array([ids.get(index, 0) for index in range(max(ids) + 1)])
+
+    def _encode_chunks(self, chunks: Sequence[str], on_unknown: OnUnknown) -> Sequence[Encoded]:
+        if self._words:
+            return [Encoded(ids) for ids in self._words.encode(chunks)]
+        if on_unknown == "skip" and self._drops:
+            encodings = self._tokenizer.encode_batch(list(chunks), add_special_tokens=False)
+            return [
+                Encoded(found.ids, token_ends(found.offsets, text))
+                for found, text in zip(encodings, chunks, strict=True)
+            ]
+        encodings = self._reader.encode_batch(list(chunks), add_special_tokens=False)
+        if on_unknown == "replace" and self._reader is not self._tokenizer:
+            for place, text in enumerate(chunks):
+                if _UNKNOWN in encodings[place].tokens:
+                    encodings[place] = self._reader.encode(self._replaced(text), add_special_tokens=False)
+        return [
+            Encoded(self._ids[np.array(found.ids, np.int64)], token_ends(found.offsets, text))
+            for found, text in zip(encodings, chunks, strict=True)
+        ]
+
+    def _replaced(self, text: str) -> str:
+        """Replace each character that the tokenizer does not know by the nearest that it knows."""
+        single = {spelling.decode(errors="ignore").replace("\u2581", " ") for spelling in self._spellings}
+        chars = sorted({*text, *(char for char in single if len(char) == 1)})
+        encodings = self._reader.encode_batch(chars, add_special_tokens=False)
+        known = {char for char, encoding in zip(chars, encodings, strict=True) if _UNKNOWN not in encoding.tokens}
+        alphabet = "".join(sorted(known & single))
+        return text.translate({ord(char): next(nearest(char, alphabet), char) for char in {*text} - known})
 
     def _whole(self, chunks: Sequence[str]) -> list[Sequence[int]]:
         """Encode with the library, without the cache of words."""
@@ -205,6 +266,13 @@ class HuggingFaceTokenizer(SubwordTokenizer):
             else:
                 table[index] = token.encode()
         return spelling_table(table)
+
+
+def _runs(tokenizer: tokenizers.Tokenizer) -> set[int]:
+    """Return the ids of the bytes of a byte fallback, and the special ids, which do not end a run of bytes."""
+    names = tokenizer.get_vocab(with_added_tokens=True)
+    special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return special.union(index for name, index in names.items() if _BYTE.fullmatch(name))
 
 
 def _words(chunks: Iterable[str]) -> Iterator[str]:

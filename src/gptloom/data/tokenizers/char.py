@@ -18,6 +18,20 @@ _BYTES = np.arange(256, dtype=np.uint8)
 _PLAIN = dict(zip("‘’‚“”„–—−", "''," + '"""' + "---", strict=True))
 
 
+def nearest(char: str, alphabet: str) -> Iterator[str]:
+    """Yield the characters of an alphabet as replacements of `char`, best first.
+
+    The other case, plain punctuation and the letter without accents (NFKD) come first, then near code points.
+    """
+    plain = _PLAIN.get(char, "") + "".join(
+        part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part)
+    )
+    for candidate in dict.fromkeys(char.swapcase() + plain + plain.swapcase()):
+        if candidate in alphabet:
+            yield candidate
+    yield from sorted(alphabet, key=lambda other: (abs(ord(other) - ord(char)), other))
+
+
 class UnitTokenizer(Tokenizer):
     """Base class of tokenizers with one id per unit: a document has as many ids as units."""
 
@@ -78,7 +92,7 @@ class CharTokenizer(UnitTokenizer):
                 ids = ids[~unknown]
             else:
                 new, places = np.unique(codes[unknown], return_inverse=True)
-                ids[unknown] = self._table[[ord(next(self.nearest(chr(code)))) for code in new]][places]
+                ids[unknown] = self._table[[ord(next(nearest(chr(code), self.alphabet))) for code in new]][places]
         return ids.astype(self.dtype)
 
     def decode(self, ids: AnyIds) -> str:
@@ -89,21 +103,8 @@ class CharTokenizer(UnitTokenizer):
     def _units(self, text: str) -> int:
         return len(text)
 
-    def nearest(self, char: str) -> Iterator[str]:
-        """Yield the alphabet's characters as replacements of `char`, best first.
-
-        The other case, plain punctuation and the letter without accents (NFKD) come first, then near code points.
-        """
-        plain = _PLAIN.get(char, "") + "".join(
-            part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part)
-        )
-        for candidate in dict.fromkeys(char.swapcase() + plain + plain.swapcase()):
-            if candidate in self.alphabet:
-                yield candidate
-        yield from (self.alphabet[index] for index in np.argsort(np.abs(self._codes - ord(char)), kind="stable"))
-
     def _unknown(self, char: str) -> InputError:
-        close = ", ".join(repr(other) for other in itertools.islice(self.nearest(char), 2))
+        close = ", ".join(repr(other) for other in itertools.islice(nearest(char, self.alphabet), 2))
         name = unicodedata.name(char, "unnamed")
         return InputError(
             f"the character {char!r} (U+{ord(char):04X}, {name}) is not among the {len(self.alphabet)} that the "

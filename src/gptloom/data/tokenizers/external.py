@@ -12,21 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptloom.config.run import OnUnknown
 from gptloom.data.corpus import Corpus
 from gptloom.data.tokenizers.base import (
     CURE,
     END_OF_TEXT,
     FILE,
     AnyIds,
-    SubwordTokenizer,
     check_ids,
     entry,
-    limited,
     read_side_file,
     spelling_table,
     to_json,
     unused_names,
 )
+from gptloom.data.tokenizers.subword import Encoded, SubwordTokenizer, limited, token_ends
 from gptloom.errors import ConfigError, InputError, MachineError, nearest
 
 RANKS_FILE = "tokenizer.tiktoken"
@@ -130,10 +130,10 @@ class TiktokenTokenizer(SubwordTokenizer):
             raise InputError("its special tokens must have integer ids", where=str(path), cure=CURE)
         return cls(entry(content, "name", str, path), entry(content, "pattern", str, path), ranks, special)
 
-    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Sequence[int]]:
+    def _encode_chunks(self, chunks: Sequence[str], on_unknown: OnUnknown) -> Sequence[Encoded]:
         if len(chunks) == 1:  # a prompt: without threads
-            return [self._encoding.encode_ordinary(chunks[0])]
-        return list(self._encoding.encode_ordinary_batch(list(chunks)))
+            return [Encoded(self._encoding.encode_ordinary(chunks[0]))]
+        return [Encoded(ids) for ids in self._encoding.encode_ordinary_batch(list(chunks))]
 
 
 TRAINED_ON = 20_000_000
@@ -143,6 +143,7 @@ MODEL_FILE = "tokenizer.model"
 
 _SPACE = "\u2581"
 _SENTENCE = 1000
+_PROBE = "  A\u00e9e\u0301 \uff21\t\r\u00a0\u200b\x01 "  # a text that normalisation rules change
 
 
 class SentencePieceTokenizer(SubwordTokenizer):
@@ -158,8 +159,9 @@ class SentencePieceTokenizer(SubwordTokenizer):
             pieces = self._processor
             table = [self._spelling(index) for index in range(pieces.get_piece_size())]
             self._bytes = {table[index]: index for index in range(len(table)) if pieces.is_byte(index)}
-            self._prefixed = pieces.encode("a", out_type=str)[0].startswith(_SPACE)
             end = pieces.eos_id()
+            self._faithful = bool(self._bytes) and pieces.normalize(_PROBE) == _PROBE.replace(" ", _SPACE)
+            self.unknown = None if self._bytes else pieces.unk_id()
         except (RuntimeError, ValueError, LookupError):  # also for invalid byte pieces, or no pieces
             raise InputError("is not a sentencepiece model", where=where, cure=CURE) from None
         super().__init__(table, end if end >= 0 else None)
@@ -184,6 +186,7 @@ class SentencePieceTokenizer(SubwordTokenizer):
             "add_dummy_prefix": False,
             "remove_extra_whitespaces": False,
             "user_defined_symbols": ["\n"],
+            "required_chars": _SPACE,  # a space that is rare, or that the text lacks, would be encoded as U+2581
             "unk_id": 0,
             "bos_id": -1,
             "eos_id": 1 if corpus.several else -1,
@@ -206,9 +209,8 @@ class SentencePieceTokenizer(SubwordTokenizer):
         return cls(model.getvalue())
 
     def decode(self, ids: AnyIds) -> str:
-        """Decode ids; see `Tokenizer.decode`."""
-        text = super().decode(ids)
-        return text.removeprefix(" ") if self._prefixed else text
+        """Decode ids with the library; see `Tokenizer.decode`."""
+        return str(self._processor.decode([int(index) for index in ids]))
 
     def files(self) -> dict[str, bytes]:
         """Return the model, and JSON with its hash."""
@@ -232,21 +234,23 @@ class SentencePieceTokenizer(SubwordTokenizer):
             return b""
         return "\ufffd".encode() if pieces.is_unknown(index) else text.replace(_SPACE, " ").encode()
 
-    def _encode_chunks(self, chunks: Sequence[str]) -> Sequence[Sequence[int]]:
-        return [self._encode_chunk(chunk) for chunk in chunks]
+    def _encode_chunks(self, chunks: Sequence[str], on_unknown: OnUnknown) -> Sequence[Encoded]:
+        return [self._spelled(chunk) if self._faithful else self._located(chunk) for chunk in chunks]
 
-    def _encode_chunk(self, chunk: str) -> list[int]:
-        # A model that adds a space before each text would add one at each chunk, and chunks begin with a space.
-        chunk = chunk.removeprefix(" ") if self._prefixed else chunk
-        mark = [self._bytes[bytes([value])] for value in _SPACE.encode()] if self._bytes else []
-        if not mark or _SPACE not in chunk:
-            return list(self._processor.encode(chunk))
+    def _located(self, chunk: str) -> Encoded:
+        found = self._processor.encode(chunk, out_type="offset_mapping")
+        return Encoded(found["ids"], token_ends(found["offsets"], chunk))
+
+    def _spelled(self, chunk: str) -> Encoded:
+        if _SPACE not in chunk:
+            return Encoded(self._processor.encode(chunk))
         # The library reads U+2581 as a space; encoded as bytes it is preserved.
+        mark = [self._bytes[bytes([value])] for value in _SPACE.encode()]
         first, *rest = chunk.split(_SPACE)
         ids = list(self._processor.encode(first))
         for part in rest:
             ids += mark + list(self._processor.encode(part))
-        return ids
+        return Encoded(ids)
 
 
 def _sentences(corpus: Corpus) -> Iterator[str]:
