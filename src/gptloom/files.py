@@ -6,6 +6,7 @@ A read returns a value or raises InputError, within bounded memory.
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -138,6 +139,22 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def to_json(value: Any) -> str:
+    """Return a value as JSON on one line. JSON has no NaN and no infinity (RFC 8259, section 6): they become null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Log:
     """A JSON Lines file.
 
@@ -155,7 +172,7 @@ class Log:
         Raises:
             OSError: nothing was written; the line is pending.
         """
-        self.pending += json.dumps(line, ensure_ascii=False) + "\n"
+        self.pending += to_json(line) + "\n"
         with self.path.open("ab", buffering=0) as file:
             size, content = file.tell(), self.pending.encode()
             try:

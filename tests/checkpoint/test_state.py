@@ -31,6 +31,7 @@ from gptloom.training.callbacks import Spikes, View
 from gptloom.training.run import resume, train
 from gptloom.training.run_dir import only_writer
 from gptloom.training.session import Session
+from gptloom.training.trainer import Trainer
 from training_helpers import SMALL, Quiet, checkpoint_bytes, losses, metrics, write_text
 
 TRAIN = {"steps": 12, "batch_size": 4, "log_every": 1, "sample_tokens": 5, "eval_every": 3}
@@ -523,6 +524,40 @@ def test_rolling_back_goes_on_from_the_last_checkpoint_at_half_the_rate(text, tm
         "rollback",
         "stop",
     ]
+
+
+EXPLODING = {"learning_rate": 1e22, "optimizer": "adamw", "eval_every": 1, "on_divergence": "rollback"}
+
+
+def test_a_rollback_leaves_the_checkpoint_that_diverges_and_offers_another_cure(text, tmp_path):
+    """The first update makes the weights so large that no gradient is finite: its checkpoint is of no use."""
+    with pytest.raises(DivergedError) as caught:
+        begin(text, tmp_path / "run", train_settings=EXPLODING | {"steps": 6}, model={"norm": "none"})
+    assert "try a tenth of --train.learning-rate" in caught.value.cure and "on-divergence" not in caught.value.cure
+    lines = metrics(tmp_path / "run", "divergence")
+    assert [line["action"] for line in lines] == ["rollback"] * 3 + ["stop"]
+    assert [line["step"] for line in lines] == [0, 0, 0, 1]  # the step that each returned to
+
+
+def test_a_rollback_passes_over_weights_that_are_not_finite(text, tmp_path, monkeypatch):
+    real, done = Trainer.step, []
+
+    def ruined(self):
+        forward = real(self)
+        if self.progress.step == 5 and not done:
+            done.append(1)
+            with torch.no_grad():
+                next(iter(self.gradients.passes.objective.parameters())).fill_(math.nan)
+        return forward
+
+    monkeypatch.setattr(Trainer, "step", ruined)
+    settings = {"on_divergence": "rollback", "eval_every": 4, "save_every": 1, "steps": 9}
+    result = begin(text, tmp_path / "run", train_settings=settings)
+    assert result.end == "finished" and result.steps == 9
+    assert [line["step"] for line in metrics(tmp_path / "run", "divergence")] == [4]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 10))
+    names = checkpoint_names(tmp_path / "run")
+    assert (tmp_path / "run" / "latest").read_text().strip() == names[-1] == "step-000009"
 
 
 def test_a_loss_that_jumps_is_noticed_once():

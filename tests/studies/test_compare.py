@@ -10,7 +10,8 @@ import torch
 
 from gptloom.cli.main import main
 from gptloom.config.run import RunConfig
-from gptloom.errors import ConfigError, InputError
+from gptloom.errors import ConfigError, DivergedError, InputError
+from gptloom.generate.task import Score
 from gptloom.studies.compare import Folder, Outcome, Plan
 from gptloom.studies.compare.assignment import check_directions, check_effect, needs, read_claim, read_example
 from gptloom.studies.compare.factors import Factor, find_key, is_factor, plan_arms, read_factor
@@ -658,3 +659,18 @@ def test_a_trial_s_epochs_are_counted_in_documents_where_windows_are(tmp_path):
         train={"epochs": 2, "batch_size": 4},
     )
     assert run_trial(config, open_material([str(path)], config.data))[0].steps == 90
+
+
+def test_a_trial_whose_last_validation_loss_is_not_finite_has_diverged(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("abcdefgh" * 100, encoding="utf-8")
+    config = RunConfig(
+        device="cpu",
+        data={"cache": str(tmp_path)},
+        model={"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8},
+        train={"steps": 2},
+    )
+    material = open_material([str(path)], config.data)
+    monkeypatch.setattr("gptloom.studies.trial.evaluate", lambda *_, **__: Score(math.nan, 10, 10))
+    with pytest.raises(DivergedError, match="validation loss is nan"):
+        run_trial(config, material)

@@ -446,3 +446,28 @@ def test_a_setting_is_found_by_its_own_name(tmp_path):
         gptloom.train("shakespeare", lr=1e-3, train={"learning_rate": 1e-3})
     with pytest.raises(ConfigError, match="lrr: unknown setting"):
         gptloom.train("shakespeare", lrr=1e-3)
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(text, tmp_path, monkeypatch):
+    scores = iter([3.0, math.nan, math.inf, 2.0, math.nan])
+    monkeypatch.setattr(Session, "_evaluate", lambda self: Score(next(scores), 1, 1))
+    said = Quiet()
+    config = configure("tiny", {}, {"device": "cpu", "model": SMALL, "data": {"cache": str(tmp_path / "cache")}})
+    settings = {"steps": 8, "minutes": None, "eval_every": 2, "sample_tokens": 0, "keep": 1}
+    config = config.model_copy(update={"train": config.train.model_copy(update=settings)})
+    result = train([str(text)], config, run=tmp_path / "run", display=said)
+    assert (result.best_step, result.val_loss, result.last_val_loss) == (6, 2.0, None)
+    assert Path(result.checkpoint).name == "step-000006"
+    assert "step 2: validation loss nan; none was finite so far" in said.lines
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    strict = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) for line in lines]
+    assert [line["loss"] for line in strict if line["event"] == "evaluation"] == [3.0, None, None, 2.0, None]
+    # Weights without a finite loss replace no checkpoint but the last.
+    assert [line["step"] for line in strict if line["event"] == "save"] == [0, 6, 8]
+
+
+def test_a_run_whose_evaluations_are_all_infinite_has_no_best_loss(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(Session, "_evaluate", lambda self: Score(math.nan, 1, 1))
+    result = small_run(text, tmp_path / "run", train={"steps": 4, "eval_every": 2})
+    assert (result.best_step, result.val_loss, result.val_bpb) == (None, None, None)
+    assert not (tmp_path / "run" / "best").exists()

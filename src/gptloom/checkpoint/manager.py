@@ -10,7 +10,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gptloom.checkpoint.format import checkpoint_name, checkpoint_names, find_bundle, load_weights, weights
+from gptloom.checkpoint.format import (
+    checkpoint_name,
+    checkpoint_names,
+    checkpoint_step,
+    find_bundle,
+    load_weights,
+    weights,
+)
 from gptloom.checkpoint.state import (
     Divergence,
     Horizon,
@@ -138,20 +145,44 @@ class CheckpointManager:
             self._thread.join()
             self._thread = None
 
-    def rollback(self) -> Progress | None:
-        """Load weights and optimizer state from the latest intact checkpoint.
+    def rollback(self, step: int) -> Progress | None:
+        """Load weights and optimizer state from the newest usable checkpoint before a step that diverged.
+
+        A checkpoint of that step itself would repeat its loss and gradient, so it is only used if there is no other.
 
         Returns:
-            The progress at that checkpoint; None if there is no checkpoint.
+            The progress at that checkpoint; None if there is no intact checkpoint with finite weights.
+        """
+        names = checkpoint_names(self.run)
+        for name in sorted(names, key=lambda name: (checkpoint_step(name) < step, checkpoint_step(name)), reverse=True):
+            try:
+                folder = find_bundle(self.run / "checkpoints" / name)
+                state = read_checkpoint(folder)
+                load_weights(self.model, folder / "model.safetensors")
+                load_state_tensors(self.optimizer, state.optimizer)
+            except (InputError, ValueError):
+                continue
+            return state.progress
+        return None
+
+    def discard_after(self, progress: Progress) -> None:
+        """Remove the checkpoints after `progress`, which a rollback makes again, and correct `latest` and `best`.
+
+        Raises:
+            MachineError: the folder cannot be written.
         """
         try:
-            folder = find_bundle(self.run, "latest")
-        except InputError:
-            return None
-        state = read_checkpoint(folder)
-        load_weights(self.model, folder / "model.safetensors")
-        load_state_tensors(self.optimizer, state.optimizer)
-        return state.progress
+            for name in checkpoint_names(self.run):
+                if checkpoint_step(name) > progress.step:
+                    remove(self.run / "checkpoints" / name)
+            replace_text(self.run / "latest", checkpoint_name(progress.step) + "\n")
+            if progress.best_step is None:
+                (self.run / "best").unlink(missing_ok=True)
+            else:
+                replace_text(self.run / "best", checkpoint_name(progress.best_step) + "\n")
+        except OSError as error:
+            what = f"cannot be written: {error.strerror or error}"
+            raise MachineError(what, where=str(self.run), cure="free some space, then `gptloom resume`") from None
 
     def keep_evidence(self, divergence: Divergence, batch: tuple[Tensor, ...]) -> Path | None:
         """Save a step that was not applied to diverged/checkpoints/step-N, so that it can be repeated.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gptloom.cli.flags import RUN, TEXTS, add_model_flags, loading, make_parser, read_prompt
 from gptloom.config.run import DataConfig
 from gptloom.errors import ConfigError, ExitCode, InputError, nearest
+from gptloom.files import to_json
 
 if TYPE_CHECKING:
     from gptloom.bundle import Bundle
@@ -345,7 +345,7 @@ class Writer:
     def report(self, *, as_json: bool) -> None:
         """Write inspect.json; print the notes, the tokens and the paths."""
         path = self.path("inspect.json")
-        text = json.dumps(self.values, ensure_ascii=False)
+        text = to_json(self.values)
         path.write_text(text + "\n", encoding="utf-8")
         for note in [*self.notes, *(f"no {view} view: {reason}" for view, reason in self.missing.items())]:
             print(f"note: {note}", file=sys.stderr)

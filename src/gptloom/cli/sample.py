@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -25,6 +24,7 @@ from gptloom.cli.flags import (
 from gptloom.config.load import parse
 from gptloom.config.run import DataConfig, SampleConfig, Weights
 from gptloom.errors import ConfigError, ExitCode
+from gptloom.files import to_json
 
 if TYPE_CHECKING:
     from gptloom.bundle import Bundle, Written
@@ -98,7 +98,7 @@ def _continue(bundle: Bundle, prompt: str, config: SampleConfig, args: argparse.
     rate = sum(len(text.tokens) for text in texts) / max(time.perf_counter() - start, 1e-9)
     if args.json:
         found = {"samples": [_as_dict(text, bundle) for text in texts], "tokens_per_second": round(rate, 1)}
-        print(json.dumps(found, ensure_ascii=False))
+        print(to_json(found))
     elif args.show_probabilities is not None:
         print("\n".join(line for text in texts for line in _probabilities(text, bundle.tokenizer.token_text)))
     elif live:
@@ -117,7 +117,7 @@ def _fill_masks(bundle: Bundle, text: str, args: argparse.Namespace) -> None:
     filled = "".join(piece + name(token.id) for piece, token in zip(pieces, tokens, strict=False)) + pieces[-1]
     if args.json:
         found = {"prompt": text, "text": filled, "tokens": [_token(token, name) for token in tokens]}
-        print(json.dumps({"samples": [found]}, ensure_ascii=False))
+        print(to_json({"samples": [found]}))
         return
     print(filled)
     if args.show_probabilities is not None:
@@ -174,7 +174,7 @@ def eval_command(words: list[str]) -> int:
     if bundle is not trained:
         whole = trained.score_tokens(tokens)
         values |= {"weights": args.weights, "float32_loss": whole.loss, "difference": score.loss - whole.loss}
-    print(json.dumps(values) if args.json else "\n".join(_score_lines(values)))
+    print(to_json(values) if args.json else "\n".join(_score_lines(values)))
     return ExitCode.DONE
 
 

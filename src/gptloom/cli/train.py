@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from gptloom.cli.flags import NUMBERS, TEXTS, add_flags, add_run_flags, given, l
 from gptloom.config.load import SHORT, check_early, nest, read_toml
 from gptloom.config.run import RunConfig
 from gptloom.errors import ExitCode
+from gptloom.files import logged, to_json
 
 if TYPE_CHECKING:
     from gptloom.training.session import Result
@@ -78,9 +78,8 @@ def _finish(result: Result, *, as_json: bool) -> int:
 def report_run(result: Result, *, as_json: bool) -> None:
     """Print the losses of a run, its last sample, and the next command."""
     if as_json:
-        print(json.dumps(asdict(result)))
+        print(to_json(asdict(result)))
         return
-    from gptloom.files import logged
 
     length = f"{result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.1f} s of training"
     print(f"{ENDS[result.end]} after {length}", file=sys.stderr)

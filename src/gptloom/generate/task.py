@@ -47,8 +47,13 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / max(1, self.tokens)
+        """Nats per token; not a number if no token was predicted."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the model's loss is not finite, so that its weights are of no use."""
+        return self.tokens > 0 and not math.isfinite(self.loss)
 
     @property
     def perplexity(self) -> float:

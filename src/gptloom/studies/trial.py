@@ -1,6 +1,7 @@
 """Trials of a study: trainings without a run folder, their expected time, and JSON records that let a study resume."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from gptloom.data.sources import open_corpus
 from gptloom.data.tokenizers import Tokenizer, make_tokenizer
 from gptloom.data.tokens import Split, Tokens, prepare, replacing, split
 from gptloom.devices import pick_device, thread_count, threads
-from gptloom.errors import ConfigError, InputError
+from gptloom.errors import ConfigError, DivergedError, InputError
 from gptloom.files import read_json
 from gptloom.generate.task import Score, evaluate, task_of
 from gptloom.model.build import build_model
@@ -148,7 +149,8 @@ def run_trial(config: RunConfig, material: Material, *, callbacks: Sequence[Call
 
     Raises:
         ConfigError: the model would need pairs.
-        DivergedError: the loss is no longer a number.
+        DivergedError: the training loss, or the last validation loss, is no longer a number.
+        InputError: the validation split has no token to predict.
     """
     if task_of(config.model).pairs:
         raise ConfigError(
@@ -201,13 +203,20 @@ class _Record(Callback):
         return Request.NOTHING
 
     def after_evaluation(self, view: View, score: Score) -> None:
-        self.evaluations.append((view.step, max(0.0, view.seconds - self.paused), score.loss))
+        if math.isfinite(score.loss):
+            self.evaluations.append((view.step, max(0.0, view.seconds - self.paused), score.loss))
         if view.step:
             self.paused += time.perf_counter() - self.mark
         self.last = score
 
     def trial(self, bundle: Bundle, progress: Progress) -> Trial:
         assert self.last is not None, "the trainer evaluates after the last step"
+        if not self.last.tokens:
+            cure = "give a longer text, or change --data.val-fraction"
+            raise InputError("has no token to predict", where="the validation split", cure=cure)
+        if self.last.is_broken:
+            what = f"the validation loss is {self.last.loss}"
+            raise DivergedError(what, where=f"step {progress.step}", cure="try a tenth of --train.learning-rate")
         return Trial(
             parameters=bundle.model.parameter_count(),
             steps=progress.step,

@@ -186,9 +186,9 @@ class Recorder(Callback):
         self._drop_beyond(progress.step, evaluated=progress.last_evaluated == progress.step)
 
     def after_divergence(self, view: View, divergence: Divergence) -> None:
-        """Remove the lines of the steps that a rollback repeats."""
+        """Remove the lines of the steps that a rollback repeats; earlier divergences stay."""
         if divergence.action == "rollback":
-            self._drop_beyond(view.step)
+            self._drop_beyond(view.step, always="divergence")
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line; if this fails and `on_failure` is "continue", keep it in memory until it can be written.
@@ -211,13 +211,16 @@ class Recorder(Callback):
                     stacklevel=2,
                 )
 
-    def _drop_beyond(self, step: int, *, evaluated: bool = True) -> None:
-        """Remove the lines after `step`, and the evaluation and sample at `step` unless `evaluated`."""
+    def _drop_beyond(self, step: int, *, evaluated: bool = True, always: str = "") -> None:
+        """Remove the lines after `step`, and the evaluation and sample at `step` unless `evaluated`.
+
+        Lines of the event `always` stay.
+        """
 
         def wanted(line: dict[str, Any]) -> bool:
-            at = line.get("step")
+            at, event = line.get("step"), line.get("event")
             return isinstance(at, int) and (
-                at < step or (at == step and (evaluated or line.get("event") not in ("evaluation", None)))
+                at < step or (at == step and (evaluated or event not in ("evaluation", None))) or event == always
             )
 
         self.log.keep(wanted)

@@ -155,14 +155,17 @@ class Display(Callback):
 
     def evaluation_line(self, view: View, score: Score) -> str:
         """Format an evaluation."""
-        bits = "" if score.bpb is None else f" ({score.bpb:.3f} bits per byte)"
+        if not score.tokens:
+            return f"step {view.step:,}: no validation loss, because the validation split has no token to predict"
+        bits = f" ({score.bpb:.3f} bits per byte)" if score.bpb is not None and not score.is_broken else ""
         if view.step == 0:
-            return f"step 0: validation loss {score.loss:.4f}{bits}, untrained"
-        mark = (
-            ", the best so far"
-            if view.best_step == view.step
-            else f"; the best is {view.best_loss:.4f} at step {view.best_step:,}"
-        )
+            mark = ", untrained"
+        elif view.best_step == view.step:
+            mark = ", the best so far"
+        elif view.best_loss is None:
+            mark = "; none was finite so far"
+        else:
+            mark = f"; the best is {view.best_loss:.4f} at step {view.best_step:,}"
         return f"step {view.step:,}: validation loss {score.loss:.4f}{bits}{mark}"
 
     def _measure(self, view: View) -> None:

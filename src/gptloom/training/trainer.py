@@ -226,13 +226,15 @@ class Trainer:
             where = checkpoints.keep_evidence(found, batch)
             checkpoints.wait()
         self.group.broadcast(0)  # no rank reads the checkpoint before it is complete
-        back = checkpoints.rollback() if checkpoints is not None and action == "rollback" else None
+        back = checkpoints.rollback(found.step) if checkpoints is not None and action == "rollback" else None
         if action == "skip":
             progress.step += 1
             progress.skipped += 1
         elif back is not None:
             kept = {"seconds": progress.seconds, "rollbacks": progress.rollbacks + 1}
             vars(progress).update(asdict(back) | kept)
+            if first and checkpoints is not None:
+                checkpoints.discard_after(back)
             self._saved_at = progress.step
         for callback in self.callbacks:
             callback.after_divergence(self.view(), found)
@@ -240,7 +242,8 @@ class Trainer:
             replay = f"; the state and the batch are in {where}, to replay the step" if where else ""
             muon = " and --train.matrix-learning-rate" if self.config.optimizer == "muon" else ""
             rates = f"--train.learning-rate{muon}"
-            cure = f"try a tenth of {rates}, or --train.on-divergence rollback{replay}"
+            other = "" if self.config.on_divergence == "rollback" else ", or --train.on-divergence rollback"
+            cure = f"try a tenth of {rates}{other}{replay}"
             raise DivergedError(str(found), where=f"step {found.step + 1}", cure=cure)
         return back is None
 
@@ -260,10 +263,12 @@ class Trainer:
             return self._stop()
         try:
             looks = self._evaluation_is_due() or Request.EVALUATE in request
-            improved = self._evaluate() if looks else False
+            score = self._evaluate() if looks else None
         except Interrupted:  # the evaluation takes place when the run is resumed
             return self._stop()
+        improved = score is not None and self.progress.best_step == step
         saves = looks if self.config.save_every is None else step % self.config.save_every == 0
+        saves = saves and not (score is not None and score.is_broken)  # it would replace a checkpoint that can be used
         if improved or saves or step >= self.horizon.total or Request.SAVE in request:
             self._save(improved)
         if Request.STOP in request:
@@ -277,22 +282,23 @@ class Trainer:
         self._save(False)
         return "stopped"
 
-    def _evaluate(self) -> bool:
-        """Measure the validation loss. Returns whether it is the lowest so far."""
+    def _evaluate(self) -> Score:
+        """Measure the validation loss. A loss that is not finite is never the best."""
         progress, start = self.progress, time.perf_counter()
         score = self.evaluate()
-        progress.last_loss, progress.last_evaluated = score.loss, progress.step
+        measured = math.isfinite(score.loss)
+        progress.last_loss, progress.last_evaluated = score.loss if measured else None, progress.step
         self._saved_at = None  # an earlier checkpoint of this step does not contain the loss
         # The untrained model is measured, but it cannot be the best.
-        improved = progress.step > 0 and (progress.best_loss is None or score.loss < progress.best_loss)
-        if improved:
+        best = math.inf if progress.best_loss is None else progress.best_loss
+        if progress.step > 0 and score.loss < best:
             progress.best_loss, progress.best_step, progress.stale = score.loss, progress.step, 0
-        elif progress.step > 0:
+        elif progress.step > 0 and score.tokens:
             progress.stale += 1
         for callback in self.callbacks:
             callback.after_evaluation(self.view(), score)
         self._limit_evaluations(time.perf_counter() - start)
-        return improved
+        return score
 
     def _limit_evaluations(self, seconds: float) -> None:
         """Limit the number of evaluations by their time. They change no training loss, so the clock may decide."""
