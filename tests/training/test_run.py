@@ -446,3 +446,15 @@ def test_a_setting_is_found_by_its_own_name(tmp_path):
         gptloom.train("shakespeare", lr=1e-3, train={"learning_rate": 1e-3})
     with pytest.raises(ConfigError, match="lrr: unknown setting"):
         gptloom.train("shakespeare", lrr=1e-3)
+
+
+def test_texts_come_in_lists_an_optimizer_by_name_and_quiet_is_quiet(tmp_path, capsys):
+    (tmp_path / "b.txt").write_text("and one more line about foxes and dogs\n" * 20)
+    texts = [str(write_text(tmp_path)), tmp_path / "b.txt"]
+    small = {"recipe": "tiny", "device": "cpu", "steps": 3, "cache": str(tmp_path / "cache"), "batch_size": 4}
+    result = gptloom.train(texts, run=tmp_path / "list", optimizer="torch:SGD", quiet=True, **small)
+    assert capsys.readouterr() == ("", "") and len(repr(result)) < 300 and str(tmp_path / "list") in repr(result)
+    assert tomllib.loads((tmp_path / "list" / "config.toml").read_text())["train"]["optimizer"] == "torch:SGD"
+    gptloom.train(*texts, run=tmp_path / "words", optimizer="torch:SGD", **small)
+    assert "3 steps" in capsys.readouterr().err
+    assert checkpoint_bytes(tmp_path / "list") == checkpoint_bytes(tmp_path / "words")
