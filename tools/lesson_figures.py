@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptloom.plots.studies import Stair, draw_staircase
-from gptloom.studies.ladder.lessons import read_lessons
-from gptloom.studies.ladder.report import Row, Verdict, describe_verdict
+from gptloom.plots.studies import draw_staircase
+from gptloom.studies.ladder.lessons import LECTURE_STEPS, WINDOW, read_lessons
+from gptloom.studies.ladder.report import Row, describe_verdict, monotone, stairs_of
 
 
 class Measured:
@@ -15,18 +15,50 @@ class Measured:
 
     def __init__(self, found: Mapping[str, Any]) -> None:
         """Split the JSON into rows and verdicts."""
-        self.command, self.tokens, self.seeds = found["command"], found["tokens_per_step"], found["seeds"]
+        self.command, self.seeds = found["command"], found["seeds"]
         self.machine = machine_words(found["machine"])
         self.rows = {step["name"]: _row(step) for step in found["steps"]}
-        self.verdicts = {one["step"]: Verdict(**one) for one in found["story"]}
+        self.verdicts = {one.step: one for one in monotone(list(self.rows.values()))}
+        self.tokens = next(row.tokens for row in self.rows.values() if row.lesson.trains)
+        self.counted = next(row.tokens for row in self.rows.values() if not row.lesson.trains)
 
     def how(self) -> str:
-        """A sentence about the source of the figures."""
-        times = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        return (
-            f"Measured by `{self.command}` on {self.machine}: {self.tokens:,} training tokens a step, {times}. "
-            "Losses are nats per token on the whole validation split after the last step."
+        """Sentences about the source of the figures."""
+        times = {1: "one seed", 2: "two seeds, with their range in brackets"}.get(
+            self.seeds, f"{self.seeds} seeds, with their standard deviation"
         )
+        return (
+            f"Measured by `{self.command}` on {self.machine}: {self.tokens:,} training tokens for each trained step, "
+            f"{times}. The counted steps read the whole training split, {self.counted:,} tokens. Losses are nats per "
+            "token on the whole validation split after the last step."
+        )
+
+    def limits(self) -> list[str]:
+        """What so many tokens can show and what they cannot; nothing if they are the lecture's."""
+        lecture = WINDOW * LECTURE_STEPS
+        if self.tokens >= lecture:
+            return []
+        share = f"{self.tokens:,} training tokens are {self.tokens / lecture:.0%} of the lecture's {lecture:,}"
+        return [
+            f"**What these figures can show.** {share}. They show how fast "
+            "the steps learn at first. They cannot show which step is better in the end: a larger model, for one, is "
+            "behind a smaller one until it has had its training.",
+            *self._published(),
+            "",
+        ]
+
+    def _published(self) -> list[str]:
+        """An example: a published loss after more training."""
+        row, later = next(
+            (row, one)
+            for row in reversed(self.rows.values())
+            for one in row.lesson.published
+            if one.tokens is not None and one.tokens > self.tokens
+        )
+        return [
+            f"The documents' {row.lesson.name} reaches {later.value:.4f} after {later.tokens:,} tokens, and "
+            f"{row.val_loss:.4f} here. `gptloom ladder shakespeare` trains every step on the lecture's tokens."
+        ]
 
     def verdict(self, name: str) -> str:
         """The verdict on a step in words."""
@@ -48,24 +80,9 @@ def read_measured(path: Path) -> Measured:
 
 def draw(measured: Measured, folder: Path) -> None:
     """Draw the staircase for light and dark pages."""
-    stairs = [
-        Stair(
-            name,
-            row.val_loss,
-            row.val_loss_sd,
-            row.lesson.base,
-            not row.lesson.trains,
-            None if row.published is None else row.published.value,
-        )
-        for name, row in measured.rows.items()
-    ]
+    stairs = stairs_of(list(measured.rows.values()))
     for name, dark in (("staircase.png", False), ("staircase-dark.png", True)):
-        draw_staircase(folder / name, stairs, title=f"The ladder: {measured.tokens:,} tokens a step", dark=dark)
-
-
-def loss_of(row: Row) -> str:
-    """The mean loss and its standard deviation."""
-    return f"{row.val_loss:.4f}" + ("" if row.val_loss_sd is None else f" ± {row.val_loss_sd:.4f}")
+        draw_staircase(folder / name, stairs, title=f"The ladder: {measured.tokens:,} tokens a trained step", dark=dark)
 
 
 def bought_of(row: Row) -> str:
@@ -74,7 +91,6 @@ def bought_of(row: Row) -> str:
 
 
 def _row(step: Mapping[str, Any]) -> Row:
-    fields = {
-        key: step[key] for key in ("parameters", "val_loss", "val_loss_sd", "seconds", "bought", "sample", "tokens")
-    }
-    return Row(lesson=read_lessons()[step["name"]], losses=tuple(step["losses"]), **fields)
+    fields = {key: step[key] for key in ("parameters", "seconds", "bought", "sample", "tokens")}
+    lesson = read_lessons()[step["name"]]
+    return Row(lesson=lesson, losses=tuple(step["losses"]), source_text=True, **fields)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lesson_figures import Measured, bought_of, draw, loss_of, read_measured
+from lesson_figures import Measured, bought_of, draw, read_measured
 
 from gptloom.studies.check.exercises import EXERCISES
 from gptloom.studies.check.formulas import MESSAGES
@@ -71,6 +71,7 @@ def index_page(lessons: Mapping[str, Lesson], files: Mapping[str, str], measured
         MADE,
         "",
         "A GPT built step by step. Each step has a page with its idea, its code, its measurements and an exercise.",
+        *measured.limits(),
     ]
     lines += [
         f"Then there is [who may look at whom]({ARCHITECTURE_PAGE}): decoder, encoder and encoder-decoder; and the"
@@ -84,8 +85,8 @@ def index_page(lessons: Mapping[str, Lesson], files: Mapping[str, str], measured
     lines += [
         PICTURE,
         "",
-        "*Bought* is the loss of the step that a step starts from, minus its own loss; ± is the standard deviation",
-        "over seeds. A published loss is shown if a document prints one after about as many training tokens.",
+        "*Bought* is the loss of the step that a step starts from, minus its own loss. A published loss is shown if a",
+        "document prints one after the same number of training tokens.",
         "",
     ]
     lines += [
@@ -98,7 +99,7 @@ def index_page(lessons: Mapping[str, Lesson], files: Mapping[str, str], measured
         figures = (
             [
                 f"{row.parameters:,}",
-                loss_of(row),
+                row.loss_words(),
                 "" if row.published is None else f"{row.published.value:.4f}",
                 bought_of(row),
             ]
@@ -115,7 +116,7 @@ def index_page(lessons: Mapping[str, Lesson], files: Mapping[str, str], measured
 def step_page(lesson: Lesson, files: Mapping[str, str], measured: Measured) -> list[str]:
     """The page of one step."""
     shown = show_lesson(lesson)
-    lines = [f"# {lesson.name}: {lesson.title}", "", MADE, "", navigation(lesson, files), ""]
+    lines = [f"# {lesson.name}: {lesson.title}", "", MADE, "", navigation(lesson, files), "", *measured.limits()]
     lines += ["## The idea", "", shown["idea"], "", "## What it is good for", "", shown["why"], ""]
     lines += (
         changes_part(lesson, shown["parameters"])
@@ -168,11 +169,9 @@ def figures_part(lesson: Lesson, measured: Measured) -> list[str]:
     ]
     for one in [row, *([base] if base else [])]:
         each = ", ".join(f"{loss:.4f}" for loss in one.losses) if one.lesson.trains else "nothing is drawn"
-        lines.append(f"| {one.lesson.name} | {one.parameters:,} | {loss_of(one)} | {each} | {one.seconds:.1f} |")
+        lines.append(f"| {one.lesson.name} | {one.parameters:,} | {one.loss_words()} | {each} | {one.seconds:.1f} |")
     verdict = measured.verdict(lesson.name)
     lines += ["", verdict, ""] if verdict else [""]
-    if lesson.worse_is_expected:
-        lines += ["Why it may be worse: " + " ".join(lesson.worse_is_expected.split()), ""]
     return [
         *lines,
         "A text that it wrote:",
@@ -190,11 +189,11 @@ def published_part(lesson: Lesson, row: Row | None) -> list[str]:
         return []
     lines = ["## What is published", "", "| what | published | here | source |", "| --- | ---: | ---: | --- |"]
     for one in lesson.published:
-        here = loss_of(row) if row is not None and one is row.published else ""
+        here = row.loss_words() if row is not None and one is row.published else ""
         lines.append(f"| {one.what} | {one.value:.4f} | {here} | {one.source} |")
     lines += [
         "",
-        "A measured loss stands beside a published validation loss only where both had about as many training tokens.",
+        "A measured loss stands beside a published validation loss only where both had as many training tokens.",
     ]
     return [*lines, "`gptloom ladder --reproduce` repeats the documents' own runs by their own protocol.", ""]
 
@@ -307,7 +306,7 @@ def errors_page(errors: Sequence[Mapping[str, str]], files: Mapping[str, str], m
         "Copies of copies carry their errors along. Here is each one of those that are known, and its cost.",
         "",
     ]
-    lines += [measured.how(), "", "[all steps](README.md)", ""]
+    lines += [*measured.limits(), measured.how(), "", "[all steps](README.md)", ""]
     for error in errors:
         lines += [f"## {error['title']}", "", f"> {error['text']}", "", " ".join(error["explanation"].split()), ""]
         lines += ["**What it costs.** " + " ".join(error["cost"].split()), ""]
@@ -315,7 +314,7 @@ def errors_page(errors: Sequence[Mapping[str, str]], files: Mapping[str, str], m
         if row is not None and measured.verdict(row.lesson.name):
             name, base = row.lesson.name, str(row.lesson.base)
             before = measured.rows[base]
-            figures = f"[{base}]({files[base]}) {loss_of(before)}, [{name}]({files[name]}) {loss_of(row)}"
+            figures = f"[{base}]({files[base]}) {before.loss_words()}, [{name}]({files[name]}) {row.loss_words()}"
             lines += [f"Measured: {figures}. {measured.verdict(name)}", ""]
         if "command" in error:
             lines += ["Measure it yourself:", "", "```sh", error["command"], "```", ""]

@@ -7,12 +7,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from gptloom.cli.main import COMMANDS
 from gptloom.config.base import field_names
 from gptloom.config.run import LadderConfig, RunConfig, SampleConfig
+from gptloom.model.build import build_model
 from gptloom.studies.check.exercises import EXERCISES
-from gptloom.studies.ladder.lessons import read_lessons
+from gptloom.studies.ladder.lessons import configure_lesson, find_lesson, read_lessons
 from gptloom.studies.ladder.show import ABOUT
 from gptloom.studies.reproduce.published import published
 
@@ -107,11 +109,46 @@ def test_every_step_has_a_page_with_its_figures_its_exercise_and_a_notebook(less
             assert (path.parent / "".join(link)).is_file(), f"{path.name}: {link}"
 
 
+def test_a_sentence_about_a_result_is_the_one_for_its_figure(lessons):
+    measured = lessons["read_measured"](lessons["MEASURED"])
+    assert measured.seeds < 3, "with three seeds a page may show standard deviations"
+    for name, file in lessons["file_names"]().items():
+        page = (ROOT / "docs" / "lessons" / file).read_text(encoding="utf-8")
+        found = {outcome for outcome, text in read_lessons()[name].outcomes.items() if text in page}
+        verdict = measured.verdicts.get(name)
+        same_text = {
+            one for one, text in read_lessons()[name].outcomes.items() if verdict and text == verdict.explanation
+        }
+        assert found == same_text and "±" not in page, name
+        # The page says first how far its figures can be trusted, and what the counted steps have read.
+        assert page.index("What these figures can show") < page.index("## The idea")
+        assert f"{measured.tokens:,} training tokens for each trained step" in page
+        assert f"whole training split, {measured.counted:,} tokens" in page
+
+
 def test_the_known_errors_are_those_of_the_published_list(lessons):
     errors = lessons["read_errors"]()
     assert [error["text"] for error in errors] == published()["known_errors_in_the_documents"]
     for error in errors:
         assert error["explanation"].strip() and error["cost"].strip() and error.get("step", "scale") in read_lessons()
+
+
+def test_what_the_known_errors_state_is_so(lessons):
+    page = (ROOT / "docs" / "lessons" / lessons["ERROR_PAGE"]).read_text(encoding="utf-8")
+    assert page.count("**What it costs.**") == len(lessons["read_errors"]()) >= 17
+    for width in (5, 64):
+        x = torch.randn(4, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        share = 1 - (x.var(1, correction=0) / x.var(1)).sqrt().mean().item()
+        assert f"{share:.1%}".replace("%", " %") in page
+    lecture = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256}
+    scale = configure_lesson(find_lesson("scale"), tokens=1).model
+    count = build_model(scale.model_copy(update=lecture)).parameter_count()
+    assert f"{count / 1e6:.1f} million" in page and f"by a factor of {count / 300_000:.0f}" in page
+    assert f"{12 * 96 * 1248**2 / 1e9 + 50_257 * 1248 / 1e9:.1f} billion" in page
+    with pytest.raises(IndexError):
+        torch.zeros(4, 8, 8)[0][8][4]
+    with pytest.raises(IndexError):
+        torch.nn.Embedding(65, 16, padding_idx=0)(torch.tensor([65]))
 
 
 def test_every_command_and_flag_that_a_page_names_exists():

@@ -536,6 +536,14 @@ def test_the_clock_is_noted(typed):
     assert any("by the clock" in note for note in notes) and "steps taken: 6 to 6 against 5 to 5" in notes
 
 
+@pytest.mark.parametrize(("seeds", "there"), [(2, False), (3, True)])
+def test_two_seeds_have_no_standard_deviation(seeds, there):
+    arms = plan_arms([Factor("train.learning_rate", (1e-3, 1e-2))], "tiny", {"train": {"steps": 10}})
+    outcomes = [[Outcome(2.0 + arm + 0.1 * seed, 1.0, 10, 5, 100, 1.0, 1.0) for seed in range(seeds)] for arm in (0, 1)]
+    found = summarise(Plan(arms, seeds), outcomes)
+    assert [one["sd"] is not None for one in [*found["arms"], *found["comparisons"]]] == [there] * 3
+
+
 # The example
 
 

@@ -11,15 +11,24 @@ from safetensors.torch import load_file
 
 from gptloom.bundle import Bundle
 from gptloom.cli.main import main
+from gptloom.config.run import DataConfig
 from gptloom.errors import ConfigError
 from gptloom.model.build import build_model
 from gptloom.reference.build import PLAIN
 from gptloom.studies import ladder as ladder_module
 from gptloom.studies.check.exercises import EXERCISES
 from gptloom.studies.ladder.lessons import Rung, Watch, choose_lessons, configure_lesson, find_lesson, read_lessons
-from gptloom.studies.ladder.report import describe_changes, monotone, one_line, summarise, table
+from gptloom.studies.ladder.report import (
+    describe_changes,
+    describe_verdict,
+    monotone,
+    one_line,
+    stairs_of,
+    summarise,
+    table,
+)
 from gptloom.studies.ladder.show import product, shapes, show_lesson, sizes_of
-from gptloom.studies.trial import Pace, affordable_tokens
+from gptloom.studies.trial import Pace, affordable_tokens, open_material
 from gptloom.training.callbacks import View
 from training_helpers import write_text
 
@@ -154,9 +163,22 @@ def test_published_numbers_stand_beside_what_is_comparable():
     values = {(one.value, one.tokens) for one in find_lesson("scale").published}
     assert {(1.9439, BUDGET), (1.8221, 2 * BUDGET), (1.815, None)} <= values
     assert (2.4043, 4800 * 256) in {(one.value, one.tokens) for one in find_lesson("one-head").published}
-    rows = summarise([find_lesson("scale")], {"scale": [rung("scale", 1.95, tokens=BUDGET)]})
-    assert rows[0].published.value == 1.9439
-    assert summarise([find_lesson("scale")], {"scale": [rung("scale", 2.5, tokens=BUDGET // 10)]})[0].published is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "source_text", "published"),
+    [
+        ("scale", BUDGET, True, 1.9439),
+        ("scale", BUDGET // 10, True, None),
+        ("scale", BUDGET + 512, True, None),
+        ("scale", BUDGET, False, None),
+        ("uniform", 1_003_854, True, 4.1744),
+        ("uniform", 1_003_854, False, None),
+    ],
+)
+def test_a_published_number_needs_the_text_and_the_length_of_its_source(name, tokens, source_text, published):
+    (row,) = summarise([find_lesson(name)], {name: [rung(name, 1.95, tokens=tokens)]}, source_text=source_text)
+    assert (None if row.published is None else row.published.value) == published
 
 
 def test_a_choice_of_steps_brings_what_they_are_compared_with():
@@ -230,36 +252,57 @@ def rung(name, loss, seed=1, tokens=1280):
     return Rung(name, seed, 10, 5, tokens, 0.5, 0.6, loss, None, "a\nb")
 
 
-def test_a_step_is_worse_only_beyond_the_spread_and_the_text_may_say_why():
-    losses = {
-        "bigram": (2.5, 2.52),
-        "embedding": (2.48, 2.51),
-        "positions": (2.485, 2.505),
-        "averaging": (2.6, 2.65),
-        "one-head": (2.7, 2.74),
-    }
-    lessons = [find_lesson(name) for name in ("uniform", *losses)]
-    rungs = {"uniform": [rung("uniform", 4.17, None)]} | {
-        name: [rung(name, loss, seed) for seed, loss in enumerate(some)] for name, some in losses.items()
-    }
-    rows = summarise(lessons, rungs)
-    assert rows[2].bought == pytest.approx(2.51 - 2.495) and rows[2].val_loss_sd == pytest.approx(0.03 / 2**0.5)
-    assert rows[0].bought is None and rows[1].bought == pytest.approx(4.17 - 2.51)
+def rows_of(losses):
+    """The rows of a ladder with these losses by step, one for each seed."""
+    lessons = [find_lesson(name) for name in losses]
+    rungs = {name: [rung(name, loss, seed) for seed, loss in enumerate(some)] for name, some in losses.items()}
+    return summarise(lessons, rungs, source_text=False)
+
+
+def test_a_step_is_better_or_worse_only_beyond_the_spread_and_its_text_says_why():
+    rows = rows_of(
+        {
+            "uniform": (4.17,),
+            "bigram": (2.5, 2.52, 2.54),
+            "embedding": (2.48, 2.51, 2.53),
+            "positions": (2.485, 2.505, 2.530),
+            "averaging": (2.6, 2.65, 2.63),
+            "one-head": (2.7, 2.74, 2.73),
+        }
+    )
+    assert rows[2].bought == pytest.approx(2.52 - 7.52 / 3) and rows[1].val_loss_sd == pytest.approx(0.02)
+    assert rows[0].bought is None and rows[1].bought == pytest.approx(4.17 - 2.52)
     verdicts = {one.step: one for one in monotone(rows)}
-    assert "uniform" not in verdicts
-    assert not verdicts["positions"].worse  # 0.000 worse, where seeds differ by 0.01
-    assert verdicts["averaging"].worse and verdicts["averaging"].explained
-    assert verdicts["one-head"].worse and not verdicts["one-head"].explained
+    assert "uniform" not in verdicts and verdicts["bigram"].outcome == "better"
+    assert {name: verdicts[name].outcome for name in ("embedding", "positions", "averaging", "one-head")} == {
+        "embedding": "level",
+        "positions": "level",
+        "averaging": "worse",
+        "one-head": "worse",
+    }
+    for name, verdict in verdicts.items():
+        assert verdict.explanation == find_lesson(name).outcomes.get(verdict.outcome, "")
+        assert verdict.explanation in describe_verdict(next(row for row in rows if row.lesson.name == name), verdict)
+    assert verdicts["averaging"].explanation and not verdicts["one-head"].explanation
+
+
+def test_two_seeds_have_a_range_and_no_standard_deviation():
+    rows = rows_of({"bigram": (2.5, 2.52), "embedding": (2.48, 2.51)})
+    assert rows[0].val_loss_sd is None and rows[0].loss_words() == "2.5100 (2.5000 to 2.5200)"
     # (-0.02, -0.01): the difference of 0.01 between the seeds counts, not the 0.03 that both steps share
-    alone = {one.step: one for one in monotone([rows[1], rows[2]])}
-    assert alone["embedding"].spread == pytest.approx(0.01 / 2**0.5)
-
-
-def test_one_seed_has_no_spread():
-    lessons = [find_lesson(name) for name in ("averaging", "one-head")]
-    rows = summarise(lessons, {"averaging": [rung("averaging", 2.6)], "one-head": [rung("one-head", 2.6001)]})
     (verdict,) = monotone(rows)
-    assert rows[0].val_loss_sd is None and verdict.worse and verdict.spread == 0.0
+    assert verdict.spread == pytest.approx(0.01) and verdict.outcome == "better"
+    assert table(rows, 100)[0].split()[4] == "range" and table(rows, 100)[1].split()[3] == "0.0200"
+    assert next(stair.spread for stair in stairs_of(rows)) == pytest.approx((0.01, 0.01))
+    three = rows_of({"bigram": (2.5, 2.52, 2.54)})
+    assert three[0].loss_words() == "2.5200 ± 0.0200" and table(three, 100)[0].split()[4] == "sd"
+
+
+def test_one_seed_has_no_spread_and_no_verdict():
+    rows = rows_of({"averaging": (2.6,), "one-head": (2.6001,)})
+    (verdict,) = monotone(rows)
+    assert (verdict.outcome, verdict.spread, verdict.explanation) == ("unknown", 0.0, "")
+    assert "no telling this from noise" in describe_verdict(rows[1], verdict) and rows[0].loss_words() == "2.6000"
     assert "a↵b" in table(rows, 100)[1] and one_line("\n\x00a\tb\n") == "·a·b"
 
 
@@ -373,6 +416,27 @@ def test_a_ladder_ends_with_json_picture_report_and_models(whole, capsys):
     stored = json.loads((whole / "trials" / "one-head" / "seed-1337.json").read_text(encoding="utf-8"))
     assert bundle.model.parameter_count() == stored["parameters"] and stored["tokens"] == 5 * 256
     assert main(["sample", str(whole / "models" / "one-head"), "--tokens", "5"]) == 0
+
+
+def test_own_text_gets_no_published_numbers_and_a_short_ladder_warns_everywhere(whole, capsys):
+    _, found, said = climb(capsys, "--run", whole)
+    assert found["source_text"] is False and [step["published"] for step in found["steps"]] == [[]] * len(NAMES)
+    page = Path(found["report"]).read_text(encoding="utf-8")
+    assert "Published" not in page and "document 00" not in page
+    assert len(found["caveats"]) == 2 and "0.1% of the lecture's 1,280,000" in found["caveats"][0]
+    for caveat in found["caveats"]:
+        assert caveat.split(":")[0] in page.replace("&#x27;", "'") and f"WARNING: {caveat}" in said
+    assert main(["ladder", "--run", str(whole)]) == 0
+    assert capsys.readouterr().err.rstrip().splitlines()[-1] == f"WARNING: {found['caveats'][-1]}"
+    counted = {step["tokens"] for step in found["steps"] if not find_lesson(step["name"]).trains}
+    assert counted == {found["counted_tokens"]} and f"{found['counted_tokens']:,} tokens" in page
+
+
+def test_a_long_ladder_on_a_long_text_has_no_caveats(monkeypatch, text):
+    material = open_material([text], DataConfig())
+    assert len(ladder_module.caveats_of(material, BUDGET)) == 1
+    monkeypatch.setattr(ladder_module, "TELLING_VAL_TOKENS", 10)
+    assert ladder_module.caveats_of(material, BUDGET) == []
 
 
 def test_a_table_is_printed_for_people(whole, capsys):

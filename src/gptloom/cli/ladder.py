@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gptloom.studies.ladder.report import Row, Verdict
 
 LADDER = f"""\
-gptloom ladder [TEXT...]                 train every step on a text, with the same number of tokens, and compare
+gptloom ladder [TEXT...]                 train every step on a text, with the same number of tokens, and compare;
+                                         the counted steps read the whole training text
 gptloom ladder show [STEP]               show the changes of a step, its tensors and its plain code; without STEP,
                                          list all titles
 gptloom ladder check STEP FILE           run your own code for a step against the reference
@@ -33,7 +34,8 @@ gptloom ladder --reproduce [NAME...]     run the documents' own runs and print t
 (write ./show for a text that is called show; likewise for check and neighbours)
 
 Each step starts from another one. bought is the difference of their validation losses: the loss before minus the
-loss after. sd is the standard deviation over seeds. An interrupted ladder continues with --run DIR.
+loss after. sd is the standard deviation over seeds; for two seeds, their range is shown. An interrupted ladder
+continues with --run DIR.
 
 {NUMBERS}"""
 
@@ -78,7 +80,7 @@ def ladder_command(words: list[str]) -> int:
         from gptloom.studies.ladder.report import monotone, summarise, table
 
     climbed = climb(args.texts, asked, args.run, make_watch())
-    rows = summarise(climbed.lessons, climbed.rungs)
+    rows = summarise(climbed.lessons, climbed.rungs, source_text=climbed.source_text)
     story = monotone(rows)
     picture, report = climbed.folder / "staircase.png", climbed.folder / "report.html"
     _draw(climbed, rows, story, picture, report)
@@ -86,34 +88,23 @@ def ladder_command(words: list[str]) -> int:
         print(json.dumps(_as_dict(climbed, rows, story, picture, report), ensure_ascii=False))
         return ExitCode.DONE
     print("\n".join(table(rows, shutil.get_terminal_size((140, 24)).columns)))
-    print("\n".join(_moral(story)), file=sys.stderr)
+    print("\n".join([*_moral(story), *(f"WARNING: {caveat}" for caveat in climbed.caveats)]), file=sys.stderr)
     last = next((row.lesson.name for row in reversed(rows) if row.lesson.trains), "STEP")
     print(f"{report}\nnext: gptloom sample {climbed.folder / 'models' / last}, gptloom ladder show STEP")
     return ExitCode.DONE
 
 
 def _draw(climbed: Climbed, rows: Sequence[Row], story: Sequence[Verdict], picture: Path, report: Path) -> None:
-    from gptloom.plots.studies import Stair, draw_staircase
-    from gptloom.studies.ladder.report import write_report
+    from gptloom.plots.studies import draw_staircase
+    from gptloom.studies.ladder.report import stairs_of, write_report
 
-    stairs = [
-        Stair(
-            row.lesson.name,
-            row.val_loss,
-            row.val_loss_sd,
-            row.lesson.base,
-            not row.lesson.trains,
-            None if row.published is None else row.published.value,
-        )
-        for row in rows
-    ]
+    stairs = stairs_of(rows)
     seeds = f"{climbed.seeds} seed{'s' * (climbed.seeds != 1)}"
-    title = f"The ladder on {climbed.text}: {climbed.tokens:,} tokens a step, {seeds}"
+    title = f"The ladder on {climbed.text}: {climbed.tokens:,} tokens a trained step, {seeds}"
     dark = picture.with_name("staircase-dark.png")
     draw_staircase(picture, stairs, title=title)
     draw_staircase(dark, stairs, title=title, dark=True)
-    about: dict[str, Any] = {"text": climbed.text, "seeds": climbed.seeds, "tokens": climbed.tokens}
-    write_report(report, rows, story, {"light": picture, "dark": dark}, **about)
+    write_report(report, climbed, rows, story, {"light": picture, "dark": dark})
 
 
 def _as_dict(
@@ -128,6 +119,9 @@ def _as_dict(
         "steps": [_row_as_dict(row) for row in rows],
         "seeds": climbed.seeds,
         "tokens_per_step": climbed.tokens,
+        "counted_tokens": climbed.counted,
+        "source_text": climbed.source_text,
+        "caveats": climbed.caveats,
         "story": [asdict(verdict) for verdict in story],
         "report": str(report),
         "picture": str(picture),
@@ -147,7 +141,7 @@ def _row_as_dict(row: Row) -> dict[str, Any]:
         "seconds": round(row.seconds, 3),
         "bought": row.bought,
         "sample": row.sample,
-        "published": [asdict(one) for one in row.lesson.published],
+        "published": [] if row.published is None else [asdict(row.published)],
     }
 
 
@@ -163,11 +157,13 @@ def _command(climbed: Climbed) -> str:
 
 def _moral(story: Sequence[Verdict]) -> list[str]:
     """Name the steps that increased the loss by more than the spread, and whether their lessons expect it."""
-    worse = [verdict for verdict in story if verdict.worse]
+    worse = [verdict for verdict in story if verdict.outcome == "worse"]
+    if any(verdict.outcome == "unknown" for verdict in story):
+        return ["one seed: the differences between trained steps cannot be told from noise; --seeds 3 shows them"]
     if not worse:
         return ["no step is worse than its base by more than the spread over seeds"]
-    known = [f"{verdict.step} ({verdict.difference:+.4f})" for verdict in worse if verdict.explained]
-    other = [f"{verdict.step} ({verdict.difference:+.4f})" for verdict in worse if not verdict.explained]
+    known = [f"{verdict.step} ({verdict.difference:+.4f})" for verdict in worse if verdict.explanation]
+    other = [f"{verdict.step} ({verdict.difference:+.4f})" for verdict in worse if not verdict.explanation]
     lines = [f"worse, as its text says it may be: {', '.join(known)}"] if known else []
     return lines + ([f"worse, against the lecture's story: {', '.join(other)}"] if other else [])
 

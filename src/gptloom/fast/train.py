@@ -27,13 +27,16 @@ from gptloom.model.transformer import Block, Decoder
 Batch = Sequence[Int[Tensor, "b _"]]
 
 COMPARED_ROWS = 2
-"""Number of rows in the comparison before a run: enough to detect a difference, and cheap compared with a step."""
+"""Number of rows in the comparison before a run: with one row, a mistake that mixes rows would not be seen."""
 
 NOISE = 65_537
 """Number of random values that are repeated in every parameter in the second comparison."""
 
-TOLERANCE = 100.0
-"""Allowed relative difference between the two passes, in units of rounding (`torch.finfo.eps`)."""
+TOLERANCE = 1e-10
+"""Allowed relative difference between the two passes in float64; rounding explains less than 1e-13."""
+
+ROUGH = 1e-2
+"""Allowed relative difference in the precision of the training. A ReLU whose input is near 0 can cause 1e-3."""
 
 _SUM = 2  # reduction="sum", as PyTorch's operators call it
 
@@ -116,11 +119,10 @@ class TrainingPass:
             self.why = why_not(self.objective) or "the model has changed"
         elif not seen and batch[0].device.type == "cpu" and self._fits(batch[0]):
             self.deviation = compare(self.objective, batch)
-            limit = TOLERANCE * torch.finfo(self._parameters[0].dtype).eps
-            if not self.deviation <= limit:
+            if not self.deviation <= TOLERANCE:
                 self.why = (
                     f"its loss or gradients differ from the model's by {self.deviation:.1e} "
-                    f"(rounding explains {limit:.1e})"
+                    f"(rounding explains {TOLERANCE:.1e})"
                 )
         if self.why is not None and seen and self.say is not None:
             self.say(f"training path: reference from here on: {self.why}")
@@ -153,27 +155,51 @@ def straight_pass(objective: nn.Module) -> Callable[[Batch, float, bool], Float[
 def compare(objective: nn.Module, batch: Batch) -> float:
     """Compare the hand-written pass with autograd on the first rows of a batch, with the same random numbers.
 
-    They are compared twice: with the present weights, and with noise added to them. Many weights of a new model are
-    small or zero, and would hide a change such as a cap on large attention scores. Weights, gradients and the state of
-    the random generator are restored.
+    One row is compared in the precision of the training, roughly; then two rows in float64, where rounding does not
+    change the sign of a ReLU's input, and so the gradients. In float64, noise is added to the weights: many weights of
+    a new model are small or zero, and would hide a change such as a cap on large attention scores. Weights, gradients
+    and the state of the random generator are restored.
 
     Returns:
-        The largest of these numbers: the relative difference of the losses, and the norm of a parameter's gradient
-        difference divided by the norm of all gradients.
+        The largest of these numbers in float64: the relative difference of the losses, and the norm of a parameter's
+        gradient difference divided by the norm of all gradients. Their largest in the precision of the training, if it
+        is above `ROUGH`; infinity if the model cannot be computed in float64.
     """
     batch, state = [part[:COMPARED_ROWS] for part in batch], torch.get_rng_state()
     parameters = list(objective.parameters())
-    grads, weights = [p.grad for p in parameters], [p.detach().clone() for p in parameters]
+    grads, weights = [p.grad for p in parameters], [p.data for p in parameters]
+    buffers = [(module._buffers, dict(module._buffers)) for module in objective.modules()]
     try:
-        apart = _apart(objective, batch, parameters)
+        rough = _apart(objective, [part[:1] for part in batch], parameters)
+        if not rough <= ROUGH:
+            return rough
+        _remove_grads(parameters)
+        for parameter in parameters:
+            parameter.data = parameter.data.to(torch.float64, copy=True)
+        for present, kept in buffers:
+            present.update({name: _exact(buffer) for name, buffer in kept.items()})
         _add_noise(parameters)
-        return max(apart, _apart(objective, batch, parameters))
+        try:
+            return _apart(objective, batch, parameters)
+        except RuntimeError:  # a constant of another precision in the model
+            return float("inf")
     finally:
-        with torch.no_grad():
-            for parameter, grad, weight in zip(parameters, grads, weights, strict=True):
-                parameter.copy_(weight)
-                parameter.grad = grad
+        for present, kept in buffers:
+            present.update(kept)
+        _remove_grads(parameters)
+        for parameter, grad, weight in zip(parameters, grads, weights, strict=True):
+            parameter.data, parameter.grad = weight, grad
         torch.set_rng_state(state)
+
+
+def _exact(buffer: Tensor | None) -> Tensor | None:
+    """Return a buffer in float64; integers and None unchanged."""
+    return buffer if buffer is None or not buffer.is_floating_point() else buffer.double()
+
+
+def _remove_grads(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _apart(objective: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]) -> float:
@@ -181,8 +207,7 @@ def _apart(objective: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter
     state, found = torch.get_rng_state(), []
     for by_line in (False, True):
         torch.set_rng_state(state)
-        for parameter in parameters:
-            parameter.grad = None
+        _remove_grads(parameters)
         if by_line:
             nats = straight_pass(objective)(batch, 1.0, True)
         else:

@@ -25,7 +25,7 @@ class Stair:
     Attributes:
         name: label at the left.
         loss: in nats per token.
-        spread: standard deviation of the loss over seeds, or None.
+        spread: how far the bar extends below and above the loss, or None.
         base: name of the step that it starts from, or None.
         counts: True for a model that is counted, not trained.
         published: a published loss to mark, or None.
@@ -33,7 +33,7 @@ class Stair:
 
     name: str
     loss: float
-    spread: float | None
+    spread: tuple[float, float] | None
     base: str | None
     counts: bool
     published: float | None = None
@@ -84,7 +84,8 @@ def _draw_elbow(axes: Axes, start: tuple[float, int], end: tuple[float, int], co
 def _draw_step(axes: Axes, row: int, stair: Stair, colour: str, ink: str, *, worse: bool) -> None:
     """Mark the loss of a step, its spread and the published loss; write the loss at the right."""
     mark = "s" if stair.counts else "^" if worse else "o"
-    axes.errorbar(stair.loss, row, xerr=stair.spread, color=colour, marker=mark, markersize=6, capsize=3, zorder=3)
+    around = None if stair.spread is None else [[part] for part in stair.spread]
+    axes.errorbar(stair.loss, row, xerr=around, color=colour, marker=mark, markersize=6, capsize=3, zorder=3)
     if stair.published is not None:
         axes.plot(
             stair.published,

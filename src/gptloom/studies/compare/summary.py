@@ -8,7 +8,7 @@ from gptloom.config.run import RunConfig
 from gptloom.studies.compare import Outcome, Plan
 from gptloom.studies.compare.assignment import check_directions, check_effect, read_claim
 from gptloom.studies.compare.factors import Arm, show
-from gptloom.studies.compare.statistics import LEVEL, RULE, Judged, judge, level_of_look
+from gptloom.studies.compare.statistics import FEWEST_SEEDS, LEVEL, RULE, Judged, judge, level_of_look
 
 OTHER_BATCHES = ("data.tokenizer", "data.on_unknown", "data.sampling", "train.batch_size", "model.block_size")
 """Settings that change the batches of a seed."""
@@ -67,7 +67,7 @@ def _arm(arm: Arm, row: Sequence[Outcome], losses: Sequence[float | None]) -> di
         "steps": [one.steps for one in row],
         "losses": list(losses),
         "mean": fmean(there) if there else None,
-        "sd": stdev(there) if len(there) > 1 else None,
+        "sd": stdev(there) if len(there) >= FEWEST_SEEDS else None,
         "seconds": sum(one.seconds for one in row),
     }
 
@@ -81,7 +81,7 @@ def _comparison(plan: Plan, arm: Arm, found: Judged, level: float) -> dict[str, 
         "differences": found.differences,
         "difference": None if one is None else one.mean,
         "interval": None if one is None else [one.low, one.high],
-        "sd": None if one is None else one.sd,
+        "sd": None if one is None or one.n < FEWEST_SEEDS else one.sd,
         "p": found.p,
         "level": level,
         "decision": found.decision,

@@ -1,4 +1,4 @@
-"""Train every step of the lecture on the same text, with the same number of tokens.
+"""Train every step of the lecture on the same text, with the same number of tokens; count the counted ones.
 
 A round trains all steps with one seed, so the table is complete after each round. Results are stored in the ladder's
 folder, and an interrupted ladder can continue from there.
@@ -12,6 +12,7 @@ from typing import Any
 
 from gptloom.config.load import merge, parse
 from gptloom.config.run import DataConfig, LadderConfig, SampleConfig
+from gptloom.data.sources import DATASETS
 from gptloom.devices import derive
 from gptloom.errors import ConfigError, InputError
 from gptloom.studies.ladder.lessons import (
@@ -33,7 +34,7 @@ from gptloom.training.progress import duration
 from gptloom.training.run_dir import next_folder
 
 SEEDS = 2
-"""Default number of trainings of each step."""
+"""Default number of trainings of each step: two show a range, which one does not."""
 
 MOST_SEEDS = 5
 """Largest number of trainings of each step, if the time is limited and no number of seeds is given."""
@@ -42,6 +43,12 @@ LEAST_TOKENS = 20 * WINDOW
 """Smallest number of training tokens of a step, regardless of the time."""
 
 SAMPLE_TOKENS = 100
+
+TELLING_TOKENS = WINDOW * LECTURE_STEPS // 10
+"""With fewer training tokens, a step shows how training begins, and not what the step is good for."""
+
+TELLING_VAL_TOKENS = 10_000
+"""With fewer validation tokens, the loss depends on the passage more than on the step."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,10 @@ class Climbed:
         lessons: the steps in order.
         rungs: the results by step, one for each seed.
         seeds: the number of rounds.
-        tokens: the training tokens of each step.
-        vocab_size: the vocabulary size of the text's tokenizer.
+        tokens: the training tokens of each trained step.
+        counted: the tokens that each counted step reads: the whole training split.
+        source_text: whether text and tokenizer are those of the published numbers.
+        caveats: reasons why the results say little, as sentences; usually none.
         texts: the texts of the command line, or those that the ladder in the folder began with.
         settings: the fields of `LadderConfig` that differ from their defaults.
     """
@@ -66,7 +75,9 @@ class Climbed:
     rungs: dict[str, list[Rung]]
     seeds: int
     tokens: int
-    vocab_size: int
+    counted: int
+    source_text: bool
+    caveats: list[str]
     texts: list[str]
     settings: dict[str, Any]
 
@@ -106,9 +117,37 @@ def climb(texts: Sequence[str], given: Mapping[str, Any], run: Path | None, watc
     finally:
         watch.close()
     settings = config.model_dump(exclude_defaults=True)
+    counted, source = len(material.parts.train), is_source(material)
+    caveats = caveats_of(material, tokens)
     return Climbed(
-        store.folder, material.name, lessons, rungs, seeds, tokens, material.tokenizer.vocab_size, texts, settings
+        store.folder, material.name, lessons, rungs, seeds, tokens, counted, source, caveats, texts, settings
     )
+
+
+def is_source(material: Material) -> bool:
+    """Whether a text and its tokenizer are those of the published numbers: tiny Shakespeare, in characters."""
+    return material.text_sha256 == DATASETS["shakespeare"].sha256 and material.tokenizer.kind == "char"
+
+
+def caveats_of(material: Material, tokens: int) -> list[str]:
+    """Reasons why a ladder says little: too few training tokens, or too short a text.
+
+    Args:
+        material: the text.
+        tokens: the training tokens of each trained step.
+    """
+    found, lecture = [], WINDOW * LECTURE_STEPS
+    if tokens < TELLING_TOKENS:
+        found.append(
+            f"{tokens:,} training tokens are {tokens / lecture:.1%} of the lecture's {lecture:,}: the losses show how "
+            "training begins, and not which step is better; give --minutes or --steps more"
+        )
+    if (count := len(material.parts.val)) < TELLING_VAL_TOKENS:
+        found.append(
+            f"the validation split has {count:,} tokens: a loss on so few depends on the passage more than on the "
+            "step; use a longer text"
+        )
+    return found
 
 
 def _check_same(plan: Plan, texts: Sequence[str], config: LadderConfig, folder: Path) -> None:
@@ -167,9 +206,11 @@ class _Ladder:
                 Plan(list(texts), self.config.model_dump(), tokens, self._identity(tokens), self.paces)
             )
         self.watch.say(
-            f"budget   {tokens:,} training tokens a step; "
+            f"budget   {tokens:,} training tokens for each trained step; "
             f"a round of all steps takes about {duration(self._round(tokens))}"
         )
+        for caveat in caveats_of(self.material, tokens):
+            self.watch.say(f"WARNING: {caveat}")
         return tokens
 
     def climb(self, tokens: int) -> tuple[dict[str, list[Rung]], int]:
@@ -254,15 +295,13 @@ class _Ladder:
         return fingerprint([self.material.text_sha256, self.material.tokenizer.fingerprint, tokens, names, settings])
 
     def _budget(self) -> int:
-        """The training tokens of each step: the given number, the lecture's, or as many as fit into the time.
-
-        The default is two seeds, for one seed has no standard deviation.
-        """
+        """The training tokens of each step: the given number, the lecture's, or as many as fit into the time."""
         most = WINDOW * (self.config.steps or LECTURE_STEPS)
         if self.seconds is None or not self.trained:
             return most
         left = self.seconds - (time.monotonic() - self.began)
         tokens = affordable_tokens(self.paces, left / (self.config.seeds or SEEDS), most, LEAST_TOKENS)
+        tokens -= tokens % (2 * WINDOW)  # whole batches of every step
         if tokens < most:
             self.watch.say(
                 f"note: the lecture's {most:,} tokens a step do not fit into the time; every step gets {tokens:,}"

@@ -11,7 +11,7 @@ import json
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -186,7 +186,8 @@ class Lesson:
         changes: the settings that differ from the base's, nested as in a recipe.
         idea: the idea of the step, in plain sentences.
         why: the purpose of the step.
-        worse_is_expected: the reason why the loss may be higher than the base's, or "".
+        outcomes: sentences about the result, by the verdict that they belong to: "better", "level" or "worse" than the
+            base (see `report.Verdict`). A sentence that depends on a figure is written here and nowhere else.
         published: published numbers to compare with.
         exercise: the exercise, or None.
     """
@@ -198,7 +199,7 @@ class Lesson:
     changes: Mapping[str, Any]
     idea: str
     why: str
-    worse_is_expected: str = ""
+    outcomes: Mapping[str, str] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     exercise: Exercise | None = None
 
@@ -278,7 +279,7 @@ def _lesson(values: dict[str, Any]) -> Lesson:
         changes=values.get("changes", {}),
         idea=values["idea"],
         why=values["why"],
-        worse_is_expected=values.get("worse_is_expected", ""),
+        outcomes={name: " ".join(text.split()) for name, text in values.get("outcomes", {}).items()},
         published=tuple(Published(**one) for one in values.get("published", ())),
         exercise=None if exercise is None else Exercise(exercise["task"], tuple(exercise["classes"])),
     )

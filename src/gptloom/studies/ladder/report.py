@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from gptloom.config.base import field_names
 from gptloom.config.run import RunConfig
 from gptloom.studies.ladder.lessons import Lesson, Published, Rung, changes_of, find_lesson
 
-COMPARABLE = 0.05
-"""Largest relative difference in training tokens at which a published and a measured loss are compared."""
+if TYPE_CHECKING:
+    from gptloom.plots.studies import Stair
+    from gptloom.studies.ladder import Climbed
+
+FEWEST_FOR_SD = 3
+"""Fewest seeds of a standard deviation; for two, the range is shown."""
 
 
 @dataclass(frozen=True)
@@ -22,37 +27,46 @@ class Row:
     Attributes:
         lesson: the step.
         parameters: the number of parameters, or of stored counts.
-        losses: the validation losses, one per seed; a step that only counts has one.
-        val_loss: the mean of the losses, in nats per token.
-        val_loss_sd: the standard deviation of the losses; None for fewer than two.
+        losses: the validation losses in nats per token, one per seed; a step that only counts has one.
         seconds: the seconds of training, mean over seeds.
         bought: the base's mean loss minus this step's; None if the base was not trained.
         sample: a text that was sampled from the first seed's model.
-        tokens: the training tokens.
+        tokens: the training tokens, or the counted ones.
+        source_text: whether text and tokenizer are those of the published numbers.
     """
 
     lesson: Lesson
     parameters: int
     losses: tuple[float, ...]
-    val_loss: float
-    val_loss_sd: float | None
     seconds: float
     bought: float | None
     sample: str
     tokens: int
+    source_text: bool
+
+    @property
+    def val_loss(self) -> float:
+        """The mean of the losses."""
+        return statistics.fmean(self.losses)
+
+    @property
+    def val_loss_sd(self) -> float | None:
+        """The standard deviation of the losses; None for fewer than `FEWEST_FOR_SD` seeds."""
+        return statistics.stdev(self.losses) if len(self.losses) >= FEWEST_FOR_SD else None
 
     @property
     def published(self) -> Published | None:
-        """A published validation loss of this step after about as many training tokens, or None."""
-        for one in self.lesson.published:
-            if (
-                one.tokens is not None
-                and abs(one.tokens - self.tokens) <= COMPARABLE * self.tokens * self.lesson.trains
-            ):
-                return one
-            if one.tokens == 0 and not self.lesson.trains:
-                return one
-        return None
+        """The published validation loss of this step for the same text and the same training tokens, or None."""
+        tokens = self.tokens if self.lesson.trains else 0
+        return next((one for one in self.lesson.published if self.source_text and one.tokens == tokens), None)
+
+    def loss_words(self) -> str:
+        """The mean loss with its standard deviation, or with the range of two seeds."""
+        if self.val_loss_sd is not None:
+            return f"{self.val_loss:.4f} ± {self.val_loss_sd:.4f}"
+        if len(self.losses) > 1:
+            return f"{self.val_loss:.4f} ({min(self.losses):.4f} to {max(self.losses):.4f})"
+        return f"{self.val_loss:.4f}"
 
 
 @dataclass(frozen=True)
@@ -62,20 +76,28 @@ class Verdict:
     Attributes:
         step: the step's name.
         difference: its loss minus its base's loss.
-        spread: the standard deviation of the difference over seeds; 0 for one seed.
-        worse: whether the difference is larger than the spread.
-        explained: whether the step's text explains why the loss may be higher.
+        spread: how far the differences of the seeds are apart (see `monotone`); 0 for one seed.
+        outcome: better or worse than the base by more than the spread, or level; unknown for a training with one seed.
+        explanation: the lesson's sentence about this outcome, or "".
     """
 
     step: str
     difference: float
     spread: float
-    worse: bool
-    explained: bool
+    outcome: Literal["better", "level", "worse", "unknown"]
+    explanation: str
 
 
-def summarise(lessons: Sequence[Lesson], rungs: Mapping[str, Sequence[Rung]]) -> list[Row]:
-    """Make a row for each step from its results, in the order of their seeds."""
+def summarise(
+    lessons: Sequence[Lesson], rungs: Mapping[str, Sequence[Rung]], *, source_text: bool = False
+) -> list[Row]:
+    """Make a row for each step from its results, in the order of their seeds.
+
+    Args:
+        lessons: the steps.
+        rungs: the results by step.
+        source_text: whether text and tokenizer are those of the published numbers.
+    """
     rows = []
     for lesson in lessons:
         climbed = rungs[lesson.name]
@@ -86,46 +108,68 @@ def summarise(lessons: Sequence[Lesson], rungs: Mapping[str, Sequence[Rung]]) ->
                 lesson=lesson,
                 parameters=climbed[0].parameters,
                 losses=losses,
-                val_loss=statistics.fmean(losses),
-                val_loss_sd=statistics.stdev(losses) if len(losses) > 1 else None,
                 seconds=statistics.fmean(rung.seconds for rung in climbed),
                 bought=statistics.fmean(below) - statistics.fmean(losses) if below else None,
                 sample=climbed[0].sample,
                 tokens=climbed[0].tokens,
+                source_text=source_text,
             )
         )
     return rows
 
 
 def monotone(rows: Sequence[Row]) -> list[Verdict]:
-    """Judge each step with a base: whether its loss is higher by more than the spread, and whether its text says why.
+    """Judge each step with a base: whether its loss differs by more than the spread over seeds.
 
-    A seed determines the batches, so losses of the same seed are paired, and the spread is that of their differences.
-    Two or three seeds are too few to estimate one step's spread. So the larger one of this spread and the pooled
-    spread of all steps is used.
+    A seed determines the batches, so losses of the same seed are paired, and the spread is that of their differences:
+    the range of two, the standard deviation of three and more. Few seeds are too few to estimate one step's spread. So
+    the larger one of this spread and the root mean square over all steps is used.
     """
     by_name = {row.lesson.name: row for row in rows}
     differences = {
         row.lesson.name: _differences(row, by_name[row.lesson.base]) for row in rows if row.lesson.base in by_name
     }
-    spreads = {name: statistics.stdev(some) if len(some) > 1 else 0.0 for name, some in differences.items()}
+    spreads = {name: _spread(some) for name, some in differences.items()}
     known = [spreads[name] ** 2 for name, some in differences.items() if len(some) > 1]
     pooled = statistics.fmean(known) ** 0.5 if known else 0.0
     verdicts = []
     for name, some in differences.items():
-        difference = statistics.fmean(some)
-        spread = max(spreads[name], pooled) if by_name[name].lesson.trains else 0.0
-        verdicts.append(
-            Verdict(name, difference, spread, difference > spread, bool(by_name[name].lesson.worse_is_expected))
-        )
+        lesson, difference = by_name[name].lesson, statistics.fmean(some)
+        spread = max(spreads[name], pooled) if lesson.trains else 0.0
+        outcome: Literal["better", "level", "worse", "unknown"] = "worse" if difference > 0 else "better"
+        if lesson.trains and len(some) == 1:
+            outcome = "unknown"
+        elif abs(difference) <= spread:
+            outcome = "level"
+        verdicts.append(Verdict(name, difference, spread, outcome, lesson.outcomes.get(outcome, "")))
     return verdicts
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The standard deviation; the range of two values; 0 for one."""
+    return statistics.stdev(values) if len(values) >= FEWEST_FOR_SD else max(values) - min(values)
+
+
+def stairs_of(rows: Sequence[Row]) -> list["Stair"]:
+    """The rows as steps of the picture."""
+    from gptloom.plots.studies import Stair
+
+    stairs = []
+    for row in rows:
+        mean, sd = row.val_loss, row.val_loss_sd
+        around = (mean - min(row.losses), max(row.losses) - mean) if sd is None else (sd, sd)
+        published = None if row.published is None else row.published.value
+        spread = around if len(row.losses) > 1 else None
+        stairs.append(Stair(row.lesson.name, mean, spread, row.lesson.base, not row.lesson.trains, published))
+    return stairs
 
 
 def table(rows: Sequence[Row], width: int) -> list[str]:
     """The rows as lines of about `width` characters at most; the sample is cut to the remaining width."""
-    lines = [f"{'step':<14} {'parameters':>10} {'val loss':>8} {'sd':>7} {'bought':>8} {'seconds':>8}  sample"]
+    kind = "sd" if any(row.val_loss_sd is not None for row in rows) else "range"
+    lines = [f"{'step':<14} {'parameters':>10} {'val loss':>8} {kind:>7} {'bought':>8} {'seconds':>8}  sample"]
     for row in rows:
-        spread = "" if row.val_loss_sd is None else f"{row.val_loss_sd:.4f}"
+        spread = f"{_spread(row.losses):.4f}" if len(row.losses) > 1 else ""
         bought = "" if row.bought is None else f"{row.bought:+.4f}"
         line = f"{row.lesson.name:<14} {row.parameters:>10,} {row.val_loss:>8.4f} {spread:>7} {bought:>8} "
         line += f"{row.seconds:>8.1f}  "
@@ -179,38 +223,32 @@ a { color: var(--good); }
 
 
 def write_report(
-    path: Path,
-    rows: Sequence[Row],
-    story: Sequence[Verdict],
-    pictures: Mapping[str, Path],
-    *,
-    text: str,
-    seeds: int,
-    tokens: int,
+    path: Path, climbed: "Climbed", rows: Sequence[Row], story: Sequence[Verdict], pictures: Mapping[str, Path]
 ) -> None:
     """Write the report.
 
     Args:
         path: the path of the HTML file.
+        climbed: the ladder.
         rows: the rows of all steps.
         story: the verdicts.
         pictures: the PNG files for light and dark pages; they are embedded in the page.
-        text: the name of the text.
-        seeds: the number of trainings of each step.
-        tokens: the training tokens of each step.
     """
     verdicts = {verdict.step: verdict for verdict in story}
-    times = "once" if seeds == 1 else f"{seeds} times, each with another seed"
+    name = escape(climbed.text)
+    times = "once" if climbed.seeds == 1 else f"{climbed.seeds} times, each with another seed"
+    spread = {1: "", 2: ", with the range of both seeds"}.get(climbed.seeds, ", with the standard deviation over seeds")
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>The ladder on {escape(text)}</title><style>{STYLE}</style></head><body>",
-        f"<h1>The ladder on {escape(text)}</h1>",
-        f"<p>Every step was trained {times}, on {tokens:,} tokens. Losses are nats per token on the whole validation "
-        "split after the last step, with their standard deviation over seeds; <em>bought</em> is the base's loss minus "
-        "the step's. Counted baselines read the whole training text, and their contexts are not limited by the windows "
-        "that the trained models are evaluated on.</p>",
+        f"<title>The ladder on {name}</title><style>{STYLE}</style></head><body>",
+        f"<h1>The ladder on {name}</h1>",
+        *(f'<p class="worse"><strong>Warning:</strong> {escape(caveat)}.</p>' for caveat in climbed.caveats),
+        f"<p>Every trained step was trained {times}, on {climbed.tokens:,} tokens. Losses are nats per token on the "
+        f"whole validation split after the last step{spread}; <em>bought</em> is the base's loss minus the step's. "
+        f"Counted steps read the whole training text, {climbed.counted:,} tokens, and their contexts are not limited "
+        "by the windows that the trained models are evaluated on.</p>",
         _picture(pictures),
         f'<div class="wide">{_table(rows)}</div>',
         *(_section(row, verdicts.get(row.lesson.name)) for row in rows),
@@ -232,16 +270,18 @@ def describe_changes(lesson: Lesson) -> list[str]:
 
 
 def describe_verdict(row: Row, verdict: Verdict | None) -> str:
-    """A sentence about the change of the loss, and whether it is larger than the noise."""
+    """Sentences about the change of the loss: whether it is larger than the noise, and the lesson's explanation."""
     if verdict is None:
         return ""
     base = row.lesson.base
     change = f"{abs(verdict.difference):.4f} {'worse' if verdict.difference > 0 else 'better'}"
-    if row.lesson.trains and len(row.losses) == 1:
+    if verdict.outcome == "unknown":
         return f"{change} than {base}; with one seed there is no telling this from noise."
-    if abs(verdict.difference) <= verdict.spread:
-        return f"Within noise of {base}: {change}, where seeds differ by {verdict.spread:.4f}."
-    return f"{change} than {base}."
+    if verdict.outcome == "level":
+        found = f"Within noise of {base}: {change}, where seeds differ by {verdict.spread:.4f}."
+    else:
+        found = f"{change} than {base}."
+    return f"{found} {verdict.explanation}".rstrip()
 
 
 def _picture(pictures: Mapping[str, Path]) -> str:
@@ -260,7 +300,6 @@ def _table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         name = row.lesson.name
-        spread = "" if row.val_loss_sd is None else f" ± {row.val_loss_sd:.4f}"
         bought = (
             ""
             if row.bought is None
@@ -268,7 +307,7 @@ def _table(rows: Sequence[Row]) -> str:
         )
         published = "" if row.published is None else f"{row.published.value:.4f}"
         lines.append(
-            f'<tr><td><a href="#{name}">{name}</a></td><td>{row.parameters:,}</td><td>{row.val_loss:.4f}{spread}</td>'
+            f'<tr><td><a href="#{name}">{name}</a></td><td>{row.parameters:,}</td><td>{row.loss_words()}</td>'
             f"<td>{bought}</td><td>{published}</td><td>{row.seconds:.1f}</td>"
             f'<td class="text">{escape(one_line(row.sample)[:60])}</td></tr>'
         )
@@ -285,12 +324,9 @@ def _section(row: Row, verdict: Verdict | None) -> str:
             f'<p class="soft">Changes: {", ".join(f"<code>{escape(change)}</code>" for change in changes)}</p>'
         )
     if verdict is not None:
-        worse = verdict.difference > verdict.spread
-        lines.append(f'<p class="{"worse" if worse else "better"}">{escape(describe_verdict(row, verdict))}</p>')
-        if lesson.worse_is_expected and verdict.difference > 0:
-            lines.append(f"<p>{escape(' '.join(lesson.worse_is_expected.split()))}</p>")
-    lines += [
-        f'<p class="soft">Published: {one.value} ({escape(one.what)}; {escape(one.source)})</p>'
-        for one in lesson.published
-    ]
+        colour = verdict.outcome if verdict.outcome in ("better", "worse") else "soft"
+        lines.append(f'<p class="{colour}">{escape(describe_verdict(row, verdict))}</p>')
+    if row.published is not None:
+        one = row.published
+        lines.append(f'<p class="soft">Published: {one.value} ({escape(one.what)}; {escape(one.source)})</p>')
     return "".join([*lines, f"<pre>{escape(row.sample.strip(chr(10)))}</pre></section>"])

@@ -59,7 +59,7 @@ def show_architecture(name: str) -> dict[str, Any]:
     code = "\n\n".join(inspect.getsource(part) for part in _CODE[name])
     empty: dict[str, Any] = {
         "base": None,
-        "worse_is_expected": None,
+        "outcomes": {},
         "changes": [],
         "published": [],
         "exercise": None,
@@ -100,7 +100,7 @@ def show_lesson(lesson: Lesson) -> dict[str, Any]:
         "base": lesson.base,
         "idea": " ".join(lesson.idea.split()),
         "why": " ".join(lesson.why.split()),
-        "worse_is_expected": " ".join(lesson.worse_is_expected.split()) or None,
+        "outcomes": dict(lesson.outcomes),
         "changes": describe_changes(lesson),
         "published": [f"{one.value} ({one.what}; {one.source})" for one in lesson.published],
         "exercise": None
@@ -126,8 +126,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['name']}: {found['title']}" + (f" (from {found['base']})" if found["base"] else ""), ""]
     for part in ("idea", "why"):
         lines += [*textwrap.wrap(found[part], 110), ""]
-    if found["worse_is_expected"]:
-        lines += [*textwrap.wrap("It may be worse: " + found["worse_is_expected"], 110), ""]
+    for outcome, text in found["outcomes"].items():
+        lines += [*textwrap.wrap(f"If it is {outcome}: {text}", 110), ""]
     lines += [f"changes     {change}" for change in found["changes"]]
     if found["parameters"] is not None:
         lines.append(f"parameters  {found['parameters']:,} with an alphabet of 65 characters")
