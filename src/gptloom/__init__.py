@@ -25,6 +25,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 __all__ = ["GPT", "load", "train"]
 
 
+def __dir__() -> list[str]:
+    """List the public names, which `__getattr__` loads."""
+    return sorted([*globals(), *__all__, "__version__"])
+
+
 def __getattr__(name: str) -> Any:
     """Load the public names on first use, so that `import gptloom` does not import torch."""
     if name in ("load", "train"):

@@ -1,37 +1,40 @@
 """The Python interface: `train`, and `load`, which returns a `Bundle`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptloom.bundle import Bundle
-from gptloom.config.base import field_names
+from gptloom.config.base import field_names, shown
 from gptloom.config.load import bare_names, nest, resolve
 from gptloom.config.run import RunConfig, Weights
 from gptloom.data.number_words import is_numbers
 from gptloom.devices import pick_device
-from gptloom.errors import ConfigError
-from gptloom.training.optim import OptimizerFactory
+from gptloom.errors import ConfigError, InputError
+from gptloom.training.progress import Display
 from gptloom.training.run import train as run_training
 from gptloom.training.session import Result
 
 
 def train(
-    *texts: str | Path,
+    *texts: str | Path | Iterable[str | Path],
     recipe: str | None = None,
     run: str | Path | None = None,
-    optimizer: OptimizerFactory | None = None,
+    optimizer: Any = None,
+    quiet: bool = False,
     **settings: Any,
 ) -> Result:
     """Train a model.
 
     Args:
-        texts: files, folders, globs, `shakespeare`, or number words such as `numbers:en-fr`.
+        texts: files, folders, globs, `shakespeare`, or number words such as `numbers:en-fr`; or lists of them.
         recipe: a named set of settings; by default translate for number words, else tiny on a CPU and baby on an
             accelerator.
         run: a new folder for the run; by default the next free folder under runs/.
-        optimizer: builds the optimizer from parameter groups, such as `partial(torch.optim.SGD, lr=0.1)`; the schedule
-            scales each group's "lr". Such a run cannot be resumed. By default, `train.optimizer` selects the optimizer.
+        optimizer: the name of an optimizer, as `train.optimizer`; or a function that builds it from parameter groups,
+            such as `partial(torch.optim.SGD, lr=0.1)`. The schedule scales each group's "lr". A run whose optimizer is
+            a function cannot be resumed.
+        quiet: show no progress; warnings are still shown.
         settings: any setting by its own name, such as minutes=1, lr=1e-3, n_layer=6 or tokenizer="byte"; and groups of
             them as model={...}, train={...}, data={...}.
 
@@ -41,10 +44,27 @@ def train(
     Raises:
         GptloomError: a setting, the text or the machine prevents the run; one line with cause and cure.
     """
-    changes = _spelled_out(settings)
-    words = [str(text) for text in texts]
+    if isinstance(optimizer, str):
+        settings, optimizer = settings | {"train.optimizer": optimizer}, None
+    if not (optimizer is None or callable(optimizer)):
+        cure = "give a name such as torch:SGD, or a function of parameter groups such as torch.optim.SGD"
+        raise ConfigError(f"{shown(optimizer)} does not build an optimizer", where="optimizer", cure=cure)
+    changes, words = _spelled_out(settings), list(_paths(texts))
     config, folder = configure(recipe, {}, changes, texts=words), None if run is None else Path(run)
-    return run_training(words, config, run=folder, optimizer=optimizer)
+    display = Display(lambda _line: None) if quiet else None
+    return run_training(words, config, run=folder, display=display, optimizer=optimizer)
+
+
+def _paths(texts: Iterable[Any]) -> Iterator[str]:
+    """Yield the paths among the texts and in lists of texts."""
+    for text in texts:
+        if isinstance(text, str | Path):
+            yield str(text)
+        elif isinstance(text, list | tuple | Iterator):
+            yield from _paths(text)
+        else:
+            cure = "give the path of a file or folder, or a list of paths"
+            raise InputError(f"{shown(text)} is not a text", where="train", cure=cure)
 
 
 def _spelled_out(settings: Mapping[str, Any]) -> dict[str, Any]:

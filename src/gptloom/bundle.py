@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, get_args, overload
 import numpy as np
 
 from gptloom.checkpoint.format import find_bundle, load_model, weights, write_model, write_sums
+from gptloom.config.base import shown
 from gptloom.config.load import parse
 from gptloom.config.run import OnUnknown, SampleConfig, Weights
 from gptloom.data.tokenizers import Tokenizer, load_tokenizer
+from gptloom.data.tokenizers.base import AnyIds
 from gptloom.data.tokens import Tokens
 from gptloom.devices import pick_device, threads
 from gptloom.errors import ConfigError, InputError
@@ -18,7 +20,7 @@ from gptloom.fast.int8 import quantise
 from gptloom.generate.batch import DecodeBatch, Token
 from gptloom.generate.seq2seq import beam_search, describe_text, fill_masks
 from gptloom.generate.stream import TextStream
-from gptloom.generate.task import MASK, Score, Task, evaluate, prompt_ids, task_of
+from gptloom.generate.task import MASK, Score, Task, evaluate, prompt_ids, task_of, text_ids
 from gptloom.model.base import LanguageModel
 from gptloom.model.loss import Objective
 
@@ -50,11 +52,11 @@ class Written:
 
     prompt: str
     text: str = ""
-    tokens: list[Token] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list, repr=False)
     score: float | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Bundle:
     """A model and the tokenizer that it was trained with."""
 
@@ -65,6 +67,11 @@ class Bundle:
     def task(self) -> Task:
         """The task of this kind of model."""
         return task_of(self.model.config)
+
+    def __repr__(self) -> str:
+        """The kind and the sizes; printing `model` shows its layers."""
+        sizes = f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {self.tokenizer.vocab_size:,} tokens"
+        return f"Bundle({self.model.config.architecture}, {sizes}, {self.model.device})"
 
     @classmethod
     def load(
@@ -85,6 +92,8 @@ class Bundle:
         Warns:
             GptloomWarning: the best or latest checkpoint is damaged, and another is used.
         """
+        if not isinstance(path, str | Path):
+            raise InputError(f"{shown(path)} is not a path", where="load", cure="give a run folder, such as result.run")
         return cls.read(find_bundle(Path(path), which), device=device).with_weights(weights)
 
     @classmethod
@@ -113,25 +122,27 @@ class Bundle:
             )
         return self if weights == "float32" else Bundle(quantise(self.model), self.tokenizer)
 
-    def save(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, the tokenizer and their SHA256SUMS into an existing folder.
+    def save(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors, the tokenizer and their SHA256SUMS into a folder, made if needed.
 
         Raises:
             ConfigError: the weights are int8.
         """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         write_model(folder, self.model.config, weights(self.model))
         self.tokenizer.save(folder)
         write_sums(folder)
 
     @overload
-    def generate(self, prompt: str = "", *, samples: None = None, **settings: Any) -> str: ...
+    def generate(self, prompt: str | AnyIds = "", *, samples: None = None, **settings: Any) -> str: ...
     @overload
-    def generate(self, prompt: str = "", *, samples: int, **settings: Any) -> list[str]: ...
-    def generate(self, prompt: str = "", *, samples: int | None = None, **settings: Any) -> str | list[str]:
+    def generate(self, prompt: str | AnyIds = "", *, samples: int, **settings: Any) -> list[str]: ...
+    def generate(self, prompt: str | AnyIds = "", *, samples: int | None = None, **settings: Any) -> str | list[str]:
         """Continue the prompt, or translate it with an encoder-decoder, greedily unless a setting asks for draws.
 
         Args:
-            prompt: the text to continue, or to translate.
+            prompt: the text to continue, or to translate; or its ids, as a list or an array.
             samples: the number of texts; the result is then a list. By default it is one text.
             settings: fields of `SampleConfig`, such as tokens=500 or temperature=0.7.
 
@@ -141,12 +152,12 @@ class Bundle:
         """
         settings |= {} if samples is None else {"samples": samples}
         written = self.write(prompt, parse(SampleConfig, settings, where="generate"))
-        texts = [prompt + one.text if self.task.continues else one.text for one in written]
+        texts = [one.prompt + one.text if self.task.continues else one.text for one in written]
         return texts[0] if samples is None else texts
 
     def write(
         self,
-        prompt: str,
+        prompt: str | AnyIds,
         config: SampleConfig,
         *,
         on_unknown: OnUnknown = "error",
@@ -155,7 +166,8 @@ class Bundle:
         """Continue the prompt `config.samples` times in one batch; or, with beams, return the best continuations.
 
         Args:
-            prompt: if it is empty, the model starts after an end of text, a new line, or its first token.
+            prompt: a text or ids. After an empty one, the model starts with an end of text, a new line, or its first
+                token.
             config: how tokens are chosen. A stop string ends a text and is not part of it.
             on_unknown: what happens to characters of the prompt that the tokenizer does not know.
             details: number of alternatives per token; None: no probabilities at all.
@@ -165,14 +177,16 @@ class Bundle:
         """
         if config.beams > 1:
             return self._search(prompt, config, on_unknown, details)
-        written = [Written(prompt) for _ in range(config.samples)]
+        written = [Written(self._spelled(prompt)) for _ in range(config.samples)]
         for piece in self.stream(prompt, config, on_unknown=on_unknown, details=details):
             written[piece.row].text += piece.text
             if piece.token is not None:
                 written[piece.row].tokens.append(piece.token)
         return written
 
-    def _search(self, prompt: str, config: SampleConfig, on_unknown: OnUnknown, details: int | None) -> list[Written]:
+    def _search(
+        self, prompt: str | AnyIds, config: SampleConfig, on_unknown: OnUnknown, details: int | None
+    ) -> list[Written]:
         """Write with a beam search; see `write`."""
         model, ids, config = self.task.start(self.model, self.tokenizer, prompt, 1, config, on_unknown)
         end, stops = self.tokenizer.end_of_text, tuple(filter(None, config.stop))
@@ -185,11 +199,11 @@ class Bundle:
             : config.samples
         ]:
             tokens = [Token(one) for one in new] if details is None else describe_text(model, ids, new, details)
-            written.append(Written(prompt, self._text(ids, new, stops), tokens, score))
+            written.append(Written(self._spelled(prompt), self._text(ids, new, stops), tokens, score))
         return written
 
     def stream(
-        self, prompt: str, config: SampleConfig, *, on_unknown: OnUnknown = "error", details: int | None = None
+        self, prompt: str | AnyIds, config: SampleConfig, *, on_unknown: OnUnknown = "error", details: int | None = None
     ) -> Iterator[Piece]:
         """Continue the prompt as `write` does, and yield each token as soon as it is chosen.
 
@@ -224,13 +238,13 @@ class Bundle:
                 if rest := streams[row].finish():
                     yield Piece(row, None, rest)
 
-    def prompt_ids(self, prompt: str, on_unknown: OnUnknown = "error") -> list[int]:
+    def prompt_ids(self, prompt: str | AnyIds, on_unknown: OnUnknown = "error") -> list[int]:
         """The ids of a prompt; see `task.prompt_ids`."""
         return prompt_ids(self.tokenizer, prompt, on_unknown)
 
-    def score(self, text: str, on_unknown: OnUnknown = "error") -> Score:
-        """Measure the loss on a text, in fixed windows of block_size. Its first token is given, not predicted."""
-        return self.score_tokens(Tokens(self.tokenizer.encode(text, on_unknown), np.zeros(1, dtype=np.int64)))
+    def score(self, text: str | AnyIds, on_unknown: OnUnknown = "error") -> Score:
+        """Measure the loss on a text or ids, in fixed windows of block_size. The first token is only given."""
+        return self.score_tokens(Tokens(text_ids(self.tokenizer, text, on_unknown), np.zeros(1, dtype=np.int64)))
 
     def score_tokens(self, tokens: Tokens, batch_size: int = 64) -> Score:
         """Measure the loss on token ids; bits per byte refer to the bytes of the predicted tokens."""
@@ -247,6 +261,10 @@ class Bundle:
         Raises:
             InputError: the model is not an encoder, the text has no mask, or it is longer than block_size.
         """
+        if not isinstance(text, str):
+            raise InputError(
+                f"{shown(text)} is not a text", where="fill", cure=f'give a text such as "the qu{MASK}ck fox"'
+            )
         if self.task.causal:
             raise InputError(
                 "is not an encoder, so it does not fill in masks",
@@ -267,6 +285,9 @@ class Bundle:
                 cure=f'write {MASK} where a token is missing, such as "the qu{MASK}ck fox"',
             )
         return fill_masks(self.model, ids)
+
+    def _spelled(self, prompt: str | AnyIds) -> str:
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(text_ids(self.tokenizer, prompt))
 
     def _text(self, before: list[int], ids: list[int], stops: Sequence[str] = ()) -> str:
         stream = self._text_stream(before, stops)

@@ -1,6 +1,7 @@
 """Errors that a user can act on: the problem, its place, and what to do. Each class has an exit code."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from enum import IntEnum
 from itertools import islice
@@ -24,6 +25,11 @@ class ExitCode(IntEnum):
 LONGEST = 2000
 """Maximum number of characters shown of each part of an error."""
 
+LONGEST_PLACE = 300
+"""Maximum number of characters shown of its place, so that a text given in place of a path is not repeated."""
+
+_FLAG = re.compile(r"`[^`]*`|(?<![\w-])--([a-z]\w*(?:[.-]\w+)*)(?: (?=\d))?")
+
 
 class GptloomError(Exception):
     """Base class of all errors that users see.
@@ -39,11 +45,12 @@ class GptloomError(Exception):
     def __init__(self, what: str, *, where: str = "", cure: str = "") -> None:
         """Store the three parts; each interface formats them in its own way."""
         self.what, self.where, self.cure = what, where, cure
-        super().__init__(self.line())
+        super().__init__(as_keywords(self.line()))
 
     def line(self) -> str:
-        """Format the error as one printable line, whatever was received."""
-        where, what, cure = (visible(shortened(part, LONGEST)) for part in (self.where, self.what, self.cure))
+        """Format the error as one printable line, whatever was received; `str` names keywords in place of flags."""
+        parts = (self.where, LONGEST_PLACE), (self.what, LONGEST), (self.cure, LONGEST)
+        where, what, cure = (visible(shortened(part, most)) for part, most in parts)
         return (f"{where}: " if where else "") + what + (f"; {cure}" if cure else "")
 
 
@@ -73,6 +80,19 @@ class DivergedError(GptloomError):
 
 class GptloomWarning(UserWarning):
     """A warning in one line, for the user. The work continues."""
+
+    def __str__(self) -> str:
+        """Name keywords in place of flags, as errors do; the command line prints the argument itself."""
+        return as_keywords(str(self.args[0]))
+
+
+def as_keywords(text: str) -> str:
+    """Name settings as Python does: train.steps in place of --train.steps. Commands in backquotes stay as they are."""
+    return _FLAG.sub(lambda found: found[0] if found[1] is None else _keyword(found), text)
+
+
+def _keyword(found: re.Match[str]) -> str:
+    return found[1].replace("-", "_") + ("=" if found[0].endswith(" ") else "")
 
 
 PERMISSIONS = "change its permissions (chmod, chown), or work as its owner"

@@ -3,8 +3,11 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -257,3 +260,73 @@ def test_a_path_that_is_no_bundle_is_refused(tmp_path):
 def test_a_checkpoint_must_be_one_of_the_runs_own(run, name):
     with pytest.raises(InputError, match="choose best, latest or one of step-"):
         Bundle.load(run, which=name)
+
+
+MISTAKES = """
+import sys, gptloom
+from gptloom.bundle import Bundle
+from gptloom.config.run import SampleConfig
+from gptloom.errors import GptloomError
+bundle, text = gptloom.load(sys.argv[1]), open(sys.argv[2]).read()
+calls = {
+    "generate(None)": lambda: bundle.generate(None),
+    "generate([0, 99])": lambda: bundle.generate([0, 99]),
+    "generate([0.5])": lambda: bundle.generate([0.5]),
+    "generate([[1], [2, 3]])": lambda: bundle.generate([[1], [2, 3]]),
+    "score(None)": lambda: bundle.score(None),
+    "fill(None)": lambda: bundle.fill(None),
+    "SampleConfig(tokens=0)": lambda: SampleConfig(tokens=0),
+    "stop=''": lambda: bundle.generate("the", stop=""),
+    "load(None)": lambda: gptloom.load(None),
+    "load(text)": lambda: gptloom.load(text),
+    "train(text)": lambda: gptloom.train(text),
+    "train(None)": lambda: gptloom.train(None),
+    "train()": lambda: gptloom.train(),
+    "train(optimizer=3)": lambda: gptloom.train("x", optimizer=3),
+    "train(optimizer='adamv')": lambda: gptloom.train("x", optimizer="adamv"),
+    "train(optimizer=len)": lambda: gptloom.train(sys.argv[2], run=sys.argv[3], steps=1, optimizer=len),
+    "train(learning=1)": lambda: gptloom.train("x", learning=1),
+    "train(n_head=5)": lambda: gptloom.train("x", recipe="tiny", n_head=5),
+    "train(recipe='tony')": lambda: gptloom.train("x", recipe="tony"),
+}
+for name, call in calls.items():
+    try:
+        print("accepted", name, call())
+    except GptloomError as error:
+        print(name, "|", error)
+"""
+
+
+def test_mistakes_in_python_are_one_short_line_that_names_keywords(run, tmp_path):
+    words = [str(run), str(run.parent / "text.txt"), str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", MISTAKES, *words], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 19 and not [line for line in lines if line.startswith("accepted")]
+    assert not [line for line in lines if "--" in line.replace("`gptloom train --help`", "") or len(line) > 500]
+    for part in ("None is neither a text nor", "from 0 to", "tokens: expected a whole number", "is not a path",
+                 "looks like a text", "no text was given", "3 does not build an optimizer", "built 2, not an optimizer",
+                 "did you mean adamw?", "nearby: 4, 8 (model.n_head)", "did you mean tiny?"):  # fmt: skip
+        assert part in done.stdout, part
+
+
+def test_ids_do_in_place_of_a_text(run):
+    bundle, config = gptloom.load(run), SampleConfig(tokens=20, stop="z", temperature=0)
+    ids = bundle.prompt_ids("the quick")
+    wanted = bundle.write("the quick", config)[0]
+    for given in (ids, np.array(ids), np.array(ids, dtype=np.uint8), tuple(ids)):
+        assert bundle.write(given, config)[0] == wanted and bundle.score(given) == bundle.score("the quick")
+        assert bundle.generate(given, tokens=5, temperature=0) == bundle.generate("the quick", tokens=5, temperature=0)
+    assert bundle.generate([], tokens=5) == bundle.generate("", tokens=5)
+
+
+def test_a_bundle_is_saved_under_any_path_and_shown_in_a_line(run, tmp_path):
+    bundle = gptloom.load(run)
+    bundle.save(str(tmp_path / "new" / "bundle"))
+    assert gptloom.load(str(tmp_path / "new" / "bundle")).generate("the") == bundle.generate("the")
+    count = sum(p.numel() for p in bundle.model.parameters())
+    assert repr(bundle) == f"Bundle(decoder, {count:,} parameters, {bundle.tokenizer.vocab_size} tokens, cpu)"
+    assert len(repr(bundle.write("the", SampleConfig(), details=3)[0])) < 500
+
+
+def test_dir_lists_the_public_names():
+    assert {"GPT", "load", "train", "__version__"} <= set(dir(gptloom))

@@ -474,6 +474,7 @@ def test_every_command_explains_its_numbers(capsys):
         "recipes": "--config my.toml",
         "import": "does not contain the tokenizer",
         "data": "overlap is",
+        "completion": ">> ~/.bashrc",
         "doctor": "will be used",
     }
     assert words.keys() == COMMANDS.keys()
@@ -523,6 +524,21 @@ def test_recipes_lists_them_and_prints_a_settings_file(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["train"]["optimizer"] == "muon"
     code, line = failure(capsys, "recipes", "tony")
     assert code == 2 and "did you mean tiny?" in line
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_bash_completes_commands_flags_and_recipes(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    wanted = {"re": {"resume", "recipes"}, "train --train.lea": {"--train.learning-rate"}, "sample --bea": {"--beams"},
+              "train --recipe mi": {"mingpt"}, "recipes ti": {"tiny"}, "train --tok": {"--tokenizer"}}  # fmt: skip
+    for line, words in wanted.items():
+        typed = ["gptloom", *line.split()]
+        ask = f'COMP_WORDS=({" ".join(typed)}); COMP_CWORD={len(typed) - 1}; _gptloom; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == words
+    assert main(["completion", "zsh"]) == 0
+    assert "bashcompinit" in capsys.readouterr().out
 
 
 def test_a_settings_own_name_is_a_flag(run, tmp_path, capsys):

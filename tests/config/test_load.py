@@ -96,7 +96,7 @@ def test_every_wrong_key_is_named_at_once_with_what_is_meant():
         (DataConfig, {"val_fraction": 1.0}, "val_fraction: .* not 1.0"),
         (RunConfig, {"seed": 2**63}, "seed"),
         (RunConfig, {"model": 5}, "model"),
-        (RunConfig, {"xyz": 5}, "xyz: unknown setting; see --help"),
+        (RunConfig, {"xyz": 5}, "xyz: unknown setting; `gptloom train --help`"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_received(cls, values, message):

@@ -21,14 +21,14 @@ def test_from_recipe_names_the_nearest_field_or_recipe():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n_head": 5, "n_embd": 384}, r"n_head=5 does not divide n_embd=384; nearby: 4, 6 \(--model.n-head\)"),
+        ({"n_head": 5, "n_embd": 384}, r"n_head=5 does not divide n_embd=384; nearby: 4, 6 \(model.n_head\)"),
         ({"n_head": 12, "n_embd": 7 * 11}, r"nearby: 11, 77 "),
         ({"n_head": 6, "n_embd": 36, "n_kv_head": 4}, r"n_kv_head=4 does not divide n_head=6"),
         ({"n_head": 4, "n_embd": 4, "n_kv_head": 8}, r"n_kv_head=8 does not divide n_head=4"),
         ({"n_head": 4, "n_embd": 12, "positions": "rotary"}, r"even head width, and n_embd=12 / n_head=4 gives 3"),
         (
             {"n_head": 2, "n_embd": 16, "head_size": 4, "output_projection": False},
-            r"2 x 4 is not 16 \(--model.head-size\)",
+            r"2 x 4 is not 16 \(model.head_size\)",
         ),
         ({"n_embd": 15, "n_head": 3, "positions": "sinusoidal"}, r"even width, not n_embd=15"),
         ({"head": "none"}, r"n_layer=0 and positions='none'"),
@@ -56,7 +56,7 @@ def test_the_head_counts_that_an_error_proposes_work(n_head, n_embd):
     if n_embd % n_head == 0:
         assert ModelConfig(n_head=n_head, n_embd=n_embd).width_per_head * n_head == n_embd
         return
-    with pytest.raises(ValueError, match="nearby: ") as caught:
+    with pytest.raises(ConfigError, match="nearby: ") as caught:
         ModelConfig(n_head=n_head, n_embd=n_embd)
     near = [int(word) for word in str(caught.value).split("nearby: ")[1].split(" (")[0].split(",")]
     assert near

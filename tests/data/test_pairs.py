@@ -261,7 +261,7 @@ def test_lines_that_are_no_pairs(tmp_path, content, message):
 
 
 def test_a_wrong_encoding_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"a.tsv: is not ascii text: .*--data.encoding"):
+    with pytest.raises(InputError, match=r"a.tsv: is not ascii text: .*data.encoding"):
         texts_of(opened(tmp_path / "a.tsv", "é\tè\n".encode(), encoding="ascii"))
     with pytest.raises(ConfigError):
         opened(tmp_path / "a.tsv", b"a\tb\n", encoding="utf-9")
@@ -430,6 +430,6 @@ def test_lengths_are_checked_before_training():
     assert [too_long(tokens, size) for size in (1, 2, 5, 6, 7)] == [5, 4, 4, 2, 0]
     check_lengths(tokens, 7)
     with pytest.raises(
-        GptloomError, match=r"2 of 5 pairs do not fit block_size=6; the longest needs 7; use --model.block-size 7"
+        GptloomError, match=r"2 of 5 pairs do not fit block_size=6; the longest needs 7; use model.block_size=7"
     ):
         check_lengths(tokens, 6)

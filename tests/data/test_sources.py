@@ -87,16 +87,16 @@ def test_other_encodings_are_detected_or_named(tmp_path, encoding, text):
 
 def test_damaged_utf8_is_an_error_not_mojibake(tmp_path):
     content = (MIXED * 3).encode()
-    with pytest.raises(InputError, match=f"0x96 at offset {len(content):,}.*--data.encoding"):
+    with pytest.raises(InputError, match=f"0x96 at offset {len(content):,}.*data.encoding"):
         opened(written(tmp_path / "a.txt", content + b"\x96" + content))
 
 
 def test_wrong_and_unknown_encodings(tmp_path):
     path = written(tmp_path / "a.txt", "héllo".encode("latin-1"))
-    with pytest.raises(InputError, match=r"a\.txt: is not ascii text: near byte 1, .*--data\.encoding"):
+    with pytest.raises(InputError, match=r"a\.txt: is not ascii text: near byte 1, .*data\.encoding"):
         _ = opened(path, encoding="ascii").scan
     for name in ("utf8000", "rot13"):
-        with pytest.raises(ConfigError, match=r"--data\.encoding"):
+        with pytest.raises(ConfigError, match=r"data\.encoding"):
             opened(path, encoding=name)
 
 
@@ -191,7 +191,7 @@ def test_half_a_surrogate_pair_in_json_does_no_harm(tmp_path):
     ("line", "message"),
     [
         ("{oops", r"a\.jsonl:2: is not JSON"),
-        ('{"title": "t", "body": "b"}', r"a\.jsonl:2: has no key 'text'; its keys are title, body.*--data\.text-field"),
+        ('{"title": "t", "body": "b"}', r"a\.jsonl:2: has no key 'text'; its keys are title, body.*data\.text_field"),
         ('{"text": 5}', r"a\.jsonl:2: 'text' is int"),
         ("[1]", r"a\.jsonl:2: is a JSON list"),
         ("[" * 100_000, r"a\.jsonl:2: is not JSON"),

@@ -319,7 +319,7 @@ def test_tokens_are_printable_even_in_parts(made):
 )
 def test_an_unknown_character_is_named_with_the_nearest(char, named, near):
     tokenizer = CharTokenizer(LECTURE, ends=True)
-    with pytest.raises(InputError, match=f"{named}.*nearest are .{near}.*--on-unknown skip.replace") as caught:
+    with pytest.raises(InputError, match=f"{named}.*nearest are .{near}.*on_unknown skip.replace") as caught:
         tokenizer.encode(f"ab{char}c")
     assert "\n" not in str(caught.value)
     assert tokenizer.decode(tokenizer.encode(f"ab{char}c{char}", "skip")) == "abc"
@@ -332,7 +332,7 @@ def test_the_other_case_stands_in():
 
 @every_tokenizer
 def test_half_a_surrogate_pair_is_an_input_error(made, kind):
-    with pytest.raises(InputError, match="--on-unknown") as caught:
+    with pytest.raises(InputError, match="on_unknown") as caught:
         made[kind].encode("the \ud800 fox")
     str(caught.value).encode()
     assert made[kind].decode(made[kind].encode("the \ud800fox", "skip")) == "the fox"
@@ -427,7 +427,7 @@ def test_a_model_that_puts_a_space_before_every_text(monkeypatch, collapsed):
 def test_wrong_specs(tmp_path, spec, message):
     with pytest.raises(ConfigError, match=message) as caught:
         make_tokenizer(spec, corpus_of(tmp_path, "abc"))
-    assert "--data.tokenizer" in str(caught.value)
+    assert "data.tokenizer" in str(caught.value)
 
 
 def test_tiktoken_without_a_network_is_the_machines_fault(tmp_path, monkeypatch):

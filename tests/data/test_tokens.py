@@ -162,7 +162,7 @@ def test_a_text_that_changes_meanwhile_is_noticed(tmp_path, config):
 
 def test_a_cache_that_cannot_be_written_is_the_machines_fault(tmp_path):
     corpus = corpus_of(tmp_path, "abc")
-    with pytest.raises(MachineError, match=r"--data\.cache"):
+    with pytest.raises(MachineError, match=r"data\.cache"):
         prepare(corpus, ByteTokenizer(ends=False), DataConfig(cache=os.fspath(tmp_path / "document00.txt")))
 
 

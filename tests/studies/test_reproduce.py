@@ -356,7 +356,7 @@ def test_names():
 def test_words_that_cannot_be_used():
     with pytest.raises(ConfigError, match=r"'single-hed'; did you mean single-head"):
         reproduce.reproduce(["single-hed"])
-    with pytest.raises(ConfigError, match="--steps: -1"):
+    with pytest.raises(ConfigError, match="steps: -1"):
         reproduce.reproduce(["single-head"], steps=-1)
 
 

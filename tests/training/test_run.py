@@ -471,3 +471,15 @@ def test_a_run_whose_evaluations_are_all_infinite_has_no_best_loss(text, tmp_pat
     result = small_run(text, tmp_path / "run", train={"steps": 4, "eval_every": 2})
     assert (result.best_step, result.val_loss, result.val_bpb) == (None, None, None)
     assert not (tmp_path / "run" / "best").exists()
+
+
+def test_texts_come_in_lists_an_optimizer_by_name_and_quiet_is_quiet(tmp_path, capsys):
+    (tmp_path / "b.txt").write_text("and one more line about foxes and dogs\n" * 20)
+    texts = [str(write_text(tmp_path)), tmp_path / "b.txt"]
+    small = {"recipe": "tiny", "device": "cpu", "steps": 3, "cache": str(tmp_path / "cache"), "batch_size": 4}
+    result = gptloom.train(texts, run=tmp_path / "list", optimizer="torch:SGD", quiet=True, **small)
+    assert capsys.readouterr() == ("", "") and len(repr(result)) < 300 and str(tmp_path / "list") in repr(result)
+    assert tomllib.loads((tmp_path / "list" / "config.toml").read_text())["train"]["optimizer"] == "torch:SGD"
+    gptloom.train(*texts, run=tmp_path / "words", optimizer="torch:SGD", **small)
+    assert "3 steps" in capsys.readouterr().err
+    assert checkpoint_bytes(tmp_path / "list") == checkpoint_bytes(tmp_path / "words")

@@ -100,10 +100,14 @@ def find_bundle(path: Path, which: str = "best") -> Path:
     Warns:
         GptloomWarning: best or latest is damaged, and the newest intact checkpoint is used instead.
     """
-    if not path.is_dir():
-        raise InputError(
-            "there is no such folder" if not path.exists() else "is not a folder", where=str(path), cure=_PATH_CURE
-        )
+    try:
+        wrong = "" if path.is_dir() else "is not a folder" if path.exists() else "there is no such folder"
+    except PermissionError as error:
+        raise denied(path, error) from None
+    except OSError as error:  # such as a name that is too long
+        wrong = f"cannot be opened: {error.strerror}"
+    if wrong:
+        raise InputError(wrong, where=str(path), cure=_PATH_CURE)
     if which == "diverged" and (path / "diverged").is_dir():
         return find_bundle(path / "diverged", "latest")
     is_checkpoint = path.parent.name == "checkpoints"

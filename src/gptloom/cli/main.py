@@ -13,6 +13,7 @@ from typing import NoReturn, TextIO
 
 from gptloom.cli.bench import bench_command
 from gptloom.cli.compare import compare_command
+from gptloom.cli.completion import print_completion
 from gptloom.cli.convert import import_command
 from gptloom.cli.data import data_command
 from gptloom.cli.doctor import doctor_command
@@ -25,6 +26,12 @@ from gptloom.cli.train import resume_command, train_command
 from gptloom.cli.verify import verify_command
 from gptloom.errors import ConfigError, ExitCode, GptloomError, GptloomWarning, MachineError, cure_for, nearest
 from gptloom.files import lasting
+
+
+def completion_command(words: list[str]) -> int:
+    """Print a script that completes commands and flags."""
+    return print_completion(words, COMMANDS)
+
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
@@ -41,6 +48,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "import": import_command,
     "data": data_command,
     "doctor": doctor_command,
+    "completion": completion_command,
 }
 
 _LASTING = ("train", "resume", "compare", "ladder", "verify")
@@ -156,7 +164,7 @@ def _warn(
     """Print our warnings in one line; print those of libraries as Python does."""
     ours = issubclass(category, GptloomWarning)
     print(
-        f"warning: {' '.join(str(message).split())}"
+        f"warning: {' '.join(str(message.args[0] if isinstance(message, Warning) else message).split())}"
         if ours
         else warnings.formatwarning(message, category, filename, lineno, line),
         file=sys.stderr,
@@ -181,5 +189,5 @@ def _overview() -> str:
         "Train GPTs from scratch on any text, generate text with them, and trust the numbers.",
         "",
     ]
-    lines += [f"  {name:<8} {(command.__doc__ or '').rstrip('.')}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<10} {(command.__doc__ or '').rstrip('.')}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "`gptloom COMMAND --help` explains each. Try:  gptloom train shakespeare"])

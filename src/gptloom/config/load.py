@@ -1,141 +1,19 @@
-"""Load settings from mappings, TOML files and recipes; merge, check and save them; describe their mistakes."""
+"""Load settings from mappings, TOML files and recipes; merge, check and save them."""
 
-import difflib
-import reprlib
 import tomllib
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
 
-from gptloom.config.base import Config, ConflictError, field_names
+from gptloom.config.base import Config, refuse
 from gptloom.config.run import RunConfig
 from gptloom.errors import ConfigError, InputError, nearest, shortened
 from gptloom.files import read_text
-
-_LIMITS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
-
-
-def mistakes(cls: type[Config], values: Any, error: ValidationError) -> list[str]:
-    """Describe every mistake in `values`: wrong keys, and conflicts among the valid ones.
-
-    Args:
-        cls: the group that the values are for.
-        values: the values.
-        error: pydantic's error.
-    """
-    wrong = [(tuple(map(str, one["loc"])), one["type"], one["input"]) for one in error.errors() if not _conflicts(one)]
-    found = [_wrong_key(cls, *one) for one in wrong]
-    # Pydantic does not check a group for conflicts if a field is wrong, so check again without the wrong fields.
-    keys = [key for key, _, _ in wrong]
-    if keys:
-        try:
-            cls.model_validate(_without(values, keys))
-        except ValidationError as again:
-            error = again
-    for one in error.errors():
-        group = tuple(map(str, one["loc"]))
-        found += [why for fields, why in _conflicts(one) if not any((*group, name) in keys for name in fields)]
-    return list(dict.fromkeys(found))
-
-
-def expected(kind: Any, metadata: Sequence[Any] = ()) -> str:
-    """Describe the values that a field accepts, from its annotation: type and range."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join([expected(part, metadata) for part in get_args(kind) if part is not type(None)])
-    if hasattr(kind, "__metadata__"):
-        inner = [limit for one in kind.__metadata__ for limit in getattr(one, "metadata", [])]
-        return expected(get_args(kind)[0], [*metadata, *inner])
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
-    if isinstance(kind, type) and issubclass(kind, Config):
-        return "a table of settings"
-    if get_origin(kind) is tuple:
-        return "a list of texts"
-    name = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")
-    return ", ".join(filter(None, [name, " and ".join(_limits(metadata))]))
-
-
-def shown(value: Any) -> str:
-    """Format a received value of any type, shortened."""
-    if isinstance(value, Mapping):
-        return "a table"
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a number of some {value.bit_length() * 30103 // 100000 + 1:,} digits"
-    try:
-        return shortened(reprlib.repr(value) if isinstance(value, list | tuple) else repr(value), 80)
-    except (RecursionError, ValueError):  # nested too deeply, or it contains an int that is too long
-        return f"a {type(value).__name__}"
-
-
-def _limits(metadata: Sequence[Any]) -> Iterator[str]:
-    for limit in metadata:
-        for name, words in _LIMITS.items():
-            if (bound := getattr(limit, name, None)) is not None:
-                yield words.format(f"{bound:,}" if isinstance(bound, int) else f"{bound:g}")
-
-
-def _conflicts(one: Any) -> list[Any]:
-    reason = one.get("ctx", {}).get("error")
-    return reason.found if isinstance(reason, ConflictError) else []
-
-
-def _wrong_key(cls: type[Config], path: tuple[str, ...], kind: str, value: Any) -> str:
-    """Describe one wrong key."""
-    key = shortened(".".join(path), 80)
-    if kind == "extra_forbidden":
-        return f"{key}: unknown setting; {_nearest_key(cls, path[-1]) or 'see --help for the settings'}"
-    field = _field(cls, path)
-    what = expected(field.annotation, field.metadata) if field is not None else "a table of settings"
-    if kind == "missing":
-        return f"{key}: missing; expected {what}"
-    return f"{key}: expected {what}, not {shown(value)}" if key else f"expected {what}, not {shown(value)}"
-
-
-def _nearest_key(cls: type[Config], name: str) -> str:
-    """Name the settings and groups whose last name is most similar, and the values that they accept."""
-    known = field_names(cls)
-    groups = {one: field for one, field in cls.model_fields.items() if one not in known}
-    names = {key.rpartition(".")[2]: key for key in [*groups, *known]}
-    close = difflib.get_close_matches(name[:100], names, n=2)
-    fields = {names[one]: (known | groups)[names[one]] for one in close}
-    hints = [f"{key} ({expected(field.annotation, field.metadata)})" for key, field in fields.items()]
-    return f"did you mean {' or '.join(hints)}?" if hints else ""
-
-
-def _field(cls: type[Config], path: Sequence[str]) -> Any:
-    """Return the field at a path, or the last field on the way to it; None for the group itself."""
-    field: Any = None
-    for part in path:
-        if part not in cls.model_fields:
-            break
-        field = cls.model_fields[part]
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
-            break
-        cls = field.annotation
-    return field
-
-
-def _without(values: Any, paths: Sequence[tuple[str, ...]]) -> Any:
-    """Copy nested values without the entries at these paths."""
-    if not isinstance(values, Mapping) or () in paths:
-        return {}
-    here = {path[0] for path in paths if len(path) == 1}
-    return {
-        key: _without(value, below) if (below := _below(key, paths)) else value
-        for key, value in values.items()
-        if str(key) not in here
-    }
-
-
-def _below(key: Any, paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    return [path[1:] for path in paths if len(path) > 1 and path[0] == str(key)]
-
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -179,7 +57,7 @@ def parse(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> Any
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(" | ".join(mistakes(cls, values, error)), where=where) from None
+        refuse(cls, values, error, where)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gptloom.config.base import MOST, Amount, Config, Conflict, Count, Positive, Probability, Share, Weight
 from gptloom.config.model import ModelConfig
@@ -248,8 +248,15 @@ class SampleConfig(Config):
     beams: int = Field(1, ge=1, le=10_000, description="Number of beams of a beam search; 1: sampling")
     length_penalty: float = Field(1.0, ge=0.0, le=10.0, description="Divide beam scores by length to this power")
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     def conflicts(self) -> Iterator[Conflict]:
         """Check that a beam search has enough beams, and that no setting is without effect."""
+        if "" in self.stop:
+            yield Conflict(("stop",), "an empty stop string would end every text at its start (--stop)")
         if self.beams == 1 and self.length_penalty != 1.0:
             yield Conflict(("length_penalty", "beams"), "length_penalty scores beams, and there are none (--beams)")
         neutral = {"repetition_penalty": (1.0,), "top_k": (None,), "top_p": (None, 1.0), "min_p": (None, 0.0)}

@@ -38,11 +38,14 @@ from gptloom.data.readers import (
     open_binary,
 )
 from gptloom.data.tokens import cache_folder, replacing
-from gptloom.errors import InputError, MachineError, nearest
+from gptloom.errors import InputError, MachineError, nearest, shortened
 from gptloom.files import denied
 
 _CONNECT_SECONDS = 5
 _PIP_SECONDS = 120
+
+LONGEST_PATH = 1000
+"""Characters of a path that may be misspelt; what is longer is a text that was given in place of a path."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,7 @@ def _kind(path: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL or a lone surrogate in the name
         return None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # on Windows, for a name with * or ?
+        if error.errno in (errno.EINVAL, errno.ENAMETOOLONG):  # on Windows, for a name with * or ?; a text as a path
             return None
         if isinstance(error, PermissionError):
             raise denied(path, error) from None
@@ -306,6 +309,10 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _missing(path: Path) -> InputError:
+    name = str(path)
+    if "\n" in name or len(name) > LONGEST_PATH:
+        where, cure = repr(shortened(name, 40)), "write it into a file, and name the file"
+        return InputError("looks like a text, not like the path of one", where=where, cure=cure)
     try:
         there = [str(path.parent / other.name) for other in path.parent.iterdir()]
     except PermissionError:

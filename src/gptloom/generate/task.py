@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gptloom.config.base import shown
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import DataConfig, OnUnknown, RunConfig, SampleConfig
 from gptloom.data.batches import Batches, MaskedBatches, evaluation_windows, masked_windows
 from gptloom.data.pair_batches import PairBatches, check_lengths, pair_texts, pair_windows, split_pairs
 from gptloom.data.tokenizers import Tokenizer
+from gptloom.data.tokenizers.base import AnyIds, Ids
 from gptloom.data.tokens import Split, Tokens, TokenStore, split
 from gptloom.errors import InputError
 from gptloom.generate.seq2seq import condition, exact_matches
@@ -175,7 +177,7 @@ class Task:
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        prompt: str,
+        prompt: str | AnyIds,
         rows: int,
         config: SampleConfig,
         unknown: OnUnknown,
@@ -185,7 +187,8 @@ class Task:
         Args:
             model: the model, whose configuration is the task's.
             tokenizer: its tokenizer.
-            prompt: may be empty: then the model starts after an end of text, a new line, or its first token.
+            prompt: a text or ids. After an empty one, the model starts with an end of text, a new line, or its first
+                token.
             rows: the number of texts.
             config: how tokens are chosen.
             unknown: what happens to characters of the prompt that the tokenizer does not know.
@@ -233,7 +236,7 @@ class MaskedTask(Task):
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        prompt: str,
+        prompt: str | AnyIds,
         rows: int,
         config: SampleConfig,
         unknown: OnUnknown,
@@ -293,7 +296,7 @@ class TranslationTask(Task):
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        prompt: str,
+        prompt: str | AnyIds,
         rows: int,
         config: SampleConfig,
         unknown: OnUnknown,
@@ -303,7 +306,7 @@ class TranslationTask(Task):
         A translation is greedy, as `exact_match` is, unless a setting asks for draws.
         """
         assert isinstance(model, EncoderDecoder)
-        source: list[int] = tokenizer.encode(prompt, unknown).tolist()
+        source: list[int] = text_ids(tokenizer, prompt, unknown).tolist()
         size = self.config.block_size
         if not 0 < len(source) <= size:
             what = f"an encoder-decoder needs a source of 1 to {size} tokens, not {len(source)}"
@@ -324,13 +327,33 @@ def task_of(config: ModelConfig) -> Task:
     return TASKS.get(config.architecture, CausalTask)(config)
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str, unknown: OnUnknown = "error") -> list[int]:
+def text_ids(tokenizer: Tokenizer, text: str | AnyIds, unknown: OnUnknown = "error") -> Ids:
+    """The ids of a text; ids in place of a text are checked.
+
+    Raises:
+        InputError: the text has a character that the tokenizer does not know, and `unknown` is error; or it is neither
+            a text nor a list or array of the tokenizer's ids.
+    """
+    if isinstance(text, str):
+        return tokenizer.encode(text, unknown)
+    try:
+        ids = np.asarray(text)
+    except (TypeError, ValueError):  # a list of lists of different lengths, or a tensor on an accelerator
+        ids = np.array(None)
+    known = ids.ndim == 1 and (not ids.size or np.issubdtype(ids.dtype, np.integer))
+    if not known or (ids.size and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size):
+        what = f"{shown(text)} is neither a text nor a list of token ids from 0 to {tokenizer.vocab_size - 1}"
+        raise InputError(what, where="the prompt", cure="give a text in quotes")
+    return ids.astype(tokenizer.dtype)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str | AnyIds, unknown: OnUnknown = "error") -> list[int]:
     """The ids of a prompt. Those of an empty one are an end of text, a new line, or the first token: never none.
 
     Raises:
-        InputError: the prompt has a character that the tokenizer does not know, and `unknown` is error.
+        InputError: as `text_ids`.
     """
-    ids: list[int] = tokenizer.encode(prompt, unknown).tolist()
+    ids: list[int] = text_ids(tokenizer, prompt, unknown).tolist()
     if ids:
         return ids
     if tokenizer.end_of_text is not None:

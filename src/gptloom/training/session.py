@@ -63,6 +63,10 @@ class Result:
     end: End
     signal: int | None
 
+    def __repr__(self) -> str:
+        """The run, how it ended, and its best loss; the other values are attributes."""
+        return f"Result(run={self.run!r}, end={self.end!r}, steps={self.steps}, val_loss={self.val_loss})"
+
 
 Item = TypeVar("Item")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptloom.checkpoint.state import Optimizer
+from gptloom.config.base import shown
 from gptloom.config.run import CUSTOM, TrainConfig
 from gptloom.distributed import ProcessGroup
 from gptloom.errors import ConfigError
@@ -41,7 +42,11 @@ def make_optimizer(
         ConfigError: the class of torch.optim rejects the model's parameters or the settings.
     """
     if factory is not None:
-        return _named(factory(parameter_groups(model, config.weight_decay, config.decay)), model)
+        made = factory(parameter_groups(model, config.weight_decay, config.decay))
+        if not hasattr(made, "param_groups"):
+            what = f"built {shown(made)}, not an optimizer"
+            raise ConfigError(what, where="optimizer", cure="give a function such as torch.optim.SGD")
+        return _named(made, model)
     if config.optimizer == CUSTOM:
         raise ConfigError(
             "the optimizer was a Python object, which is not saved in a run folder",
