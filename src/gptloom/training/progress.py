@@ -158,11 +158,14 @@ class Display(Callback):
         bits = "" if score.bpb is None else f" ({score.bpb:.3f} bits per byte)"
         if view.step == 0:
             return f"step 0: validation loss {score.loss:.4f}{bits}, untrained"
-        mark = (
-            ", the best so far"
-            if view.best_step == view.step
-            else f"; the best is {view.best_loss:.4f} at step {view.best_step:,}"
-        )
+        if view.best_loss is None:
+            mark = ""
+        elif view.best_step is None:
+            mark = f"; the best is {view.best_loss:.4f}, kept from before the run was resumed"
+        elif view.best_step == view.step:
+            mark = ", the best so far"
+        else:
+            mark = f"; the best is {view.best_loss:.4f} at step {view.best_step:,}"
         return f"step {view.step:,}: validation loss {score.loss:.4f}{bits}{mark}"
 
     def _measure(self, view: View) -> None:
