@@ -232,7 +232,7 @@ def test_what_an_older_checkpoint_gives_up_comes_back_if_nothing_new_is_saved(te
     names = checkpoint_names(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(Session, "fit", lambda self, *_: 1 / 0)
-        resume(tmp_path / "run", {}, checkpoint="step-000006", display=Quiet())
+        resume(tmp_path / "run", {}, checkpoint="step-000006", discard_later=True, display=Quiet())
     assert checkpoint_names(tmp_path / "run")[-1] == "step-000006"
     with pytest.raises(InputError, match="has finished"):
         resume(tmp_path / "run", {}, display=Quiet())
@@ -244,7 +244,13 @@ def test_what_an_older_checkpoint_gave_up_stays_away_once_something_new_is_saved
     begin(text, tmp_path / "run", train_settings={"keep": 9})
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "forget", lambda _folder: None)
-        resume(tmp_path / "run", {}, checkpoint="step-000003", display=At(4, lambda: send(signal.SIGTERM)))
+        resume(
+            tmp_path / "run",
+            {},
+            checkpoint="step-000003",
+            discard_later=True,
+            display=At(4, lambda: send(signal.SIGTERM)),
+        )
     said = Quiet()
     resume(tmp_path / "run", {}, display=said)
     assert f"continuing {tmp_path / 'run'} from step 4" in said.lines

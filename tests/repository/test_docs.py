@@ -29,6 +29,7 @@ OTHER_FLAGS = {
     "--help",
     "--version",
     "--checkpoint",
+    "--discard-later",
     "--prompt",
     "--show-probabilities",
     "--text",

@@ -23,6 +23,10 @@ _PATH_CURE = "give a run folder, a checkpoint folder or a bundle"
 _WRITTEN_BY_US = (".json", ".safetensors", ".model")
 
 
+_NAME = r"(step|kept)-\d{6,}"
+"""A checkpoint's folder. kept-N is the best one, of a part of the run that was given up after a resume."""
+
+
 def checkpoint_name(step: int) -> str:
     """Return the folder name of the checkpoint after `step` steps."""
     return f"step-{step:06d}"
@@ -101,6 +105,8 @@ def find_bundle(path: Path, which: str = "best") -> Path:
         GptloomWarning: best or latest is damaged, and the newest intact checkpoint is used instead.
     """
     try:
+        if path.parent.name == "checkpoints" and not path.exists():
+            path = path.with_name(_full_name(path.name))
         wrong = "" if path.is_dir() else "is not a folder" if path.exists() else "there is no such folder"
     except PermissionError as error:
         raise denied(path, error) from None
@@ -117,9 +123,10 @@ def find_bundle(path: Path, which: str = "best") -> Path:
         return path
     names = checkpoint_names(path)
     if not names:
-        raise InputError("holds no model and no checkpoints yet", where=str(path), cure=_PATH_CURE)
+        raise _without_model(path)
     if which not in ("best", "latest"):
-        if which not in names:
+        which = _full_name(which)
+        if which not in names and not (re.fullmatch(_NAME, which) and (path / "checkpoints" / which).is_dir()):
             raise InputError(
                 f"there is no checkpoint {which!r}",
                 where=str(path),
@@ -129,10 +136,27 @@ def find_bundle(path: Path, which: str = "best") -> Path:
     return _pointed(path, which, names)
 
 
+def _full_name(name: str) -> str:
+    """Return step-000020 for step-20, and any other name unchanged."""
+    found = re.fullmatch(r"step-(\d{1,12})", name)
+    return checkpoint_name(int(found[1])) if found else name
+
+
+def _without_model(path: Path) -> InputError:
+    """Return the error of a folder without a model, which may be that of a run that failed at its start."""
+    if (path / "run.json").exists():
+        return InputError("has no checkpoint yet", where=str(path), cure=f"train it with `gptloom resume {path}`")
+    if not any(not one.name.startswith(".") for one in path.iterdir()):
+        cure = f"{_PATH_CURE}, or train into this one with `gptloom train TEXT --run {path}`"
+        return InputError("is empty", where=str(path), cure=cure)
+    return InputError("holds no model and no checkpoints yet", where=str(path), cure=_PATH_CURE)
+
+
 def _pointed(run: Path, which: str, names: list[str]) -> Path:
     """Return the best or the newest checkpoint; if it is damaged, the newest intact one."""
-    name = (_read_pointer(run / "best") if which == "best" else None) or names[-1]
-    problem = damage(run / "checkpoints" / name) if name in names else "it is missing"
+    name = (read_pointer(run / "best") if which == "best" else None) or names[-1]
+    there = (run / "checkpoints" / name).is_dir()
+    problem = damage(run / "checkpoints" / name) if there else "it is missing"
     if problem is None:
         return run / "checkpoints" / name
     for other in reversed(names):
@@ -150,8 +174,8 @@ def _pointed(run: Path, which: str, names: list[str]) -> Path:
     )
 
 
-def _read_pointer(path: Path) -> str | None:
-    """Return the checkpoint name in a pointer file; None if there is no file, or no name in it."""
+def read_pointer(path: Path) -> str | None:
+    """Return the checkpoint name in a pointer file (latest, best); None if there is no file, or no name in it."""
     try:
         name = read_bytes(path).decode("ascii").strip() if path.exists() else None
     except DeniedError:
@@ -160,7 +184,7 @@ def _read_pointer(path: Path) -> str | None:
         name = ""
     if name is None:
         return None
-    if re.fullmatch(r"step-\d{6,}", name):
+    if re.fullmatch(_NAME, name):
         return name
     warnings.warn(f"{path}: does not name a checkpoint; it is ignored", GptloomWarning, stacklevel=4)
     return None

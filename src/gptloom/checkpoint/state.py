@@ -15,7 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gptloom.checkpoint.format import checkpoint_name, checkpoint_names, write_model, write_sums, write_tensors
+from gptloom.checkpoint.format import (
+    checkpoint_name,
+    checkpoint_names,
+    read_pointer,
+    write_model,
+    write_sums,
+    write_tensors,
+)
 from gptloom.config.load import parse
 from gptloom.config.run import RunConfig
 from gptloom.data.tokenizers import Tokenizer
@@ -33,7 +40,7 @@ class Progress:
         tokens: targets trained on.
         seconds: training time.
         best_loss: lowest validation loss.
-        best_step: step of the lowest validation loss.
+        best_step: its step; None if it is that of a part of the run that was given up (checkpoint kept-N).
         stale: evaluations since `best_step`.
         rows: rows per forward pass that fit into memory.
         last_loss: validation loss at the latest evaluation.
@@ -299,20 +306,47 @@ def read_checkpoint(path: Path) -> State:
     return State(parse(RunConfig, settings, where=str(path / "state.json")), progress, horizon, optimizer)
 
 
-def prune(run: Path, keep: int, written: str, best: str) -> None:
-    """Remove all checkpoints except the newest `keep`, the best, and the one just written.
-
-    Also removes the checkpoints that were set aside when the run resumed from an older one.
+def keep(run: Path, name: str) -> str:
+    """Copy the best checkpoint, whose own folder may be deleted, to kept-N, and point `best` to it.
 
     Args:
         run: the run folder.
-        keep: number of newest checkpoints to keep.
+        name: the checkpoint, step-N.
+
+    Returns:
+        kept-N.
+
+    Raises:
+        OSError: the copy cannot be written.
+    """
+    folder, kept = run / "checkpoints", name.replace("step", "kept")
+    temporary = folder / f".writing-{kept}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(folder / name, temporary)
+    publish(temporary, folder / kept)
+    replace_text(run / "best", kept + "\n")
+    return kept
+
+
+def prune(run: Path, newest: int, written: str, best: str) -> None:
+    """Remove all checkpoints except the newest `keep`, the best, and the one just written.
+
+    Also removes a kept best that is no longer the best, and the checkpoints that were set aside when the run resumed
+    from an older one.
+
+    Args:
+        run: the run folder.
+        newest: number of newest checkpoints to keep.
         written: name of the checkpoint just written, which is complete.
         best: name of the best checkpoint.
     """
-    for name in checkpoint_names(run)[:-keep]:
+    for name in checkpoint_names(run)[:-newest]:
         if name not in (written, best):
             remove(run / "checkpoints" / name)
+    pointed = read_pointer(run / "best")
+    for folder in (run / "checkpoints").glob("kept-*"):
+        if folder.name != pointed:
+            remove(folder)
     forget(run / "checkpoints")
 
 

@@ -52,15 +52,20 @@ def train_command(words: list[str]) -> int:
 def resume_command(words: list[str]) -> int:
     """Continue a run that was stopped."""
     _ignore_save_signal()
-    parser = make_parser("resume", "RUN", resume_command, epilog=NUMBERS)
+    epilog = f"--steps, --minutes and --epochs are of the whole run; +500 adds to what was trained.\n\n{NUMBERS}"
+    parser = make_parser("resume", "RUN", resume_command, epilog=epilog)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--checkpoint", metavar="NAME", default="latest", help="latest, best or step-N [latest]")
+    about = "delete the checkpoints after --checkpoint; the best is kept until the run saves a better one"
+    parser.add_argument("--discard-later", action="store_true", help=about)
     add_flags(parser, RunConfig, short=SHORT, skip=("recipe", "seed", "model"), values={})
     args = parser.parse(words)
     with loading():
         from gptloom.training.run import resume
 
-    return _finish(resume(args.run, nest(given(args, RunConfig)), checkpoint=args.checkpoint), as_json=args.json)
+    changes = nest(given(args, RunConfig))
+    result = resume(args.run, changes, checkpoint=args.checkpoint, discard_later=args.discard_later)
+    return _finish(result, as_json=args.json)
 
 
 def _ignore_save_signal() -> None:
@@ -85,7 +90,8 @@ def report_run(result: Result, *, as_json: bool) -> None:
     print(f"{ENDS[result.end]} after {length}", file=sys.stderr)
     if result.val_loss is not None:
         bits = "" if result.val_bpb is None else f", {result.val_bpb:.4f} bits per byte"
-        print(f"validation loss {result.val_loss:.4f} nats per token{bits} (the best, at step {result.best_step:,})")
+        at = "kept from before the run was resumed" if result.best_step is None else f"at step {result.best_step:,}"
+        print(f"validation loss {result.val_loss:.4f} nats per token{bits} (the best, {at})")
     if result.exact_match is not None:
         print(f"{result.exact_match:.2%} of the validation targets written to the letter")
     samples = Path(result.run) / "samples.jsonl"

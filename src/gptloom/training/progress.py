@@ -160,10 +160,12 @@ class Display(Callback):
         bits = f" ({score.bpb:.3f} bits per byte)" if score.bpb is not None and not score.is_broken else ""
         if view.step == 0:
             mark = ", untrained"
-        elif view.best_step == view.step:
-            mark = ", the best so far"
         elif view.best_loss is None:
             mark = "; none was finite so far"
+        elif view.best_step is None:
+            mark = f"; the best is {view.best_loss:.4f}, kept from before the run was resumed"
+        elif view.best_step == view.step:
+            mark = ", the best so far"
         else:
             mark = f"; the best is {view.best_loss:.4f} at step {view.best_step:,}"
         return f"step {view.step:,}: validation loss {score.loss:.4f}{bits}{mark}"

@@ -9,8 +9,15 @@ from typing import Any
 import torch
 
 from gptloom.bundle import Bundle
-from gptloom.checkpoint.format import checkpoint_name, checkpoint_names, checkpoint_step, find_bundle
-from gptloom.checkpoint.state import Progress, State, read_checkpoint
+from gptloom.checkpoint.format import (
+    checkpoint_name,
+    checkpoint_names,
+    checkpoint_step,
+    damage,
+    find_bundle,
+    read_pointer,
+)
+from gptloom.checkpoint.state import Progress, State, keep, read_checkpoint
 from gptloom.config.load import resolve, to_toml
 from gptloom.config.run import CUSTOM, RunConfig
 from gptloom.data.sources import open_corpus
@@ -34,8 +41,8 @@ from gptloom.training.run_dir import (
     make_parts,
     only_writer,
     read_settings,
-    same_length,
 )
+from gptloom.training.schedule import lengthen, remaining
 from gptloom.training.session import Result, Session
 
 
@@ -104,53 +111,108 @@ def begin(config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> Bund
 
 
 def resume(
-    run: Path, changes: Mapping[str, Any], *, checkpoint: str = "latest", display: Display | None = None
+    run: Path,
+    changes: Mapping[str, Any],
+    *,
+    checkpoint: str = "latest",
+    discard_later: bool = False,
+    display: Display | None = None,
 ) -> Result:
-    """Continue a run from a checkpoint.
+    """Continue a run from a checkpoint. Nothing is written before all is checked.
 
     Args:
         run: the run folder.
-        changes: settings to change, nested; every one is reported.
+        changes: settings to change, nested; every one is reported. A length such as "+500" (of steps, minutes or
+            epochs) is added to what has been trained.
         checkpoint: latest, best, or a name.
+        discard_later: whether checkpoints after `checkpoint` may be deleted. The best one is kept as kept-N until a
+            better one is saved.
         display: shows the progress (default: on standard error).
 
     Raises:
-        GptloomError: there is no such run, it has finished, its text has changed, or a setting cannot be changed.
+        GptloomError: there is no such run, it has finished, later checkpoints would be lost, its text has changed, or
+            a setting cannot be changed.
     """
     display = display or make_display()
-    if not run.is_dir():
-        raise InputError("there is no such run folder", where=str(run), cure="check the path")
+    _check_run(run)
     with only_writer(run):
         for place in (run, run / "diverged"):
             recover(place / "checkpoints")
         folder, state = _last_state(run, checkpoint)
-        _point(run, folder, state.progress)
+        progress = state.progress
+        later = _later(run, progress, allowed=discard_later or checkpoint == "latest")
+        best = _better_best(run, progress, later)
+        if not later:
+            _point(run, folder, progress)  # also if no steps are left, for other programs read these files
         config = resolve(read_settings(run, state.config), changes, where="resume")
-        for line in [*check_changes(state.config, config), *code_notes(run)]:
-            display.say(f"note: {line}")
+        check_changes(state.config, config)
         device = _prepare_machine(config)
-        progress, horizon = state.progress, state.horizon
-        if not same_length(state.config, config):
-            horizon = None
-        if horizon is not None and progress.step >= horizon.total and progress.last_evaluated == progress.step:
-            raise InputError(
-                f"has finished its {horizon.total:,} steps",
-                where=str(run),
-                cure=f"train it for longer with --steps {2 * horizon.total}",
-            )
         bundle = (
             begin(config, load_tokenizer(run), device) if folder is None else Bundle.read(folder, device=str(device))
         )
         parts = find_parts(run, config, bundle.tokenizer)
+        batches = bundle.task.training_batches(config, parts.train, bundle.tokenizer, rank=0, world=1)
+        config = lengthen(config, changes, progress, batches.steps_per_epoch)
+        horizon = remaining(run, state, config, batches.steps_per_epoch)
+        notes = [*check_changes(state.config, config), *code_notes(run), *_give_up(run, later, best)]
+        _point(run, folder, progress)
         replace_text(run / "config.toml", to_toml(config))
-        for name in checkpoint_names(run):
-            if checkpoint_step(name) > progress.step:  # later checkpoints are deleted with the next save
-                set_aside(run / "checkpoints" / name, checkpoint_name(progress.step))
+        for name in later:
+            set_aside(run / "checkpoints" / name, checkpoint_name(progress.step))
+        for line in notes:
+            display.say(f"note: {line}")
         display.say(f"continuing {run} from step {progress.step:,}")
         with threads(thread_count(config)), launch(run, config.train.ranks, device, folder) as group:
             session = Session(run, config, bundle, parts, display=display, group=group)
-            state = replace(state, horizon=horizon)
-            return session.result(progress, *session.fit(state))
+            return session.result(progress, *session.fit(replace(state, horizon=horizon)))
+
+
+def _check_run(run: Path) -> None:
+    """Check that a path may be a run folder, before a lock is written into it."""
+    if not run.is_dir():
+        raise InputError("there is no such run folder", where=str(run), cure="check the path")
+    if run.parent.name == "checkpoints":
+        cure = f"use `gptloom resume {run.parent.parent} --checkpoint {run.name}`"
+        raise InputError("is a checkpoint, and resuming needs its run folder", where=str(run), cure=cure)
+    if not (run / "run.json").exists() and not checkpoint_names(run):
+        find_bundle(run)
+        what = "is a bundle, which has no optimizer's state"
+        raise InputError(what, where=str(run), cure="give a run folder")
+
+
+def _later(run: Path, progress: Progress, *, allowed: bool) -> list[str]:
+    """Return the names of the checkpoints after `progress`, which the next save deletes; an error unless allowed."""
+    later = [name for name in checkpoint_names(run) if checkpoint_step(name) > progress.step]
+    if later and not allowed:
+        raise InputError(
+            f"{checkpoint_name(progress.step)} is followed by {', '.join(later)}, which would be deleted",
+            where=str(run),
+            cure="add --discard-later (the best checkpoint is kept), or resume the latest",
+        )
+    return later
+
+
+def _give_up(run: Path, later: Sequence[str], best: str | None) -> list[str]:
+    """Keep the best checkpoint if it is a later one; return lines that say what goes and what is kept."""
+    lines = [f"the next save deletes {', '.join(later)}"] if later else []
+    if best is not None and best in later:
+        lines.append(f"the best checkpoint, {best}, is kept as {keep(run, best)} until a better one is saved")
+    return lines
+
+
+def _better_best(run: Path, progress: Progress, later: Sequence[str]) -> str | None:
+    """Return the run's best checkpoint if it is better than all up to `progress`, which then has its loss.
+
+    It is one of the later ones, or was kept when the run was resumed before.
+    """
+    best = read_pointer(run / "best")
+    if best is None or not (best in later or best.startswith("kept-")) or damage(run / "checkpoints" / best):
+        return None
+    loss = read_checkpoint(run / "checkpoints" / best).progress.best_loss
+    if loss is None or (progress.best_loss is not None and progress.best_loss <= loss):
+        return None
+    progress.best_loss, progress.best_step = loss, None
+    return best
 
 
 def _point(run: Path, folder: Path | None, progress: Progress) -> None:

@@ -295,7 +295,6 @@ def _is_point(step: Any, loss: Any) -> bool:
 _CURVES = ("train", "evaluation")
 
 
-_LENGTHS = ("steps", "minutes", "epochs")
 _FIXED = ("model", "data", "seed", "recipe", "train.optimizer")
 
 
@@ -333,18 +332,14 @@ def check_changes(before: RunConfig, after: RunConfig) -> list[str]:
         ConfigError: the weights, the data order or the optimizer's state depend on a setting that differs.
     """
     lines = []
-    for key, old, new in _differences(before.model_dump(), after.model_dump()):
+    for key, *values in _differences(before.model_dump(), after.model_dump()):
+        old, new = ("unset" if value is None else value for value in values)
         if {key, key.partition(".")[0]} & set(_FIXED) and key != "data.cache":
             raise ConfigError(
                 f"{key} was {old} when the run began and cannot become {new}", where="resume", cure="start a new run"
             )
         lines.append(f"{key} was {old} and is now {new}")
     return lines
-
-
-def same_length(before: RunConfig, after: RunConfig) -> bool:
-    """Whether the run length is the same."""
-    return all(getattr(before.train, name) == getattr(after.train, name) for name in _LENGTHS)
 
 
 def code_notes(run: Path) -> list[str]:

@@ -42,7 +42,7 @@ class Result:
         val_loss: the lowest loss of all evaluations on the whole validation split; the best checkpoint has it.
         val_bpb: the same in bits per byte.
         exact_match: the fraction of validation targets that the best checkpoint of an encoder-decoder writes exactly.
-        best_step: step of the best checkpoint.
+        best_step: step of the best checkpoint; None if it is kept from before the run was resumed.
         last_val_loss: loss of the last evaluation.
         end: finished, patience or stopped.
         signal: the signal that stopped the run.
