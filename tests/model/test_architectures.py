@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from axes import every_recurrent
 from gptloom.config.model import ModelConfig
 from gptloom.config.run import IGNORE_INDEX, SampleConfig
+from gptloom.errors import ConfigError
 from gptloom.generate.batch import DecodeBatch
 from gptloom.generate.seq2seq import beam_search, condition, translate
 from gptloom.model.build import build_model
@@ -355,7 +356,7 @@ def test_cached_and_uncached_writing_agree_beyond_the_training_length():
     ],
 )
 def test_impossible_shapes_are_refused(fields, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ConfigError, match=said):
         ModelConfig(**(SMALL | fields))
 
 

@@ -24,7 +24,7 @@ def text(tmp_path):
 def test_an_older_checkpoint_is_resumed_only_if_the_later_ones_may_go(text, tmp_path):
     small_run(text, tmp_path / "run", train={"eval_every": 4, "keep": 3})
     before = folder_bytes(tmp_path / "run")
-    with pytest.raises(InputError, match=r"step-000004 is followed by step-000008, step-000012.*--discard-later"):
+    with pytest.raises(InputError, match=r"step-000004 is followed by step-000008, step-000012.*discard_later"):
         resume(tmp_path / "run", {"train": {"learning_rate": 1e-7}}, checkpoint="step-4", display=Quiet())
     assert folder_bytes(tmp_path / "run") == before
     assert gptloom.load(tmp_path / "run", which="step-8").model.config.n_embd == 16
@@ -80,10 +80,10 @@ def test_a_resume_that_is_killed_before_its_first_save_loses_neither_the_later_n
 @pytest.mark.parametrize(
     ("length", "message"),
     [
-        ({"steps": 10}, r"has been trained for 12 steps, and its length cannot be 10; .* --steps \+10"),
-        ({"steps": 12}, r"has finished its 12 steps; train it for longer with --steps \+12"),
-        ({"epochs": 0.01}, r"has been trained for 12 steps, and its length cannot be 1; .* --epochs \+0\.01"),
-        ({"minutes": 1e-9}, r"has been trained for 0\.0. minutes, and its length cannot be less; .* --minutes \+1e-09"),
+        ({"steps": 10}, r"has been trained for 12 steps, and its length cannot be 10; .* steps \+10"),
+        ({"steps": 12}, r"has finished its 12 steps; train it for longer with steps \+12"),
+        ({"epochs": 0.01}, r"has been trained for 12 steps, and its length cannot be 1; .* epochs \+0\.01"),
+        ({"minutes": 1e-9}, r"has been trained for 0\.0. minutes, and its length cannot be less; .* minutes \+1e-09"),
     ],
 )
 def test_a_length_below_what_was_trained_is_refused_and_changes_nothing(length, message, text, tmp_path):

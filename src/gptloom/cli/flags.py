@@ -102,7 +102,13 @@ class Parser(argparse.ArgumentParser):
                 key = bare.get(name.removeprefix(dashes).replace("-", "_"), "")
                 full = dashes + key.replace("_", "-")
                 word = full + equals + value if full in flags else word
-            elif word.startswith("-") and word[1:] and word not in flags and " " not in word:
+            elif (
+                word.startswith("-")
+                and not word.startswith("--")
+                and word[1:]
+                and word not in flags
+                and " " not in word
+            ):
                 before = flags.get(found[-1]) if found else None
                 if before is None or before.nargs is not None:
                     cure = f"a file whose name begins with - is written ./{word}"
