@@ -139,8 +139,8 @@ def _written(run: Path, name: str) -> dict[str, Any]:
     prompt = PROMPTS.get(name, PROMPT)
     flags = "--checkpoint=latest", "--device=cpu", "--json"
     loss = json.loads(command("eval", run, *flags))["loss"]
-    words = "sample", run, "--prompt", prompt, "--temperature=0", "--tokens=40"
-    (sample,) = json.loads(command(*words, *flags))["samples"]
+    greedy = () if "[MASK]" in prompt else ("--temperature=0", "--tokens=40")  # masks are filled in, not drawn
+    (sample,) = json.loads(command("sample", run, "--prompt", prompt, *greedy, *flags))["samples"]
     found = {"evaluation": loss, "text": sample["text"], "tokens": [token["text"] for token in sample["tokens"]]}
     found["logprobs"] = [token["logprob"] for token in sample["tokens"]]
     found["runners_up"] = [token["alternatives"][1]["logprob"] for token in sample["tokens"]]
